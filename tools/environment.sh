@@ -112,12 +112,12 @@ ENVIRONMENT_BASE='import sys; print(sys.base_prefix, sys.version)'
 environment_prepare() {
     local extras="$2" accelerator stamp log interpreter
     VENV="$ROOT/$1"
-    accelerator="$(environment_accelerator)"
+    accelerator="$(environment_accelerator)" || exit
     [[ "$accelerator" == cpu ]] || extras="$extras,$accelerator"
     stamp="$VENV/installed-$(printf '%s' "$extras" | cat "$ROOT/pyproject.toml" - | sha256sum | cut -c1-16)"
     [[ -e "$stamp" ]] && environment_is_sound "${PYTHON:-}" && return
 
-    interpreter="$(environment_interpreter)"
+    interpreter="$(environment_interpreter)" || exit
     environment_is_sound "${PYTHON:-}" || environment_create "$interpreter"
     log="$VENV/install.log"
     environment_say "installing llmjax[$extras]; the first time takes a few minutes"
