@@ -1,0 +1,1 @@
+"""One entry point per stage of training, and the recipes that they run."""

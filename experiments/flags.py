@@ -1,0 +1,265 @@
+"""The command line of the entry points: a recipe by name, and a flag for each of its fields.
+
+    # experiments/pretrain.py
+    RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder that the run writes to.")
+    flags.define(RECIPES)
+
+    def main(argv: list[str]) -> None:
+        recipe = flags.resolve()
+        ...
+
+    if __name__ == "__main__":
+        flags.run(main)
+
+`--recipe=tiny --model.num_layers=4` is the recipe `tiny` with one field changed. A name that does
+not exist is answered with the nearest ones, a value of the wrong type with the type; `--help` says
+what there is, and nothing about the flags of other libraries.
+"""
+
+import dataclasses
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, cast
+
+from absl import app
+from absl import flags as absl_flags
+from absl.flags import FLAGS, FlagValues
+
+from experiments import fields
+
+Recipes = Mapping[str, Callable[[], Any]]
+
+_COLUMN = 34  # where help texts begin
+_HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
+
+
+class FlagError(ValueError):
+    """What was asked for on the command line cannot be; the message says why and what can."""
+
+
+class _RecipeParser(absl_flags.ArgumentParser):
+    """Checks the name of a recipe, and knows the recipes."""
+
+    def __init__(self, recipes: Recipes) -> None:
+        self.recipes = recipes
+
+    def parse(self, argument: str) -> str:
+        """The name itself.
+
+        Raises:
+            ValueError: there is no such recipe.
+        """
+        if argument not in self.recipes:
+            raise ValueError(
+                f"no such recipe; {_nearest(argument, self.recipes)}there are "
+                f"{', '.join(self.recipes)}"
+            )
+        return argument
+
+    def flag_type(self) -> str:
+        """A word for people."""
+        return "NAME"
+
+
+class _LeafParser(absl_flags.ArgumentParser):
+    """Reads the value of one field of a recipe."""
+
+    def __init__(self, leaf: fields.Leaf) -> None:
+        self.leaf = leaf
+
+    def parse(self, argument: Any) -> Any:
+        """The value; absl itself gives True and False for --name and --noname."""
+        if isinstance(argument, bool):
+            return argument
+        return fields.parse(self.leaf.annotation, argument)
+
+    def flag_type(self) -> str:
+        """A word for people."""
+        return fields.describe(self.leaf.annotation)
+
+
+def define(recipes: Recipes, default: str | None = None, flag_values: FlagValues = FLAGS) -> None:
+    """Defines `--recipe` and one flag for each leaf of the recipes' type.
+
+    Args:
+        recipes: functions that return a recipe, by name; all of one dataclass type.
+        default: the recipe when none is named.
+        flag_values: where the flags are defined.
+    """
+    chooser: absl_flags.Flag = absl_flags.Flag(
+        _RecipeParser(recipes), None, "recipe", default, "Settings to start from, see below."
+    )
+    absl_flags.DEFINE_flag(chooser, flag_values)
+    sample = next(iter(recipes.values()))()
+    for leaf in fields.leaves(type(sample)):
+        several = fields.element(leaf.annotation) is not None
+        kind = absl_flags.MultiFlag if several else absl_flags.Flag
+        flag: absl_flags.Flag = kind(_LeafParser(leaf), None, leaf.name, None, leaf.doc or None)
+        flag.boolean = leaf.annotation is bool
+        absl_flags.DEFINE_flag(flag, flag_values)
+
+
+def resolve(base: Any = None, flag_values: FlagValues = FLAGS) -> Any:
+    """The recipe that the command line asks for.
+
+    Args:
+        base: what to start from when `--recipe` is not given, such as the config saved with a run.
+        flag_values: the parsed flags.
+
+    Raises:
+        FlagError: no recipe is named and there is none to start from, or the fields do not fit
+            together.
+    """
+    if base is None or flag_values["recipe"].present:
+        base = _chosen(flag_values)
+    if base is None:
+        names = ", ".join(_recipes(flag_values))
+        raise FlagError(f"--recipe is missing: choose one of {names}")
+    given = {leaf.path: flag.value for leaf, flag in _leaf_flags(flag_values) if flag.present}
+    try:
+        return fields.replace(base, given)
+    except ValueError as error:
+        raise FlagError(str(error)) from error
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Parses the command line and runs `main`; what is wrong with the flags is said in one line."""
+
+    def checked(argv: list[str]) -> int | None:
+        try:
+            return main(argv)
+        except FlagError as error:
+            _exit(argv, error)
+
+    app.run(checked, flags_parser=parse)
+
+
+def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
+    """Parses flags; `--help` prints the help and exits with 0, a mistake exits with 2.
+
+    Returns:
+        The program's name alone: the entry points take flags and nothing else.
+    """
+    try:
+        if _HELP.isdisjoint(argv):
+            rest = flag_values(list(argv))
+        else:
+            # What is given beside --help chooses whose values the help shows.
+            flag_values([a for a in argv if a not in _HELP], known_only=True)
+            print(help_text(argv[0], flag_values))
+            sys.exit(0)
+    except absl_flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        names = [flag.name for flag in _own(argv[0], flag_values)]
+        near = _nearest(name, names, "--") or _nearest(name.removeprefix("no"), names, "--")
+        _exit(argv, f"--{name}: no such flag; {near.rstrip(' ;') or 'see --help'}")
+    except absl_flags.Error as error:
+        _exit(argv, str(error).removeprefix("flag "))
+    if len(rest) > 1:
+        _exit(argv, f"{rest[1]!r} is not a flag; flags are written --name=value")
+    return rest
+
+
+def _exit(argv: Sequence[str], message: object) -> NoReturn:
+    program = _program(argv[0])
+    print(f"{program.rpartition('.')[2]}: {message}", file=sys.stderr)
+    print(f"Try: {program} --help", file=sys.stderr)
+    sys.exit(2)
+
+
+def _nearest(name: str, names: Sequence[str] | Mapping[str, Any], prefix: str = "") -> str:
+    near = fields.nearest(name, list(names))
+    return f"nearest: {', '.join(prefix + other for other in near)}; " if near else ""
+
+
+def _program(script: str) -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else script
+
+
+def _leaf_flags(flag_values: FlagValues) -> Iterator[tuple[fields.Leaf, absl_flags.Flag]]:
+    for name in flag_values:
+        flag = flag_values[name]
+        if isinstance(flag.parser, _LeafParser):
+            yield flag.parser.leaf, flag
+
+
+def _own(script: str, flag_values: FlagValues) -> list[absl_flags.Flag]:
+    """The flags of this project, without those of the libraries that it uses."""
+    return [
+        flag
+        for module, flags in flag_values.flags_by_module_dict().items()
+        for flag in flags
+        if module == script or module.startswith("experiments.")
+    ]
+
+
+def _chosen(flag_values: FlagValues) -> Any:
+    name = flag_values["recipe"].value
+    return None if name is None else _recipes(flag_values)[name]()
+
+
+def _recipes(flag_values: FlagValues) -> Recipes:
+    return cast(_RecipeParser, flag_values["recipe"].parser).recipes
+
+
+def help_text(script: str, flag_values: FlagValues = FLAGS) -> str:
+    """What `--help` prints: purpose, recipes, and the flags by group with types and values."""
+    description = (sys.modules["__main__"].__doc__ or "").strip()
+    own = _own(script, flag_values)
+    parts = [description, f"Usage: {_program(script)} [--FLAG=VALUE ...]"]
+    settings = [f for f in own if not isinstance(f.parser, _LeafParser)]
+    parts.append("Flags\n" + "\n".join(_entry(f, f.value) for f in settings))
+    if "recipe" in flag_values:
+        parts.append(_recipes_help(_recipes(flag_values)))
+        parts.extend(_fields_help(flag_values))
+        parts.append(f"Example\n  {_program(script)} --recipe=tiny --steps=120 --run_dir=runs/tiny")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _recipes_help(recipes: Recipes) -> str:
+    lines = (
+        _columns(f"  {name}", (recipe.__doc__ or "").partition("\n")[0])
+        for name, recipe in recipes.items()
+    )
+    return "Recipes\n" + "\n".join(lines)
+
+
+def _fields_help(flag_values: FlagValues) -> Iterator[str]:
+    recipe = _chosen(flag_values)
+    shown = f"; in brackets those of {flag_values['recipe'].value}" if recipe else ""
+    groups: dict[fields.Path, list[str]] = {}
+    for leaf, flag in _leaf_flags(flag_values):
+        value = fields.get(recipe, leaf.path) if recipe else None
+        groups.setdefault(leaf.path[:-1], []).append(_entry(flag, value))
+    for path, entries in groups.items():
+        title = (
+            f"Fields of the recipe: {'.'.join(path)}" if path else f"Fields of the recipe{shown}"
+        )
+        yield title + "\n" + "\n".join(entries)
+
+
+def _entry(flag: absl_flags.Flag, value: Any) -> str:
+    kind = flag.flag_type()
+    left = f"  --{flag.name} {'STRING' if kind in ('str', 'string') else kind}"
+    return _columns(left, flag.help + ("" if value in (None, "", ()) else f" [{_show(value)}]"))
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return " ".join(map(_show, value))
+    if dataclasses.is_dataclass(value):
+        return str(getattr(value, dataclasses.fields(value)[0].name))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _columns(left: str, right: str) -> str:
+    """`left` and, from a fixed column on, `right` wrapped to the terminal's width."""
+    width = max(60, min(100, shutil.get_terminal_size((100, 24)).columns))
+    indent = " " * _COLUMN
+    body = textwrap.fill(right, width, initial_indent=indent, subsequent_indent=indent)
+    return f"{left}\n{body}" if len(left) > _COLUMN - 2 else left + body[len(left) :]

@@ -1,0 +1,98 @@
+"""Everything that determines a pretraining run, in one frozen config."""
+
+import dataclasses
+
+from llmjax.data.config import DataConfig
+from llmjax.mesh import MeshConfig
+from llmjax.models.config import ModelConfig
+from llmjax.optim import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A pretraining run. Two runs with equal recipes on equal data are equal, step by step.
+
+    Attributes:
+        name: what reports call the run.
+        model: the network.
+        data: the text and its tokens.
+        optimizer: how gradients become updates.
+        mesh: how devices share the work.
+        steps: updates of the parameters.
+        batch_size: B, sequences per update, over all devices.
+        sequence_length: S, tokens per sequence.
+        accumulate: parts that a batch is computed in, one after the other, to save memory.
+        label_smoothing: share of each target's probability spread over the vocabulary.
+        z_loss: weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
+        seed: of initial parameters, dropout and the order of the data.
+        log_every: steps between lines of metrics.
+        evaluate_every: steps between evaluations; 0 means only at the end.
+        evaluate_batches: validation batches per evaluation; 0 means all.
+        checkpoint_every: steps between checkpoints; 0 means only at the end.
+        keep_checkpoints: latest checkpoints that are kept, beside the best.
+        sample_every: steps between samples; 0 means only at the end.
+        sample_prompt: what samples go on from; empty means the beginning of a document.
+        sample_tokens: tokens of a sample.
+    """
+
+    name: str
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    steps: int = 1000
+    batch_size: int = 32
+    sequence_length: int = 256
+    accumulate: int = 1
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    seed: int = 0
+    log_every: int = 1
+    evaluate_every: int = 0
+    evaluate_batches: int = 0
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    sample_every: int = 0
+    sample_prompt: str = ""
+    sample_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "sequence_length", "accumulate", "log_every"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1")
+        for name in (
+            "z_loss",
+            "evaluate_every",
+            "evaluate_batches",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "sample_every",
+            "sample_tokens",
+        ):
+            _require(
+                getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must not be negative"
+            )
+        _require(
+            0.0 <= self.label_smoothing < 1.0,
+            f"label_smoothing={self.label_smoothing}: a share of probability is in [0, 1)",
+        )
+        self._require_batch_divides()
+        _require(
+            self.sequence_length <= self.model.max_length,
+            f"sequence_length={self.sequence_length} is longer than "
+            f"model.max_length={self.model.max_length}: raise the one or lower the other",
+        )
+
+    def _require_batch_divides(self) -> None:
+        """Only the known part: a mesh axis of -1 is known when the devices are."""
+        replicas = max(self.mesh.data, 1) * max(self.mesh.fsdp, 1)
+        _require(
+            self.batch_size % (self.accumulate * replicas) == 0,
+            f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} parts "
+            f"over mesh.data × mesh.fsdp = {replicas} devices: choose a multiple of "
+            f"{self.accumulate * replicas}",
+        )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,55 @@
+"""What a run ran on: saved with it, so that a figure can be reproduced or explained."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+
+import jax
+
+PACKAGES = (
+    "llmjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "sentencepiece",
+)
+
+
+def versions() -> dict[str, str | int]:
+    """Versions of Python, packages and this checkout, and the machine's devices.
+
+    A package that is not installed is left out; so is the commit where there is no git.
+    """
+    found: dict[str, str | int] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    commit = _commit()
+    if commit:
+        found["commit"] = commit
+    devices = jax.devices()
+    found["system"] = platform.platform()
+    found["cpu_count"] = os.cpu_count() or 1
+    found["backend"] = jax.default_backend()
+    found["device_kind"] = devices[0].device_kind
+    found["device_count"] = len(devices)
+    return found
+
+
+def _commit() -> str:
+    """The commit of this checkout, with a + when files differ from it; empty without git."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    root = pathlib.Path(__file__).parent
+    try:
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return result.stdout.strip()
