@@ -1,0 +1,92 @@
+"""The public attention operation."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from llmjax.kernels.flash_attention import reference, xla
+from llmjax.kernels.flash_attention.mask import Mask
+
+Implementation = Literal["xla", "cudnn", "reference"]
+
+
+def flash_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask | None = None,
+    *,
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """Scaled dot-product attention with grouped heads and float32 accumulation.
+
+    Args:
+        query: [B, H, S, C].
+        key: [B, K, T, C]; H is a multiple of K, and each key head serves H/K query heads.
+        value: [B, K, T, C].
+        mask: which pairs attend; by default causal. Rows that see nothing are zero.
+        scale: of the scores; by default C^-0.5.
+        dropout_rate: share of the attention weights that is dropped.
+        dropout_key: randomness for that; None switches dropout off.
+        implementation: "xla" (blocks of queries), "cudnn" (NVIDIA GPUs), or "reference"; by
+            default the fastest that the platform and the mask allow.
+
+    Returns:
+        [B, H, S, C].
+
+    Raises:
+        ValueError: shapes that do not fit together, or a forced implementation that cannot.
+    """
+    mask = Mask() if mask is None else mask
+    _check_shapes(query, key, value, mask)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    rate = 0.0 if dropout_key is None else dropout_rate
+    reason = _cudnn_refuses(query, mask, rate)
+    if implementation is None:
+        implementation = "xla" if reason else "cudnn"
+    if implementation == "cudnn":
+        if reason:
+            raise ValueError(f"flash_attention: implementation='cudnn' {reason}")
+        query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+        out = jax.nn.dot_product_attention(
+            query, key, value, scale=scale, is_causal=mask.causal, implementation="cudnn"
+        )
+        return jnp.swapaxes(out, 1, 2)
+    if implementation == "reference":
+        if rate:
+            raise ValueError("flash_attention: implementation='reference' takes no dropout key")
+        return reference.attention(query, key, value, mask, scale)
+    return xla.attention(query, key, value, mask, dropout_key, scale, rate)
+
+
+def _cudnn_refuses(query: jax.Array, mask: Mask, rate: float) -> str:
+    """Why cuDNN cannot run this, or an empty string."""
+    if jax.default_backend() != "gpu":
+        return "needs an NVIDIA GPU"
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"needs 16-bit inputs, not {query.dtype}"
+    if mask.segment_ids is not None or mask.offset is not None:
+        return "takes no segments or cache offsets here"
+    return "has no dropout here" if rate else ""
+
+
+def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> None:
+    shapes = f"query {query.shape}, key {key.shape}, value {value.shape}"
+    if query.ndim != 4 or key.ndim != 4 or key.shape != value.shape:
+        raise ValueError(f"flash_attention needs [B,H,S,C] and twice [B,K,T,C], not {shapes}")
+    batch, heads, length, channels = query.shape
+    if (batch, channels) != (key.shape[0], key.shape[3]) or heads % key.shape[1]:
+        raise ValueError(f"flash_attention: batch, channels or head counts disagree in {shapes}")
+    if mask.segment_ids is not None and mask.segment_ids.shape != (batch, length):
+        raise ValueError(
+            f"flash_attention: segment_ids {mask.segment_ids.shape} is not {(batch, length)}"
+        )
+    if mask.segment_ids is not None and key.shape[2] != length:
+        raise ValueError(
+            f"flash_attention: segment_ids are for self-attention, and there are {key.shape[2]} "
+            f"keys for {length} queries"
+        )

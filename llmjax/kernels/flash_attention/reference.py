@@ -1,0 +1,24 @@
+"""Attention in a few lines, with its S×T weights in memory: the oracle of every implementation."""
+
+import jax
+import jax.numpy as jnp
+
+from llmjax.kernels.flash_attention.mask import Mask
+
+
+def attention(query, key, value, mask: Mask, scale: float, keep=None) -> jax.Array:
+    """softmax(q kᵀ · scale) v over the allowed pairs (Vaswani et al. 2017, equation 1).
+
+    Shapes as in `api.flash_attention`. Rows that may attend to nothing are zero. `keep`
+    [B, H, S, T], if given, multiplies the weights: dropout's survivors, scaled up.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (jnp.repeat(x, groups, axis=1) for x in (key, value))
+    scores = jnp.einsum("bhsc,bhtc->bhst", query, key) * scale
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    allowed = mask.allowed(0, query.shape[2], key.shape[2])
+    allowed = jnp.ones((1, 1, 1), bool) if allowed is None else allowed
+    weights = jax.nn.softmax(scores, axis=-1, where=allowed[:, None])
+    weights = jnp.where(jnp.any(allowed, axis=-1)[:, None, :, None], weights, 0.0)
+    weights = weights if keep is None else weights * keep
+    return jnp.einsum("bhst,bhtc->bhsc", weights.astype(value.dtype), value)

@@ -1,0 +1,102 @@
+"""Cross entropy over chunks of tokens, with the gradient computed along with the loss.
+
+The loss is a sum, so its gradient with respect to the logits is known as soon as they are:
+softmax minus target. Each chunk of logits is therefore used for the loss and for both gradients
+while it exists, and never computed again: three matrix products in all, and one chunk of
+memory. Without differentiation only the first product runs.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from llmjax import mesh
+
+CHUNK_BYTES = 64 * 2**20  # of one chunk of logits on one device
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def token_losses(hidden, weight, targets, label_smoothing, z_loss):
+    """(sum of losses, loss of every token [B, S]); only the sum has a gradient."""
+    losses, _, _ = _run(hidden, weight, targets, label_smoothing, z_loss, grads=False)
+    return jnp.sum(losses), losses
+
+
+def _forward(hidden, weight, targets, label_smoothing, z_loss):
+    losses, *grads = _run(hidden, weight, targets, label_smoothing, z_loss, grads=True)
+    return (jnp.sum(losses), losses), grads
+
+
+def _backward(label_smoothing, z_loss, grads, cotangents):
+    cotangent, _ = cotangents
+    grad_hidden, grad_weight = grads
+    scaled = cotangent.astype(grad_hidden.dtype) * grad_hidden
+    return scaled, cotangent.astype(grad_weight.dtype) * grad_weight, None
+
+
+token_losses.defvjp(_forward, _backward)
+
+
+def chunks(batch: int, length: int, vocab: int) -> int:
+    """Into how many pieces the sequence is cut: the fewest that divide it and fit."""
+    rows = -(-batch // mesh.size("batch")) * -(-vocab // mesh.size("vocab"))
+    fit = max(1, CHUNK_BYTES // (4 * rows))
+    return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= fit)
+
+
+def _run(hidden, weight, targets, label_smoothing, z_loss, grads):
+    """Losses [B, S], and the sum's gradients by `hidden` and `weight`, or None."""
+    batch, length, _ = hidden.shape
+    count = chunks(batch, length, weight.shape[0])
+    start = jnp.zeros_like(weight) if grads else None
+    weight = weight.astype(hidden.dtype)
+    one = functools.partial(
+        _chunk, weight=weight, label_smoothing=label_smoothing, z_loss=z_loss, grads=grads
+    )
+    if count == 1:
+        return one(hidden, targets)
+
+    def body(total, chunk):
+        losses, grad_hidden, grad_weight = one(*chunk)
+        return (total + grad_weight if grads else None), (losses, grad_hidden)
+
+    cut = functools.partial(_cut, count=count)
+    grad_weight, (losses, grad_hidden) = jax.lax.scan(body, start, (cut(hidden), cut(targets)))
+    return _join(losses), (_join(grad_hidden) if grads else None), grad_weight
+
+
+def _chunk(hidden, targets, weight, label_smoothing, z_loss, grads):
+    """Losses [B, s], gradient [B, s, D], gradient [V, D] of some tokens."""
+    accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
+    product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
+    logits = mesh.sharded(product, ("batch", None, "vocab"))("bsd,vd->bsv", hidden, weight)
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    # An iota rather than a gather: that works on logits whose vocabulary is sharded.
+    at_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+    expected = jnp.sum(jnp.where(at_target, logits, 0.0), axis=-1) * (1 - label_smoothing)
+    if label_smoothing:
+        expected += label_smoothing * jnp.mean(logits, axis=-1)
+    counted = targets >= 0
+    losses = jnp.where(counted, log_sum - expected + z_loss * log_sum**2, 0.0)
+    if not grads:
+        return losses, None, None
+    grad = jnp.exp(logits - log_sum[..., None]) * (1 + 2 * z_loss * log_sum)[..., None]
+    grad -= jnp.where(at_target, 1 - label_smoothing, 0.0) + label_smoothing / logits.shape[-1]
+    grad = jnp.where(counted[..., None], grad, 0.0).astype(hidden.dtype)
+    grad_hidden = mesh.sharded(jnp.einsum, ("batch", None, None))("bsv,vd->bsd", grad, weight)
+    grad_weight = mesh.sharded(product, ("vocab", "embed"))("bsv,bsd->vd", grad, hidden)
+    return losses, grad_hidden, grad_weight
+
+
+def _cut(x, count):
+    """[B, S, ...] to [count, B, S/count, ...]."""
+    batch, length, *rest = x.shape
+    return jnp.moveaxis(x.reshape(batch, count, length // count, *rest), 1, 0)
+
+
+def _join(x):
+    """Inverts `_cut`."""
+    x = jnp.moveaxis(x, 0, 1)
+    batch, count, length, *rest = x.shape
+    return x.reshape(batch, count * length, *rest)

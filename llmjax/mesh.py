@@ -1,0 +1,171 @@
+"""The device mesh and the one table from logical axes to mesh axes.
+
+Parameters and activations name only logical axes ("batch", "embed", "heads"); `RULES` says which
+mesh axes they are split over. `sharded` is the single place where that turns into something that
+JAX understands, so the same model functions run on plain arrays in a notebook (no mesh), under
+Explicit meshes (the default here) and under Auto meshes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+Axes = tuple[str | None, ...]
+Rules = Mapping[str, tuple[str, ...]]
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES: Rules = {
+    "batch": ("data", "fsdp"),
+    "sequence": (),
+    "layers": (),
+    "embed": ("fsdp",),  # the model width of weights; of activations it is never split
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices share each kind of work.
+
+    Attributes:
+        data: replicas, each with its part of the batch and a copy of the parameters.
+        fsdp: devices that share the batch and split parameters and optimizer state (ZeRO-3).
+        tensor: devices that split heads, MLP and vocabulary of every layer.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size < 1 and size != -1:
+                raise ValueError(f"mesh.{name}={size}: a mesh axis has 1 or more devices, or -1")
+        if list(sizes.values()).count(-1) > 1:
+            raise ValueError(f"mesh {sizes}: only one axis may be -1 (all remaining devices)")
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.Mesh:
+    """An Explicit mesh over `devices`, by default all; -1 takes what the other axes leave.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, name) for name in AXES]
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        wanted = " × ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+        raise ValueError(
+            f"mesh {wanted} needs {math.prod(sizes)} devices and there are {len(devices)}; "
+            "choose sizes whose product is that, or -1 for one of them"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, devices=devices)
+
+
+def local_mesh(config: MeshConfig) -> jax.sharding.Mesh:
+    """A mesh over the first devices, as many as the sizes multiply to (without -1)."""
+    sizes = math.prod(getattr(config, name) for name in AXES)
+    return make_mesh(config, jax.devices()[:sizes])
+
+
+def partition_spec(axes: Axes, rules: Rules = RULES) -> PartitionSpec:
+    """The `PartitionSpec` of an array whose dimensions have these logical axes.
+
+    Raises:
+        ValueError: an axis that the rules do not know, or two that claim one mesh axis.
+    """
+    unknown = [axis for axis in axes if axis is not None and axis not in rules]
+    if unknown:
+        raise ValueError(f"unknown logical axes {unknown}: the rules have {sorted(rules)}")
+    parts = [rules[axis] if axis is not None else () for axis in axes]
+    used = [name for part in parts for name in part]
+    if len(set(used)) < len(used):
+        raise ValueError(f"logical axes {axes} would split two dimensions over one mesh axis")
+    return PartitionSpec(*(part if len(part) > 1 else (part[0] if part else None) for part in parts))
+
+
+def _current() -> jax.sharding.AbstractMesh | None:
+    current = jax.sharding.get_abstract_mesh()
+    return None if current.empty else current
+
+
+def _visible(axes: Axes, current: jax.sharding.AbstractMesh) -> PartitionSpec:
+    """The spec over those mesh axes that exist and are not manual (inside `shard_map`)."""
+    free = {
+        name
+        for name, kind in zip(current.axis_names, current.axis_types, strict=True)
+        if kind != AxisType.Manual
+    }
+    rules = {name: tuple(m for m in target if m in free) for name, target in RULES.items()}
+    return partition_spec(axes, rules)
+
+
+def named_sharding(axes: Axes) -> NamedSharding | None:
+    """The sharding of an array on the current mesh, or None when no mesh is set."""
+    current = _current()
+    if current is None:
+        return None
+    concrete = jax.sharding.get_mesh() if hasattr(jax.sharding, "get_mesh") else None
+    target: Any = concrete if concrete is not None and not concrete.empty else current
+    return NamedSharding(target, _visible(axes, current))
+
+
+def sharded(op: Callable, axes: Axes) -> Callable:
+    """`op`, which takes `out_sharding`, with its result placed by logical axes.
+
+    Without a mesh it is `op` itself; on an Explicit mesh the result's type says where it lies;
+    on an Auto mesh the compiler is told by a constraint.
+    """
+    current = _current()
+    if current is None:
+        return op
+    spec = _visible(axes, current)
+    if AxisType.Explicit in current.axis_types:
+        return lambda *args, **kwargs: op(*args, out_sharding=spec, **kwargs)
+    if AxisType.Auto in current.axis_types:
+        return lambda *args, **kwargs: jax.lax.with_sharding_constraint(op(*args, **kwargs), spec)
+    return op
+
+
+def size(axis: str) -> int:
+    """Over how many devices the current mesh splits a logical axis."""
+    current = _current()
+    if current is None:
+        return 1
+    return math.prod(current.shape.get(name, 1) for name in RULES[axis])
+
+
+def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Host arrays [B/processes, S] as device arrays [B, S], split by rows over the mesh.
+
+    Every process gives its own rows. Without a mesh, the arrays go to the default device.
+
+    Raises:
+        ValueError: the rows do not divide over the devices.
+    """
+    sharding = named_sharding(("batch", "sequence"))
+    if sharding is None:
+        return {name: jax.numpy.asarray(value) for name, value in batch.items()}
+    rows = next(iter(batch.values())).shape[0] * jax.process_count()
+    if rows % size("batch"):
+        raise ValueError(
+            f"a batch of {rows} rows does not divide over {size('batch')} devices "
+            "(mesh data × fsdp); choose a batch_size that does"
+        )
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }

@@ -1,0 +1,123 @@
+"""Self-attention with grouped heads, and its key/value cache."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.nn import initializers
+
+from llmjax import mesh
+from llmjax.kernels.flash_attention import Mask, flash_attention
+from llmjax.models import layers
+from llmjax.models.config import ModelConfig
+from llmjax.spec import Param
+from llmjax.weights import einsum
+
+CACHE_AXES = ("batch", "kv_heads", None, None)
+
+
+@struct.dataclass
+class KVCache:
+    """Keys and values of the tokens so far, and how many each row has.
+
+    Attributes:
+        layers: for each layer {"key", "value"}, [B, K, T, C].
+        length: int32 [B], tokens in each row; what lies beyond is never attended to.
+    """
+
+    layers: list[dict[str, jax.Array]]
+    length: jax.Array
+
+    @property
+    def capacity(self) -> int:
+        """T, the tokens that fit in a row."""
+        return self.layers[0]["key"].shape[2]
+
+
+def empty_cache(config: ModelConfig, batch_size: int, capacity: int) -> KVCache:
+    """A cache for `batch_size` rows of up to `capacity` tokens, split over the mesh."""
+    shape = (batch_size, config.kv_heads, capacity, config.channels)
+
+    def zeros():
+        return mesh.sharded(jnp.zeros, CACHE_AXES)(shape, config.compute_dtype)
+
+    filled = [{"key": zeros(), "value": zeros()} for _ in range(config.num_layers)]
+    length = mesh.sharded(jnp.zeros, ("batch",))((batch_size,), jnp.int32)
+    return KVCache(filled, length)
+
+
+def attention_spec(config: ModelConfig) -> dict[str, Param]:
+    """The parameters of self-attention."""
+    width, channels = config.embed_dim, config.channels
+    normal = initializers.normal(config.init_std)
+    query = Param((width, config.num_heads, channels), ("embed", "heads", None), normal)
+    shared = Param((width, config.kv_heads, channels), ("embed", "kv_heads", None), normal)
+    out = Param(
+        (config.num_heads, channels, width), ("heads", None, "embed"), layers.residual_init(config)
+    )
+    spec = {"query": query, "key": shared, "value": shared, "out": out}
+    if config.bias:
+        zeros = initializers.zeros
+        spec["query_bias"] = Param((config.num_heads, channels), ("heads", None), zeros)
+        spec["key_bias"] = Param((config.kv_heads, channels), ("kv_heads", None), zeros)
+        spec["value_bias"] = Param((config.kv_heads, channels), ("kv_heads", None), zeros)
+        spec["out_bias"] = Param((width,), (None,), zeros)
+    return spec
+
+
+def attention(
+    params: dict[str, Any],
+    x: jax.Array,
+    config: ModelConfig,
+    *,
+    mask: Mask,
+    rope_tables: tuple[jax.Array, jax.Array] | None,
+    cache: dict[str, jax.Array] | None = None,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array] | None]:
+    """Self-attention over x [B, S, D].
+
+    Args:
+        params: as `attention_spec` declares.
+        x: activations.
+        config: the model's.
+        mask: which pairs attend; with a cache, its offset says where in the cache x begins.
+        rope_tables: from `layers.rope_tables`, or None for no rotation.
+        cache: one layer of a `KVCache`.
+        key: for dropout; None switches it off.
+
+    Returns:
+        [B, S, D], and the layer's cache with the new keys and values, or None.
+    """
+    queries = _project(params, "query", x, "heads")
+    keys = _project(params, "key", x, "kv_heads")
+    values = _project(params, "value", x, "kv_heads")
+    if rope_tables is not None:
+        queries, keys = layers.rope(queries, rope_tables), layers.rope(keys, rope_tables)
+    if cache is not None:
+        cache = _append(cache, {"key": keys, "value": values}, mask.offset)
+        keys, values = cache["key"], cache["value"]
+    mixed = flash_attention(
+        queries, keys, values, mask, dropout_rate=config.dropout.attention, dropout_key=key
+    )
+    out = einsum("bhsc,hcd->bsd", mixed, params["out"], layers.HIDDEN)
+    if "out_bias" in params:
+        out = out + params["out_bias"].astype(out.dtype)
+    return out, cache
+
+
+def _project(params: dict[str, Any], name: str, x: jax.Array, heads: str) -> jax.Array:
+    """x [B, S, D] to [B, H, S, C] or [B, K, S, C]."""
+    out = einsum("bsd,dhc->bhsc", x, params[name], ("batch", heads, "sequence", None))
+    bias = params.get(f"{name}_bias")
+    return out if bias is None else out + bias[:, None].astype(out.dtype)
+
+
+def _append(cache: dict, new: dict, offset: jax.Array) -> dict:
+    """Writes new keys and values behind the `offset` tokens that each row has."""
+
+    def write(row, update, start):
+        return jax.lax.dynamic_update_slice(row, update, (0, start, 0))
+
+    return {name: jax.vmap(write)(cache[name], new[name], offset) for name in cache}

@@ -1,0 +1,110 @@
+"""Parameter declarations: one `Param` per weight, from which everything else is derived.
+
+A model declares a tree of `Param`. Initial values, shardings, abstract shapes, counts, names and
+layouts in Hugging Face checkpoints, weight-decay groups and adapter targets all read that tree,
+so none of them can disagree with another.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+
+from llmjax import mesh
+from llmjax import tree as trees
+
+Tree = Any  # a nested dict; which leaves it has is said where it is used
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """The declaration of one weight.
+
+    Attributes:
+        shape: its dimensions.
+        axes: a logical axis name (a key of `mesh.RULES`) or None for each dimension.
+        init: draws its initial value, as `jax.nn.initializers` do.
+        hf: its name in a Hugging Face checkpoint; `{}` stands for the layer number of a stacked
+            weight. Empty when it has no counterpart there.
+        layout: an einops pattern from the layout there to the one here, "(h c) d -> d h c" say.
+        part: (i, n) for the i-th of n equal parts, along its last axis, of the tensor there.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Initializer
+    hf: str = ""
+    layout: str = ""
+    part: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"Param {self.hf or self.shape}: {self.shape} needs an axis name each")
+
+    def stack(self, count: int) -> "Param":
+        """The same weight for `count` layers, stacked along a new leading axis."""
+        return dataclasses.replace(
+            self, shape=(count, *self.shape), axes=("layers", *self.axes), init=_stacked(self.init)
+        )
+
+
+def _stacked(init: Initializer) -> Initializer:
+    """Draws one layer at a time, so that fan-in is counted within a layer."""
+
+    def stacked(key, shape, dtype=jnp.float32, out_sharding=None):
+        keys = jax.random.split(key, shape[0])
+        values = jax.vmap(lambda k: init(k, shape[1:], dtype))(keys)
+        return values if out_sharding is None else jax.reshard(values, out_sharding)
+
+    return stacked
+
+
+def is_param(node: Any) -> bool:
+    """Whether `node` is a declaration, and so a leaf of a spec tree."""
+    return isinstance(node, Param)
+
+
+def map_params(function, spec: Tree) -> Tree:
+    """`jax.tree.map` over the declarations of a spec tree."""
+    return jax.tree.map(function, spec, is_leaf=is_param)
+
+
+def init(key: jax.Array, spec: Tree, dtype: Any = jnp.float32) -> Tree:
+    """Draws initial parameters, each sharded from birth on the current mesh.
+
+    Every weight has a key of its own, derived from its path, so that adding a parameter to a
+    model leaves the others' values as they were. Values do not depend on the mesh.
+    """
+
+    @jax.jit
+    def draw(key):
+        def one(path: str, param: Param):
+            subkey = jax.random.fold_in(key, trees.path_hash(path))
+            return mesh.sharded(param.init, param.axes)(subkey, param.shape, dtype)
+
+        return trees.map_with_path(one, spec, is_leaf=is_param)
+
+    return draw(key)
+
+
+def abstract(spec: Tree, dtype: Any = jnp.float32) -> Tree:
+    """The shapes (`jax.ShapeDtypeStruct`, with shardings under a mesh) of the parameters."""
+
+    def one(param: Param) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(param.shape, dtype, sharding=mesh.named_sharding(param.axes))
+
+    return map_params(one, spec)
+
+
+def shardings(spec: Tree, rules: mesh.Rules = mesh.RULES) -> Tree:
+    """The `PartitionSpec` of every parameter under `rules`."""
+    return map_params(lambda param: mesh.partition_spec(param.axes, rules), spec)
+
+
+def count(spec: Tree) -> int:
+    """The number of parameters."""
+    leaves = jax.tree.leaves(spec, is_leaf=is_param)
+    return sum(math.prod(param.shape) for param in leaves)

@@ -1,0 +1,89 @@
+"""Trees of parameters: paths, selection by path, partition and its inverse."""
+
+import re
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+Predicate = Callable[[str, Any], bool]
+
+
+def path_name(path: tuple) -> str:
+    """A key path as text: "layers/attention/query"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def path_hash(path: str) -> int:
+    """A 31-bit number that stays the same for a path across processes and versions."""
+    return zlib.crc32(path.encode()) & 0x7FFFFFFF
+
+
+def map_with_path(function: Callable, tree: Tree, *rest: Tree, is_leaf=None) -> Tree:
+    """`jax.tree.map`, with the path's text as the first argument of `function`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(path_name(path), *leaves), tree, *rest, is_leaf=is_leaf
+    )
+
+
+def paths(tree: Tree, is_leaf=None) -> list[str]:
+    """The path of every leaf, in the order of `jax.tree.leaves`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return [path_name(path) for path, _ in leaves]
+
+
+def matches(pattern: str) -> Predicate:
+    """A predicate: whether the regular expression is found in a leaf's path."""
+    compiled = re.compile(pattern)
+    return lambda path, leaf: compiled.search(path) is not None
+
+
+def partition(tree: Tree, predicate: Predicate) -> tuple[Tree, Tree]:
+    """Splits a tree into the leaves that the predicate picks and the rest.
+
+    Both halves keep the structure, with None where the other half has the leaf. Differentiate
+    with respect to the first and close over the second to train only a part of a model.
+    """
+    picked = map_with_path(lambda path, leaf: leaf if predicate(path, leaf) else None, tree)
+    others = map_with_path(lambda path, leaf: None if predicate(path, leaf) else leaf, tree)
+    return picked, others
+
+
+def combine(first: Tree, second: Tree) -> Tree:
+    """Inverts `partition`."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, first, second, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def cast(tree: Tree, dtype: Any) -> Tree:
+    """Floating-point leaves converted to `dtype`, the others as they are."""
+
+    def one(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def unstack(tree: Tree) -> list[Tree]:
+    """Splits the leading axis of every leaf: a list of trees, one for each layer.
+
+    `lax.split` rather than indexing, since its transpose is one concatenation, where that of
+    indexing adds a zero-padded copy of the whole stack for each layer.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    if not leaves:
+        raise ValueError("tree.unstack needs at least one array")
+    split = [
+        [jnp.squeeze(part, 0) for part in jax.lax.split(leaf, (1,) * leaf.shape[0], axis=0)]
+        for leaf in leaves
+    ]
+    return [jax.tree.unflatten(structure, parts) for parts in zip(*split, strict=True)]
+
+
+def stack(layers: list[Tree]) -> Tree:
+    """Inverts `unstack`."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)

@@ -1,0 +1,96 @@
+"""Kinds of weights, and the one multiplication that knows them all.
+
+A weight in a parameter tree is an array or one of the leaf types below. Models multiply by
+weights only through `einsum`, so low-rank adapters and quantised weights need no change to any
+model. Leaf types nest: `Lora` over `Int8` is QLoRA.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from llmjax import mesh
+
+
+@struct.dataclass
+class Int8:
+    """A weight in 8-bit integers: values · scale (Dettmers et al. 2022, section 2.1).
+
+    Attributes:
+        values: int8, the weight's shape.
+        scale: float32, broadcastable to it: one scale for each output channel.
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+
+@struct.dataclass
+class Lora:
+    """A frozen weight with a trained low-rank correction: base + scale · a b (Hu et al. 2021).
+
+    Attributes:
+        base: the weight, of any kind.
+        a: [inputs..., R], contracted with the input.
+        b: [R, outputs...]; zero at the start, so that step 0 equals the base model.
+        scale: α/R.
+    """
+
+    base: Any
+    a: jax.Array
+    b: jax.Array
+    scale: float = struct.field(pytree_node=False)
+
+
+Weight = jax.Array | Int8 | Lora
+
+
+def quantize(weight: jax.Array, inputs: int = 1) -> Int8:
+    """Rounds to 8 bits, with the largest magnitude over the first `inputs` axes as the scale."""
+    largest = jnp.max(jnp.abs(weight), axis=tuple(range(inputs)), keepdims=True)
+    scale = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / 127
+    return Int8(jnp.round(weight / scale).astype(jnp.int8), scale.astype(jnp.float32))
+
+
+def materialize(weight: Weight) -> jax.Array:
+    """The weight as one array; for export, tests and reading."""
+    if isinstance(weight, Lora):
+        base = materialize(weight.base)
+        delta = jnp.tensordot(weight.a, weight.b, axes=1)
+        return base + (weight.scale * delta).astype(base.dtype)
+    if isinstance(weight, Int8):
+        return weight.values.astype(weight.scale.dtype) * weight.scale
+    return weight
+
+
+def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> jax.Array:
+    """`jnp.einsum(equation, x, weight)` in the precision of `x`, placed by logical axes.
+
+    Args:
+        equation: two operands and an explicit result, "bsd,dhc->bshc" say.
+        x: activations.
+        weight: an array or a leaf type of this module.
+        out_axes: a logical axis name or None for each dimension of the result.
+    """
+    if isinstance(weight, Lora):
+        return einsum(equation, x, weight.base, out_axes) + _low_rank(equation, x, weight, out_axes)
+    if isinstance(weight, Int8):
+        weight = weight.values.astype(x.dtype) * weight.scale.astype(x.dtype)
+    product = functools.partial(jnp.einsum, equation)
+    return mesh.sharded(product, out_axes)(x, weight.astype(x.dtype))
+
+
+def _low_rank(equation: str, x: jax.Array, weight: Lora, out_axes: mesh.Axes) -> jax.Array:
+    """scale · (x a) b: the equation with its weight cut in two at the rank."""
+    operands, result = equation.split("->")
+    inputs, axes = operands.split(",")
+    contracted = "".join(axis for axis in axes if axis in inputs)
+    outputs = "".join(axis for axis in axes if axis not in inputs)
+    kept = "".join(axis for axis in inputs if axis not in contracted)
+    axis_of = dict(zip(result, out_axes, strict=True))
+    low_axes = (*(axis_of[axis] for axis in kept), None)
+    low = einsum(f"{inputs},{contracted}r->{kept}r", x, weight.a, low_axes)
+    return weight.scale * einsum(f"{kept}r,r{outputs}->{result}", low, weight.b, out_axes)
