@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from llmjax.data.config import DataConfig
+from llmjax.data.config import RESERVED_PIECES, DataConfig
 from llmjax.mesh import MeshConfig
 from llmjax.models.config import ModelConfig
 from llmjax.optim import OptimizerConfig
@@ -76,6 +76,7 @@ class Recipe:
             f"label_smoothing={self.label_smoothing}: a share of probability is in [0, 1)",
         )
         self._require_batch_divides()
+        self._require_vocabulary_fits()
         _require(
             self.sequence_length <= self.model.max_length,
             f"sequence_length={self.sequence_length} is longer than "
@@ -90,6 +91,16 @@ class Recipe:
             f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} parts "
             f"over mesh.data × mesh.fsdp = {replicas} devices: choose a multiple of "
             f"{self.accumulate * replicas}",
+        )
+
+    def _require_vocabulary_fits(self) -> None:
+        """A recipe without text, as of a benchmark, has no tokenizer to fit."""
+        tokenizer = self.data.tokenizer
+        size = RESERVED_PIECES if tokenizer.kind == "bytes" else tokenizer.vocab_size
+        _require(
+            not self.data.sources or self.model.vocab_size >= size,
+            f"model.vocab_size={self.model.vocab_size} is less than the {size} tokens of "
+            f"data.tokenizer: set --model.vocab_size={size} too",
         )
 
 
