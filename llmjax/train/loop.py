@@ -1,0 +1,208 @@
+"""The training loop: `fit` runs steps, and hooks watch them.
+
+The device should never wait for the host. So `fit` dispatches step i, which JAX runs in the
+background, and only then reads the metrics of step i−1 and calls the hooks with them; logging and
+drawing the next batch cost nothing as long as they are shorter than a step:
+
+    device   | step 1 | step 2 | step 3 |
+    host        draw 2   tick 1   tick 2
+                         draw 3   draw 4
+
+A step gives its input state's buffers to its output (donation). By the time that the metrics of
+step i are read, step i+1 has taken the state after step i. Hence two kinds of hooks:
+
+- A plain function gets a `Tick` (step, metrics, seconds) for every step, while the next one runs.
+- A `StateHook` (evaluation, samples, checkpoints) says at which steps it is `due`. There `fit`
+  waits for the step and calls it with a `Pause`, a tick that also has the state after exactly this
+  step and the iterator that has given exactly its batches. The next step is dispatched afterwards.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from llmjax import mesh
+from llmjax.train.state import TrainState
+from llmjax.train.step import Step
+
+Batch = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tick:
+    """A completed step.
+
+    Attributes:
+        step: its number, from 1.
+        metrics: its metrics as floats.
+        seconds: wall time since the step before, the time spent in `StateHook`s left out; of the
+            first step of a run it is the time to compile, to get the first batch and to run.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Pause(Tick):
+    """A completed step, the next one not yet begun.
+
+    State hooks are called in their order and may add to `metrics`: what an evaluation adds, a
+    checkpoint after it stores.
+
+    Attributes:
+        state: the state after `step`, valid during the call only; the next step takes its buffers.
+        batches: the iterator, which has given the batches of the steps so far and no more.
+    """
+
+    state: TrainState
+    batches: Iterator[Batch]
+
+
+@runtime_checkable
+class StateHook(Protocol):
+    """A hook that needs the state, at the steps that it names."""
+
+    def due(self, step: int) -> bool:
+        """Whether to be called when `step` is complete; asked once per step."""
+        ...
+
+    def __call__(self, pause: Pause, /) -> None:
+        """Sees the state after the step."""
+        ...
+
+
+Hook = Callable[[Tick], None] | StateHook
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """The state hook that calls `hook` after every `interval` steps, and after step `last`.
+
+    Attributes:
+        interval: in steps; 0 means only after step `last`.
+        hook: what to call.
+        last: the run's last step, or None.
+    """
+
+    interval: int
+    hook: Callable[[Pause], None]
+    last: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.interval < 0:
+            raise ValueError(f"interval={self.interval}: a number of steps, or 0 for none")
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is a multiple of the interval, or the last."""
+        return step == self.last or (self.interval > 0 and step % self.interval == 0)
+
+    def __call__(self, pause: Pause) -> None:
+        """Calls the hook."""
+        self.hook(pause)
+
+
+class DivergedError(FloatingPointError):
+    """Too many steps in a row had a non-finite loss or gradient."""
+
+
+def fit(
+    state: TrainState,
+    step: Step,
+    batches: Iterable[Batch],
+    *,
+    steps: int,
+    hooks: Sequence[Hook] = (),
+    max_skipped: int = 10,
+) -> TrainState:
+    """Trains until `steps` steps are complete, those of a restored state counted.
+
+    Args:
+        state: where to start; its buffers are given away.
+        step: what `make_step` returns.
+        batches: host batches (dicts of int32 [B/processes, S]), one for each step; placed on the
+            current mesh here.
+        steps: the number of the last step. Nothing happens when `state` is there already.
+        hooks: see the head of this file. Plain hooks come before state hooks.
+        max_skipped: after so many skipped or non-finite steps in a row the run ends.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        DivergedError: `max_skipped` consecutive steps were skipped, or their loss was not finite.
+        ValueError: the batches end before the steps.
+    """
+    iterator = iter(batches)
+    first = int(state.step) + 1
+    listeners = _Listeners(hooks, max_skipped)
+    running: tuple[int, Mapping[str, jax.Array]] | None = None
+    for number in range(first, steps + 1):
+        batch = mesh.shard_batch(_draw(iterator, number, steps))
+        state, metrics = step(state, batch)
+        if running is not None:
+            listeners.tick(*running)
+        running = (number, metrics)
+        due = listeners.due(number)
+        if due or number in (first, steps):
+            tick = listeners.tick(*running)
+            listeners.pause(due, Pause(**vars(tick), state=state, batches=iterator))
+            running = None
+    return state
+
+
+def _draw(batches: Iterator[Batch], number: int, steps: int) -> Batch:
+    try:
+        return next(batches)
+    except StopIteration:
+        raise ValueError(
+            f"the batches ended before step {number} of {steps}: give more epochs or fewer steps"
+        ) from None
+
+
+class _Listeners:
+    """Calls the hooks, times the steps and ends a run that has diverged."""
+
+    def __init__(self, hooks: Sequence[Hook], max_skipped: int) -> None:
+        self._plain = [hook for hook in hooks if not isinstance(hook, StateHook)]
+        self._state_hooks = [hook for hook in hooks if isinstance(hook, StateHook)]
+        self._max_skipped = max_skipped
+        self._skipped = 0
+        self._since = time.perf_counter()
+
+    def due(self, step: int) -> list[StateHook]:
+        return [hook for hook in self._state_hooks if hook.due(step)]
+
+    def tick(self, step: int, metrics: Mapping[str, jax.Array]) -> Tick:
+        """Waits until the step is complete and tells the plain hooks."""
+        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        now = time.perf_counter()
+        tick = Tick(step, values, now - self._since)
+        self._since = now
+        for hook in self._plain:
+            hook(tick)
+        self._check(tick)
+        return tick
+
+    def pause(self, due: Sequence[StateHook], pause: Pause) -> None:
+        """Calls the state hooks that are due, outside the step's time."""
+        for hook in due:
+            hook(pause)
+        self._since = time.perf_counter()
+
+    def _check(self, tick: Tick) -> None:
+        loss = tick.metrics.get("loss", 0.0)
+        bad = tick.metrics.get("skipped", 0.0) > 0 or not math.isfinite(loss)
+        self._skipped = self._skipped + 1 if bad else 0
+        if self._skipped >= self._max_skipped:
+            raise DivergedError(
+                f"step {tick.step}: the last {self._skipped} steps had a non-finite loss or "
+                f"gradient (loss {loss:g} now) and changed nothing; lower the learning rate, "
+                "lengthen the warm-up, or look at the data of these steps"
+            )
