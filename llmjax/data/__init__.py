@@ -1,0 +1,44 @@
+"""Text to batches: documents → tokens → shards → packed, shuffled, sharded rows.
+
+manifest = data.prepare(settings, directory)            # once: tokenizer and shards
+tokenizer = data.load_tokenizer(directory)
+stream = data.batches(directory, split="train", batch_size=16, sequence_length=256)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from llmjax.data.config import DataConfig, Source, TokenizerConfig
+from llmjax.data.corpora import SPEAKERS, chat_prompt, chitchat, python_topics
+from llmjax.data.prepare import prepare
+from llmjax.data.shards import Manifest, load_manifest, verify
+from llmjax.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from llmjax.data.loader import batches
+
+__all__ = [
+    "SPEAKERS",
+    "DataConfig",
+    "Manifest",
+    "Source",
+    "StreamDecoder",
+    "Tokenizer",
+    "TokenizerConfig",
+    "batches",
+    "chat_prompt",
+    "chitchat",
+    "load_manifest",
+    "load_tokenizer",
+    "prepare",
+    "python_topics",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # grain takes a second to import; whoever only prepares or samples need not wait for it.
+    if name == "batches":
+        from llmjax.data.loader import batches
+
+        return batches
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

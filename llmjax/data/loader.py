@@ -1,0 +1,282 @@
+"""Batches out of prepared data: mix, shuffle, share out, pack, batch, prefetch."""
+
+import atexit
+import functools
+import hashlib
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import grain
+import grain.experimental
+import numpy as np
+from array_record.python import array_record_module
+
+from llmjax.data import packing as pack_lib
+from llmjax.data import shards
+
+# Reading a document takes microseconds, a hand-over between threads more; whole batches are
+# prefetched instead.
+_IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+
+def batches(
+    directory: str | Path,
+    *,
+    split: shards.SplitName,
+    batch_size: int,
+    sequence_length: int,
+    seed: int = 0,
+    weights: Mapping[str, float] | None = None,
+    epochs: int | None = None,
+    packing: pack_lib.Packing = "concat",
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 4,
+) -> grain.IterDataset[pack_lib.Batch]:
+    """Streams batches of a split of the data that `prepare` left in a directory.
+
+    Training documents come in an order shuffled anew every epoch, by seed; with several sources,
+    each gives its weight's share of the tokens, and repeats whenever it runs out. Validation is one
+    pass in a fixed order over all sources, weights aside, each document exactly once.
+
+    An endless stream shared by several processes gives each of them every n-th document, so no
+    process reads another's. A finite one is packed as a whole by each process, which then keeps its
+    own rows of every batch, so that all of them see equally many batches; the last is filled up
+    with padding (segment 0, target -1) and nothing is dropped.
+
+    Args:
+        directory: where the prepared data lie.
+        split: "train" or "validation".
+        batch_size: rows [B] of the global batch; each process yields B / process_count of them.
+        sequence_length: positions [S] of a row.
+        seed: of the shuffle, 0 or more.
+        weights: the sources' shares of the training tokens in place of their `Source.weight`, by
+            name; a source that is not named, or has 0, is left out.
+        epochs: passes over the training documents, None for no end. With several sources the stream
+            ends when the first of them has been passed over so often.
+        packing: "concat" fills rows and cuts documents at their ends; "best_fit" cuts only what is
+            longer than a row, and pads; "windows" draws random stretches of all documents joined
+            into one stream (nanoGPT's loader; endless, and holds the whole split in memory).
+        process_index: this process's number among those that share the batches.
+        process_count: how many processes share them.
+        prefetch: batches that a thread makes ready ahead of time; 0 for none.
+
+    Returns:
+        An iterable of batches: int32 [B, S] `tokens`, `targets` (-1: none), `segment_ids`
+        (0: padding) and `positions`. Its iterators have `get_state()`, a dictionary fit for JSON,
+        and `set_state(state)`, after which they go on exactly where the state was taken.
+
+    Raises:
+        FileNotFoundError: the directory holds no prepared data.
+        ValueError: an argument is out of range, or the split holds no documents.
+    """
+    _check_arguments(split, batch_size, sequence_length, seed, epochs, packing, prefetch)
+    _check_processes(batch_size, process_index, process_count)
+    reader = _Reader(directory, split)
+    validation = split == "validation"
+    endless = epochs is None and not validation and packing != "windows"
+    if packing == "windows":
+        source = _windows(reader, sequence_length, None if validation else seed, weights, epochs)
+        rows = grain.MapDataset.source(source).to_iter_dataset(_IN_THIS_THREAD)
+    else:
+        documents = reader.in_order() if validation else reader.mixed(seed, weights, epochs)
+        if endless:
+            documents = documents[process_index::process_count]
+        examples = documents.map(pack_lib.with_targets).to_iter_dataset(_IN_THIS_THREAD)
+        rows = pack_lib.pack(examples, sequence_length, packing)
+    rows_each = batch_size // process_count
+    rows_read = rows_each if endless else batch_size
+    stream = rows.batch(rows_read, batch_fn=functools.partial(pack_lib.stack, batch_size=rows_read))
+    if rows_read != rows_each:
+        own = slice(process_index * rows_each, (process_index + 1) * rows_each)
+        stream = stream.map(lambda batch: {name: array[own] for name, array in batch.items()})
+    return _Prefetch(stream, prefetch_buffer_size=prefetch)
+
+
+class _Prefetch(grain.experimental.ThreadPrefetchIterDataset):
+    """Makes batches ready in a thread."""
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _PrefetchIterator(iter(self._parent), self._prefetch_buffer_size)
+
+
+class _PrefetchIterator(grain.experimental.ThreadPrefetchDatasetIterator):
+    """Closes once, and before the interpreter goes: grain's own fails when it outlives modules."""
+
+    def __init__(self, parent: grain.DatasetIterator, size: int) -> None:
+        super().__init__(parent, size)
+        self._open = True
+        atexit.register(_close, weakref.ref(self))
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            super().close()
+
+
+def _close(alive: weakref.ref[_PrefetchIterator]) -> None:
+    iterator = alive()
+    if iterator is not None:
+        iterator.close()
+
+
+class _Reader:
+    """The documents of one split, source by source, as grain datasets of int32 tokens [S]."""
+
+    def __init__(self, directory: str | Path, split: shards.SplitName) -> None:
+        self._directory = Path(directory)
+        self._split: shards.SplitName = split
+        self._manifest = shards.load_manifest(directory)
+        self._dtype = np.dtype(self._manifest.dtype)
+        if not self._manifest.split(split).documents:
+            raise ValueError(
+                f"the {split} split in {str(directory)!r} holds no documents. Prepare the data "
+                "with another DataConfig.validation_share."
+            )
+
+    def in_order(self) -> grain.MapDataset[np.ndarray]:
+        """All sources' documents, one after the other."""
+        sources = [s for s in self._manifest.sources if s.split(self._split).documents]
+        return grain.MapDataset.concatenate([self._documents(source) for source in sources])
+
+    def mixed(
+        self, seed: int, weights: Mapping[str, float] | None, epochs: int | None
+    ) -> grain.MapDataset[np.ndarray]:
+        """Documents of all sources, shuffled by seed and epoch, by their shares of the tokens."""
+        chosen = self._weights(weights)
+        streams, proportions = [], []
+        for source in self._manifest.sources:
+            if source.name in chosen:
+                documents = self._documents(source).shuffle(seed=_seed(seed, source.name))
+                streams.append(documents.repeat(epochs))
+                part = source.split(self._split)
+                proportions.append(chosen[source.name] * part.documents / part.tokens)
+        return grain.MapDataset.mix(streams, proportions) if len(streams) > 1 else streams[0]
+
+    def flat(self) -> np.ndarray:
+        """All documents joined into one array [N], in the type they have on disk."""
+        parts = []
+        for path in self._paths(self._manifest.split(self._split)):
+            reader = array_record_module.ArrayRecordReader(path)
+            parts.append(np.frombuffer(b"".join(reader.read_all()), self._dtype))
+            reader.close()
+        return np.concatenate(parts)
+
+    def _documents(self, source: shards.SourceManifest) -> grain.MapDataset[np.ndarray]:
+        records = grain.sources.ArrayRecordDataSource(self._paths(source.split(self._split)))
+        dtype = self._dtype
+        return grain.MapDataset.source(records).map(
+            lambda record: np.frombuffer(record, dtype).astype(np.int32)
+        )
+
+    def _paths(self, split: shards.Split) -> list[str]:
+        return [str(self._directory / shard.file) for shard in split.shards]
+
+    def _weights(self, weights: Mapping[str, float] | None) -> dict[str, float]:
+        """The sources to draw from and their positive shares of the tokens."""
+        known = {source.name: source for source in self._manifest.sources}
+        if weights is None:
+            weights = {name: source.weight for name, source in known.items()}
+        for name, weight in weights.items():
+            if name not in known:
+                raise ValueError(f"weights names {name!r}, but the sources are {sorted(known)}.")
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"weights gives {name!r} {weight}: use a number, 0 or more.")
+            if weight and not known[name].split(self._split).documents:
+                raise ValueError(f"weights gives {name!r} {weight}, but it has no documents.")
+        chosen = {name: weight for name, weight in weights.items() if weight}
+        if not chosen:
+            raise ValueError(f"every source's weight is 0. Give one of {sorted(known)} more.")
+        return chosen
+
+
+class _RandomWindows:
+    """Row i is a window at a place drawn by (seed, i); there is no last row."""
+
+    def __init__(self, tokens: np.ndarray, length: int, seed: int) -> None:
+        self._tokens, self._length, self._seed = tokens, length, seed
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, row: int) -> pack_lib.Batch:
+        draw = np.random.default_rng((self._seed, row))
+        start = int(draw.integers(len(self._tokens) - self._length))
+        return pack_lib.window(self._tokens[start : start + self._length + 1], self._length)
+
+
+class _EveryWindow:
+    """The windows that lie side by side and hold every token once."""
+
+    def __init__(self, tokens: np.ndarray, length: int) -> None:
+        self._tokens, self._length = tokens, length
+
+    def __len__(self) -> int:
+        return -(-(len(self._tokens) - 1) // self._length)
+
+    def __getitem__(self, row: int) -> pack_lib.Batch:
+        start = row * self._length
+        return pack_lib.window(self._tokens[start : start + self._length + 1], self._length)
+
+
+def _windows(
+    reader: _Reader,
+    length: int,
+    seed: int | None,
+    weights: Mapping[str, float] | None,
+    epochs: int | None,
+) -> Sequence[pack_lib.Batch] | _RandomWindows | _EveryWindow:
+    """Rows without documents: drawn by seed, or side by side where there is none."""
+    if weights is not None or epochs is not None:
+        raise ValueError(
+            f"packing='windows' draws from the whole stream without end, but weights={weights} "
+            f"and epochs={epochs}. Leave both out, or use packing='concat'."
+        )
+    tokens = reader.flat()
+    if len(tokens) <= length:
+        raise ValueError(
+            f"sequence_length is {length}, but the whole split has only {len(tokens)} tokens. "
+            "Use a shorter one, or more text."
+        )
+    return _EveryWindow(tokens, length) if seed is None else _RandomWindows(tokens, length, seed)
+
+
+def _seed(seed: int, name: str) -> int:
+    """A seed for grain, which adds the epoch to it: far from those of other seeds and sources."""
+    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _check_arguments(
+    split: str,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    epochs: int | None,
+    packing: str,
+    prefetch: int,
+) -> None:
+    if split not in shards.SPLITS:
+        raise ValueError(f"split is {split!r}: use one of {shards.SPLITS}.")
+    if packing not in ("concat", "best_fit", "windows"):
+        raise ValueError(f"packing is {packing!r}: use 'concat', 'best_fit' or 'windows'.")
+    smallest = {"batch_size": 1, "sequence_length": 1, "seed": 0, "epochs": 1, "prefetch": 0}
+    given = (batch_size, sequence_length, seed, 1 if epochs is None else epochs, prefetch)
+    for (name, least), value in zip(smallest.items(), given, strict=True):
+        if value < least:
+            raise ValueError(f"{name} is {value}: use {least} or more.")
+
+
+def _check_processes(batch_size: int, process_index: int, process_count: int) -> None:
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index is {process_index} with process_count {process_count}: use 0 to "
+            f"{process_count - 1}."
+        )
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size is {batch_size}, which {process_count} processes cannot share equally. "
+            f"Use a multiple of {process_count}."
+        )

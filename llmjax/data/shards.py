@@ -1,0 +1,216 @@
+"""Tokenised documents on disk: ArrayRecord shards, and the manifest that vouches for them.
+
+One record is one document: `bos`, its tokens, `eos`, as little-endian uint16 (uint32 where the
+vocabulary needs it). Groups of one record make every document readable by its number.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from array_record.python import array_record_module
+
+MANIFEST_FILE = "manifest.json"
+SHARD_FOLDER = "shards"
+FORMAT_VERSION = 1
+
+SplitName = Literal["train", "validation"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation")
+
+_OPTIONS = "group_size:1,zstd:1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A file of documents. `file` is relative to the data directory, `checksum` is BLAKE2b."""
+
+    file: str
+    documents: int
+    tokens: int
+    size: int
+    checksum: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One side of the train/validation split: tokens include bos and eos, bytes are the text's."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    shards: tuple[Shard, ...] = ()
+
+    def __add__(self, other: Self) -> "Split":
+        return Split(
+            self.documents + other.documents,
+            self.tokens + other.tokens,
+            self.bytes + other.bytes,
+            self.shards + other.shards,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceManifest:
+    """What became of a source: its splits, and how many documents were rejected for what reason."""
+
+    name: str
+    weight: float
+    train: Split
+    validation: Split
+    rejected: Mapping[str, int]
+
+    def split(self, name: SplitName) -> Split:
+        """The source's part of a split."""
+        return self.train if name == "train" else self.validation
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The contents of a data directory; written last, so where it lies the data are whole.
+
+    Attributes:
+        fingerprint: hash of the config and of the input files' names, sizes and times.
+        config: the `DataConfig` as plain values.
+        tokenizer: `kind`, `vocab_size` and `fingerprint` of the tokenizer.
+        dtype: numpy name of the tokens' type on disk.
+        sources: one entry a source, in the config's order.
+        versions: of the packages that made the data.
+        version: of this layout.
+    """
+
+    fingerprint: str
+    config: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    dtype: str
+    sources: tuple[SourceManifest, ...]
+    versions: Mapping[str, str]
+    version: int = FORMAT_VERSION
+
+    def split(self, name: SplitName) -> Split:
+        """All sources' documents of a split together."""
+        return sum((source.split(name) for source in self.sources), Split())
+
+    def save(self, directory: Path) -> None:
+        """Writes the manifest, whole or not at all."""
+        partial = directory / (MANIFEST_FILE + ".partial")
+        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        partial.replace(directory / MANIFEST_FILE)
+
+
+def load_manifest(directory: str | Path) -> Manifest:
+    """Reads a data directory's manifest.
+
+    Raises:
+        FileNotFoundError: the directory holds no prepared data, or not all of it.
+        ValueError: another version of llmjax wrote it, or a shard has changed its size.
+    """
+    path = Path(directory) / MANIFEST_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no prepared data in {str(directory)!r} ({MANIFEST_FILE} is missing). Run "
+            "`prepare` on it first; one that was interrupted starts over."
+        )
+    fields = json.loads(path.read_text())
+    if fields.get("version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has layout version {fields.get('version')}, this llmjax reads "
+            f"{FORMAT_VERSION}. Prepare the data again in another directory."
+        )
+    fields["sources"] = tuple(_source(source) for source in fields["sources"])
+    manifest = Manifest(**fields)
+    for split in SPLITS:
+        for shard in manifest.split(split).shards:
+            _check_size(Path(directory) / shard.file, shard.size)
+    return manifest
+
+
+def verify(directory: str | Path) -> None:
+    """Compares every shard with its checksum; ValueError names the first that differs."""
+    manifest = load_manifest(directory)
+    for split in SPLITS:
+        for shard in manifest.split(split).shards:
+            path = Path(directory) / shard.file
+            if checksum(path) != shard.checksum:
+                raise ValueError(f"{path} is damaged: its checksum differs. Prepare again.")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type that holds every token."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def checksum(path: Path) -> str:
+    """BLAKE2b of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+class Writer:
+    """Writes one source's documents of one split, a new shard every `shard_tokens` tokens.
+
+    Shards are written below `directory` and named there as they will be named in the end.
+    """
+
+    def __init__(self, directory: Path, name: str, split: SplitName, shard_tokens: int) -> None:
+        self._directory = directory
+        self._name = f"{SHARD_FOLDER}/{split}/{name}"
+        self._shard_tokens = shard_tokens
+        self._done = Split()
+        self._open = Split()
+        self._writer: array_record_module.ArrayRecordWriter | None = None
+
+    def write(self, tokens: np.ndarray, text_bytes: int) -> None:
+        """Appends a document: its tokens [S] with bos and eos, and the bytes of its text."""
+        if self._writer is None:
+            path = self._path()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
+        self._writer.write(tokens.tobytes())
+        self._open += Split(1, len(tokens), text_bytes)
+        if self._open.tokens >= self._shard_tokens:
+            self._finish_shard()
+
+    def close(self) -> Split:
+        """Finishes the last shard and tells what was written."""
+        if self._writer is not None:
+            self._finish_shard()
+        return self._done
+
+    def _path(self) -> Path:
+        return self._directory / f"{self._name}-{len(self._done.shards):05d}.arrayrecord"
+
+    def _finish_shard(self) -> None:
+        assert self._writer is not None
+        path = self._path()
+        self._writer.close()
+        self._writer = None
+        shard = Shard(
+            path.relative_to(self._directory).as_posix(),
+            self._open.documents,
+            self._open.tokens,
+            path.stat().st_size,
+            checksum(path),
+        )
+        self._done += dataclasses.replace(self._open, shards=(shard,))
+        self._open = Split()
+
+
+def _source(fields: dict[str, Any]) -> SourceManifest:
+    for split in SPLITS:
+        shards = tuple(Shard(**shard) for shard in fields[split]["shards"])
+        fields[split] = Split(**{**fields[split], "shards": shards})
+    return SourceManifest(**fields)
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. Restore it, or prepare the data again.")
+    if path.stat().st_size != size:
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes instead of {size}. Restore it, or prepare "
+            "the data again."
+        )

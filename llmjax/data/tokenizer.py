@@ -1,0 +1,278 @@
+"""Text to tokens and back, losslessly: SentencePiece with byte fallback, or plain bytes.
+
+Every tokenizer is a table of pieces: token i adds the bytes `pieces[i]` to the text, and special
+tokens add none. Decoding is joining, so `decode(encode(text)) == text` for every text, and the
+bytes of the tokens sum to the bytes of the text, which is what bits per byte divides by.
+"""
+
+import abc
+import codecs
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from llmjax.data import config
+
+PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
+NUM_SPECIAL = 4
+
+META_FILE = "tokenizer.meta.json"
+MODEL_FILE = "tokenizer.model"
+
+# SentencePiece writes a space as this character, so the character itself must go round it.
+_SPACE = "\u2581"
+# Longer training sentences add nothing but time: pieces never cross a word.
+_SENTENCE_CHARACTERS = 4096
+
+
+class Tokenizer(abc.ABC):
+    """What the rest of the house knows about a tokenizer.
+
+    Attributes:
+        kind: the name that `TokenizerConfig.kind` has for it.
+        pad_id: fills rows, never predicted. Always 0.
+        bos_id: opens every document. Always 1.
+        eos_id: closes every document. Always 2.
+    """
+
+    kind: str
+    pad_id, bos_id, eos_id = PAD_ID, BOS_ID, EOS_ID
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = tuple(pieces)
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest that two tokenizers share only if they encode alike."""
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """The tokens of every text, without bos and eos; on several threads where that pays.
+
+        Raises:
+            ValueError: a text is not valid Unicode.
+        """
+
+    def encode(self, text: str) -> list[int]:
+        """The text's tokens, without bos and eos. ValueError if it is not valid Unicode."""
+        return self.encode_batch([text])[0]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of tokens; bytes that are no UTF-8 become U+FFFD, special tokens nothing."""
+        return b"".join(map(self.piece, ids)).decode(errors="replace")
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token adds to the text. ValueError if there is no such token."""
+        if not 0 <= token < len(self._pieces):
+            raise ValueError(
+                f"token {token} is not in the vocabulary: it has 0 to {len(self._pieces) - 1}. "
+                "Were these ids made with another tokenizer?"
+            )
+        return self._pieces[token]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens V, special ones included."""
+        return len(self._pieces)
+
+    @property
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes that each token adds to the text, int32 [V]; 0 for special tokens."""
+        return np.array([len(piece) for piece in self._pieces], np.int32)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the files that `load_tokenizer` reads."""
+        meta = {
+            "kind": self.kind,
+            "vocab_size": self.vocab_size,
+            "fingerprint": self.fingerprint,
+        }
+        (Path(directory) / META_FILE).write_text(json.dumps(meta, indent=2) + "\n")
+
+
+class ByteTokenizer(Tokenizer):
+    """One token a byte: 4 special tokens, then the 256 bytes in order."""
+
+    kind = "bytes"
+
+    def __init__(self) -> None:
+        super().__init__([b""] * NUM_SPECIAL + [bytes([byte]) for byte in range(256)])
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for all byte tokenizers."""
+        return hashlib.sha256(b"llmjax bytes 4+256").hexdigest()
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """Every text's UTF-8 bytes; faster than a thread could be started."""
+        del num_threads
+        return [[byte + NUM_SPECIAL for byte in _utf8(text)] for text in texts]
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model with byte fallback (Kudo and Richardson 2018, arXiv:1808.06226).
+
+    Args:
+        model: the serialised model, as in a `tokenizer.model` file.
+
+    Raises:
+        ValueError: the model cannot encode every text, or has its special tokens elsewhere.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes) -> None:
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        processor = self._processor
+        special = [processor.pad_id(), processor.bos_id(), processor.eos_id(), processor.unk_id()]
+        if special != [PAD_ID, BOS_ID, EOS_ID, UNK_ID]:
+            raise ValueError(
+                f"the SentencePiece model has pad, bos, eos, unk at {special}, but they must be at "
+                f"{[PAD_ID, BOS_ID, EOS_ID, UNK_ID]}. Train it with `tokenizer.train`."
+            )
+        self._escape = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        if UNK_ID in self._escape:
+            raise ValueError(
+                "the SentencePiece model has no byte fallback, so it cannot encode every text. "
+                "Train it with `tokenizer.train`."
+            )
+        super().__init__([self._bytes_of(token) for token in range(processor.get_piece_size())])
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the model file."""
+        return hashlib.sha256(self._model).hexdigest()
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """The tokens of every text, without bos and eos. ValueError if one is not Unicode."""
+        for text in texts:
+            _utf8(text)
+        if any(_SPACE in text for text in texts):
+            return [self._encode_around(text) for text in texts]
+        return self._processor.encode(list(texts), num_threads=num_threads)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `tokenizer.model` and the file that tells what it is."""
+        (Path(directory) / MODEL_FILE).write_bytes(self._model)
+        super().save(directory)
+
+    def _encode_around(self, text: str) -> list[int]:
+        """Encodes a text with SentencePiece's own mark for a space in it, that one as bytes."""
+        first, *rest = self._processor.encode(text.split(_SPACE))
+        for ids in rest:
+            first += self._escape + ids
+        return first
+
+    def _bytes_of(self, token: int) -> bytes:
+        piece: str = self._processor.id_to_piece(token)
+        if token < NUM_SPECIAL:
+            return b""
+        if self._processor.is_byte(token):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(_SPACE, " ").encode()
+
+
+class StreamDecoder:
+    """Decodes tokens as they come, holding back the bytes of a character that is not whole yet."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that these tokens complete, possibly none."""
+        return self._utf8.decode(b"".join(map(self._tokenizer.piece, ids)))
+
+    def finish(self) -> str:
+        """U+FFFD if the tokens ended inside a character, else nothing."""
+        return self._utf8.decode(b"", final=True)
+
+
+def train(settings: config.TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """Trains a tokenizer on texts; the same texts in the same order give the same tokenizer.
+
+    Raises:
+        ValueError: there is no text, or too little for the vocabulary that the settings ask for.
+    """
+    if settings.kind == "bytes":
+        return ByteTokenizer()
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=settings.vocab_size,
+            user_defined_symbols=[symbol.replace(" ", _SPACE) for symbol in settings.symbols],
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            max_sentence_length=4 * _SENTENCE_CHARACTERS,
+            pad_id=PAD_ID,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            num_threads=1,  # byte-pair counting gains nothing from more
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).rsplit("] ", 1)[-1].strip() or "there is none."
+        raise ValueError(
+            f"cannot train a SentencePiece vocabulary of {settings.vocab_size} tokens on this "
+            f"text: {reason} Give more text, or change TokenizerConfig.vocab_size."
+        ) from error
+    return SentencePieceTokenizer(model.getvalue())
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """Loads the tokenizer that `prepare` (or `Tokenizer.save`) left in a directory.
+
+    Raises:
+        FileNotFoundError: no tokenizer lies there.
+        ValueError: its files do not belong together.
+    """
+    path = Path(directory) / META_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no tokenizer in {str(directory)!r} ({META_FILE} is missing). Prepare the data there "
+            "first, or name the directory that holds it."
+        )
+    meta = json.loads(path.read_text())
+    tokenizer: Tokenizer
+    if meta["kind"] == "bytes":
+        tokenizer = ByteTokenizer()
+    else:
+        tokenizer = SentencePieceTokenizer((path.parent / MODEL_FILE).read_bytes())
+    if tokenizer.fingerprint != meta["fingerprint"]:
+        raise ValueError(
+            f"the tokenizer in {str(directory)!r} is not the one its {META_FILE} describes. "
+            "Restore the files or prepare the data again."
+        )
+    return tokenizer
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for line in text.split("\n"):
+            for start in range(0, len(line), _SENTENCE_CHARACTERS):
+                yield line[start : start + _SENTENCE_CHARACTERS]
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text is not valid Unicode: half a surrogate pair at character {error.start}. "
+            "Drop or replace it."
+        ) from error
