@@ -1,0 +1,75 @@
+"""How well a model predicts text that it has not seen, exactly summed."""
+
+import collections
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from llmjax import mesh
+from llmjax.objectives import Batch, Loss
+
+
+def evaluate(
+    loss: Loss,
+    params: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    token_bytes: np.ndarray,
+) -> dict[str, float]:
+    """Perplexity and bits per byte over a finite set of batches.
+
+    The sums over batches are float64, so their order and number do not matter. Bits per byte,
+    Σ nats / (ln 2 · bytes), compares models with different tokenizers.
+
+    Args:
+        loss: the objective, called without a key (no dropout). Give the same function every time:
+            it is compiled once for it.
+        params: the parameters.
+        batches: host batches, int32 [B/processes, S], "targets" among them.
+        token_bytes: int [V], the bytes of text that each token stands for.
+
+    Returns:
+        validation_loss (nats per token), perplexity, bits_per_byte, tokens and bytes.
+
+    Raises:
+        ValueError: there is no batch, no target, or no byte in the targets.
+    """
+    totals = np.zeros(2)  # nats and weight
+    count = np.zeros(2, np.int64)  # tokens and bytes of this process
+    running: collections.deque[jax.Array] = collections.deque()
+    for batch in batches:
+        running.append(_sums(loss, params, mesh.shard_batch(batch)))
+        if len(running) > 1:  # read one batch late, so the device need not wait
+            totals += jax.device_get(running.popleft())
+        targets = np.asarray(batch["targets"])
+        targets = targets[targets >= 0]
+        count += targets.size, token_bytes[targets].sum(dtype=np.int64)
+    for last in running:
+        totals += jax.device_get(last)
+    nats, weight = totals.tolist()
+    if jax.process_count() > 1:
+        count = multihost_utils.process_allgather(count).sum(axis=0)
+    if not weight or not count[1]:
+        raise ValueError(
+            f"nothing to evaluate: {count[0]} target tokens with {count[1]} bytes of text; "
+            "give more validation text, or a larger validation_share"
+        )
+    mean = nats / weight
+    return {
+        "validation_loss": mean,
+        "perplexity": math.exp(min(mean, 700.0)),
+        "bits_per_byte": nats / math.log(2) / float(count[1]),
+        "tokens": int(count[0]),
+        "bytes": int(count[1]),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(loss: Loss, params: Any, batch: Batch) -> jax.Array:
+    weighted, _ = loss(params, batch, None)
+    return jnp.stack([weighted.sum, weighted.weight])

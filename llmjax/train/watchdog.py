@@ -1,0 +1,71 @@
+"""A run that hangs should end, and say where it hung."""
+
+import faulthandler
+import os
+import pathlib
+import sys
+import threading
+import time
+from typing import Self
+
+from llmjax.train.loop import Tick
+
+
+class Watchdog:
+    """The hook that ends the process when no step completes for `seconds`.
+
+    It writes the Python stack of every thread to stderr and to `watchdog.txt` in the run folder and
+    exits at once, without clean-up, since clean-up may be what hangs. The clock starts with the
+    first completed step, so compiling is exempt; choose a deadline longer than the slowest
+    evaluation or checkpoint.
+
+    Args:
+        seconds: the deadline, or None for no watchdog.
+        directory: the run folder.
+        exit_code: of the process; 124 is what `timeout` uses.
+    """
+
+    def __init__(
+        self, seconds: float | None, directory: str | os.PathLike[str], *, exit_code: int = 124
+    ) -> None:
+        if seconds is not None and seconds <= 0:
+            raise ValueError(f"seconds={seconds}: a positive deadline, or None for no watchdog")
+        self._seconds, self._exit_code = seconds, exit_code
+        self._report = pathlib.Path(directory) / "watchdog.txt"
+        self._step, self._last = 0, time.monotonic()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __call__(self, tick: Tick) -> None:
+        """A step is complete: the deadline starts again."""
+        self._step, self._last = tick.step, time.monotonic()
+        if self._thread is None and self._seconds is not None:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stops watching."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        assert self._seconds is not None
+        while (left := self._last + self._seconds - time.monotonic()) > 0:
+            if self._stop.wait(left):
+                return
+        message = f"watchdog: no step completed for {self._seconds:g} s after step {self._step}\n"
+        try:
+            with self._report.open("w") as file:
+                file.write(message)
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+            print(self._report.read_text(), file=sys.__stderr__, flush=True)
+        finally:
+            os._exit(self._exit_code)
