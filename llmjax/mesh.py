@@ -140,6 +140,15 @@ def sharded(op: Callable, axes: Axes) -> Callable:
     return op
 
 
+def place(x: jax.Array, axes: Axes) -> jax.Array:
+    """`x`, moved to where an array with these logical axes lies."""
+    return sharded(_identity, axes)(x)
+
+
+def _identity(x: jax.Array, out_sharding: PartitionSpec | None = None) -> jax.Array:
+    return x if out_sharding is None else jax.reshard(x, out_sharding)
+
+
 def size(axis: str) -> int:
     """Over how many devices the current mesh splits a logical axis."""
     current = _current()

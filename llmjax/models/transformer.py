@@ -99,7 +99,8 @@ def apply(
 
 
 def _embed(params, tokens, positions, config) -> jax.Array:
-    table = params["embedding"].astype(config.compute_dtype)
+    # The width is gathered first, so that the look-up crosses the vocabulary's devices only.
+    table = mesh.place(params["embedding"].astype(config.compute_dtype), ("vocab", None))
     x = mesh.sharded(table.at[tokens].get, layers.HIDDEN)()
     if config.position == "learned":
         rows = params["positions"].astype(config.compute_dtype)

@@ -1,0 +1,41 @@
+"""Causal language modelling: predict every next token."""
+
+import jax.numpy as jnp
+
+from llmjax import models
+from llmjax.kernels.linear_cross_entropy import linear_cross_entropy
+from llmjax.objectives.loss import Batch, Loss, Weighted
+
+
+def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
+    """-Σ log P(x_i | x_<i) over the targets of a batch (Radford et al. 2018, equation 1).
+
+    Args:
+        config: the model's.
+        label_smoothing: share of the target spread evenly over the vocabulary.
+        z_loss: weight of the squared log-sum-exp.
+
+    Returns:
+        A loss over batches with int32 [B, S] "tokens", "targets" (-1: none), and optionally
+        "segment_ids" and "positions". Its weight is the number of targets.
+    """
+
+    def loss(params, batch: Batch, key):
+        hidden, _ = models.apply(
+            params,
+            batch["tokens"],
+            config,
+            segment_ids=batch.get("segment_ids"),
+            positions=batch.get("positions"),
+            key=key,
+        )
+        total, _ = linear_cross_entropy(
+            hidden,
+            models.lm_weight(params, config),
+            batch["targets"],
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+        )
+        return Weighted(total, jnp.sum(batch["targets"] >= 0, dtype=jnp.float32)), {}
+
+    return loss

@@ -1,0 +1,72 @@
+"""Muon: momentum, orthogonalised (Jordan 2024; Liu et al. 2025)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llmjax import mesh
+from llmjax.spec import Param
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at 0, so few iterations
+ITERATIONS = 5
+ADAM_RMS = 0.2  # Liu et al., equation 4: updates then have AdamW's size and share its rate
+
+
+class MuonState(NamedTuple):
+    """The running mean of the gradients."""
+
+    momentum: Any
+
+
+def scale_by_muon(momentum: float, spec: Any) -> optax.GradientTransformation:
+    """Replaces gradients by orthogonalised Nesterov momentum.
+
+    Args:
+        momentum: decay of the mean.
+        spec: the tree of `Param` of what it is applied to (None where a leaf is masked out). A
+            weight is the matrix between its "embed" axis and all its others; stacked layers are
+            a batch of such matrices.
+    """
+
+    def init(params):
+        return MuonState(jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates, state, params=None):
+        del params
+
+        def mix(mean, grad):
+            return momentum * mean + (1 - momentum) * grad
+
+        mean = jax.tree.map(mix, state.momentum, updates)
+        nesterov = jax.tree.map(mix, mean, updates)
+        return jax.tree.map(_orthogonal, nesterov, spec), MuonState(mean)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _orthogonal(update: jax.Array, param: Param) -> jax.Array:
+    """The update with its singular values near 1, times 0.2 √(larger side)."""
+    stacked = param.axes[0] == "layers"
+    layers, sides = (update.shape[0], update.shape[1:]) if stacked else (1, update.shape)
+    rows = sides[0] if param.axes[stacked] == "embed" else -1
+    columns = -1 if param.axes[stacked] == "embed" else sides[-1]
+    # Whole matrices on every device: products of sharded ones would cross devices at each step.
+    matrices = mesh.place(update, (None,) * update.ndim).reshape(layers, rows, columns)
+    result = orthogonalize(matrices) * (ADAM_RMS * max(matrices.shape[1:]) ** 0.5)
+    return mesh.place(result.reshape(update.shape), param.axes)
+
+
+def orthogonalize(matrices: jax.Array) -> jax.Array:
+    """Newton-Schulz towards U Vᵀ of each matrix [N, m, n]; singular values end in (0.7, 1.2)."""
+    a, b, c = COEFFICIENTS
+    flat = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if flat else jnp.swapaxes(matrices, 1, 2)
+    norms = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True))
+    x = x / (norms + 1e-7)
+    for _ in range(ITERATIONS):
+        gram = jnp.einsum("nij,nkj->nik", x, x)
+        polynomial = b * gram + c * jnp.einsum("nij,njk->nik", gram, gram)
+        x = a * x + jnp.einsum("nij,njk->nik", polynomial, x)
+    return x if flat else jnp.swapaxes(x, 1, 2)

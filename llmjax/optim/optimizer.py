@@ -1,0 +1,93 @@
+"""Builds optimizers from their configuration and the model's spec."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llmjax import tree
+from llmjax.optim.config import OptimizerConfig
+from llmjax.optim.muon import scale_by_muon
+from llmjax.spec import Param, is_param
+
+
+class LearningRateState(NamedTuple):
+    """Steps taken, and the rate of the last one."""
+
+    count: jax.Array
+    learning_rate: jax.Array
+
+
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The learning rate at each step of a run of `steps` steps.
+
+    Raises:
+        ValueError: a warm-up, or a decay, that does not fit into the run.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    final = peak * config.final_share
+    after = steps - warmup
+    decay = config.decay_steps or max(1, steps // 5)
+    if config.schedule in ("linear", "cosine", "wsd") and after < 1:
+        raise ValueError(
+            f"optimizer.warmup_steps={warmup} leaves nothing of {steps} steps for the "
+            f"{config.schedule} schedule"
+        )
+    if config.schedule == "wsd" and decay > after:
+        raise ValueError(
+            f"optimizer.decay_steps={decay} and warmup_steps={warmup} exceed {steps} steps"
+        )
+    if config.schedule == "inverse_sqrt":
+        return lambda step: peak * jnp.minimum(step / warmup, jnp.sqrt(warmup / (step + 1e-9)))
+    rest = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, final, after),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, after, alpha=config.final_share),
+        "wsd": lambda: optax.linear_schedule(peak, final, decay, transition_begin=after - decay),
+    }[config.schedule]()
+    if not warmup:
+        return rest
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rest], [warmup])
+
+
+def scale_by_learning_rate(rate: optax.Schedule) -> optax.GradientTransformation:
+    """Multiplies by minus the scheduled rate, and keeps the rate in the state to be read."""
+
+    def init(params):
+        del params
+        return LearningRateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+    def update(updates, state, params=None):
+        del params
+        now = jnp.asarray(rate(state.count), jnp.float32)
+        updates = jax.tree.map(lambda update: -now.astype(update.dtype) * update, updates)
+        return updates, LearningRateState(optax.safe_increment(state.count), now)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make(config: OptimizerConfig, spec: Any, steps: int) -> optax.GradientTransformation:
+    """The optimizer for parameters declared by `spec`, in a run of `steps` steps."""
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    decayed = tree.matches(config.no_decay)
+    mask = tree.map_with_path(lambda path, p: not decayed(path, p), spec, is_leaf=is_param)
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.name == "muon":
+        kinds = tree.map_with_path(_kind, spec, is_leaf=is_param)
+        matrices = jax.tree.map(
+            lambda kind, param: param if kind == "muon" else None, kinds, spec
+        )
+        muon = scale_by_muon(config.momentum, matrices)
+        parts.append(optax.partition({"muon": muon, "adam": adam}, kinds))
+    else:
+        parts.append(adam)
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask))
+    return optax.chain(*parts, scale_by_learning_rate(schedule(config, steps)))
+
+
+def _kind(path: str, param: Param) -> str:
+    """Muon takes the matrices of the layers; embeddings, heads, norms and biases go to Adam."""
+    inside = path.startswith("layers/") and "embed" in param.axes
+    return "muon" if inside else "adam"

@@ -1,0 +1,39 @@
+"""Everything that a training step changes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from llmjax import spec as specs
+
+
+@struct.dataclass
+class TrainState:
+    """A run between two steps.
+
+    Attributes:
+        step: int32 scalar, the steps completed.
+        params: the parameters.
+        opt_state: the optimizer's.
+        key: a typed PRNG key; each step folds its number into it.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    key: jax.Array
+
+
+def init_state(key: jax.Array, spec: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, in float32, sharded from birth on the current mesh."""
+    init_key, step_key = jax.random.split(key)
+    params = specs.init(init_key, spec)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=jax.jit(optimizer.init)(params),
+        key=step_key,
+    )

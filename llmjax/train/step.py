@@ -1,0 +1,99 @@
+"""One optimizer step, from any objective."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llmjax.objectives import Batch, Loss, Metrics
+from llmjax.train.state import TrainState
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1) -> Step:
+    """Compiles (state, batch) -> (next state, metrics). The given state is used up (donated).
+
+    The gradient is that of Σ sums / Σ weights over the whole batch, whatever the number of
+    micro-batches or devices. A step whose loss or gradient is not finite leaves parameters and
+    optimizer as they were, and says so.
+
+    Args:
+        loss: the objective.
+        optimizer: made with `optim.make`.
+        accumulate: micro-batches that a batch is cut into, one after the other, to save memory.
+
+    Returns:
+        The step. Its metrics are scalars: loss (mean), tokens (the weight), grad_norm (before
+        clipping), learning_rate, skipped (1 when the update was), and the objective's own sums
+        divided by the weight.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        total, extra, grads = _gradient(loss, state.params, batch, key, accumulate)
+        weight = jnp.maximum(total.weight, 1.0)
+        grads = jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), grads)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(total.sum) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        def keep(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        metrics = {name: value / weight for name, value in extra.items()} | {
+            "loss": total.sum / weight,
+            "tokens": total.weight,
+            "grad_norm": norm,
+            "learning_rate": optax.tree.get(opt_state, "learning_rate"),
+            "skipped": 1 - finite.astype(jnp.int32),
+        }
+        advanced = state.replace(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+        )
+        return advanced, metrics
+
+    return step
+
+
+def _gradient(loss, params, batch, key, accumulate):
+    """(Weighted, metrics, gradient of the sum), added up over micro-batches."""
+
+    def scalar(params, batch, key):
+        weighted, metrics = loss(params, batch, key)
+        return weighted.sum, (weighted, metrics)
+
+    def one(batch, key):
+        (_, (weighted, metrics)), grads = jax.value_and_grad(scalar, has_aux=True)(
+            params, batch, key
+        )
+        return weighted, metrics, grads
+
+    if accumulate == 1:
+        return one(batch, key)
+
+    def body(totals, inputs):
+        return jax.tree.map(jnp.add, totals, one(*inputs)), None
+
+    micro = {name: _cut(name, rows, accumulate) for name, rows in batch.items()}
+    keys = jax.random.split(key, accumulate)
+    first = one({name: rows[0] for name, rows in micro.items()}, keys[0])
+    rest = {name: rows[1:] for name, rows in micro.items()}
+    return jax.lax.scan(body, first, (rest, keys[1:]))[0]
+
+
+def _cut(name: str, rows: jax.Array, parts: int) -> jax.Array:
+    """[B, S] to [parts, B/parts, S], with every part spread over all devices.
+
+    Part i takes rows i, i + parts, …: a reshape that keeps the sharding of the rows, so nothing
+    moves between devices.
+    """
+    if rows.shape[0] % parts:
+        raise ValueError(f"{name}: {rows.shape[0]} rows do not divide into {parts} micro-batches")
+    return jnp.swapaxes(rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 0, 1)
