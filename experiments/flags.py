@@ -60,7 +60,7 @@ class _RecipeParser(absl_flags.ArgumentParser):
 
     def flag_type(self) -> str:
         """A word for people."""
-        return "NAME"
+        return "name"
 
 
 class _LeafParser(absl_flags.ArgumentParser):
@@ -94,11 +94,16 @@ def define(recipes: Recipes, default: str | None = None, flag_values: FlagValues
     absl_flags.DEFINE_flag(chooser, flag_values)
     sample = next(iter(recipes.values()))()
     for leaf in fields.leaves(type(sample)):
-        several = fields.element(leaf.annotation) is not None
-        kind = absl_flags.MultiFlag if several else absl_flags.Flag
-        flag: absl_flags.Flag = kind(_LeafParser(leaf), None, leaf.name, None, leaf.doc or None)
-        flag.boolean = leaf.annotation is bool
-        absl_flags.DEFINE_flag(flag, flag_values)
+        absl_flags.DEFINE_flag(_flag(leaf), flag_values)
+
+
+def _flag(leaf: fields.Leaf) -> absl_flags.Flag:
+    several = fields.element(leaf.annotation) is not None
+    kind = absl_flags.MultiFlag if several else absl_flags.Flag
+    flag: absl_flags.Flag = kind(_LeafParser(leaf), None, leaf.name, None, leaf.doc)
+    flag.help = f"{leaf.doc} Give it once for each." if several else leaf.doc
+    flag.boolean = leaf.annotation is bool
+    return flag
 
 
 def resolve(base: Any = None, flag_values: FlagValues = FLAGS) -> Any:
@@ -163,9 +168,7 @@ def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
 
 
 def _exit(argv: Sequence[str], message: object) -> NoReturn:
-    program = _program(argv[0])
-    print(f"{program.rpartition('.')[2]}: {message}", file=sys.stderr)
-    print(f"Try: {program} --help", file=sys.stderr)
+    print(f"{message}\nTry: {_program(argv[0])} --help", file=sys.stderr)
     sys.exit(2)
 
 
@@ -210,6 +213,8 @@ def help_text(script: str, flag_values: FlagValues = FLAGS) -> str:
     description = (sys.modules["__main__"].__doc__ or "").strip()
     own = _own(script, flag_values)
     parts = [description, f"Usage: {_program(script)} [--FLAG=VALUE ...]"]
+    if "recipe" in flag_values and "--recipe=" not in description:
+        parts.append(f"Example: {_program(script)} --recipe=tiny --steps=120")
     settings = [f for f in own if not isinstance(f.parser, _LeafParser)]
     parts.append("Flags\n" + "\n".join(_entry(f, f.value) for f in settings))
     if "recipe" in flag_values:
@@ -242,8 +247,8 @@ def _fields_help(flag_values: FlagValues) -> Iterator[str]:
 
 
 def _entry(flag: absl_flags.Flag, value: Any) -> str:
-    kind = flag.flag_type()
-    left = f"  --{flag.name} {'STRING' if kind in ('str', 'string') else kind}"
+    kind = flag.parser.flag_type()
+    left = f"  --{flag.name} {'text' if kind in ('str', 'string') else kind}"
     return _columns(left, flag.help + ("" if value in (None, "", ()) else f" [{_show(value)}]"))
 
 

@@ -1,11 +1,14 @@
 """Everything that determines a pretraining run, in one frozen config."""
 
 import dataclasses
+import pathlib
+from typing import Literal
 
-from llmjax.data.config import RESERVED_PIECES, DataConfig
+from llmjax.data import corpora
+from llmjax.data.config import RESERVED_PIECES, DataConfig, Source
 from llmjax.mesh import MeshConfig
 from llmjax.models.config import ModelConfig
-from llmjax.optim import OptimizerConfig
+from llmjax.optim.config import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +19,9 @@ class Recipe:
         name: what reports call the run.
         model: the network.
         data: the text and its tokens.
+        corpus: a text that comes with a Python package, read when `data` has no sources: chitchat,
+            12.5 million characters of conversation; python_topics, half a million of the manual of
+            Python.
         optimizer: how gradients become updates.
         mesh: how devices share the work.
         steps: updates of the parameters.
@@ -38,6 +44,7 @@ class Recipe:
     name: str
     model: ModelConfig
     data: DataConfig = DataConfig()
+    corpus: Literal["none", "chitchat", "python_topics"] = "none"
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     steps: int = 1000
@@ -55,6 +62,11 @@ class Recipe:
     sample_every: int = 0
     sample_prompt: str = ""
     sample_tokens: int = 64
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is anything to train on; a benchmark's recipe has shapes alone."""
+        return bool(self.data.sources) or self.corpus != "none"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "sequence_length", "accumulate", "log_every"):
@@ -98,10 +110,33 @@ class Recipe:
         tokenizer = self.data.tokenizer
         size = RESERVED_PIECES if tokenizer.kind == "bytes" else tokenizer.vocab_size
         _require(
-            not self.data.sources or self.model.vocab_size >= size,
+            not self.has_text or self.model.vocab_size >= size,
             f"model.vocab_size={self.model.vocab_size} is less than the {size} tokens of "
             f"data.tokenizer: set --model.vocab_size={size} too",
         )
+
+
+def data_config(recipe: Recipe, directory: pathlib.Path) -> DataConfig:
+    """The recipe's data; without sources, those of the corpus that it names.
+
+    The corpus is written to `directory`, once.
+
+    Raises:
+        ValueError: the recipe has no text.
+        ModuleNotFoundError: the package that the corpus comes with is not installed.
+    """
+    if not recipe.has_text:
+        raise ValueError(
+            f"recipe {recipe.name} has no text to train on: give it some, "
+            "--data.sources=name=mine,path=FOLDER or --corpus=python_topics"
+        )
+    if recipe.data.sources:
+        return recipe.data
+    path = directory / f"{recipe.corpus}.jsonl"
+    write = corpora.chitchat if recipe.corpus == "chitchat" else corpora.python_topics
+    write(path)
+    source = Source(recipe.corpus, str(path))
+    return dataclasses.replace(recipe.data, sources=(source,))
 
 
 def _require(condition: bool, message: str) -> None:

@@ -8,8 +8,9 @@ import subprocess
 
 import jax
 
+import llmjax
+
 PACKAGES = (
-    "llmjax",
     "jax",
     "jaxlib",
     "flax",
@@ -26,7 +27,10 @@ def versions() -> dict[str, str | int]:
 
     A package that is not installed is left out; so is the commit where there is no git.
     """
-    found: dict[str, str | int] = {"python": platform.python_version()}
+    found: dict[str, str | int] = {
+        "python": platform.python_version(),
+        "llmjax": llmjax.__version__,
+    }
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

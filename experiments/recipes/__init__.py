@@ -1,0 +1,32 @@
+"""Recipes: functions that return a frozen config, by name.
+
+A new one is a function with a docstring, listed here. Change a field for one run with a flag; write
+a recipe for what is to be run again.
+"""
+
+import types
+from collections.abc import Callable, Mapping
+
+from experiments.recipe import Recipe
+from experiments.recipes.benchmark import w1, w2
+from experiments.recipes.gpt2 import gpt2_small
+from experiments.recipes.llama import llama3_8b
+from experiments.recipes.mixture import chapter_mixture
+from experiments.recipes.nanogpt import nanogpt_cpu
+from experiments.recipes.small import quickstart, tiny
+
+RECIPES: Mapping[str, Callable[[], Recipe]] = types.MappingProxyType(
+    {
+        recipe.__name__: recipe
+        for recipe in (
+            tiny,
+            quickstart,
+            nanogpt_cpu,
+            chapter_mixture,
+            gpt2_small,
+            llama3_8b,
+            w1,
+            w2,
+        )
+    }
+)

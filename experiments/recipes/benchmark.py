@@ -1,0 +1,41 @@
+"""Shapes that tools/bench.py times, on random tokens."""
+
+from experiments.recipe import Recipe
+from llmjax import models
+
+
+def w1() -> Recipe:
+    """Benchmark, GPT-2 style: 6 layers of width 384, 8192 tokens tied, 16 × 256 at a time."""
+    return Recipe(
+        name="w1",
+        model=models.gpt2(
+            vocab_size=8192,
+            num_layers=6,
+            embed_dim=384,
+            num_heads=6,
+            max_length=256,
+            dropout=models.Dropout(),
+            scan_layers=False,
+        ),
+        batch_size=16,
+        sequence_length=256,
+    )
+
+
+def w2() -> Recipe:
+    """Benchmark, Llama style: 8 layers of width 512, 32000 tokens untied, 4 × 512 at a time."""
+    return Recipe(
+        name="w2",
+        model=models.llama(
+            vocab_size=32000,
+            num_layers=8,
+            embed_dim=512,
+            num_heads=8,
+            num_kv_heads=4,
+            mlp_dim=1408,
+            max_length=512,
+            scan_layers=False,
+        ),
+        batch_size=4,
+        sequence_length=512,
+    )
