@@ -234,7 +234,7 @@ def _json_text(line: bytes, field: str) -> tuple[str, str]:
     text = record[field]
     if not isinstance(text, str):
         return "", f"field {field!r} is not a string"
-    if "\\u" in line.decode() and not _encodable(text):
+    if b"\\u" in line and not _encodable(text):
         return "", "half a surrogate pair"
     return (text, "") if text.strip() else ("", "empty text")
 

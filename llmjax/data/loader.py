@@ -1,11 +1,21 @@
-"""Batches out of prepared data: mix, shuffle, share out, pack, batch, prefetch."""
+"""Batches out of prepared data: mix, shuffle, share out, pack, batch, prefetch.
+
+Training documents come in an order shuffled anew every epoch, by seed; with several sources, each
+gives its weight's share of the tokens and repeats whenever it runs out. Validation is one pass in a
+fixed order over all sources, weights aside, each document exactly once.
+
+An endless stream shared by several processes gives each of them every n-th document of every
+source, so no process reads another's. A finite one is packed as a whole by each process, which then
+keeps its own rows of every batch: so all see equally many batches, the last is filled up with
+padding, and nothing is dropped.
+"""
 
 import atexit
 import functools
 import hashlib
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import grain
@@ -37,15 +47,6 @@ def batches(
 ) -> grain.IterDataset[pack_lib.Batch]:
     """Streams batches of a split of the data that `prepare` left in a directory.
 
-    Training documents come in an order shuffled anew every epoch, by seed; with several sources,
-    each gives its weight's share of the tokens, and repeats whenever it runs out. Validation is one
-    pass in a fixed order over all sources, weights aside, each document exactly once.
-
-    An endless stream shared by several processes gives each of them every n-th document, so no
-    process reads another's. A finite one is packed as a whole by each process, which then keeps its
-    own rows of every batch, so that all of them see equally many batches; the last is filled up
-    with padding (segment 0, target -1) and nothing is dropped.
-
     Args:
         directory: where the prepared data lie.
         split: "train" or "validation".
@@ -75,24 +76,34 @@ def batches(
     _check_arguments(split, batch_size, sequence_length, seed, epochs, packing, prefetch)
     _check_processes(batch_size, process_index, process_count)
     reader = _Reader(directory, split)
-    validation = split == "validation"
-    endless = epochs is None and not validation and packing != "windows"
+    endless = split == "train" and epochs is None and packing != "windows"
     if packing == "windows":
-        source = _windows(reader, sequence_length, None if validation else seed, weights, epochs)
-        rows = grain.MapDataset.source(source).to_iter_dataset(_IN_THIS_THREAD)
+        rows = _windows(reader, split, sequence_length, seed, weights, epochs)
     else:
-        documents = reader.in_order() if validation else reader.mixed(seed, weights, epochs)
-        if endless:
-            documents = documents[process_index::process_count]
+        own = slice(process_index, None, process_count) if endless else slice(None)
+        documents = reader.stream(seed, weights, epochs, own)
         examples = documents.map(pack_lib.with_targets).to_iter_dataset(_IN_THIS_THREAD)
         rows = pack_lib.pack(examples, sequence_length, packing)
-    rows_each = batch_size // process_count
-    rows_read = rows_each if endless else batch_size
-    stream = rows.batch(rows_read, batch_fn=functools.partial(pack_lib.stack, batch_size=rows_read))
-    if rows_read != rows_each:
-        own = slice(process_index * rows_each, (process_index + 1) * rows_each)
-        stream = stream.map(lambda batch: {name: array[own] for name, array in batch.items()})
+    stream = _batched(rows, batch_size, process_index, process_count, shared=not endless)
     return _Prefetch(stream, prefetch_buffer_size=prefetch)
+
+
+def _batched(
+    rows: grain.IterDataset[pack_lib.Batch],
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    *,
+    shared: bool,
+) -> grain.IterDataset[pack_lib.Batch]:
+    """This process's part of each batch, cut out of the whole where all processes read all rows."""
+    own = batch_size // process_count
+    size = batch_size if shared else own
+    stream = rows.batch(size, batch_fn=functools.partial(pack_lib.stack, batch_size=size))
+    if size == own:
+        return stream
+    part = slice(process_index * own, (process_index + 1) * own)
+    return stream.map(lambda batch: {name: rows[part] for name, rows in batch.items()})
 
 
 class _Prefetch(grain.experimental.ThreadPrefetchIterDataset):
@@ -136,21 +147,23 @@ class _Reader:
                 "with another DataConfig.validation_share."
             )
 
-    def in_order(self) -> grain.MapDataset[np.ndarray]:
-        """All sources' documents, one after the other."""
-        sources = [s for s in self._manifest.sources if s.split(self._split).documents]
-        return grain.MapDataset.concatenate([self._documents(source) for source in sources])
-
-    def mixed(
-        self, seed: int, weights: Mapping[str, float] | None, epochs: int | None
+    def stream(
+        self, seed: int, weights: Mapping[str, float] | None, epochs: int | None, own: slice
     ) -> grain.MapDataset[np.ndarray]:
-        """Documents of all sources, shuffled by seed and epoch, by their shares of the tokens."""
+        """Training documents mixed and shuffled, or validation documents one after the other.
+
+        `own` is this process's part of each source: taken from the mixture, it could fall in step
+        with the sources' turns, and leave a process with one of them.
+        """
+        if self._split == "validation":
+            sources = [s for s in self._manifest.sources if s.validation.documents]
+            return grain.MapDataset.concatenate([self._documents(source) for source in sources])
         chosen = self._weights(weights)
         streams, proportions = [], []
         for source in self._manifest.sources:
             if source.name in chosen:
                 documents = self._documents(source).shuffle(seed=_seed(seed, source.name))
-                streams.append(documents.repeat(epochs))
+                streams.append(documents.repeat(epochs)[own])
                 part = source.split(self._split)
                 proportions.append(chosen[source.name] * part.documents / part.tokens)
         return grain.MapDataset.mix(streams, proportions) if len(streams) > 1 else streams[0]
@@ -223,12 +236,13 @@ class _EveryWindow:
 
 def _windows(
     reader: _Reader,
+    split: shards.SplitName,
     length: int,
-    seed: int | None,
+    seed: int,
     weights: Mapping[str, float] | None,
     epochs: int | None,
-) -> Sequence[pack_lib.Batch] | _RandomWindows | _EveryWindow:
-    """Rows without documents: drawn by seed, or side by side where there is none."""
+) -> grain.IterDataset[pack_lib.Batch]:
+    """Rows that ignore documents: drawn by seed in training, side by side in validation."""
     if weights is not None or epochs is not None:
         raise ValueError(
             f"packing='windows' draws from the whole stream without end, but weights={weights} "
@@ -240,7 +254,10 @@ def _windows(
             f"sequence_length is {length}, but the whole split has only {len(tokens)} tokens. "
             "Use a shorter one, or more text."
         )
-    return _EveryWindow(tokens, length) if seed is None else _RandomWindows(tokens, length, seed)
+    windows = (
+        _RandomWindows(tokens, length, seed) if split == "train" else _EveryWindow(tokens, length)
+    )
+    return grain.MapDataset.source(windows).to_iter_dataset(_IN_THIS_THREAD)
 
 
 def _seed(seed: int, name: str) -> int:

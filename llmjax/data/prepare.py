@@ -73,10 +73,12 @@ def prepare(
         _clear(directory)
         partial = directory / PARTIAL_FOLDER
         partial.mkdir()
-        manifest = _build(settings, inputs, fingerprint, directory, partial)
-        for path in partial.iterdir():
-            path.rename(directory / path.name)
-        partial.rmdir()
+        try:
+            manifest = _build(settings, inputs, fingerprint, directory, partial)
+            for path in partial.iterdir():
+                path.rename(directory / path.name)
+        finally:
+            shutil.rmtree(partial)
         manifest.save(directory)
     return manifest
 

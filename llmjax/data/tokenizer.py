@@ -9,6 +9,7 @@ import abc
 import codecs
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -154,21 +155,22 @@ class SentencePieceTokenizer(Tokenizer):
         """The tokens of every text, without bos and eos. ValueError if one is not Unicode."""
         for text in texts:
             _utf8(text)
-        if any(_SPACE in text for text in texts):
-            return [self._encode_around(text) for text in texts]
-        return self._processor.encode(list(texts), num_threads=num_threads)
+        parts = [text.split(_SPACE) for text in texts]
+        flat = list(itertools.chain.from_iterable(parts))
+        encoded = iter(self._processor.encode(flat, num_threads=num_threads))
+        return [self._joined(itertools.islice(encoded, len(part))) for part in parts]
 
     def save(self, directory: str | Path) -> None:
         """Writes `tokenizer.model` and the file that tells what it is."""
         (Path(directory) / MODEL_FILE).write_bytes(self._model)
         super().save(directory)
 
-    def _encode_around(self, text: str) -> list[int]:
-        """Encodes a text with SentencePiece's own mark for a space in it, that one as bytes."""
-        first, *rest = self._processor.encode(text.split(_SPACE))
-        for ids in rest:
-            first += self._escape + ids
-        return first
+    def _joined(self, parts: Iterator[list[int]]) -> list[int]:
+        """The tokens of a text from those between its `_SPACE` characters, which become bytes."""
+        ids = next(parts)
+        for part in parts:
+            ids += self._escape + part
+        return ids
 
     def _bytes_of(self, token: int) -> bytes:
         piece: str = self._processor.id_to_piece(token)
