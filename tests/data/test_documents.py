@@ -1,0 +1,192 @@
+"""Every format gives the same documents, and damage is told, located and survived."""
+
+import gzip
+import json
+import pathlib
+from collections.abc import Callable
+
+import hypothesis
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import strategies
+
+from llmjax.data import config, documents
+
+TEXTS = ["one", "zwei\nZeilen", "三 \u2028 x", "end "]
+
+
+def read(path: pathlib.Path, **settings: str | int) -> list[documents.Item]:
+    source = config.Source("s", str(path), **settings)  # type: ignore[arg-type]
+    return [item for file in documents.find_files(source) for item in documents.read(file, source)]
+
+
+def as_jsonl(texts: list[str]) -> bytes:
+    return b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
+
+
+def write_parquet(path: pathlib.Path, column: pa.Array, name: str = "text") -> pathlib.Path:
+    pq.write_table(pa.table({name: column, "other": [0] * len(column)}), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_jsonl(tmp_path: pathlib.Path, suffix: str) -> None:
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    path = tmp_path / f"a.jsonl{suffix}"
+    # Two members in one archive, as appending makes them; and no newline at the end.
+    path.write_bytes(pack(as_jsonl(TEXTS[:2])) + pack(as_jsonl(TEXTS[2:]).rstrip()))
+    assert read(path) == TEXTS
+
+
+def test_parquet(tmp_path: pathlib.Path) -> None:
+    for kind in (pa.string(), pa.large_string()):
+        assert read(write_parquet(tmp_path / "a.parquet", pa.array(TEXTS, kind))) == TEXTS
+
+
+@hypothesis.given(
+    lines=strategies.lists(strategies.text("ab é日", max_size=30), min_size=1),
+    limit=strategies.integers(64, 200),
+)
+def test_pieces_of_a_file_join_to_the_file(
+    lines: list[str], limit: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    text = "\n".join(lines)
+    hypothesis.assume(text.strip())
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_bytes(text.encode())
+    pieces = [
+        item if isinstance(item, str) else item.raw.decode()
+        for item in read(path, document_bytes=limit)
+    ]
+    assert "".join(pieces) == text
+    assert all(len(piece.encode()) <= limit for piece in pieces)
+
+
+def test_plain_text_by_line_and_paragraph(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\ufeffone\ntwo\n\n \nthree\n\nfour\n")
+    assert read(path, split="line") == ["one", "two", "three", "four"]
+    assert read(path, split="paragraph") == ["one\ntwo", "three", "four"]
+    assert read(path) == ["one\ntwo\n\n \nthree\n\nfour\n"]
+    path.write_text("x" * 40 + "\n" + "y" * 40 + "\n")
+    assert read(path, split="paragraph", document_bytes=64) == ["x" * 40, "y" * 40]
+
+
+def test_lines_across_blocks(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(as_jsonl(TEXTS))
+    for block in (1, 2, 7, 1000):
+        monkeypatch.setattr(documents, "BLOCK_BYTES", block)
+        assert read(path) == TEXTS
+
+
+MALFORMED = {
+    b"{": "not JSON",
+    b"[" * 100_000: "not JSON",
+    b"[1]": "not a JSON object",
+    b'{"txt": "x"}': "no field 'text'",
+    b'{"text": 3}': "field 'text' is not a string",
+    b'{"text": " \\n"}': "empty text",
+    b'{"text": "\xff"}': "invalid UTF-8",
+    b'{"text": "\\ud800"}': "half a surrogate pair",
+}
+
+
+def test_malformed_lines_are_located(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(line + b"\n\n" + as_jsonl(["ok"]) for line in MALFORMED))
+    items = read(path)
+    assert items[1::2] == ["ok"] * len(MALFORMED)
+    for i, (line, reason) in enumerate(MALFORMED.items()):
+        raw = line[: documents.RAW_BYTES]
+        assert items[2 * i] == documents.Rejected("a.jsonl", "line", 3 * i + 1, reason, raw)
+
+
+def test_a_line_without_end_is_rejected(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1 << 20)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(as_jsonl(["x" * 3_000_000, "ok"]))
+    rejected, text = read(path)
+    assert isinstance(rejected, documents.Rejected)
+    assert (rejected.position, rejected.reason, text) == (1, "longer than 1 MiB", "ok")
+
+
+def test_half_a_pair_is_not_a_whole_one(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(rb'{"text": "\ud83d\ude00"}')
+    assert read(path) == ["😀"]
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".zst", zstandard.compress)])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_what_precedes_damage_is_read(
+    tmp_path: pathlib.Path, name: str, suffix: str, pack: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / (name + suffix)
+    whole = as_jsonl(["first"]) if name == "a.jsonl" else b"first\n"
+    last = pack(as_jsonl([str(i) for i in range(5000)]))
+    for end in (last[: len(last) // 2], last[:20] + b"garbage" + last[27:]):
+        path.write_bytes(pack(whole) + end)
+        *items, damage = read(path, split="line")
+        assert items[0] == "first"
+        assert isinstance(damage, documents.Rejected)
+        assert (damage.unit, damage.reason) == ("byte", "damaged archive")
+        assert damage.position >= len(whole)
+
+
+def test_malformed_rows(tmp_path: pathlib.Path) -> None:
+    column = pa.array([b"ok", None, b"\xff", b" "], pa.binary())
+    text, *rejected = read(write_parquet(tmp_path / "a.parquet", column))
+    assert text == "ok"
+    assert [(r.position, r.reason) for r in rejected if isinstance(r, documents.Rejected)] == [
+        (2, "no text"),
+        (3, "invalid UTF-8"),
+        (4, "empty text"),
+    ]
+
+
+def test_unusable_parquet_counts_every_row(tmp_path: pathlib.Path) -> None:
+    (missing,) = read(write_parquet(tmp_path / "a.parquet", pa.array(TEXTS), "content"))
+    (number,) = read(write_parquet(tmp_path / "b.parquet", pa.array([1, 2])))
+    path = write_parquet(tmp_path / "c.parquet", pa.array(TEXTS))
+    path.write_bytes(path.read_bytes()[:-4])
+    (damaged,) = read(path)
+    assert isinstance(missing, documents.Rejected)
+    assert isinstance(number, documents.Rejected)
+    assert isinstance(damaged, documents.Rejected)
+    assert (missing.reason, missing.count) == ("no column 'text'", 4)
+    assert (number.reason, number.count) == ("column 'text' is int64, not a string", 2)
+    assert damaged.reason == "damaged Parquet file"
+
+
+def test_finding_files(tmp_path: pathlib.Path) -> None:
+    for name in ("b.txt", "a.txt", "deep/er/c.md", "deep/d.jsonl.zst", "notes.pdf"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+
+    def names(path: pathlib.Path) -> list[str]:
+        return [file.name for file in documents.find_files(config.Source("s", str(path)))]
+
+    assert names(tmp_path) == ["a.txt", "b.txt", "deep/d.jsonl.zst", "deep/er/c.md"]
+    assert names(tmp_path / "*.txt") == ["a.txt", "b.txt"]
+    assert names(tmp_path / "**" / "*.md") == ["deep/er/c.md"]
+    assert names(tmp_path / "a.txt") == ["a.txt"]
+    for nothing in ("missing.txt", "*.parquet", "missing/*.txt"):
+        with pytest.raises(FileNotFoundError, match="'s': nothing to read"):
+            names(tmp_path / nothing)
+    with pytest.raises(ValueError, match=r"notes\.pdf"):
+        names(tmp_path / "notes.pdf")
+
+
+def test_progress_adds_up_to_the_files_size(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(as_jsonl(TEXTS)))
+    source = config.Source("s", str(path))
+    seen: list[int] = []
+    (file,) = documents.find_files(source)
+    assert list(documents.read(file, source, seen.append)) == TEXTS
+    assert sum(seen) == path.stat().st_size

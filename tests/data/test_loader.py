@@ -1,0 +1,228 @@
+"""Batches hold every document, by the right shares, in an order that can be taken up again."""
+
+import collections
+import itertools
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmjax import data
+from llmjax.data import packing
+
+SHAPE = {"batch_size": 4, "sequence_length": 32}
+PACKINGS = ("concat", "best_fit", "windows")
+
+
+def load(directory: pathlib.Path, **settings: Any) -> Any:
+    return data.batches(directory, **{"split": "train", **SHAPE, **settings})
+
+
+def take(stream: Iterable[packing.Batch], count: int) -> list[packing.Batch]:
+    return list(itertools.islice(stream, count))
+
+
+def flat(batches: Iterable[packing.Batch], name: str = "tokens") -> np.ndarray:
+    """One array of all positions that are not padding, row after row."""
+    return np.concatenate([batch[name][batch["segment_ids"] > 0] for batch in batches])
+
+
+def texts(batches: Iterable[packing.Batch]) -> list[str]:
+    """The documents that lie in full in rows packed without gaps."""
+    stream = flat(batches)
+    starts, ends = np.flatnonzero(stream == 1), np.flatnonzero(stream == 2)
+    ends = ends[ends > starts[0]]
+    decode = data.load_tokenizer
+    del decode
+    return [
+        bytes((stream[start + 1 : end] - 4).astype(np.uint8)).decode()
+        for start, end in zip(starts, ends, strict=False)
+    ]
+
+
+def assert_equal(left: Iterable[packing.Batch], right: Iterable[packing.Batch]) -> None:
+    for one, other in zip(left, right, strict=True):
+        for name in ("tokens", "targets", "segment_ids", "positions"):
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def sides(
+    directory: pathlib.Path, corpus: dict[str, list[str]]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Training and validation documents by source, from the validation batches."""
+    held_out = set(texts(load(directory, split="validation")))
+    train = {name: [t for t in all_ if t not in held_out] for name, all_ in corpus.items()}
+    return train, {name: [t for t in all_ if t in held_out] for name, all_ in corpus.items()}
+
+
+def test_validation_counts_every_document_once(
+    prepared: pathlib.Path, corpus: dict[str, list[str]]
+) -> None:
+    manifest = data.load_manifest(prepared)
+    split = manifest.split("validation")
+    _, validation = sides(prepared, corpus)
+    found = texts(load(prepared, split="validation"))
+    assert sorted(found) == sorted(itertools.chain(*validation.values()))
+    assert len(found) == split.documents > 10
+    for kind in ("concat", "best_fit"):
+        batches = list(load(prepared, split="validation", packing=kind))
+        targets = np.concatenate([batch["targets"].ravel() for batch in batches])
+        # Every token but each document's first is predicted once, and their bytes are the text's.
+        assert (targets >= 0).sum() == split.tokens - split.documents
+        token_bytes = data.load_tokenizer(prepared).token_bytes
+        assert token_bytes[targets[targets >= 0]].sum() == split.bytes
+        assert all(batch["tokens"].shape == (4, 32) for batch in batches)
+        assert all((batch["targets"][batch["segment_ids"] == 0] == -1).all() for batch in batches)
+    assert_equal(load(prepared, split="validation"), load(prepared, split="validation", seed=9))
+
+
+def test_an_epoch_holds_every_document_once(
+    prepared: pathlib.Path, corpus: dict[str, list[str]]
+) -> None:
+    train, _ = sides(prepared, corpus)
+    for name, documents in train.items():
+        batches = list(load(prepared, weights={name: 1}, epochs=3))
+        assert collections.Counter(texts(batches)) == collections.Counter(documents * 3)
+        orders = [texts(batches)[i * len(documents) :][: len(documents)] for i in range(3)]
+        assert sorted(orders[0]) == sorted(orders[1]) == sorted(orders[2]) == sorted(documents)
+        assert orders[0] != orders[1] != orders[2] != orders[0] != documents
+
+
+def test_the_seed_decides_the_order(prepared: pathlib.Path) -> None:
+    for kind in PACKINGS:
+        runs = [take(load(prepared, packing=kind, seed=seed), 5) for seed in (0, 0, 1)]
+        assert_equal(runs[0], runs[1])
+        assert not np.array_equal(flat(runs[0]), flat(runs[2]))
+    # grain adds the epoch to its seed: seed 1 must not be seed 0 an epoch later.
+    for name in ("short", "long"):
+        twice = texts(load(prepared, weights={name: 1}, seed=0, epochs=2))
+        assert twice[len(twice) // 2 :] != texts(
+            load(prepared, weights={name: 1}, seed=1, epochs=1)
+        )
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+@pytest.mark.parametrize("kind", PACKINGS)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_taking_up_a_saved_state(
+    prepared: pathlib.Path, kind: str, split: str, prefetch: int
+) -> None:
+    stream = load(prepared, split=split, packing=kind, prefetch=prefetch)
+    iterator = iter(stream)
+    states, batches = [iterator.get_state()], []
+    # Some epochs of `short`, whose documents are few: states fall into rows, documents and epochs.
+    for batch in itertools.islice(iterator, 60):
+        batches.append(batch)
+        states.append(json.loads(json.dumps(iterator.get_state())))
+    for i in (0, 1, 2, 3, 7, len(batches) // 2, len(batches) - 1, len(batches)):
+        resumed = iter(load(prepared, split=split, packing=kind, prefetch=prefetch))
+        if i % 2:  # also in mid-course, not only from a fresh start
+            next(resumed)
+        resumed.set_state(states[i])
+        assert resumed.get_state() == states[i]
+        assert_equal(take(resumed, len(batches) - i), batches[i:])
+        if split == "validation":
+            assert next(resumed, None) is None
+
+
+def test_finite_streams_do_not_depend_on_the_number_of_processes(prepared: pathlib.Path) -> None:
+    for settings in ({"split": "validation"}, {"epochs": 1}, {"packing": "windows"}):
+        whole = take(load(prepared, **settings), 8)
+        for count in (2, 4):
+            parts = [
+                take(load(prepared, process_index=i, process_count=count, **settings), 8)
+                for i in range(count)
+            ]
+            joined = [
+                {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+                for step in zip(*parts, strict=True)
+            ]
+            assert_equal(whole, joined)
+
+
+def test_endless_streams_share_out_the_documents(
+    prepared: pathlib.Path, corpus: dict[str, list[str]]
+) -> None:
+    train, _ = sides(prepared, corpus)
+    documents = train["long"]
+    shares = []
+    for i in range(3):
+        stream = load(prepared, weights={"long": 1}, batch_size=3, process_index=i, process_count=3)
+        batches = take(stream, 400)
+        assert batches[0]["tokens"].shape == (1, 32)
+        # This process's part of the first epoch.
+        shares.append(texts(batches)[: len(range(i, len(documents), 3))])
+    assert sorted(itertools.chain(*shares)) == sorted(documents)
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_sources_give_their_shares_of_the_tokens(
+    prepared: pathlib.Path, process_count: int
+) -> None:
+    for weights in ({"short": 1, "long": 1}, {"short": 3, "long": 1}, {"short": 1, "long": 9}):
+        for i in range(process_count):
+            stream = load(prepared, weights=weights, process_index=i, process_count=process_count)
+            found = texts(take(stream, 1500))
+            sizes = collections.Counter[str]()
+            for text in found:
+                sizes[text.split()[0]] += len(text.encode()) + 2
+            share = sizes["short"] / sizes.total()
+            assert share == pytest.approx(weights["short"] / sum(weights.values()), rel=0.05)
+
+
+def test_weights_come_from_the_sources_unless_given(prepared: pathlib.Path) -> None:
+    same = take(load(prepared, weights={"long": 5.0, "short": 5.0}), 20)
+    assert_equal(take(load(prepared), 20), same)
+    only = texts(take(load(prepared, weights={"short": 2.0, "long": 0.0}), 100))
+    assert {text.split()[0] for text in only} == {"short"}
+
+
+def test_windows_are_stretches_of_the_stream(prepared: pathlib.Path) -> None:
+    manifest = data.load_manifest(prepared)
+    batches = list(load(prepared, split="validation", packing="windows"))
+    stream = flat(batches)
+    assert len(stream) == manifest.split("validation").tokens - 1
+    assert flat(batches, "targets")[:-1].tolist() == stream[1:].tolist()
+    drawn = take(load(prepared, packing="windows"), 50)
+    whole = bytes(flat(load(prepared, packing="windows", epochs=None)) if False else b"")
+    del whole
+    for batch in drawn:
+        assert (batch["segment_ids"] == 1).all()
+        assert (batch["positions"] == np.arange(32)).all()
+        np.testing.assert_array_equal(batch["targets"][:, :-1], batch["tokens"][:, 1:])
+    # Drawn from all over: 200 windows do not start alike.
+    assert len({batch["tokens"][row].tobytes() for batch in drawn for row in range(4)}) > 190
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": "test"}, "split is 'test'"),
+        ({"packing": "tight"}, "packing is 'tight'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"sequence_length": 0}, "sequence_length is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"prefetch": -1}, "prefetch is -1"),
+        ({"process_count": 3}, "3 processes cannot share"),
+        ({"process_index": 2, "process_count": 2}, "process_index is 2"),
+        ({"weights": {"news": 1.0}}, "names 'news', but the sources are"),
+        ({"weights": {"long": -1.0}}, "gives 'long' -1.0"),
+        ({"weights": {"long": 0.0}}, "every source's weight is 0"),
+        ({"packing": "windows", "epochs": 1}, "Leave both out"),
+        ({"packing": "windows", "sequence_length": 10**6}, "the whole split has only"),
+    ],
+)
+def test_arguments_are_checked_at_once(
+    prepared: pathlib.Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(prepared, **settings)
+
+
+def test_unprepared_directories_are_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no prepared data in"):
+        load(tmp_path)
