@@ -1,0 +1,260 @@
+"""`report.html`: a run on one page that needs nothing but itself.
+
+The page reads what is in the run folder (config.json, metrics.jsonl, samples.jsonl) and holds
+everything in one file: styles, charts as SVG, no script, and a policy that forbids any request.
+"""
+
+import dataclasses
+import datetime
+import html
+import json
+import pathlib
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from llmjax.train import plots
+from llmjax.train.metrics import Record, read_jsonl
+
+_SHOWN_SAMPLES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run folder says.
+
+    Attributes:
+        name: the configuration's name, or the folder's.
+        config: the configuration, without the versions.
+        versions: of packages, and what the machine was.
+        training: records of training steps, in order.
+        evaluations: records of evaluations, in order.
+        samples: dicts with step, prompt and continuation, in order.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    training: Sequence[Record]
+    evaluations: Sequence[Record]
+    samples: Sequence[Record]
+
+
+def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
+    """Writes `plots/*.png` and `report.html` into a run folder and returns the page's path.
+
+    It can be called at any time of a run; files that are not there yet are left out of the page.
+
+    Args:
+        run_dir: the run folder: metrics.jsonl, and config.json and samples.jsonl where there are.
+
+    Raises:
+        FileNotFoundError: the folder has no metrics.jsonl.
+    """
+    folder = pathlib.Path(run_dir)
+    run = read_run(folder)
+    charts = plots.plots(run.training, run.evaluations)
+    (folder / "plots").mkdir(exist_ok=True)
+    for chart in charts:
+        plots.write_png(chart, folder / "plots" / f"{chart.name}.png")
+    page = folder / "report.html"
+    page.write_text(render(run, [plots.svg(chart) for chart in charts]), "utf-8")
+    return page
+
+
+def read_run(folder: pathlib.Path) -> Run:
+    """Reads a run folder; raises FileNotFoundError without metrics.jsonl."""
+    metrics = folder / "metrics.jsonl"
+    if not metrics.exists():
+        raise FileNotFoundError(f"{metrics}: not there, so {folder} is no run folder to report on")
+    records = read_jsonl(metrics)
+    written = folder / "config.json"
+    config = dict(json.loads(written.read_text("utf-8"))) if written.exists() else {}
+    versions = config.pop("versions", {})
+    if isinstance(recipe := config.get("recipe"), Mapping):
+        config = {**config, **recipe}
+        del config["recipe"]
+    samples = folder / "samples.jsonl"
+    return Run(
+        name=str(config.get("name") or folder.resolve().name),
+        config=config,
+        versions=versions if isinstance(versions, Mapping) else {"versions": versions},
+        training=[record for record in records if "loss" in record],
+        evaluations=[r for r in records if isinstance(r.get("validation_loss"), int | float)],
+        samples=read_jsonl(samples) if samples.exists() else [],
+    )
+
+
+def render(run: Run, charts: Sequence[str]) -> str:
+    """The page's HTML; `charts` are SVG elements."""
+    style = pathlib.Path(__file__).with_suffix(".css").read_text("utf-8")
+    sections = [
+        _header(run),
+        _section("Curves", _charts(charts)),
+        _section("Evaluations", _evaluations(run.evaluations)),
+        _section("Samples", _samples(run.samples)),
+        _section("Setup", _settings("Configuration", run.config), _environment(run.versions)),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
+        f"<title>{_text(run.name)} · llmjax</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{''.join(sections)}<footer>Written by llmjax; "
+        "the numbers are in metrics.jsonl.</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _header(run: Run) -> str:
+    when = datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
+    cards = "".join(
+        f'<div class="card"><dt>{_text(label)}</dt><dd>{_text(value)}'
+        f"<small>{_text(note)}</small></dd></div>\n"
+        for label, value, note in _figures(run)
+    )
+    device = run.versions.get("device_kind")
+    place = f" · {run.versions.get('device_count', 1)} × {device}" if device else ""
+    return (
+        f'<header><p class="eyebrow">Training report</p><h1>{_text(run.name)}</h1>'
+        f"<p>{_text(when + place)}</p></header>\n"
+        f'<dl class="figures">\n{cards}</dl>\n'
+    )
+
+
+def _figures(run: Run) -> list[tuple[str, str, str]]:
+    """(label, figure, note) of the headline numbers that are known."""
+    found = []
+    if run.evaluations:
+        best = _best(run.evaluations)
+        at = f"best, at step {best['step']:,}"
+        found.append(("Validation loss", f"{best['validation_loss']:.4f}", at))
+        if "bits_per_byte" in best:
+            found.append(("Bits per byte", f"{best['bits_per_byte']:.4f}", "of validation text"))
+        if "perplexity" in best:
+            found.append(("Perplexity", _number(best["perplexity"]), "per validation token"))
+    losses = [r["loss"] for r in run.training if isinstance(r["loss"], int | float)]
+    if losses:
+        recent = losses[-max(len(losses) // 50, 1) :]
+        note = f"mean of the last {len(recent):,} records" if len(recent) > 1 else "last record"
+        found.append(("Training loss", f"{statistics.fmean(recent):.4f}", note))
+    if run.training:
+        steps, tokens, seconds = _totals(run.training)
+        found.append(("Steps", f"{steps:,}", f"{_number(tokens)} tokens"))
+        found.append(("Time in steps", _duration(seconds), "evaluations left out"))
+    steady = run.training[1:] or run.training  # the first step compiles
+    if speeds := [r["tokens_per_s"] for r in steady if r.get("tokens_per_s")]:
+        found.append(("Tokens per second", _number(statistics.median(speeds)), "median step"))
+    if shares := [r["mfu"] for r in steady if r.get("mfu")]:
+        found.append(("MFU", f"{statistics.median(shares):.1%}", "share of the peak rate"))
+    return found
+
+
+def _totals(training: Sequence[Record]) -> tuple[int, float, float]:
+    """Last step, tokens and seconds; a record stands for the unrecorded steps before it too."""
+    tokens = seconds = 0.0
+    previous = training[0]["step"] - 1
+    for record in training:
+        gap = record["step"] - previous
+        tokens += gap * (record.get("tokens") or 0.0)
+        seconds += gap * (record.get("seconds") or 0.0)
+        previous = record["step"]
+    return previous, tokens, seconds
+
+
+def _charts(charts: Sequence[str]) -> str:
+    figures = "".join(f'<figure class="card">{chart}</figure>\n' for chart in charts)
+    return f'<div class="plots">\n{figures}</div>\n' if figures else ""
+
+
+def _evaluations(evaluations: Sequence[Record]) -> str:
+    if not evaluations:
+        return ""
+    columns = {
+        "validation_loss": ("Loss", ".4f"),
+        "perplexity": ("Perplexity", ",.2f"),
+        "bits_per_byte": ("Bits per byte", ".4f"),
+    }
+    columns = {name: column for name, column in columns.items() if name in evaluations[0]}
+    best = _best(evaluations)
+    head = "".join(f"<th>{title}</th>" for title, _ in columns.values())
+    rows = []
+    for record in evaluations:
+        tag = '<span class="tag">best</span>' if record is best else ""
+        cells = "".join(f"<td>{_cell(record.get(n), f)}</td>" for n, (_, f) in columns.items())
+        kind = ' class="best"' if record is best else ""
+        rows.append(f"<tr{kind}><td>{record['step']:,}{tag}</td>{cells}</tr>\n")
+    return (
+        f'<div class="card scroll"><table>\n<thead><tr><th>Step</th>{head}</tr></thead>\n'
+        f"<tbody>\n{''.join(rows)}</tbody></table></div>\n"
+    )
+
+
+def _samples(samples: Sequence[Record]) -> str:
+    """The newest first, the older ones folded away."""
+    cards = [
+        f'<article class="sample card"><h3>step {_cell(sample.get("step"), ",")}</h3>'
+        f'<p><span class="prompt">{_text(sample.get("prompt", ""))}</span>'
+        f"{_text(sample.get('continuation', ''))}</p></article>\n"
+        for sample in reversed(samples)
+    ]
+    shown, folded = cards[:_SHOWN_SAMPLES], cards[_SHOWN_SAMPLES:]
+    more = f"{len(folded)} earlier sample{'s' if len(folded) > 1 else ''}"
+    return "".join(shown) + (_details(more, "".join(folded)) if folded else "")
+
+
+def _settings(title: str, config: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>\n" for name, value in _flat(config)
+    )
+    return _details(title, f'<table class="settings">\n{rows}</table>') if rows else ""
+
+
+def _environment(versions: Mapping[str, Any]) -> str:
+    return _settings("Versions and machine", versions)
+
+
+def _flat(config: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """(dotted name, value) of every leaf, named as the flags are."""
+    if isinstance(config, Mapping) and config:
+        for name, value in config.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, config if isinstance(config, str) else json.dumps(config)
+
+
+def _section(title: str, *parts: str) -> str:
+    body = "".join(parts)
+    return f"<section>\n<h2>{title}</h2>\n{body}</section>\n" if body else ""
+
+
+def _details(summary: str, body: str) -> str:
+    return f'<details class="card"><summary>{_text(summary)}</summary>{body}</details>\n'
+
+
+def _best(evaluations: Sequence[Record]) -> Record:
+    return min(evaluations, key=lambda record: record["validation_loss"])
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _cell(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "–"
+
+
+def _number(value: float) -> str:
+    """Three or more digits that matter, with a unit prefix where it is large."""
+    for size, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
+        if abs(value) >= size:
+            return f"{value / size:.2f}{suffix}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

@@ -1,0 +1,125 @@
+"""The report is one file that has every artefact of the run and asks nobody for anything."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from llmjax.train import plots
+from llmjax.train.report import write_report
+
+NASTY = "<script>alert('x')</script> & \"quotes\" https://example.org/a.js"
+
+
+class Page(html.parser.HTMLParser):
+    """Collects the tags, the attributes and the text, and checks that tags are closed."""
+
+    VOID = ("meta",)
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = [], [], "", []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "my-run"
+    folder.mkdir()
+    records = []
+    for step in range(1, 1001):
+        record = {"step": step, "loss": 3.0 + 4.0 / step, "tokens": 512.0, "seconds": 0.25}
+        record |= {"tokens_per_s": 2048.0, "learning_rate": 1e-3, "grad_norm": 1.0, "mfu": 0.5}
+        records.append(record)
+        if step % 250 == 0:
+            loss = {250: 3.9, 500: 3.2, 750: 3.1, 1000: 3.15}[step]
+            records.append({"step": step, "validation_loss": loss, "perplexity": np.exp(loss)})
+    write_lines(folder / "metrics.jsonl", records)
+    samples = [{"step": s, "prompt": NASTY, "continuation": f"text {s}"} for s in range(10)]
+    write_lines(folder / "samples.jsonl", samples)
+    config = {"recipe": {"name": NASTY, "model": {"num_layers": 7}}, "versions": {"jax": "0.99"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(run_dir):
+    path = write_report(run_dir)
+    assert path == run_dir / "report.html"
+    return path.read_text("utf-8")
+
+
+def test_every_artefact_is_there(run_dir, text):
+    page = Page(text)
+    assert page.tags.count("svg") == 4
+    for name in ("loss", "learning_rate", "throughput", "grad_norm"):
+        content = (run_dir / "plots" / f"{name}.png").read_bytes()
+        assert content.startswith(b"\x89PNG")
+    assert NASTY in page.text  # as text, so escaped
+    assert all(f"text {step}" in page.text for step in range(10))
+    for part in ("3.1000", "at step 750", "model.num_layers", "7", "0.99", "4 min 10 s", "50.0%"):
+        assert part in page.text
+    assert text.count('class="best"') == 1
+
+
+def test_it_is_self_contained(text):
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "base", "object"} & set(page.tags)
+    for name, value in page.attributes:
+        assert name not in ("src", "srcset", "action", "onload", "onclick")
+        if name in ("href", "xlink:href"):
+            assert value.startswith("#")
+        assert "//" not in (value or "")
+    style = "".join(re.findall(r"<style>.*?</style>", text, re.DOTALL))
+    assert not re.search(r"url\((?!#)|@import", style)
+    assert not re.search(r"url\((?!#)", text)
+    assert "default-src 'none'" in text
+
+
+def test_charts_follow_the_page_and_ids_are_unique(text):
+    assert "var(--first)" in text
+    assert not re.search(r"#0102\d\d", text)
+    ids = [value for name, value in Page(text).attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_young_run_has_a_page_too(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
+        write_report(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert tmp_path.name in Page(write_report(tmp_path).read_text()).text
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": None, "tokens_per_s": 1.0}])
+    assert "Curves" not in Page(write_report(tmp_path).read_text()).text
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 2.0, "grad_norm": 0.0}])
+    assert "2.0000" in Page(write_report(tmp_path).read_text()).text
+
+
+def test_a_long_run_is_thinned_and_keeps_its_shape():
+    records = [{"step": step, "loss": step / 1000} for step in range(1, 50_001)]
+    (plot,) = plots.plots(records, [])
+    for curve in plot.curves[:2]:
+        assert curve.x.size == 800
+        np.testing.assert_allclose(curve.y, curve.x / 1000, atol=0.3)
