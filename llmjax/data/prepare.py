@@ -12,11 +12,12 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ _LOT_CHARACTERS = 1 << 21
 _PACKAGES = ("llmjax", "array-record", "grain", "numpy", "sentencepiece")
 
 _Inputs = Mapping[str, tuple[documents.File, ...]]
+
+_log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -97,14 +100,19 @@ def _build(
     partial: Path,
 ) -> shards.Manifest:
     """Writes tokenizer and shards to `partial`, and rejected documents to `directory`."""
-    encoder = tokenizer.train(settings.tokenizer, _sample(settings, inputs))
-    encoder.save(partial)
     size = sum(file.size for files in inputs.values() for file in files)
     done = []
-    with _Rejects(directory / REJECTED_FILE, settings) as rejects, _progress(size) as advance:
+    with _Rejects(directory / REJECTED_FILE, settings) as rejects, _progress() as bar:
+        task = bar.add_task("Training the tokenizer", total=None)
+        encoder = tokenizer.train(settings.tokenizer, _sample(settings, inputs))
+        encoder.save(partial)
+        bar.reset(task, description="Writing shards", total=size)
         for source in settings.sources:
-            files = inputs[source.name]
-            done.append(_write(settings, source, files, encoder, partial, rejects, advance))
+            items = _items(source, inputs[source.name], lambda read: bar.update(task, advance=read))
+            texts = rejects.keep_aside(source, items)
+            written = _write(settings, source, texts, encoder, partial)
+            done.append(dataclasses.replace(written, rejected=rejects.counts(source)))
+            _log.info("%s", done[-1])
     manifest = shards.Manifest(
         fingerprint=fingerprint,
         config=_plain(settings),
@@ -124,11 +132,9 @@ def _build(
 def _write(
     settings: config.DataConfig,
     source: config.Source,
-    files: Sequence[documents.File],
+    texts: Iterator[str],
     encoder: tokenizer.Tokenizer,
     partial: Path,
-    rejects: "_Rejects",
-    advance: documents.Advance,
 ) -> shards.SourceManifest:
     """Encodes one source's documents into its shards."""
     dtype = shards.token_dtype(encoder.vocab_size)
@@ -137,8 +143,8 @@ def _write(
         for split in shards.SPLITS
     }
     num_threads = len(os.sched_getaffinity(0))
-    for texts in _lots(rejects.keep_aside(source, _items(source, files, advance))):
-        for text, ids in zip(texts, encoder.encode_batch(texts, num_threads), strict=True):
+    for lot in _lots(texts):
+        for text, ids in zip(lot, encoder.encode_batch(lot, num_threads), strict=True):
             data = text.encode()
             tokens = np.array([encoder.bos_id, *ids, encoder.eos_id], dtype)
             writers[split_of(data, settings.validation_share)].write(tokens, len(data))
@@ -147,7 +153,6 @@ def _write(
         weight=source.weight,
         train=writers["train"].close(),
         validation=writers["validation"].close(),
-        rejected=rejects.counts(source),
     )
 
 
@@ -360,10 +365,9 @@ def _lock(directory: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def _progress() -> rich.progress.Progress:
     """A bar of input bytes with rate and time left; on stderr, and only on a terminal."""
-    bar = rich.progress.Progress(
+    return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.DownloadColumn(),
@@ -372,9 +376,6 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         console=rich.console.Console(stderr=True),
         disable=not sys.stderr.isatty(),
     )
-    with bar:
-        task = bar.add_task("Preparing data", total=total)
-        yield lambda read: bar.update(task, advance=read)
 
 
 def _version(package: str) -> str:

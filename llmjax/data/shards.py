@@ -61,7 +61,13 @@ class SourceManifest:
     weight: float
     train: Split
     validation: Split
-    rejected: Mapping[str, int]
+    rejected: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"{self.split(name).documents} {name}" for name in SPLITS]
+        tokens = sum(self.split(name).tokens for name in SPLITS)
+        rejected = sum(self.rejected.values())
+        return f"{self.name}: {' + '.join(parts)} documents, {tokens} tokens, {rejected} rejected"
 
     def split(self, name: SplitName) -> Split:
         """The source's part of a split."""
