@@ -100,12 +100,12 @@ environment_create() {
     "$1" -m venv "$VENV"
 }
 
-# True if $VENV works and was made with $1; with no argument, if it works at all.
+# True if $VENV works and, given an interpreter $1, was made with that one.
 environment_is_sound() {
+    local base='import sys; print(sys.base_prefix, sys.version)'
     [[ -x "$VENV/bin/python" ]] && environment_fits "$VENV/bin/python" || return 1
-    [[ -z "${1:-}" ]] || [[ "$("$VENV/bin/python" -c "$ENVIRONMENT_BASE")" == "$("$1" -c "$ENVIRONMENT_BASE")" ]]
+    [[ -z "${1:-}" || "$("$VENV/bin/python" -c "$base")" == "$("$1" -c "$base" 2>/dev/null)" ]]
 }
-ENVIRONMENT_BASE='import sys; print(sys.base_prefix, sys.version)'
 
 # environment_prepare NAME EXTRAS: sets VENV to the virtual environment NAME of the checkout and
 # sees to it that llmjax is installed in it with EXTRAS (comma-separated) and the machine's jax.
