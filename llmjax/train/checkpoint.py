@@ -30,6 +30,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from llmjax.train import integrity
 from llmjax.train.loop import Pause
@@ -166,8 +167,9 @@ class Checkpointer:
         """The newest sound checkpoint, or None when no save was ever completed.
 
         Args:
-            abstract: `ShapeDtypeStruct`s with the shardings to restore into (or arrays): a whole
-                state, or a dict with some of its fields, {"params": …}.
+            abstract: what `jax.eval_shape` gives for the state on the current mesh, or arrays; the
+                shardings to restore into are theirs. A whole state, or a dict with some of its
+                fields, {"params": …}.
 
         Raises:
             integrity.DamagedError: there are checkpoints, and every one is damaged.
@@ -294,9 +296,15 @@ def _without_key(leaf: Any) -> Any:
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The plain array to read, on real devices: those of the current mesh for abstract meshes."""
     sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    current = jax.sharding.get_mesh()
+    if isinstance(getattr(sharding, "mesh", None), AbstractMesh):
+        sharding = NamedSharding(current, sharding.spec)
+    elif sharding is None and not current.empty:
+        sharding = NamedSharding(current, PartitionSpec())
+    elif sharding is None:
+        sharding = SingleDeviceSharding(jax.devices()[0])
     if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

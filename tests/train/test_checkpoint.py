@@ -120,6 +120,13 @@ def test_shardings_are_those_asked_for(tmp_path):
         checkpointer.wait()
         restored = checkpointer.restore_latest(target).state
         on_one_device = checkpointer.restore_latest(abstract(state)).state
+        with jax.set_mesh(mesh):  # there, eval_shape gives shardings over an abstract mesh
+            traced = jax.eval_shape(lambda state: state, restored)
+            again = checkpointer.restore_latest(traced).state
+    same = jax.tree.map(
+        lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), restored, again
+    )
+    assert all(jax.tree.leaves(same))
     assert restored.params["embed"].sharding.is_equivalent_to(rows, 2)
     assert bits(restored) == bits(on_one_device) == bits(state)
 
