@@ -3,7 +3,6 @@
 from experiments.recipe import Recipe
 from llmjax import models
 from llmjax.data.config import DataConfig, Source, TokenizerConfig
-from llmjax.mesh import MeshConfig
 from llmjax.optim.config import OptimizerConfig
 
 
@@ -28,7 +27,6 @@ def gpt2_small() -> Recipe:
             sources=(Source("web", "data/web"),), tokenizer=TokenizerConfig(vocab_size=50257)
         ),
         optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=2000),
-        mesh=MeshConfig(data=-1),
         steps=600_000,
         batch_size=480,
         sequence_length=1024,

@@ -31,7 +31,7 @@ def llama3_8b() -> Recipe:
             sources=(Source("web", "data/web"),), tokenizer=TokenizerConfig(vocab_size=128_256)
         ),
         optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=8000),
-        mesh=MeshConfig(fsdp=-1),
+        mesh=MeshConfig(data=1, fsdp=-1),
         steps=15_000_000_000_000 // (batch_size * sequence_length),
         batch_size=batch_size,
         sequence_length=sequence_length,
