@@ -299,7 +299,7 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     """The plain array to read, on real devices: those of the current mesh for abstract meshes."""
     sharding = getattr(leaf, "sharding", None)
     current = jax.sharding.get_mesh()
-    if isinstance(getattr(sharding, "mesh", None), AbstractMesh):
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
         sharding = NamedSharding(current, sharding.spec)
     elif sharding is None and not current.empty:
         sharding = NamedSharding(current, PartitionSpec())
