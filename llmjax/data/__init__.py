@@ -1,8 +1,10 @@
 """Text to batches: documents → tokens → shards → packed, shuffled, sharded rows.
 
-manifest = data.prepare(settings, directory)            # once: tokenizer and shards
-tokenizer = data.load_tokenizer(directory)
-stream = data.batches(directory, split="train", batch_size=16, sequence_length=256)
+In short:
+
+    manifest = data.prepare(settings, directory)  # once: tokenizer and shards
+    tokenizer = data.load_tokenizer(directory)
+    stream = data.batches(directory, split="train", batch_size=16, sequence_length=256)
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmjax.data.config import DataConfig, Source, TokenizerConfig
 from llmjax.data.corpora import SPEAKERS, chat_prompt, chitchat, python_topics
 from llmjax.data.prepare import prepare
-from llmjax.data.shards import Manifest, load_manifest, verify
+from llmjax.data.shards import SPLITS, Manifest, SplitName, load_manifest, verify
 from llmjax.data.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SPEAKERS",
+    "SPLITS",
     "DataConfig",
     "Manifest",
     "Source",
+    "SplitName",
     "StreamDecoder",
     "Tokenizer",
     "TokenizerConfig",

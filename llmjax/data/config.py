@@ -37,7 +37,7 @@ class Source:
     weight: float = 1.0
     text_field: str = "text"
     split: Literal["file", "paragraph", "line"] = "file"
-    document_bytes: int = 1 << 20
+    document_bytes: int = 1 << 16
 
     def __post_init__(self) -> None:
         _require(

@@ -1,5 +1,6 @@
 """Preparing is idempotent, survives being killed, and accounts for every document."""
 
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -127,6 +128,15 @@ def test_preparation_is_deterministic(jsonl: Jsonl, tmp_path: pathlib.Path) -> N
     assert first == second
 
 
+def test_two_at_once_do_the_work_once(jsonl: Jsonl, tmp_path: pathlib.Path) -> None:
+    wanted = settings(jsonl(TEXTS), tokenizer=data.TokenizerConfig(vocab_size=300))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(data.prepare, wanted, tmp_path / "data") for _ in range(4)]
+        manifests = [run.result() for run in runs]
+    assert manifests == [data.load_manifest(tmp_path / "data")] * 4
+    data.verify(tmp_path / "data")
+
+
 def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: pathlib.Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 2000))
@@ -209,7 +219,9 @@ def test_empty_results_are_refused(jsonl: Jsonl, tmp_path: pathlib.Path) -> None
     with pytest.raises(ValueError, match="sources is empty"):
         data.prepare(data.DataConfig(), tmp_path / "data")
     path = jsonl(TEXTS[:3])
-    with pytest.raises(ValueError, match="Raise DataConfig.validation_share"):
+    with pytest.raises(
+        ValueError, match=r"none of 3 .*Raise DataConfig.validation_share .*; 0\.5 would"
+    ):
         data.prepare(settings(path, validation_share=1e-9), tmp_path / "data")
     with pytest.raises(ValueError, match="'s' has no training documents"):
         data.prepare(settings(path, validation_share=1 - 1e-9), tmp_path / "data")
