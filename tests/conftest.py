@@ -1,0 +1,79 @@
+"""What all tests share: eight CPU devices, compiled programs kept between runs, small models."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+from llmjax import models
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Both before anything touches a device. xdist's workers share the folder: an entry that another
+# one is just writing does not decompress, and is compiled again.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache")),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+# Nearly all the time of such small tests is compilation: this more than halves it. Tests that
+# look into compiled programs switch it off.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def gpt2() -> models.ModelConfig:
+    """A GPT-2 whose every axis divides over up to 4 devices, and its width over 8; no dropout."""
+    return models.gpt2(
+        vocab_size=64,
+        num_layers=2,
+        embed_dim=16,
+        num_heads=4,
+        max_length=16,
+        dropout=models.Dropout(),
+    )
+
+
+@pytest.fixture(scope="session")
+def llama() -> models.ModelConfig:
+    """Its sibling with grouped heads: 4 for queries, 2 for keys and values."""
+    return models.llama(
+        vocab_size=64, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, mlp_dim=32
+    )
+
+
+@pytest.fixture(scope="session")
+def packed() -> dict[str, np.ndarray]:
+    """A batch [8, 16]: rows of one to three documents and padding, targets in very unequal number.
+
+    The last row has no target at all: it is padding from end to end.
+    """
+    return _pack(np.random.RandomState(0), rows=8, length=16, vocab_size=64)
+
+
+def _pack(
+    random: np.random.RandomState, *, rows: int, length: int, vocab_size: int
+) -> dict[str, np.ndarray]:
+    """Random documents, packed as `llmjax.data` packs them; later rows hold less."""
+    shape = (rows, length)
+    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment_ids", "positions")}
+    batch["targets"] = np.full(shape, -1, np.int32)
+    for row in range(rows):
+        start, stop = 0, length - row * length // (rows - 1)
+        for segment in (1, 2, 3):
+            size = min(stop - start, length if segment == 3 else random.randint(1, length // 2))
+            if not size:
+                break
+            place = (row, slice(start, start + size))
+            document = random.randint(1, vocab_size, size)
+            batch["tokens"][place] = document
+            batch["segment_ids"][place] = segment
+            batch["positions"][place] = np.arange(size)
+            batch["targets"][row, start : start + size - 1] = document[1:]
+            start += size
+    return batch
