@@ -25,7 +25,7 @@ def scale_by_muon(momentum: float, spec: Any) -> optax.GradientTransformation:
 
     Args:
         momentum: decay of the mean.
-        spec: the tree of `Param` of what it is applied to (None where a leaf is masked out). A
+        spec: the tree of `Param` of what it is applied to (`MaskedNode` where optax masks). A
             weight is the matrix between its "embed" axis and all its others; stacked layers are
             a batch of such matrices.
     """

@@ -76,7 +76,7 @@ def make(config: OptimizerConfig, spec: Any, steps: int) -> optax.GradientTransf
     if config.name == "muon":
         kinds = tree.map_with_path(_kind, spec, is_leaf=is_param)
         matrices = jax.tree.map(
-            lambda kind, param: param if kind == "muon" else None, kinds, spec
+            lambda kind, param: param if kind == "muon" else optax.MaskedNode(), kinds, spec
         )
         muon = scale_by_muon(config.momentum, matrices)
         parts.append(optax.partition({"muon": muon, "adam": adam}, kinds))
