@@ -37,12 +37,13 @@ class MeshConfig:
     """How many devices share each kind of work.
 
     Attributes:
-        data: replicas, each with its part of the batch and a copy of the parameters.
+        data: replicas, each with its part of the batch and a copy of the parameters; -1, for one
+            axis, means all the devices that the others leave.
         fsdp: devices that share the batch and split parameters and optimizer state (ZeRO-3).
         tensor: devices that split heads, MLP and vocabulary of every layer.
     """
 
-    data: int = 1
+    data: int = -1
     fsdp: int = 1
     tensor: int = 1
 
@@ -73,12 +74,6 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.M
             "choose sizes whose product is that, or -1 for one of them"
         )
     return jax.make_mesh(tuple(sizes), AXES, devices=devices)
-
-
-def local_mesh(config: MeshConfig) -> jax.sharding.Mesh:
-    """A mesh over the first devices, as many as the sizes multiply to (without -1)."""
-    sizes = math.prod(getattr(config, name) for name in AXES)
-    return make_mesh(config, jax.devices()[:sizes])
 
 
 def partition_spec(axes: Axes, rules: Rules = RULES) -> PartitionSpec:
@@ -149,10 +144,10 @@ def _identity(x: jax.Array, out_sharding: PartitionSpec | None = None) -> jax.Ar
     return x if out_sharding is None else jax.reshard(x, out_sharding)
 
 
-def size(axis: str) -> int:
+def size(axis: str | None) -> int:
     """Over how many devices the current mesh splits a logical axis."""
     current = _current()
-    if current is None:
+    if current is None or axis is None:
         return 1
     return math.prod(current.shape.get(name, 1) for name in RULES[axis])
 

@@ -79,8 +79,28 @@ def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> 
         return einsum(equation, x, weight.base, out_axes) + _low_rank(equation, x, weight, out_axes)
     if isinstance(weight, Int8):
         weight = weight.values.astype(x.dtype) * weight.scale.astype(x.dtype)
-    product = functools.partial(jnp.einsum, equation)
-    return mesh.sharded(product, out_axes)(x, weight.astype(x.dtype))
+    weight = weight.astype(x.dtype)
+    rows, flat_equation = _merge_rows(equation)
+    if rows and mesh.size(out_axes[1]) == 1:
+        product = functools.partial(jnp.einsum, flat_equation)
+        flat = mesh.sharded(product, (out_axes[0], *out_axes[2:]))
+        out = flat(x.reshape(-1, *x.shape[2:]), weight)
+        return mesh.sharded(jnp.reshape, out_axes)(out, (*x.shape[:2], *out.shape[1:]))
+    return mesh.sharded(functools.partial(jnp.einsum, equation), out_axes)(x, weight)
+
+
+def _merge_rows(equation: str) -> tuple[str, str]:
+    """("bs", "bd,df->bf") of "bsd,df->bsf": the two leading axes, and the rest over one.
+
+    The gradient by the weight contracts all rows; over one axis that is a plain matrix product,
+    over two XLA:CPU writes a transposed copy of the activations first (a third of a step).
+    """
+    operands, result = equation.split("->")
+    inputs, axes = operands.split(",")
+    rows = inputs[:2]
+    if len(inputs) < 3 or result[:2] != rows or set(rows) & set(axes):
+        return "", equation
+    return rows, f"{inputs[0]}{inputs[2:]},{axes}->{result[0]}{result[2:]}"
 
 
 def _low_rank(equation: str, x: jax.Array, weight: Lora, out_axes: mesh.Axes) -> jax.Array:

@@ -101,7 +101,7 @@ def attention(
     mixed = flash_attention(
         queries, keys, values, mask, dropout_rate=config.dropout.attention, dropout_key=key
     )
-    out = einsum("bhsc,hcd->bsd", mixed, params["out"], layers.HIDDEN)
+    out = einsum("bshc,hcd->bsd", jnp.swapaxes(mixed, 1, 2), params["out"], layers.HIDDEN)
     if "out_bias" in params:
         out = out + params["out_bias"].astype(out.dtype)
     return out, cache
@@ -109,9 +109,10 @@ def attention(
 
 def _project(params: dict[str, Any], name: str, x: jax.Array, heads: str) -> jax.Array:
     """x [B, S, D] to [B, H, S, C] or [B, K, S, C]."""
-    out = einsum("bsd,dhc->bhsc", x, params[name], ("batch", heads, "sequence", None))
+    out = einsum("bsd,dhc->bshc", x, params[name], ("batch", "sequence", heads, None))
     bias = params.get(f"{name}_bias")
-    return out if bias is None else out + bias[:, None].astype(out.dtype)
+    out = out if bias is None else out + bias.astype(out.dtype)
+    return jnp.swapaxes(out, 1, 2)
 
 
 def _append(cache: dict, new: dict, offset: jax.Array) -> dict:

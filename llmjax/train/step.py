@@ -1,5 +1,6 @@
 """One optimizer step, from any objective."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from llmjax import mesh
 from llmjax.objectives import Batch, Loss, Metrics
 from llmjax.train.state import TrainState
 
@@ -52,7 +54,8 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
             "learning_rate": optax.tree.get(opt_state, "learning_rate"),
             "skipped": 1 - finite.astype(jnp.int32),
         }
-        advanced = state.replace(
+        advanced = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=keep(params, state.params),
             opt_state=keep(opt_state, state.opt_state),
@@ -96,4 +99,5 @@ def _cut(name: str, rows: jax.Array, parts: int) -> jax.Array:
     """
     if rows.shape[0] % parts:
         raise ValueError(f"{name}: {rows.shape[0]} rows do not divide into {parts} micro-batches")
-    return jnp.swapaxes(rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 0, 1)
+    split = mesh.sharded(jnp.reshape, ("batch", None, "sequence"))
+    return jnp.swapaxes(split(rows, (rows.shape[0] // parts, parts, *rows.shape[1:])), 0, 1)

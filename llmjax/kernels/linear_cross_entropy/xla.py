@@ -49,31 +49,41 @@ def _run(hidden, weight, targets, label_smoothing, z_loss, grads):
     """Losses [B, S], and the sum's gradients by `hidden` and `weight`, or None."""
     batch, length, _ = hidden.shape
     count = chunks(batch, length, weight.shape[0])
-    start = jnp.zeros_like(weight) if grads else None
-    weight = weight.astype(hidden.dtype)
     one = functools.partial(
-        _chunk, weight=weight, label_smoothing=label_smoothing, z_loss=z_loss, grads=grads
+        _chunk,
+        weight=weight.astype(hidden.dtype),
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        grads=grads,
     )
     if count == 1:
-        return one(hidden, targets)
+        losses, grad_hidden, grad_weight = one(_rows(hidden), _rows(targets))
+    else:
 
-    def body(total, chunk):
-        losses, grad_hidden, grad_weight = one(*chunk)
-        return (total + grad_weight if grads else None), (losses, grad_hidden)
+        def body(total, chunk):
+            losses, grad_hidden, grad_weight = one(*(_rows(x) for x in chunk))
+            return (total + grad_weight if grads else None), (losses, grad_hidden)
 
-    cut = functools.partial(_cut, count=count)
-    grad_weight, (losses, grad_hidden) = jax.lax.scan(body, start, (cut(hidden), cut(targets)))
-    return _join(losses), (_join(grad_hidden) if grads else None), grad_weight
+        start = jnp.zeros_like(weight) if grads else None
+        cut = functools.partial(_cut, count=count)
+        grad_weight, outs = jax.lax.scan(body, start, (cut(hidden), cut(targets)))
+        losses, grad_hidden = jax.tree.map(functools.partial(_join, batch=batch), outs)
+    restore = mesh.sharded(jnp.reshape, ("batch", None))
+    losses = restore(losses, targets.shape)
+    if grads:
+        restore = mesh.sharded(jnp.reshape, ("batch", None, None))
+        grad_hidden = restore(grad_hidden, hidden.shape)
+    return losses, grad_hidden, grad_weight
 
 
 def _chunk(hidden, targets, weight, label_smoothing, z_loss, grads):
-    """Losses [B, s], gradient [B, s, D], gradient [V, D] of some tokens."""
+    """Losses [N], gradients [N, D] and [V, D] of N tokens."""
     accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
-    logits = mesh.sharded(product, ("batch", None, "vocab"))("bsd,vd->bsv", hidden, weight)
+    logits = mesh.sharded(product, ("batch", "vocab"))("nd,vd->nv", hidden, weight)
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     # An iota rather than a gather: that works on logits whose vocabulary is sharded.
-    at_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+    at_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
     expected = jnp.sum(jnp.where(at_target, logits, 0.0), axis=-1) * (1 - label_smoothing)
     if label_smoothing:
         expected += label_smoothing * jnp.mean(logits, axis=-1)
@@ -81,12 +91,17 @@ def _chunk(hidden, targets, weight, label_smoothing, z_loss, grads):
     losses = jnp.where(counted, log_sum - expected + z_loss * log_sum**2, 0.0)
     if not grads:
         return losses, None, None
-    grad = jnp.exp(logits - log_sum[..., None]) * (1 + 2 * z_loss * log_sum)[..., None]
+    grad = jnp.exp(logits - log_sum[:, None]) * (1 + 2 * z_loss * log_sum)[:, None]
     grad -= jnp.where(at_target, 1 - label_smoothing, 0.0) + label_smoothing / logits.shape[-1]
-    grad = jnp.where(counted[..., None], grad, 0.0).astype(hidden.dtype)
-    grad_hidden = mesh.sharded(jnp.einsum, ("batch", None, None))("bsv,vd->bsd", grad, weight)
-    grad_weight = mesh.sharded(product, ("vocab", "embed"))("bsv,bsd->vd", grad, hidden)
+    grad = jnp.where(counted[:, None], grad, 0.0).astype(hidden.dtype)
+    grad_hidden = mesh.sharded(jnp.einsum, ("batch", None))("nv,vd->nd", grad, weight)
+    grad_weight = mesh.sharded(product, ("vocab", "embed"))("nv,nd->vd", grad, hidden)
     return losses, grad_hidden, grad_weight
+
+
+def _rows(x):
+    """[B, s, ...] to [N, ...]."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 def _cut(x, count):
@@ -95,8 +110,8 @@ def _cut(x, count):
     return jnp.moveaxis(x.reshape(batch, count, length // count, *rest), 1, 0)
 
 
-def _join(x):
-    """Inverts `_cut`."""
-    x = jnp.moveaxis(x, 0, 1)
-    batch, count, length, *rest = x.shape
-    return x.reshape(batch, count * length, *rest)
+def _join(x, batch):
+    """Chunks [count, N, ...] to [B, S, ...]."""
+    count, rows, *rest = x.shape
+    x = jnp.moveaxis(x.reshape(count, batch, rows // batch, *rest), 0, 1)
+    return x.reshape(batch, count * (rows // batch), *rest)

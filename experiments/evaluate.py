@@ -1,0 +1,81 @@
+"""Measures a trained model on held-out text: perplexity and bits per byte.
+
+    python -m experiments.evaluate --run_dir=runs/tiny
+    python -m experiments.evaluate --run_dir=runs/tiny --data_dir=data/other --json
+
+By default on the run's own validation documents, all of them, each counted once. Another folder
+must have been prepared with the same tokenizer.
+"""
+
+import json
+import pathlib
+
+import jax
+from absl import flags as absl_flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import flags, runs
+from llmjax import data, objectives
+from llmjax.evaluation.perplexity import evaluate
+
+RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run.")
+DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of prepared data; the run's own.")
+CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which one to read.")
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 0, "Rows at a time; 0 as in training.")
+AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object in place of a table.")
+
+
+def main(argv: list[str]) -> None:
+    """The entry point."""
+    del argv
+    if not RUN_DIR.value:
+        raise flags.FlagError("--run_dir is missing: name the folder of a run")
+    if BATCH_SIZE.value < 0:
+        raise flags.FlagError(f"--batch_size={BATCH_SIZE.value}: must be at least 1, or 0")
+    run_dir = pathlib.Path(RUN_DIR.value)
+    saved = runs.saved_recipe(run_dir)
+    if saved is None:
+        raise flags.FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
+    with jax.set_mesh(runs.make_mesh(saved)):
+        model = runs.load(run_dir, best=CHECKPOINT.value == "best")
+        directory = pathlib.Path(DATA_DIR.value or runs.data_directory(run_dir, saved))
+        found = evaluate_model(model, directory, BATCH_SIZE.value or saved.batch_size)
+    if AS_JSON.value:
+        print(json.dumps({"step": model.step, **found}))
+        return
+    table = Table(title=f"{run_dir}, step {model.step}", show_header=False, title_justify="left")
+    for name, value in found.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+    Console().print(table)
+
+
+def evaluate_model(
+    model: runs.TrainedModel, directory: pathlib.Path, batch_size: int
+) -> dict[str, float]:
+    """Loss, perplexity and bits per byte on the validation split of prepared data.
+
+    Raises:
+        flags.FlagError: the folder is not prepared, or with another tokenizer.
+    """
+    try:
+        other = data.load_tokenizer(directory)
+        batches = data.batches(
+            directory,
+            split="validation",
+            batch_size=batch_size,
+            sequence_length=model.recipe.sequence_length,
+        )
+    except (OSError, ValueError) as error:
+        raise flags.FlagError(str(error)) from error
+    if other.fingerprint != model.tokenizer.fingerprint:
+        raise flags.FlagError(
+            f"{directory} was prepared with another tokenizer than the model's: prepare the text "
+            "with the run's own settings"
+        )
+    loss = objectives.clm(model.recipe.model)
+    return evaluate(loss, model.params, batches, model.tokenizer.token_bytes)
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,164 @@
+"""The folder of a run: what is in it, how it is opened, and how a model is read back from it.
+
+    RUN_DIR/config.json      the recipe and the versions it ran with
+    RUN_DIR/data/            tokenizer and shards, unless data.directory names another place
+    RUN_DIR/checkpoints/     the last ones and the best
+    RUN_DIR/metrics.jsonl    a line a step, and one an evaluation
+    RUN_DIR/samples.jsonl    what the model wrote during the run
+    RUN_DIR/tensorboard/     the same numbers for TensorBoard
+    RUN_DIR/report.html      all of it on one page, with plots/
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from experiments import fields
+from experiments.flags import FlagError
+from experiments.recipe import Recipe
+from experiments.versions import versions
+from llmjax import data, mesh, models
+from llmjax import spec as specs
+
+# What may differ between a run and its continuation: it changes what is seen, not what is learnt.
+FREE = {
+    "name",
+    "mesh",
+    "steps",
+    "log_every",
+    "evaluate_every",
+    "evaluate_batches",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "sample_every",
+    "sample_prompt",
+    "sample_tokens",
+}
+
+
+def saved_recipe(run_dir: pathlib.Path) -> Recipe | None:
+    """The recipe in a run folder, or None when there is none yet.
+
+    Raises:
+        FlagError: config.json is there and is no recipe.
+    """
+    path = run_dir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return fields.from_json(Recipe, json.loads(path.read_text("utf-8"))["recipe"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FlagError(f"{path} does not hold a recipe of this version: {error}") from error
+
+
+def open_run(run_dir: pathlib.Path, recipe: Recipe, *, resume: bool) -> None:
+    """Makes the folder, or checks that it belongs to this recipe; then writes config.json.
+
+    Raises:
+        FlagError: it holds a run and `resume` is off, or a run of another recipe.
+    """
+    before = saved_recipe(run_dir)
+    if before is not None and not resume:
+        raise FlagError(f"{run_dir} holds a run: go on with --resume, or choose a new --run_dir")
+    if before is not None:
+        _require_same(run_dir, before, recipe)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        written = {"recipe": fields.to_json(recipe), "versions": versions()}
+        path = run_dir / "config.json"
+        partial = path.with_suffix(".tmp")
+        partial.write_text(json.dumps(written, indent=1), "utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise FlagError(f"--run_dir={run_dir}: cannot write there: {error.strerror}") from error
+
+
+def _require_same(run_dir: pathlib.Path, before: Recipe, now: Recipe) -> None:
+    changed = [
+        f"{leaf.name} was {fields.get(before, leaf.path)} and is {fields.get(now, leaf.path)}"
+        for leaf in fields.leaves(Recipe)
+        if leaf.path[0] not in FREE and fields.get(before, leaf.path) != fields.get(now, leaf.path)
+    ]
+    if changed:
+        raise FlagError(
+            f"{run_dir} holds a run of another recipe: {'; '.join(changed)}. "
+            "Go on with the same values, or choose a new --run_dir"
+        )
+
+
+def data_directory(run_dir: pathlib.Path, recipe: Recipe) -> pathlib.Path:
+    """Where the run's tokenizer and shards lie."""
+    return pathlib.Path(recipe.data.directory or run_dir / "data")
+
+
+def make_mesh(recipe: Recipe) -> jax.sharding.Mesh:
+    """The recipe's mesh over all devices.
+
+    Raises:
+        FlagError: it does not fit the devices, or the batch or the model does not divide over it.
+    """
+    try:
+        made = mesh.make_mesh(recipe.mesh)
+    except ValueError as error:
+        raise FlagError(str(error)) from error
+    rows = made.shape["data"] * made.shape["fsdp"]
+    if recipe.batch_size % (rows * recipe.accumulate):
+        raise FlagError(
+            f"batch_size={recipe.batch_size} does not divide over {rows} devices (mesh.data × "
+            f"mesh.fsdp) in accumulate={recipe.accumulate} parts"
+        )
+    for param in jax.tree.leaves(models.spec(recipe.model), is_leaf=specs.is_param):
+        _require_divides(param, made)
+    return made
+
+
+def _require_divides(param: specs.Param, made: jax.sharding.Mesh) -> None:
+    for size, axis in zip(param.shape, param.axes, strict=True):
+        names = mesh.RULES[axis] if axis else ()
+        for name in names:
+            if size % made.shape[name]:
+                raise FlagError(
+                    f"mesh.{name}={made.shape[name]} does not divide the model's {size} "
+                    f"({axis}): choose sizes that divide"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A model read back from a run folder.
+
+    Attributes:
+        recipe: what it was trained by.
+        tokenizer: its tokenizer.
+        params: its parameters.
+        step: how many steps it was trained for.
+    """
+
+    recipe: Recipe
+    tokenizer: data.Tokenizer
+    params: Any
+    step: int
+
+
+def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
+    """The model of a run: its best checkpoint by validation loss, or its last one.
+
+    Raises:
+        FlagError: the folder holds no run, or a run without a checkpoint.
+    """
+    from llmjax.train.checkpoint import Checkpointer  # Orbax takes a second to import
+
+    recipe = saved_recipe(run_dir)
+    if recipe is None:
+        raise FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
+    abstract = {"params": specs.abstract(models.spec(recipe.model))}
+    with Checkpointer(run_dir / "checkpoints") as checkpoints:
+        read = checkpoints.restore_best if best else checkpoints.restore_latest
+        found = read(abstract)
+    if found is None:
+        raise FlagError(f"--run_dir={run_dir}: the run has no checkpoint yet")
+    tokenizer = data.load_tokenizer(data_directory(run_dir, recipe))
+    return TrainedModel(recipe, tokenizer, found.state["params"], found.step)
