@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -21,9 +22,16 @@ jax.config.update(
     os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache")),
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-# Nearly all the time of such small tests is compilation: this more than halves it. Tests that
-# look into compiled programs switch it off.
+# Nearly all the time of such small tests is compilation: this more than halves it.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def optimizing_compiler() -> Iterator[None]:
+    """For tests that look into compiled programs: compiled as users' are."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,198 @@
+"""Law 8: attention by blocks equals its reference, which finite differences hold up."""
+
+import functools
+
+import hypothesis
+import hypothesis.extra.numpy
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from llmjax.kernels.flash_attention import Mask, flash_attention, reference, xla
+
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 0], [0, 1, 1, 1, 1, 1, 0, 2, 2]], np.int32)
+
+# name: (heads, key heads, queries, keys, mask)
+CASES = {
+    "causal": (2, 2, 9, 9, Mask()),
+    "even blocks": (2, 2, 8, 8, Mask()),
+    "grouped": (4, 2, 9, 9, Mask()),
+    "one key head": (3, 1, 7, 7, Mask()),
+    "one token": (2, 1, 1, 1, Mask()),
+    "bidirectional": (4, 2, 9, 9, Mask(causal=False)),
+    "cross": (2, 2, 5, 9, Mask(causal=False)),
+    "segments": (4, 2, 9, 9, Mask(SEGMENTS)),
+    "bidirectional segments": (2, 2, 9, 9, Mask(SEGMENTS, causal=False)),
+    "cache": (4, 2, 3, 12, Mask(offset=np.array([0, 8], np.int32))),
+    "cache, one token": (4, 1, 1, 12, Mask(offset=np.array([3, 11], np.int32))),
+    "more queries than keys": (2, 2, 9, 5, Mask()),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several blocks, the last one ragged, for so few queries."""
+    monkeypatch.setattr(xla, "MIN_BLOCK", 4)
+
+
+def inputs(heads, kv_heads, queries, keys, dtype=np.float32, channels=6):
+    """Query, key, value and a cotangent of the result, for two rows."""
+    random = np.random.RandomState(1)
+    shapes = ((heads, queries), (kv_heads, keys), (kv_heads, keys), (heads, queries))
+    return [random.randn(2, *shape, channels).astype(dtype) for shape in shapes]
+
+
+@functools.partial(jax.jit, static_argnames=("implementation", "dropout_rate"))
+def run(query, key, value, cotangent, mask, **options):
+    """The result and the three gradients."""
+    out, pull = jax.vjp(
+        lambda q, k, v: flash_attention(q, k, v, mask, **options), query, key, value
+    )
+    return out, *pull(cotangent.astype(out.dtype))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_reference(case):
+    *sizes, mask = CASES[case]
+    arrays = inputs(*sizes)
+    actual = run(*arrays, mask, implementation="xla")
+    expected = run(*arrays, mask, implementation="reference")
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
+
+
+@hypothesis.given(
+    hypothesis.extra.numpy.arrays(np.int32, (2, 9), elements={"min_value": 0, "max_value": 3})
+)
+@hypothesis.settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_any_segments_equal_reference_and_padding_is_inert(segments):
+    """Segments in any order, empty rows and rows of padding included."""
+    arrays = inputs(4, 2, 9, 9)
+    actual = run(*arrays, Mask(segments), implementation="xla")
+    expected = run(*arrays, Mask(segments), implementation="reference")
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
+        # Result, and gradients by query, key and value, of positions that are padding.
+        assert not np.any(np.swapaxes(ours, 1, 2)[segments == 0])
+
+
+@pytest.mark.parametrize("case", ["segments", "cross", "more queries than keys"])
+def test_reference_against_finite_differences(case):
+    *sizes, mask = CASES[case]
+    with jax.enable_x64(True):
+        arrays = inputs(*sizes, np.float64)[:3]
+        attend = functools.partial(flash_attention, mask=mask, implementation="reference")
+        check_grads(jax.jit(attend), arrays, order=1, modes=("rev",), rtol=1e-6, atol=1e-6)
+
+
+def test_scale_is_the_callers():
+    query, key, value, _ = inputs(2, 2, 8, 8)
+    np.testing.assert_allclose(
+        flash_attention(query, key, value, scale=0.5),
+        flash_attention(query * (0.5 * 6**0.5), key, value),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("case", ["grouped", "segments"])
+def test_bfloat16_stays_near_float32(case):
+    """Within a few roundings (2^-8 each) of the exact result for the same rounded inputs."""
+    *sizes, mask = CASES[case]
+    arrays = inputs(*sizes, jnp.bfloat16)
+    actual = run(*arrays, mask, implementation="xla")
+    exact = run(*(x.astype(np.float32) for x in arrays), mask, implementation="reference")
+    for ours, theirs in zip(actual, exact, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        error = np.abs(ours.astype(np.float32) - theirs).max() / np.abs(theirs).max()
+        assert error < 0.015
+
+
+def survivors(key, rate, mask, sizes):
+    """Dropout's factors [B, H, S, T], seen in a product with the identity as the values."""
+    _, kv_heads, _, keys = sizes
+    query, keyed, _, _ = inputs(*sizes)
+    identity = np.broadcast_to(np.eye(keys, dtype=np.float32), (2, kv_heads, keys, keys))
+    # Channels of queries and keys that are zero do not change their products.
+    query, keyed = (np.pad(x, [(0, 0)] * 3 + [(0, keys - x.shape[3])]) for x in (query, keyed))
+    options = {"scale": 6**-0.5, "dropout_rate": rate}
+    dropped = flash_attention(query, keyed, identity, mask, dropout_key=key, **options)
+    whole = flash_attention(query, keyed, identity, mask, **options)
+    return np.divide(dropped, whole, out=np.zeros_like(dropped), where=np.asarray(whole) > 0)
+
+
+def test_dropout_equals_reference_with_the_same_survivors():
+    *sizes, mask = CASES["segments"]
+    key, rate = jax.random.key(3), 0.25
+    keep = survivors(key, rate, mask, sizes)
+    kept = keep > 0
+    np.testing.assert_allclose(keep[kept], 1 / (1 - rate), rtol=1e-5)
+
+    *arrays, cotangent = inputs(*sizes)
+    actual = run(*arrays, cotangent, mask, implementation="xla", dropout_rate=rate, dropout_key=key)
+    out, pull = jax.vjp(lambda q, k, v: reference.attention(q, k, v, mask, 6**-0.5, keep), *arrays)
+    for ours, theirs in zip(actual, (out, *pull(cotangent)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
+
+
+def test_dropout_drops_the_share_and_keeps_the_mean():
+    *sizes, mask = CASES["bidirectional"]
+    rate, draws = 0.25, 50
+    keys = jax.random.split(jax.random.key(4), draws)
+    factors = np.stack([survivors(key, rate, mask, sizes) for key in keys])
+    # 5 standard errors of a Bernoulli mean over all draws of all pairs, and over those of a pair.
+    assert abs((factors > 0).mean() - (1 - rate)) < 5 * (rate * (1 - rate) / factors.size) ** 0.5
+    spread = (rate / (1 - rate) / draws) ** 0.5
+    assert np.abs(factors.mean(0) - 1).max() < 5 * spread
+    # Neither rows nor heads nor blocks share their draws.
+    flat = (factors[0] > 0).reshape(2 * 4 * 9, 9)
+    assert len(np.unique(flat, axis=0)) > 40
+
+
+def test_dropout_is_a_function_of_its_key():
+    query, key, value, _ = inputs(2, 2, 9, 9)
+
+    def attend(seed):
+        return flash_attention(
+            query, key, value, dropout_rate=0.5, dropout_key=jax.random.key(seed)
+        )
+
+    np.testing.assert_array_equal(attend(0), attend(0))
+    assert not np.allclose(attend(0), attend(1))
+
+
+def test_dropout_gradient_against_finite_differences():
+    *sizes, mask = CASES["segments"]
+    with jax.enable_x64(True):
+        arrays = inputs(*sizes, np.float64)[:3]
+
+        @jax.jit
+        def attend(query, key, value):
+            return flash_attention(
+                query, key, value, mask, dropout_rate=0.3, dropout_key=jax.random.key(5)
+            )
+
+        check_grads(attend, arrays, order=1, modes=("rev",), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": np.zeros((2, 3, 9, 6))}, "key"),  # not the shape of value
+        ({"query": np.zeros((2, 5, 9, 6))}, "head counts"),
+        ({"query": np.zeros((2, 9, 6))}, "B,H,S,C"),
+        ({"mask": Mask(SEGMENTS[:, :4])}, "segment_ids"),
+        ({"implementation": "cudnn"}, "GPU"),
+        ({"implementation": "reference", "dropout_rate": 0.1, "dropout_key": 1}, "dropout"),
+    ],
+)
+def test_bad_inputs_are_named(change, message):
+    query, key, value, _ = inputs(4, 2, 9, 9)
+    with pytest.raises(ValueError, match=message):
+        flash_attention(**{"query": query, "key": key, "value": value} | change)
