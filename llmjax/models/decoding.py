@@ -1,0 +1,46 @@
+"""Parameters laid out for decoding, where every product is one of a few rows with a weight."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llmjax import tree, weights
+from llmjax.models.config import ModelConfig
+
+# The weights that blocks multiply by, and how many of their leading axes the products contract.
+_INPUTS = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
+
+
+def for_decoding(params: Any, config: ModelConfig) -> Any:
+    """Parameters for `apply` with a cache, made once and read for every token.
+
+    Layers are a list; what is multiplied is in the compute precision and, on CPUs, `Transposed`.
+    Parameters that are so already are returned as they are.
+    """
+    if isinstance(params["layers"], list):
+        return params
+    ready = params | {"layers": _unstack(params["layers"], config)}
+    for name in ("embedding", "positions", "head"):
+        if isinstance(params.get(name), jax.Array):
+            ready[name] = jnp.asarray(params[name], config.compute_dtype)
+    if isinstance(ready.get("head"), jax.Array) and _on_cpu():
+        ready["head"] = weights.Transposed(ready["head"])  # [V, D]: its outputs are in front
+    return ready
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _unstack(stacked: Any, config: ModelConfig) -> list[Any]:
+    def one(path, leaf):
+        inputs = _INPUTS.get(path.rpartition("/")[2])
+        if inputs is None or not isinstance(leaf, jax.Array):
+            return leaf
+        leaf = leaf.astype(config.compute_dtype)
+        return weights.transpose(leaf, inputs) if _on_cpu() else leaf
+
+    return [tree.map_with_path(one, layer) for layer in tree.unstack(stacked)]
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"

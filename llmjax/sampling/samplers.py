@@ -1,0 +1,146 @@
+"""How the next token is chosen: pure functions of logits [B, V].
+
+Top-k and top-p sort nothing. Each keeps the logits from some threshold up, and 32 rounds of
+bisection over the bits of a float32 find it exactly. A round only sums over the vocabulary, which
+is cheap where sorting is slow, and leaves a vocabulary that is split over devices where it is.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from llmjax import mesh
+
+LOGITS = ("batch", "vocab")  # logical axes of logits [B, V]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """What is done to the logits before a token is drawn, in this order.
+
+    Attributes:
+        repetition_penalty: makes tokens that the prompt or the text has less likely; 1 does not
+            (CTRL, Keskar et al. 2019, section 4.1).
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: how many of the most likely tokens remain, with all that tie with the last; 0 is all.
+        top_p: the most likely tokens that remain have at least this much of the probability
+            between them (nucleus sampling, Holtzman et al. 2019, section 3.1); 1 is all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature}: 0 for the most likely token, or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k}: a number of tokens, or 0 for all")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p={self.top_p}: a share of probability is above 0, up to 1")
+        if not 0.0 < self.repetition_penalty < float("inf"):
+            raise ValueError(
+                f"repetition_penalty={self.repetition_penalty}: above 0, and 1 for no penalty"
+            )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether no randomness is involved."""
+        return self.temperature == 0.0 or self.top_k == 1
+
+
+def sample(
+    keys: jax.Array, logits: jax.Array, sampler: SamplerConfig, seen: jax.Array | None = None
+) -> jax.Array:
+    """Draws one token a row.
+
+    Args:
+        keys: a typed PRNG key for each row, [B].
+        logits: float32 [B, V].
+        sampler: what is done to them first.
+        seen: bool [B, V], the tokens that the row has; needed for a repetition penalty.
+
+    Returns:
+        int32 [B].
+    """
+    logits = warp(logits, sampler, seen)
+    if not sampler.greedy:
+        logits = logits + _gumbel(keys, logits)
+    return argmax(logits)
+
+
+def warp(
+    logits: jax.Array, sampler: SamplerConfig, seen: jax.Array | None = None
+) -> jax.Array:
+    """The logits [B, V] whose softmax the sampler draws from; -inf for what it never draws."""
+    if sampler.repetition_penalty != 1.0:
+        if seen is None:
+            raise ValueError("a repetition penalty needs `seen`, the tokens so far")
+        logits = penalize(logits, seen, sampler.repetition_penalty)
+    if sampler.greedy:
+        return logits
+    logits = logits / sampler.temperature
+    if sampler.top_k:
+        logits = top_k(logits, sampler.top_k)
+    if sampler.top_p < 1.0:
+        logits = top_p(logits, sampler.top_p)
+    return logits
+
+
+def penalize(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
+    """Divides positive logits of seen tokens by the penalty, and multiplies negative ones."""
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def top_k(logits: jax.Array, k: int) -> jax.Array:
+    """The k largest logits of each row and what ties with the least of them; -inf elsewhere."""
+    return _keep_from(logits, lambda kept: jnp.sum(kept, axis=-1) >= k)
+
+
+def top_p(logits: jax.Array, p: float) -> jax.Array:
+    """The fewest largest logits whose probabilities sum to p at least, and ties; -inf elsewhere."""
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    return _keep_from(
+        logits, lambda kept: jnp.sum(jnp.where(kept, probabilities, 0.0), axis=-1) >= p
+    )
+
+
+def argmax(logits: jax.Array) -> jax.Array:
+    """The first of the largest of each row, int32 [B]; three times as fast as XLA:CPU's."""
+    vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(logits == largest, vocabulary, logits.shape[-1] - 1), axis=-1)
+
+
+def _keep_from(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Keeps the logits from the largest threshold at which those kept are `enough`.
+
+    Args:
+        logits: float32 [B, V].
+        enough: bool [B] of the kept ones, bool [B, V]; more of them are never less enough.
+    """
+    order = _sortable(logits)
+
+    def lower(bit, threshold):
+        candidate = threshold | (jnp.uint32(1 << 31) >> bit.astype(jnp.uint32))
+        return jnp.where(enough(order >= candidate[:, None]), candidate, threshold)
+
+    start = jnp.zeros_like(order, shape=order.shape[:1])
+    threshold = jax.lax.fori_loop(0, 32, lower, start)
+    return jnp.where(order >= threshold[:, None], logits, -jnp.inf)
+
+
+def _sortable(x: jax.Array) -> jax.Array:
+    """Unsigned integers in the same order as float32 numbers."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _gumbel(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    """Noise whose addition turns the largest into a draw from the softmax (Gumbel 1954)."""
+    draw = jax.vmap(functools.partial(jax.random.gumbel, shape=logits.shape[1:]))
+    return mesh.place(draw(keys), LOGITS)
