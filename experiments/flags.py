@@ -23,7 +23,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
-from absl import app
+from absl import app, logging
 from absl import flags as absl_flags
 from absl.flags import FLAGS, FlagValues
 
@@ -133,6 +133,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Parses the command line and runs `main`; what is wrong with the flags is said in one line."""
 
     def checked(argv: list[str]) -> int | None:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
         try:
             return main(argv)
         except FlagError as error:

@@ -54,9 +54,11 @@ class Transposed:
 
     Attributes:
         values: [outputs..., inputs...].
+        axes: the weight's axes in this order.
     """
 
     values: jax.Array
+    axes: tuple[int, ...] = struct.field(pytree_node=False)
 
 
 Weight = jax.Array | Int8 | Lora | Transposed
@@ -69,9 +71,10 @@ def quantize(weight: jax.Array, inputs: int = 1) -> Int8:
     return Int8(jnp.round(weight / scale).astype(jnp.int8), scale.astype(jnp.float32))
 
 
-def transpose(weight: jax.Array, inputs: int) -> Transposed:
-    """Moves the first `inputs` axes, those that products contract, behind the others."""
-    return Transposed(jnp.transpose(weight, (*range(inputs, weight.ndim), *range(inputs))))
+def transpose(weight: jax.Array, inputs: tuple[int, ...]) -> Transposed:
+    """Moves the axes that products contract behind the others."""
+    axes = (*(axis for axis in range(weight.ndim) if axis not in inputs), *inputs)
+    return Transposed(jnp.transpose(weight, axes), axes)
 
 
 def materialize(weight: Weight) -> jax.Array:
@@ -82,6 +85,8 @@ def materialize(weight: Weight) -> jax.Array:
         return base + (weight.scale * delta).astype(base.dtype)
     if isinstance(weight, Int8):
         return weight.values.astype(weight.scale.dtype) * weight.scale
+    if isinstance(weight, Transposed):
+        return jnp.transpose(weight.values, tuple(map(weight.axes.index, range(len(weight.axes)))))
     return weight
 
 
@@ -140,11 +145,14 @@ def _roles(equation: str) -> tuple[str, str, str, str, str]:
 def _weight_on_the_left(
     equation: str, x: jax.Array, weight: Transposed, out_axes: mesh.Axes
 ) -> jax.Array:
+    """The product as a `dot_general`, since `jnp.einsum` chooses the order of operands itself."""
     inputs, result, contracted, outputs, kept = _roles(equation)
     axis_of = dict(zip(result, out_axes, strict=True))
-    product = functools.partial(jnp.einsum, f"{outputs}{contracted},{inputs}->{outputs}{kept}")
     axes = tuple(axis_of[axis] for axis in outputs + kept)
-    out = mesh.sharded(product, axes)(weight.values.astype(x.dtype), x)
+    of_weight = range(len(outputs), len(outputs + contracted))
+    of_x = (inputs.index(axis) for axis in contracted)
+    product = mesh.sharded(jax.lax.dot_general, axes)
+    out = product(weight.values.astype(x.dtype), x, ((tuple(of_weight), tuple(of_x)), ((), ())))
     return jnp.einsum(f"{outputs}{kept}->{result}", out)
 
 

@@ -9,8 +9,16 @@ import jax.numpy as jnp
 from llmjax import tree, weights
 from llmjax.models.config import ModelConfig
 
-# The weights that blocks multiply by, and how many of their leading axes the products contract.
-_INPUTS = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
+# The weights that blocks multiply by, and which of their axes the products contract.
+_INPUTS = {
+    "query": (0,),
+    "key": (0,),
+    "value": (0,),
+    "out": (0, 1),
+    "gate": (0,),
+    "up": (0,),
+    "down": (0,),
+}
 
 
 def for_decoding(params: Any, config: ModelConfig) -> Any:
@@ -26,7 +34,7 @@ def for_decoding(params: Any, config: ModelConfig) -> Any:
         if isinstance(params.get(name), jax.Array):
             ready[name] = jnp.asarray(params[name], config.compute_dtype)
     if isinstance(ready.get("head"), jax.Array) and _on_cpu():
-        ready["head"] = weights.Transposed(ready["head"])  # [V, D]: its outputs are in front
+        ready["head"] = weights.Transposed(ready["head"], axes=(0, 1))  # [V, D] as it is
     return ready
 
 

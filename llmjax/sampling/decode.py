@@ -193,8 +193,7 @@ def _prefill(params, tokens, lengths, key, config, capacity, size, penalized) ->
     columns = jnp.arange(tokens.shape[1])
     last = lengths[:, None] - 1
     cache = models.empty_cache(config, batch, capacity)
-    before = (columns < last).astype(jnp.int32)
-    _, cache = models.apply(params, tokens, config, segment_ids=before, cache=cache)
+    _, cache = _append(params, tokens, columns < last, cache, config)
     rows = mesh.place(jnp.arange(batch), ("batch",))
 
     def zeros(axes, *shape, dtype=jnp.int32):
@@ -247,19 +246,15 @@ def decode(
     def going(state):
         return (state.step < limit) & ~jnp.all(state.done)
 
-    return jax.lax.while_loop(going, lambda s: _step(params, s, stop_tokens, config, sampler), state)
+    return jax.lax.while_loop(
+        going, lambda s: _step(params, s, stop_tokens, config, sampler), state
+    )
 
 
 def _step(params, state: State, stop_tokens, config, sampler) -> State:
     """One token for every row that has not ended."""
     going = ~state.done
-    hidden, cache = models.apply(
-        params,
-        state.token[:, None],
-        config,
-        segment_ids=going[:, None].astype(jnp.int32),
-        cache=state.cache,
-    )
+    hidden, cache = _append(params, state.token[:, None], going[:, None], state.cache, config)
     logits = models.logits(params, hidden, config)[:, 0]
     keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.step)
     token = jnp.where(going, samplers.sample(keys, logits, sampler, state.seen), PAD_ID)
@@ -279,6 +274,14 @@ def _step(params, state: State, stop_tokens, config, sampler) -> State:
             state.log_probs, jnp.where(going, log_prob, 0.0)[:, None], start
         ),
     )
+
+
+def _append(params, tokens, counted, cache, config) -> tuple[jax.Array, models.KVCache]:
+    """The hidden states of tokens [B, S], and the cache with those that are counted."""
+    segment_ids = counted.astype(jnp.int32)
+    hidden, longer = models.apply(params, tokens, config, segment_ids=segment_ids, cache=cache)
+    assert longer is not None  # one was given
+    return hidden, longer
 
 
 def _bucket(size: int, smallest: int) -> int:

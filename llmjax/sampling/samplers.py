@@ -37,7 +37,9 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature}: 0 for the most likely token, or more")
+            raise ValueError(
+                f"temperature={self.temperature}: 0 for the most likely token, or more"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k}: a number of tokens, or 0 for all")
         if not 0.0 < self.top_p <= 1.0:
@@ -73,9 +75,7 @@ def sample(
     return argmax(logits)
 
 
-def warp(
-    logits: jax.Array, sampler: SamplerConfig, seen: jax.Array | None = None
-) -> jax.Array:
+def warp(logits: jax.Array, sampler: SamplerConfig, seen: jax.Array | None = None) -> jax.Array:
     """The logits [B, V] whose softmax the sampler draws from; -inf for what it never draws."""
     if sampler.repetition_penalty != 1.0:
         if seen is None:
@@ -129,7 +129,7 @@ def _keep_from(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> j
         candidate = threshold | (jnp.uint32(1 << 31) >> bit.astype(jnp.uint32))
         return jnp.where(enough(order >= candidate[:, None]), candidate, threshold)
 
-    start = jnp.zeros_like(order, shape=order.shape[:1])
+    start = jnp.zeros_like(jnp.max(order, axis=-1))  # of its type, sharding included
     threshold = jax.lax.fori_loop(0, 32, lower, start)
     return jnp.where(order >= threshold[:, None], logits, -jnp.inf)
 

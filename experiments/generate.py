@@ -1,0 +1,282 @@
+"""Lets a trained model write: one text, a file of prompts, or a conversation.
+
+    python -m experiments.generate --run_dir=runs/quickstart
+    python -m experiments.generate --run_dir=runs/tiny --prompt="The import statement"
+    python -m experiments.generate --run_dir=runs/tiny --prompts_file=in.jsonl --output=out.jsonl
+
+A prompts file has one JSON object a line with a "prompt"; each comes back with a "completion",
+its number of tokens, and their mean log-probability under the model. Without prompts there is a
+conversation: /reset forgets it, /quit leaves, Ctrl-C stops a reply.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from absl import flags as absl_flags
+
+from experiments import flags, runs
+from llmjax import models, sampling
+from llmjax.data import corpora
+
+RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run.")
+CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which one to read.")
+PROMPT = absl_flags.DEFINE_string("prompt", None, "Text to go on from.")
+PROMPTS_FILE = absl_flags.DEFINE_string("prompts_file", None, "JSON lines, each with a prompt.")
+OUTPUT = absl_flags.DEFINE_string("output", None, "File for --prompts_file; else it is printed.")
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 8, "Prompts of a file at a time.")
+MAX_NEW_TOKENS = absl_flags.DEFINE_integer("max_new_tokens", 128, "Tokens of a text, at most.")
+TEMPERATURE = absl_flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token.")
+TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Choose among so many tokens; 0 is all.")
+TOP_P = absl_flags.DEFINE_float("top_p", 0.95, "Choose among tokens of so much probability.")
+PENALTY = absl_flags.DEFINE_float(
+    "repetition_penalty", 1.0, "Above 1, makes tokens that the text has less likely."
+)
+STOP = absl_flags.DEFINE_multi_string(
+    "stop", None, "Text before which a text ends; \\n is a line break"
+)
+SEED = absl_flags.DEFINE_integer("seed", 0, "Of the draws.")
+
+
+def main(argv: list[str]) -> None:
+    """The entry point."""
+    del argv
+    if not RUN_DIR.value:
+        raise flags.FlagError("--run_dir is missing: name the folder of a run")
+    if PROMPT.value is not None and PROMPTS_FILE.value:
+        raise flags.FlagError("--prompt and --prompts_file: give one of them")
+    if OUTPUT.value and not PROMPTS_FILE.value:
+        raise flags.FlagError("--output is for --prompts_file, which is missing")
+    talks = PROMPT.value is None and not PROMPTS_FILE.value
+    if talks and not sys.stdin.isatty():
+        raise flags.FlagError(
+            "--prompt or --prompts_file is missing, and there is no terminal to talk on"
+        )
+    run_dir = pathlib.Path(RUN_DIR.value)
+    saved = runs.saved_recipe(run_dir)
+    if saved is None:
+        raise flags.FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
+    with jax.set_mesh(runs.make_mesh(saved)), _errors_of_flags():
+        records = read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else []
+        # Each turn of a conversation is a line.
+        stops = ["\n"] if talks and saved.corpus == "chitchat" else []
+        stops += [stop.replace("\\n", "\n") for stop in STOP.value or ()]
+        settings = Settings(MAX_NEW_TOKENS.value, _sampler(), tuple(stops), SEED.value)
+        writer = Writer(runs.load(run_dir, best=CHECKPOINT.value == "best"), settings)
+        if PROMPT.value is not None:
+            _show(writer.stream(PROMPT.value))
+        elif PROMPTS_FILE.value:
+            complete_file(writer, records, OUTPUT.value, BATCH_SIZE.value)
+        else:
+            chat(writer)
+
+
+def _sampler() -> sampling.SamplerConfig:
+    return sampling.SamplerConfig(TEMPERATURE.value, TOP_K.value, TOP_P.value, PENALTY.value)
+
+
+@contextlib.contextmanager
+def _errors_of_flags() -> Iterator[None]:
+    """What was asked for and cannot be is said in one line."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise flags.FlagError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How texts are written.
+
+    Attributes:
+        max_new_tokens: where a text ends that meets no stop.
+        sampler: how tokens are chosen.
+        stops: what ends a text and is no part of it, beside the end of a document.
+        seed: of the draws.
+    """
+
+    max_new_tokens: int
+    sampler: sampling.SamplerConfig
+    stops: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if "" in self.stops:
+            raise ValueError("stop: an empty text would end every text before its first token")
+
+
+class Writer:
+    """A model and how it is to write."""
+
+    def __init__(self, model: runs.TrainedModel, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.params = models.for_decoding(model.params, model.recipe.model)
+        encoded = map(model.tokenizer.encode, settings.stops)
+        # A stop of several tokens is found in the text; that of one also saves the rest.
+        single = [ids[0] for ids in encoded if len(ids) == 1]
+        self._arguments: dict[str, Any] = {
+            "max_new_tokens": settings.max_new_tokens,
+            "sampler": settings.sampler,
+            "stop_tokens": (model.tokenizer.eos_id, *single),
+        }
+
+    def encode(self, prompt: str) -> list[int]:
+        """The prompt's tokens, at the beginning of a document."""
+        return [self.model.tokenizer.bos_id, *self.model.tokenizer.encode(prompt)]
+
+    def stream(self, prompt: str, number: int = 0) -> Iterator[str]:
+        """Text that goes on from a prompt, as it is written; `number` varies the draws."""
+        pieces = sampling.stream(
+            self.params,
+            self.encode(prompt),
+            self.model.recipe.model,
+            self._key(number),
+            self.model.tokenizer,
+            **self._arguments,
+        )
+        return until(pieces, self.settings.stops)
+
+    def complete(self, prompts: list[str], number: int = 0) -> list[dict[str, Any]]:
+        """The completion of each prompt, its `tokens` and their mean `log_prob`."""
+        tokenizer = self.model.tokenizer
+        written = sampling.generate(
+            self.params,
+            [self.encode(prompt) for prompt in prompts],
+            self.model.recipe.model,
+            self._key(number),
+            **self._arguments,
+        )
+        stops = self._arguments["stop_tokens"]
+        results = []
+        for tokens, length, log_probs in zip(
+            written.tokens, written.lengths, written.log_probs, strict=True
+        ):
+            text = tokenizer.decode(int(token) for token in tokens[:length] if token not in stops)
+            results.append(
+                {
+                    "completion": "".join(until([text], self.settings.stops)),
+                    "tokens": int(length),
+                    "log_prob": float(log_probs[:length].mean()),
+                }
+            )
+        return results
+
+    def _key(self, number: int) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self.settings.seed), number)
+
+
+def until(pieces: Iterable[str], stops: tuple[str, ...]) -> Iterator[str]:
+    """The text before the first stop; what may be the beginning of one is held back."""
+    text = ""
+    for piece in pieces:
+        text += piece
+        found = [place for stop in stops if (place := text.find(stop)) >= 0]
+        if found:
+            yield text[: min(found)]
+            return
+        begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        ready = len(text) - max(begun, default=0)
+        yield text[:ready]
+        text = text[ready:]
+    yield text
+
+
+def read_prompts(path: str) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines.
+
+    Raises:
+        FlagError: it cannot be read, or a line of it is no object with a text "prompt".
+    """
+    try:
+        lines = pathlib.Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise flags.FlagError(f"--prompts_file={path}: {error}") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise flags.FlagError(f"{path}:{number}: no JSON: {error}") from error
+        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+            raise flags.FlagError(f'{path}:{number}: no object with a text "prompt"')
+        records.append(record)
+    if not records:
+        raise flags.FlagError(f"--prompts_file={path}: there is no prompt in it")
+    return records
+
+
+def complete_file(
+    writer: Writer, records: list[dict[str, Any]], output: str | None, batch_size: int
+) -> None:
+    """Writes each record with its completion, a JSON object a line, as batches are done."""
+    if batch_size < 1:
+        raise flags.FlagError(f"--batch_size={batch_size}: must be at least 1")
+    with contextlib.ExitStack() as stack:
+        file = sys.stdout
+        if output:
+            file = stack.enter_context(pathlib.Path(output).open("w", encoding="utf-8"))
+        for start in range(0, len(records), batch_size):
+            batch = records[start : start + batch_size]
+            completed = writer.complete([record["prompt"] for record in batch], start)
+            for record, result in zip(batch, completed, strict=True):
+                print(json.dumps(record | result, ensure_ascii=False), file=file, flush=True)
+
+
+def chat(writer: Writer) -> None:
+    """Talks on the terminal until /quit or the end of the input."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  gives `input` a line to edit and a history
+    name, step = writer.model.recipe.name, writer.model.step
+    print(f"{name}, step {step}. /reset forgets, /quit leaves, Ctrl-C stops a reply.")
+    turns: list[str] = []
+    number = 0
+    while True:
+        try:
+            line = input("> ").strip()
+        except KeyboardInterrupt:
+            print("\n/quit leaves")
+            continue
+        except EOFError:
+            print()
+            return
+        if line == "/quit":
+            return
+        if line == "/reset":
+            turns.clear()
+        elif line:
+            turns.append(line)
+            turns.append(_show(writer.stream(_context(writer, turns), number)))
+            number += 1
+
+
+def _context(writer: Writer, turns: list[str]) -> str:
+    """The prompt from the turns so far; forgets the oldest two while they are too long."""
+    recipe = writer.model.recipe
+    room = recipe.model.max_length - writer.settings.max_new_tokens
+    while True:
+        prompt = corpora.chat_prompt(turns) if recipe.corpus == "chitchat" else "".join(turns)
+        if len(turns) <= 2 or len(writer.encode(prompt)) <= room:
+            return prompt
+        del turns[:2]
+
+
+def _show(pieces: Iterable[str]) -> str:
+    """Prints text as it comes and returns it; Ctrl-C ends it."""
+    text = ""
+    with contextlib.suppress(KeyboardInterrupt):
+        for piece in pieces:
+            text += piece
+            print(piece, end="", flush=True)
+    print()
+    return text
+
+
+if __name__ == "__main__":
+    flags.run(main)

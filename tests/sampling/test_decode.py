@@ -1,0 +1,225 @@
+"""Law 4: cached decoding equals the full forward pass. And rows, stops, meshes, programs."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llmjax import mesh, models, sampling, tree, weights
+from llmjax import spec as specs
+from llmjax.sampling import SamplerConfig, decode
+
+GREEDY = SamplerConfig(temperature=0.0)
+DRAWN = SamplerConfig(temperature=0.9, top_k=30, top_p=0.95, repetition_penalty=1.2)
+NEW = 6
+
+
+@functools.cache
+def params_of(config: models.ModelConfig):
+    """Larger than initial weights: the logits are far apart."""
+    params = specs.init(jax.random.key(0), models.spec(config))
+    return jax.tree.map(lambda leaf: 5.0 * leaf if leaf.ndim > 1 else leaf, params)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def full_log_probs(params, tokens, config):
+    """Log-probabilities [B, S, V] of the next token by the forward pass without a cache."""
+    hidden, _ = models.apply(params, tokens, config)
+    return jax.nn.log_softmax(models.logits(params, hidden, config))
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def config(request) -> models.ModelConfig:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    random = np.random.RandomState(1)
+    return [random.randint(1, 64, length).tolist() for length in (5, 1, 9, 2)]
+
+
+def write(config, prompts, sampler=GREEDY, **changes):
+    arguments = {"max_new_tokens": NEW, "sampler": sampler} | changes
+    return sampling.generate(params_of(config), prompts, config, jax.random.key(7), **arguments)
+
+
+@pytest.mark.parametrize("sampler", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_decoding_equals_the_full_forward_pass(config, prompts, sampler):
+    written = write(config, prompts, sampler)
+    rows = [prompt + row.tolist() for prompt, row in zip(prompts, written.tokens, strict=True)]
+    padded = np.zeros((len(rows), 16), np.int32)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    expected = np.asarray(full_log_probs(params_of(config), padded, config))
+    for index, prompt in enumerate(prompts):
+        steps = expected[index, len(prompt) - 1 : len(prompt) - 1 + NEW]
+        chosen = steps[np.arange(NEW), written.tokens[index]]
+        np.testing.assert_allclose(written.log_probs[index], chosen, atol=2e-5)
+        if sampler == GREEDY:
+            np.testing.assert_array_equal(written.tokens[index], steps.argmax(-1))
+    assert written.log_probs.dtype == np.float32
+    np.testing.assert_array_equal(written.lengths, NEW)
+
+
+def test_the_cache_gives_the_logits_of_the_forward_pass(config):
+    """In pieces of several tokens and of one, with padding that leaves no trace."""
+    tokens = np.random.RandomState(2).randint(1, 64, (2, 12))
+    params = params_of(config)
+
+    @jax.jit
+    def append(piece, counted, cache):
+        hidden, cache = models.apply(params, piece, config, segment_ids=counted, cache=cache)
+        return jax.nn.log_softmax(models.logits(params, hidden, config)), cache
+
+    expected = full_log_probs(params, tokens, config)
+    cache = models.empty_cache(config, 2, 16)
+    for start, stop in ((0, 5), (5, 6), (6, 12)):
+        piece = np.pad(tokens[:, start:stop], ((0, 0), (0, 2)), constant_values=9)
+        counted = (np.arange(stop - start + 2) < stop - start).astype(np.int32)[None].repeat(2, 0)
+        found, cache = append(piece, counted, cache)
+        np.testing.assert_allclose(found[:, : stop - start], expected[:, start:stop], atol=2e-5)
+    np.testing.assert_array_equal(cache.length, 12)
+
+
+def test_parameters_for_decoding_are_the_same_weights(config):
+    params = params_of(config)
+    ready = models.for_decoding(params, config)
+    assert models.for_decoding(ready, config) is ready
+    plain = jax.tree.map(
+        weights.materialize, ready, is_leaf=lambda leaf: isinstance(leaf, weights.Transposed)
+    )
+    plain["layers"] = tree.stack(plain["layers"])
+    jax.tree.map(np.testing.assert_array_equal, plain, params)
+    assert "head" not in params or isinstance(ready["head"], weights.Transposed)
+    assert isinstance(ready["layers"][0]["attention"]["out"], weights.Transposed)
+
+
+@pytest.mark.parametrize("sampler", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_rows_do_not_know_of_each_other(llama, prompts, sampler):
+    together = write(llama, prompts, sampler)
+    others = [prompts[0], [3] * 12, [4, 4], prompts[3]]
+    apart = write(llama, others, sampler)
+    for row in (0, 3):
+        np.testing.assert_array_equal(apart.tokens[row], together.tokens[row])
+        np.testing.assert_allclose(apart.log_probs[row], together.log_probs[row], atol=2e-5)
+    alone = write(llama, [prompts[0]], sampler)
+    np.testing.assert_array_equal(alone.tokens[0], together.tokens[0])
+
+
+def test_the_key_decides(llama, prompts):
+    first, second = (write(llama, prompts, SamplerConfig()) for _ in range(2))
+    np.testing.assert_array_equal(first.tokens, second.tokens)
+    other = sampling.generate(
+        params_of(llama),
+        prompts,
+        llama,
+        jax.random.key(8),
+        max_new_tokens=NEW,
+        sampler=SamplerConfig(),
+    )
+    assert (other.tokens != first.tokens).any()
+    same = write(llama, [[5, 6]] * 4, SamplerConfig(temperature=2.0))
+    assert len({tuple(row) for row in same.tokens.tolist()}) > 1
+
+
+def test_an_array_with_lengths_is_its_rows(llama, prompts):
+    padded = np.full((4, 9), 63, np.int32)
+    for index, prompt in enumerate(prompts):
+        padded[index, : len(prompt)] = prompt
+    found = write(llama, padded, lengths=[len(prompt) for prompt in prompts])
+    np.testing.assert_array_equal(found.tokens, write(llama, prompts).tokens)
+
+
+def test_rows_end_at_stop_tokens(llama, prompts):
+    free = write(llama, prompts)
+    stops = (int(free.tokens[0, 2]), int(free.tokens[2, 4]))
+    found = write(llama, prompts, stop_tokens=stops)
+    for row in range(4):
+        ends = [n for n, token in enumerate(free.tokens[row], start=1) if token in stops]
+        length = min(ends, default=NEW)
+        assert found.lengths[row] == length
+        np.testing.assert_array_equal(found.tokens[row, :length], free.tokens[row, :length])
+        assert not found.tokens[row, length:].any()
+        assert not found.log_probs[row, length:].any()
+
+
+def test_the_loop_ends_with_the_last_row(llama, prompts):
+    stops = np.unique(write(llama, prompts).tokens[:, 1])
+    params = models.for_decoding(params_of(llama), llama)
+    rows = decode.as_rows(prompts)
+    state = decode.prefill(params, rows, llama, jax.random.key(7), NEW, GREEDY)
+    state = decode.decode(params, state, NEW, decode.stop_ids(stops), llama, GREEDY)
+    assert int(state.step) == np.max(state.lengths) <= 2
+    # Rows that have ended leave the cache alone.
+    known = np.array([len(row) - 1 for row in rows])
+    np.testing.assert_array_equal(state.cache.length, known + state.lengths)
+
+
+def test_calls_of_similar_size_share_their_programs(llama, prompts):
+    write(llama, prompts, DRAWN)
+    before = decode._prefill._cache_size(), decode.decode._cache_size()
+    longer = [[1, *prompt, 2] for prompt in prompts]
+    write(llama, longer, DRAWN, max_new_tokens=NEW - 1)
+    assert (decode._prefill._cache_size(), decode.decode._cache_size()) == before
+
+
+def test_a_repeated_token_is_penalised_in_prompt_and_text(llama):
+    """With a penalty beyond all logits, greedy decoding never writes a token twice."""
+    prompts = [[1, 2, 3], [7]]
+    sampler = dataclasses.replace(GREEDY, repetition_penalty=1e4)
+    written = write(llama, prompts, sampler, max_new_tokens=12)
+    for prompt, tokens in zip(prompts, written.tokens.tolist(), strict=True):
+        assert len({*prompt, *tokens}) == len(prompt) + 12
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"tensor": 2, "data": 2}, {"fsdp": 8}, {"data": 1}], ids=["tensor", "fsdp", "one"]
+)
+def test_a_mesh_writes_the_same(llama, prompts, sizes):
+    expected = write(llama, prompts, DRAWN)
+    devices = jax.devices()[: math.prod(sizes.values())]
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(**sizes), devices)):
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, specs.abstract(models.spec(llama)))
+        params = jax.device_put(jax.device_get(params_of(llama)), shardings)
+        found = sampling.generate(
+            params, prompts, llama, jax.random.key(7), max_new_tokens=NEW, sampler=DRAWN
+        )
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=2e-5)
+
+
+def test_half_precision_is_cast_once(llama):
+    config = dataclasses.replace(llama, dtype="bfloat16")
+    ready = models.for_decoding(params_of(llama), config)
+    assert ready["embedding"].dtype == jnp.bfloat16
+    assert ready["layers"][0]["mlp"]["up"].values.dtype == jnp.bfloat16
+    assert ready["layers"][0]["mlp_norm"]["scale"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("prompts", "changes", "message"),
+    [
+        ([], {}, "at least one prompt"),
+        ([[1], []], {}, "prompt 1 has no tokens"),
+        ([[1, 64]], {}, "vocabulary is 0 to 63"),
+        ([[-1]], {}, "tokens from -1"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),
+        ([[1] * 11], {}, "11 tokens.*16 learned positions"),
+        ([[1]], {"stop_tokens": (64,)}, "stop token 64"),
+        (np.ones((1, 2), np.int32), {"lengths": [3]}, r"lengths\[0\]=3"),
+        (np.ones((1, 2), np.int32), {"lengths": [0]}, "prompt 0 has no tokens"),
+        (np.ones((1, 2), np.int32), {"lengths": [1, 1]}, "2 lengths for 1 prompts"),
+    ],
+)
+def test_what_cannot_be_is_refused(gpt2, prompts, changes, message):
+    with pytest.raises(ValueError, match=message):
+        write(gpt2, prompts, **changes)
+
+
+def test_the_learned_positions_can_be_filled(gpt2):
+    assert write(gpt2, [[1] * 10]).lengths == [6]

@@ -1,0 +1,129 @@
+"""Samplers equal their definitions in numpy, ties and split vocabularies included."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llmjax import mesh
+from llmjax.sampling import SamplerConfig, samplers
+
+B, V = 4, 64
+
+
+@pytest.fixture(scope="module")
+def logits() -> np.ndarray:
+    values = np.random.default_rng(0).normal(scale=3.0, size=(B, V)).astype(np.float32)
+    values[1, 5] = values[1].max() + 1.0  # one token far above
+    values[2] = np.round(values[2])  # ties
+    return values
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    weights = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, V, V + 1])
+def test_top_k_keeps_what_is_not_below_the_kth(logits, k):
+    kept = np.asarray(samplers.top_k(logits, k))
+    kth = np.sort(logits, axis=-1)[:, -min(k, V)]
+    np.testing.assert_array_equal(kept, np.where(logits >= kth[:, None], logits, -np.inf))
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999])
+def test_top_p_keeps_the_fewest_that_have_the_mass(logits, p):
+    kept = np.isfinite(np.asarray(samplers.top_p(logits, p)))
+    probabilities = softmax(logits)
+    for row in range(B):
+        mass = probabilities[row][kept[row]].sum()
+        least = probabilities[row][kept[row]].min()
+        assert mass >= p - 1e-6
+        # Nothing more likely is left out, and without the least likely it would not be enough.
+        assert kept[row].sum() == (probabilities[row] >= least * (1 - 1e-6)).sum()
+        assert probabilities[row][probabilities[row] > least * (1 + 1e-6)].sum() < p
+
+
+def test_filters_leave_the_extremes_of_float32_in_order():
+    x = np.array([[np.inf, 3e38, 1.0, 1e-40, 0.0, -1e-40, -2.0, -3e38]], np.float32)
+    for k in range(1, 8):
+        assert np.isfinite(samplers.top_k(x, k)[0, 1:]).sum() == k - 1
+
+
+def test_the_penalty_is_that_of_ctrl(logits):
+    seen = np.random.default_rng(1).random((B, V)) < 0.5
+    found = samplers.penalize(logits, seen, 1.3)
+    punished = np.where(logits > 0, logits / np.float32(1.3), logits * np.float32(1.3))
+    np.testing.assert_allclose(found, np.where(seen, punished, logits), rtol=1e-6)
+    with pytest.raises(ValueError, match="needs `seen`"):
+        samplers.warp(logits, SamplerConfig(repetition_penalty=1.3))
+
+
+def test_the_parts_are_composed_in_order(logits):
+    seen = np.arange(V)[None] % 2 == np.zeros((B, 1))
+    sampler = SamplerConfig(temperature=0.5, top_k=20, top_p=0.8, repetition_penalty=1.2)
+    expected = samplers.penalize(logits, seen, 1.2) / 0.5
+    expected = samplers.top_p(samplers.top_k(expected, 20), 0.8)
+    np.testing.assert_allclose(samplers.warp(logits, sampler, seen), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [SamplerConfig(temperature=0.0), SamplerConfig(top_k=1)])
+def test_greedy_takes_the_first_of_the_largest(logits, sampler):
+    keys = jax.random.split(jax.random.key(0), B)
+    tied = np.concatenate([logits, np.zeros((1, V), np.float32)])
+    found = samplers.sample(keys, tied, sampler)
+    np.testing.assert_array_equal(found, tied.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    "sampler", [SamplerConfig(), SamplerConfig(temperature=0.7, top_k=5, top_p=0.9)]
+)
+def test_draws_follow_the_softmax(sampler):
+    draws, size = 20_000, 8
+    row = np.random.default_rng(3).normal(size=size).astype(np.float32)
+    rows = jnp.broadcast_to(row, (draws, size))
+    keys = jax.random.split(jax.random.key(4), draws)
+    tokens = jax.jit(functools.partial(samplers.sample, sampler=sampler))(keys, rows)
+    counts = np.bincount(tokens, minlength=size)
+    expected = draws * softmax(np.asarray(samplers.warp(row[None], sampler)))[0]
+    assert not counts[expected == 0].any()
+    likely = expected > 0
+    chi_square = np.sum((counts - expected)[likely] ** 2 / expected[likely])
+    # The 99.9th percentile of chi-square with 7 degrees of freedom; fewer have a lower one.
+    assert chi_square < 24.3
+
+
+@pytest.mark.parametrize("sampler", [SamplerConfig(), SamplerConfig(1.2, 9, 0.8, 1.4)])
+def test_a_split_vocabulary_gives_the_same_tokens(logits, sampler):
+    seen = np.asarray(logits) > 2.0
+    keys = jax.random.split(jax.random.key(5), B)
+    draw = jax.jit(functools.partial(samplers.sample, sampler=sampler))
+    alone = draw(keys, logits, seen=seen)
+
+    @jax.jit
+    def placed(keys, logits, seen):
+        logits, seen = (mesh.place(x, samplers.LOGITS) for x in (logits, seen))
+        return draw(mesh.place(keys, ("batch",)), logits, seen=seen)
+
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(data=2, tensor=4))):
+        np.testing.assert_array_equal(placed(keys, logits, seen), alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("nan")),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        SamplerConfig(**{name: value})
