@@ -77,7 +77,11 @@ def init(key: jax.Array, spec: Tree, dtype: Any = jnp.float32) -> Tree:
 
     Every weight has a key of its own, derived from its path, so that adding a parameter to a
     model leaves the others' values as they were. Values do not depend on the mesh.
+
+    Raises:
+        ValueError: an axis that does not divide over the devices that split it.
     """
+    trees.map_with_path(_check_divides, spec, is_leaf=is_param)
 
     @jax.jit
     def draw(key):
@@ -88,6 +92,16 @@ def init(key: jax.Array, spec: Tree, dtype: Any = jnp.float32) -> Tree:
         return trees.map_with_path(one, spec, is_leaf=is_param)
 
     return draw(key)
+
+
+def _check_divides(path: str, param: Param) -> None:
+    for axis, length in zip(param.axes, param.shape, strict=True):
+        if axis is not None and length % mesh.size(axis):
+            raise ValueError(
+                f"{path} {param.shape}: its axis {axis!r} of {length} does not divide over "
+                f"{mesh.size(axis)} devices (mesh {' × '.join(mesh.RULES[axis])}); choose a "
+                "mesh or a model that does"
+            )
 
 
 def abstract(spec: Tree, dtype: Any = jnp.float32) -> Tree:

@@ -88,9 +88,7 @@ def apply(
         return _block(x, layer, config, mask, tables)
 
     inputs = _per_layer(params["layers"], cache, keys, config)
-    x, caches = stack.run_layers(
-        block, x, inputs, remat=config.remat, scan=config.scan_layers
-    )
+    x, caches = stack.run_layers(block, x, inputs, remat=config.remat, scan=config.scan_layers)
     hidden = layers.norm(params["final_norm"], x, config)
     if cache is None:
         return hidden, None
@@ -100,10 +98,10 @@ def apply(
 
 def _embed(params, tokens, positions, config) -> jax.Array:
     # The width is gathered first, so that the look-up crosses the vocabulary's devices only.
-    table = mesh.place(params["embedding"].astype(config.compute_dtype), ("vocab", None))
+    table = mesh.place(jnp.asarray(params["embedding"], config.compute_dtype), ("vocab", None))
     x = mesh.sharded(table.at[tokens].get, layers.HIDDEN)()
     if config.position == "learned":
-        rows = params["positions"].astype(config.compute_dtype)
+        rows = jnp.asarray(params["positions"], config.compute_dtype)
         axes = layers.HIDDEN if positions.shape[0] == tokens.shape[0] else (None, None, None)
         x = x + mesh.sharded(rows.at[positions].get, axes)()
     return x

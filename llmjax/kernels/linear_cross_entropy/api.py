@@ -59,4 +59,6 @@ def linear_cross_entropy(
     if implementation == "reference":
         losses = reference.token_losses(hidden, weight, targets, label_smoothing, z_loss)
         return jnp.sum(losses), losses
+    # Host arrays have no lookup by index that takes a sharding.
+    hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
     return xla.token_losses(hidden, weight, targets, label_smoothing, z_loss)
