@@ -203,6 +203,6 @@ class _Listeners:
         if self._skipped >= self._max_skipped:
             raise DivergedError(
                 f"step {tick.step}: the last {self._skipped} steps had a non-finite loss or "
-                f"gradient (loss {loss:g} now) and changed nothing; lower the learning rate, "
-                "lengthen the warm-up, or look at the data of these steps"
+                f"gradient (loss {loss:g} now), or no target, and changed nothing; lower the "
+                "learning rate, lengthen the warm-up, or look at the data of these steps"
             )

@@ -19,8 +19,8 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
     """Compiles (state, batch) -> (next state, metrics). The given state is used up (donated).
 
     The gradient is that of Σ sums / Σ weights over the whole batch, whatever the number of
-    micro-batches or devices. A step whose loss or gradient is not finite leaves parameters and
-    optimizer as they were, and says so.
+    micro-batches or devices. A step whose loss or gradient is not finite, or whose batch has no
+    target, leaves parameters and optimizer as they were, and says so.
 
     Args:
         loss: the objective.
@@ -37,22 +37,23 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         total, extra, grads = _gradient(loss, state.params, batch, key, accumulate)
-        weight = jnp.maximum(total.weight, 1.0)
+        weight = jnp.where(total.weight > 0, total.weight, 1.0)
         grads = jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total.sum) & jnp.isfinite(norm)
+        sound = finite & (total.weight > 0)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
         def keep(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+            return jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, old)
 
         metrics = {name: value / weight for name, value in extra.items()} | {
             "loss": total.sum / weight,
             "tokens": total.weight,
             "grad_norm": norm,
             "learning_rate": optax.tree.get(opt_state, "learning_rate"),
-            "skipped": 1 - finite.astype(jnp.int32),
+            "skipped": 1 - sound.astype(jnp.int32),
         }
         advanced = dataclasses.replace(
             state,
