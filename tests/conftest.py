@@ -2,7 +2,8 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -10,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from llmjax import models
+from llmjax import models, tree
+from llmjax.spec import Param, is_param
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -53,6 +55,18 @@ def llama() -> models.ModelConfig:
     return models.llama(
         vocab_size=64, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, mlp_dim=32
     )
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[[Any], Any]:
+    """Parameters for a spec, by numpy: no compilation, and no bias is 0 or scale 1."""
+
+    def one(path: str, param: Param) -> np.ndarray:
+        random = np.random.RandomState(tree.path_hash(path))
+        mean = 1.0 if path.endswith("norm/scale") else 0.0
+        return (mean + 0.3 * random.randn(*param.shape)).astype(np.float32)
+
+    return lambda spec: tree.map_with_path(one, spec, is_leaf=is_param)
 
 
 @pytest.fixture(scope="session")

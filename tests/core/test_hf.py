@@ -8,14 +8,8 @@ from llmjax import hf, models
 from llmjax import spec as specs
 
 
-def draw(spec):
-    """Different numbers everywhere, biases and scales too."""
-    random = np.random.RandomState(0)
-    return specs.map_params(lambda p: random.randn(*p.shape).astype(np.float32), spec)
-
-
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_round_trip_is_bitwise(family, request):
+def test_round_trip_is_bitwise(family, request, draw):
     spec = models.spec(request.getfixturevalue(family))
     params = draw(spec)
     state = hf.to_state(spec, params)
@@ -24,7 +18,7 @@ def test_round_trip_is_bitwise(family, request):
     jax.tree.map(np.testing.assert_array_equal, hf.from_state(spec, state), params)
 
 
-def test_fused_tensors_are_query_key_and_value_side_by_side(gpt2):
+def test_fused_tensors_are_query_key_and_value_side_by_side(gpt2, draw):
     spec = models.spec(gpt2)
     params = draw(spec)
     state = hf.to_state(spec, params)
@@ -35,7 +29,7 @@ def test_fused_tensors_are_query_key_and_value_side_by_side(gpt2):
         np.testing.assert_array_equal(fused[:, 16 * index : 16 * (index + 1)], ours)
 
 
-def test_transposed_layouts(llama):
+def test_transposed_layouts(llama, draw):
     """torch's Linear keeps [outputs, inputs]."""
     spec = models.spec(llama)
     params = draw(spec)
@@ -46,7 +40,7 @@ def test_transposed_layouts(llama):
     assert state["model.layers.0.self_attn.k_proj.weight"].shape == (8, 16)
 
 
-def test_precision_is_the_checkpoints(llama):
+def test_precision_is_the_checkpoints(llama, draw):
     spec = models.spec(llama)
     state = hf.to_state(spec, jax.tree.map(np.float16, draw(spec)))
     assert {value.dtype for value in state.values()} == {np.dtype(np.float16)}
@@ -55,7 +49,7 @@ def test_precision_is_the_checkpoints(llama):
     }
 
 
-def test_import_lists_everything_that_is_wrong(llama):
+def test_import_lists_everything_that_is_wrong(llama, draw):
     spec = models.spec(llama)
     state = hf.to_state(spec, draw(spec))
     del state["model.norm.weight"]
@@ -71,7 +65,7 @@ def test_import_lists_everything_that_is_wrong(llama):
         assert line in str(error.value)
 
 
-def test_export_lists_everything_that_is_wrong(llama):
+def test_export_lists_everything_that_is_wrong(llama, draw):
     spec = models.spec(llama)
     params = draw(spec)
     del params["final_norm"]
@@ -88,7 +82,7 @@ def test_export_lists_everything_that_is_wrong(llama):
 
 
 @pytest.mark.parametrize("way", ["in", "out"])
-def test_parameters_without_a_name_there_are_listed(way):
+def test_parameters_without_a_name_there_are_listed(way, draw):
     """A Llama with biases trains, but no such checkpoint exists."""
     config = models.llama(vocab_size=8, num_layers=1, embed_dim=8, num_heads=2, bias=True)
     spec = models.spec(config)
