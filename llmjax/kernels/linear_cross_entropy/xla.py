@@ -113,5 +113,6 @@ def _cut(x, count):
 def _join(x, batch):
     """Chunks [count, N, ...] to [B, S, ...]."""
     count, rows, *rest = x.shape
-    x = jnp.moveaxis(x.reshape(count, batch, rows // batch, *rest), 0, 1)
+    split = mesh.sharded(jnp.reshape, (None, "batch", *(None for _ in (rows, *rest))))
+    x = jnp.moveaxis(split(x, (count, batch, rows // batch, *rest)), 0, 1)
     return x.reshape(batch, count * (rows // batch), *rest)
