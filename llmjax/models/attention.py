@@ -100,6 +100,7 @@ def attention(
     values = _project(params, "value", x, "kv_heads")
     if rope_tables is not None:
         queries, keys = layers.rope(queries, rope_tables), layers.rope(keys, rope_tables)
+    queries, keys, values = (jnp.swapaxes(x, 1, 2) for x in (queries, keys, values))
     if cache is not None:
         cache = _append(cache, keys, values, mask.offset)
         keys, values = jnp.swapaxes(cache["key"], 2, 3), cache["value"]
@@ -113,14 +114,13 @@ def attention(
 
 
 def _project(params: dict[str, Any], name: str, x: jax.Array, heads: str) -> jax.Array:
-    """x [B, S, D] to [B, H, S, C] or [B, K, S, C]."""
+    """x [B, S, D] to [B, S, H, C] or [B, S, K, C]."""
     out = einsum("bsd,dhc->bshc", x, params[name], ("batch", "sequence", heads, None))
     bias = params.get(f"{name}_bias")
-    out = out if bias is None else out + bias.astype(out.dtype)
-    return jnp.swapaxes(out, 1, 2)
+    return out if bias is None else out + bias.astype(out.dtype)
 
 
-def _append(cache: dict, keys: jax.Array, values: jax.Array, offset: jax.Array) -> dict:
+def _append(cache, keys, values, offset):
     """Writes keys and values [B, K, S, C] behind the `offset` tokens that each row has."""
 
     def write_key(row, update, start):

@@ -56,8 +56,8 @@ def rope_tables(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, j
 
 
 def rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates x [B, H, S, C] (Su et al. 2021, equation 34), channel i paired with i + C/2."""
-    cosine, sine = (table[:, None].astype(x.dtype) for table in tables)
+    """Rotates x [B, S, H, C] (Su et al. 2021, equation 34), channel i paired with i + C/2."""
+    cosine, sine = (table[:, :, None].astype(x.dtype) for table in tables)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate(
         [first * cosine - second * sine, second * cosine + first * sine], axis=-1

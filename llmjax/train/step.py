@@ -38,7 +38,8 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
         key = jax.random.fold_in(state.key, state.step)
         total, extra, grads = _gradient(loss, state.params, batch, key, accumulate)
         weight = jnp.where(total.weight > 0, total.weight, 1.0)
-        grads = jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), grads)
+        # A product, unlike a quotient, is computed again by all who need it rather than stored.
+        grads = jax.tree.map(lambda grad: grad * (1 / weight).astype(grad.dtype), grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total.sum) & jnp.isfinite(norm)
         sound = finite & (total.weight > 0)

@@ -81,19 +81,27 @@ def _chunk(hidden, targets, weight, label_smoothing, z_loss, grads):
     accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
     logits = mesh.sharded(product, ("batch", "vocab"))("nd,vd->nv", hidden, weight)
-    log_sum = jax.nn.logsumexp(logits, axis=-1)
-    # An iota rather than a gather: that works on logits whose vocabulary is sharded.
-    at_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
-    expected = jnp.sum(jnp.where(at_target, logits, 0.0), axis=-1) * (1 - label_smoothing)
+    # Looked up in the weight, not in the logits: that works on a sharded vocabulary, and saves a
+    # pass over them.
+    rows = mesh.sharded(weight.at[jnp.maximum(targets, 0)].get, ("batch", None))()
+    picked = product("nd,nd->n", hidden, rows)
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    powers = jnp.exp(logits - highest)
+    total = jnp.sum(powers, axis=-1, keepdims=True)
+    log_sum = (highest + jnp.log(total))[:, 0]
+    expected = (1 - label_smoothing) * picked
     if label_smoothing:
         expected += label_smoothing * jnp.mean(logits, axis=-1)
     counted = targets >= 0
     losses = jnp.where(counted, log_sum - expected + z_loss * log_sum**2, 0.0)
     if not grads:
         return losses, None, None
-    grad = jnp.exp(logits - log_sum[:, None]) * (1 + 2 * z_loss * log_sum)[:, None]
-    grad -= jnp.where(at_target, 1 - label_smoothing, 0.0) + label_smoothing / logits.shape[-1]
-    grad = jnp.where(counted[:, None], grad, 0.0).astype(hidden.dtype)
+    scale = jnp.where(counted, 1 + 2 * z_loss * log_sum, 0.0)[:, None] / total
+    at_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
+    grad = powers * scale - jnp.where(at_target, 1 - label_smoothing, 0.0)
+    if label_smoothing:
+        grad -= jnp.where(counted, label_smoothing / logits.shape[-1], 0.0)[:, None]
+    grad = grad.astype(hidden.dtype)
     grad_hidden = mesh.sharded(jnp.einsum, ("batch", None))("nv,vd->nd", grad, weight)
     grad_weight = mesh.sharded(product, ("vocab", "embed"))("nv,nd->vd", grad, hidden)
     return losses, grad_hidden, grad_weight

@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Times named workloads: train step, evaluation, decoding, data loading; alone or beside a peer.
+
+    tools/bench.py                                     W1 and W2, as a table
+    tools/bench.py --workload=W1 --json                one JSON object a line
+    tools/bench.py --workload=W1,W2 --against=torch,torch-compile
+    tools/bench.py --workload=W2-decode --against=torch
+    tools/bench.py --workload=W1,data                  how many W1 steps the loader could feed
+
+Every engine runs in a process of its own; all stay alive and take turns, so that figures beside
+each other are from the same minutes. Nothing is cached between runs. The workloads are those of
+tools/benchmark/workloads.py; the fields of a line those of `Result` in tools/benchmark/session.py.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+
+import rich.console
+import rich.table
+
+# As a script, Python looks for modules in tools/ alone.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from tools.benchmark.session import Result, measure
+from tools.benchmark.worker import ENGINES
+from tools.benchmark.workloads import WORKLOADS
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    options = _options(arguments)
+    stderr = rich.console.Console(stderr=True, highlight=False)
+    results: list[Result] = []
+    for name in options.workload:
+        # A loader has no peer in transformers.
+        peers = options.against if WORKLOADS[name].kind != "data" else []
+        try:
+            measured = measure(
+                WORKLOADS[name],
+                ["llmjax", *peers],
+                rounds=options.rounds,
+                threads=options.threads,
+                say=stderr.print,
+            )
+        except RuntimeError as error:
+            sys.exit(f"bench: {error}")
+        results += measured
+        if options.json:
+            for result in measured:
+                print(json.dumps(dataclasses.asdict(result)), flush=True)
+    if not options.json:
+        show(results)
+
+
+def show(results: list[Result], console: rich.console.Console | None = None) -> None:
+    """Prints the table."""
+    console = console or rich.console.Console()
+    table = rich.table.Table(box=None, header_style="bold")
+    table.add_column("workload")
+    table.add_column("engine")
+    columns = (
+        "step s", "tokens/s", "first step s", "compile s", "peak MB", "cores", "of matmul rate",
+        "speed", "memory",
+    )  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="right")
+    for result in results:
+        # Against llmjax, from the peer's side of the table: how much faster ours is.
+        ours = next(r for r in results if r.workload == result.workload and r.engine == "llmjax")
+        faster, smaller = ours.speedup.get(result.engine), ours.memory_share.get(result.engine)
+        table.add_row(
+            result.workload,
+            result.engine,
+            f"{result.step_s:.3f}",
+            f"{result.tokens_per_s:,.0f}",
+            f"{result.first_step_s:.1f}",
+            f"{result.compile_s:.1f}",
+            f"{result.peak_memory_mb:,.0f}",
+            f"{result.cores:.1f}",
+            "" if result.matmul_share is None else f"{result.matmul_share:.2f}",
+            "" if faster is None else f"ours {faster:.2f} ×",
+            "" if smaller is None else f"ours {smaller:.2f} ×",
+        )
+    console.print(table)
+    for line in _notes(results):
+        console.print(line, highlight=False)
+
+
+def _notes(results: list[Result]) -> list[str]:
+    """What the figures depend on, and what the loader's mean."""
+    last = results[-1]
+    notes = [
+        f"matmul rate {max(r.matmul_gflops for r in results):.0f} GFLOP/s (float32), "
+        f"{last.threads} threads, load average {', '.join(f'{r.load_average:.1f}' for r in results)}"
+    ]
+    engines = {result.engine: result for result in results}
+    notes += [
+        f"{engine}: {', '.join(f'{name} {version}' for name, version in r.versions.items())}; "
+        f"{r.device}"
+        for engine, r in engines.items()
+    ]
+    rates = {r.workload: r.tokens_per_s for r in results if r.engine == "llmjax"}
+    if {"W1", "data"} <= set(rates):
+        notes.append(f"the loader feeds {rates['data'] / rates['W1']:.0f} × what a W1 step eats")
+    return notes
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = ", ".join(WORKLOADS)
+    parser.add_argument(
+        "--workload",
+        type=_names("workload", tuple(WORKLOADS)),
+        default="W1,W2",
+        metavar="NAME,...",
+        help=f"{known}, or all of these but W0 (default: W1,W2)",
+    )
+    parser.add_argument(
+        "--against",
+        type=_names("peer", ENGINES[1:]),
+        default=[],
+        metavar="PEER,...",
+        help="torch (transformers, eager), torch-compile, or both: needs the extra `parity`",
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="timed turns (default: 7)")
+    parser.add_argument(
+        "--threads", type=int, default=cores, help=f"cores for each engine (default: {cores})"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    options = parser.parse_args(arguments)
+    for name in ("rounds", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}={getattr(options, name)}: give 1 or more")
+    missing = [m for m in ("torch", "transformers") if importlib.util.find_spec(m) is None]
+    if options.against and missing:
+        parser.error(f"--against needs {' and '.join(missing)}: pip install -e '.[parity]'")
+    return options
+
+
+def _names(what: str, known: tuple[str, ...]):
+    """An argparse type: comma-separated names out of the known ones, or all."""
+
+    def parse(text: str) -> list[str]:
+        if text == "all":
+            return [name for name in known if not name.startswith("W0")]
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"no {what} {name!r}: there are {', '.join(known)}")
+        return names
+
+    return parse
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The parts of tools/bench.py: workloads, the programs of each engine, and how they take turns."""

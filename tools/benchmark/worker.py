@@ -1,0 +1,98 @@
+"""One engine and one workload in a process of its own, which computes only when it is told to.
+
+The parent writes a JSON line with the job, then commands; each is answered with a JSON line:
+
+    turn            {"seconds": wall time, "cores": processor time over wall time}
+    matmul SIZE     {"gflops": float32 rate of one product}
+    finish          {"peak_memory_mb": ..., "device": ..., "versions": {...}, "parameters": ...}
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+ENGINES = ("llmjax", "torch", "torch-compile")
+
+
+class Engine:
+    """The programs of one engine.
+
+    Attributes:
+        turn: does one unit of the workload's work.
+        parameters: of its model, or None.
+    """
+
+    def __init__(self, name: str, job: dict[str, Any]) -> None:
+        self._ours = name == "llmjax"
+        if self._ours:
+            workloads = importlib.import_module("tools.benchmark.workloads")
+            self._module = importlib.import_module("tools.benchmark.ours")
+            workload = workloads.WORKLOADS[job["name"]]
+            self.turn: Callable[[], None] = self._module.build(workload)
+            self.parameters: int | None = workload.parameters
+        else:
+            self._module = importlib.import_module("tools.benchmark.peers")
+            self._module.torch.set_num_threads(job["threads"])
+            self.turn, self.parameters = self._module.build(job, compiled=name == "torch-compile")
+
+    def answer(self, command: str) -> dict[str, Any]:
+        """Obeys one command of the module's docstring."""
+        if command == "turn":
+            wall, processor = time.perf_counter(), time.process_time()
+            self.turn()
+            seconds = time.perf_counter() - wall
+            return {"seconds": seconds, "cores": (time.process_time() - processor) / seconds}
+        if command.startswith("matmul "):
+            return {"gflops": self._gflops(int(command.removeprefix("matmul ")))}
+        return {
+            "peak_memory_mb": peak_memory_mb(),
+            "device": self._module.device() if self._ours else "cpu",
+            "versions": {"python": platform.python_version()} | self._module.versions(),
+            "parameters": self.parameters,
+        }
+
+    def _gflops(self, size: int) -> float:
+        """The rate of the second product: the first may compile."""
+        product = self._module.matmul(size)
+        product()
+        start = time.perf_counter()
+        product()
+        return 2 * size**3 / (time.perf_counter() - start) / 1e9
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process ever held.
+
+    Linux has it as VmHWM. Its ru_maxrss begins at what the parent held when it started us.
+    """
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) / 1024
+    scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def serve(commands: TextIO, replies: TextIO) -> None:
+    """Builds the job that stands in the first line and obeys the commands behind it."""
+    job = json.loads(commands.readline())
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])
+    engine = Engine(job["engine"], job)
+    for command in commands:
+        replies.write(json.dumps(engine.answer(command.strip())) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    # What libraries print goes to stderr: stdout carries the replies alone.
+    with os.fdopen(os.dup(1), "w") as replies:
+        os.dup2(2, 1)
+        serve(sys.stdin, replies)
