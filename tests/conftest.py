@@ -36,6 +36,20 @@ def optimizing_compiler() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """Grows by one entry with every program that is compiled, or read from the cache."""
+    seen: list[str] = []
+
+    def listen(event: str, seconds: float, **details: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope="session")
 def gpt2() -> models.ModelConfig:
     """A GPT-2 whose every axis divides over up to 4 devices, and its width over 8; no dropout."""
