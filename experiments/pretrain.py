@@ -17,9 +17,7 @@ from absl import flags as absl_flags
 
 from experiments import flags, prepare, runs
 from experiments.recipe import Recipe
-from experiments.recipes import RECIPES
 from llmjax import data, models, objectives, optim, planning, sampling, train
-from llmjax import spec as specs
 from llmjax.evaluation.perplexity import evaluate
 from llmjax.train import metrics
 from llmjax.train.checkpoint import Checkpointer
@@ -142,13 +140,11 @@ class _Run:
         """The hook that writes metrics.jsonl and TensorBoard files and feeds the display."""
         if jax.process_index():
             return metrics.Recorder([])
-        lines = stack.enter_context(
-            metrics.JsonlWriter(self.run_dir / "metrics.jsonl", step=start)
-        )
+        lines = stack.enter_context(metrics.JsonlWriter(self.run_dir / "metrics.jsonl", step=start))
         board = metrics.TensorBoardWriter(self.run_dir / "tensorboard", step=start)
         stack.callback(board.close)
         throughput = metrics.Throughput(
-            planning.flops_per_token(self.recipe.model, self.recipe.sequence_length),
+            planning.training_flops(self.recipe.model, self.recipe.sequence_length),
             planning.peak_flops(jax.devices()),
         )
         return metrics.Recorder([lines, board, progress], throughput, self.recipe.log_every)

@@ -83,9 +83,7 @@ def compare(model: runs.TrainedModel, run_dir: pathlib.Path) -> dict[str, float]
 def replies(model: runs.TrainedModel) -> list[str]:
     """What the model answers to each of `OPENINGS`."""
     tokenizer, config = model.tokenizer, model.recipe.model
-    prompts = [
-        [tokenizer.bos_id, *tokenizer.encode(data.chat_prompt(turns))] for turns in OPENINGS
-    ]
+    prompts = [[tokenizer.bos_id, *tokenizer.encode(data.chat_prompt(turns))] for turns in OPENINGS]
     (newline,) = tokenizer.encode("\n")
     written = sampling.generate(
         model.params,

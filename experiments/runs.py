@@ -1,12 +1,12 @@
 """The folder of a run: what is in it, how it is opened, and how a model is read back from it.
 
-    RUN_DIR/config.json      the recipe and the versions it ran with
-    RUN_DIR/data/            tokenizer and shards, unless data.directory names another place
-    RUN_DIR/checkpoints/     the last ones and the best
-    RUN_DIR/metrics.jsonl    a line a step, and one an evaluation
-    RUN_DIR/samples.jsonl    what the model wrote during the run
-    RUN_DIR/tensorboard/     the same numbers for TensorBoard
-    RUN_DIR/report.html      all of it on one page, with plots/
+RUN_DIR/config.json      the recipe and the versions it ran with
+RUN_DIR/data/            tokenizer and shards, unless data.directory names another place
+RUN_DIR/checkpoints/     the last ones and the best
+RUN_DIR/metrics.jsonl    a line a step, and one an evaluation
+RUN_DIR/samples.jsonl    what the model wrote during the run
+RUN_DIR/tensorboard/     the same numbers for TensorBoard
+RUN_DIR/report.html      all of it on one page, with plots/
 """
 
 import dataclasses

@@ -89,7 +89,9 @@ def partition_spec(axes: Axes, rules: Rules = RULES) -> PartitionSpec:
     used = [name for part in parts for name in part]
     if len(set(used)) < len(used):
         raise ValueError(f"logical axes {axes} would split two dimensions over one mesh axis")
-    return PartitionSpec(*(part if len(part) > 1 else (part[0] if part else None) for part in parts))
+    return PartitionSpec(
+        *(part if len(part) > 1 else (part[0] if part else None) for part in parts)
+    )
 
 
 def _current() -> jax.sharding.AbstractMesh | None:

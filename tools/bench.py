@@ -94,10 +94,9 @@ def show(results: list[Result], console: rich.console.Console | None = None) -> 
 def _notes(results: list[Result]) -> list[str]:
     """What the figures depend on, and what the loader's mean."""
     last = results[-1]
-    notes = [
-        f"matmul rate {max(r.matmul_gflops for r in results):.0f} GFLOP/s (float32), "
-        f"{last.threads} threads, load average {', '.join(f'{r.load_average:.1f}' for r in results)}"
-    ]
+    loads = ", ".join(f"{result.load_average:.1f}" for result in results)
+    rate = max(result.matmul_gflops for result in results)
+    notes = [f"matmul rate {rate:.0f} GFLOP/s (float32), {last.threads} threads, load {loads}"]
     engines = {result.engine: result for result in results}
     notes += [
         f"{engine}: {', '.join(f'{name} {version}' for name, version in r.versions.items())}; "
@@ -154,7 +153,9 @@ def _names(what: str, known: tuple[str, ...]):
         names = [name.strip() for name in text.split(",")]
         for name in names:
             if name not in known:
-                raise argparse.ArgumentTypeError(f"no {what} {name!r}: there are {', '.join(known)}")
+                raise argparse.ArgumentTypeError(
+                    f"no {what} {name!r}: there are {', '.join(known)}"
+                )
         return names
 
     return parse

@@ -68,7 +68,7 @@ def apply(
     Raises:
         ValueError: a sequence longer than the learned positions or the cache.
     """
-    batch, length = tokens.shape
+    length = tokens.shape[1]
     longest = length if cache is None else cache.capacity
     if config.position == "learned" and longest > config.max_length:
         raise ValueError(

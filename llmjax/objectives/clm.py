@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from llmjax import models
 from llmjax.kernels.linear_cross_entropy import linear_cross_entropy
 from llmjax.objectives.loss import Batch, Loss, Weighted
+from llmjax.weights import materialize
 
 
 def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
@@ -31,7 +32,7 @@ def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: flo
         )
         total, _ = linear_cross_entropy(
             hidden,
-            models.lm_weight(params, config),
+            materialize(models.lm_weight(params, config)),
             batch["targets"],
             label_smoothing=label_smoothing,
             z_loss=z_loss,

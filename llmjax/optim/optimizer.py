@@ -15,7 +15,7 @@ from llmjax.spec import Param, is_param
 class LearningRateState(NamedTuple):
     """Steps taken, and the rate of the last one."""
 
-    count: jax.Array
+    steps: jax.Array
     learning_rate: jax.Array
 
 
@@ -60,9 +60,9 @@ def scale_by_learning_rate(rate: optax.Schedule) -> optax.GradientTransformation
 
     def update(updates, state, params=None):
         del params
-        now = jnp.asarray(rate(state.count), jnp.float32)
+        now = jnp.asarray(rate(state.steps), jnp.float32)
         updates = jax.tree.map(lambda update: -now.astype(update.dtype) * update, updates)
-        return updates, LearningRateState(optax.safe_increment(state.count), now)
+        return updates, LearningRateState(optax.safe_increment(state.steps), now)
 
     return optax.GradientTransformation(init, update)
 

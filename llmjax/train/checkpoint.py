@@ -349,9 +349,16 @@ def _encode(data: Any) -> tuple[str, bytes]:
     if isinstance(data, bytes):
         return "bin", data
     text = json.dumps(data)
-    if json.loads(text) != data:
+    if json.loads(text) != _listed(data):
         raise ValueError(f"the batches' state changes on its way through JSON: {text[:200]}")
     return "json", text.encode()
+
+
+def _listed(data: Any) -> Any:
+    """The data with lists for tuples: the one change on the way through JSON that does no harm."""
+    if isinstance(data, Mapping):
+        return {name: _listed(value) for name, value in data.items()}
+    return [_listed(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def _decode(folder: epath.Path) -> Any:

@@ -29,11 +29,13 @@ class TrainState:
 
 def init_state(key: jax.Array, spec: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, in float32, sharded from birth on the current mesh."""
-    init_key, step_key = jax.random.split(key)
-    params = specs.init(init_key, spec)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=jax.jit(optimizer.init)(params),
-        key=step_key,
-    )
+
+    # All in one program, so that scalars too lie on the whole mesh, as they do after a step: a
+    # state that moved with the first step would compile the second one anew.
+    @jax.jit
+    def make(key: jax.Array) -> TrainState:
+        init_key, step_key = jax.random.split(key)
+        params = specs.init(init_key, spec)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), step_key)
+
+    return make(key)

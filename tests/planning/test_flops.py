@@ -9,9 +9,7 @@ from llmjax import spec as specs
 
 def test_gpt2_by_hand() -> None:
     """Benchmark W1: 6 layers of width 384, tied head of 8192; positions are only looked up."""
-    config = models.gpt2(
-        vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, max_length=256
-    )
+    config = models.gpt2(vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, max_length=256)
     D, F = 384, 4 * 384
     attention = 4 * D * D + 4 * D
     mlp = 2 * D * F + F + D

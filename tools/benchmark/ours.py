@@ -125,6 +125,6 @@ def _write_corpus(path: pathlib.Path) -> None:
 
 def _random_batch(recipe: Recipe) -> dict[str, jax.Array]:
     rows, length = recipe.batch_size, recipe.sequence_length
-    tokens = np.random.default_rng(0).integers(0, recipe.model.vocab_size, (rows, length + 1))
-    tokens = jnp.asarray(tokens, jnp.int32)
+    drawn = np.random.default_rng(0).integers(0, recipe.model.vocab_size, (rows, length + 1))
+    tokens = jnp.asarray(drawn, jnp.int32)
     return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}

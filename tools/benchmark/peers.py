@@ -31,7 +31,11 @@ def build(job: Job, *, compiled: bool) -> tuple[Callable[[], None], int]:
 def matmul(size: int) -> Callable[[], None]:
     """One float32 product of two square matrices."""
     left, right = torch.ones(size, size), torch.ones(size, size)
-    return lambda: torch.mm(left, right)
+
+    def turn() -> None:
+        torch.mm(left, right)
+
+    return turn
 
 
 def versions() -> dict[str, str]:
@@ -42,7 +46,7 @@ def versions() -> dict[str, str]:
 def _model(config: dict[str, Any]) -> Any:
     shared = {"vocab_size": config["vocab_size"], "tie_word_embeddings": config["tied"]}
     if config["family"] == "gpt2":
-        settings = transformers.GPT2Config(
+        gpt2 = transformers.GPT2Config(
             **shared,
             n_layer=config["num_layers"],
             n_embd=config["embed_dim"],
@@ -53,8 +57,8 @@ def _model(config: dict[str, Any]) -> Any:
             resid_pdrop=0.0,
             attn_pdrop=0.0,
         )
-        return transformers.GPT2LMHeadModel(settings)
-    settings = transformers.LlamaConfig(
+        return transformers.GPT2LMHeadModel(gpt2)
+    llama = transformers.LlamaConfig(
         **shared,
         num_hidden_layers=config["num_layers"],
         hidden_size=config["embed_dim"],
@@ -63,7 +67,7 @@ def _model(config: dict[str, Any]) -> Any:
         intermediate_size=config["mlp_dim"],
         max_position_embeddings=config["max_length"],
     )
-    return transformers.LlamaForCausalLM(settings)
+    return transformers.LlamaForCausalLM(llama)
 
 
 def _train(job: Job, model: Any, compiled: bool) -> Callable[[], None]:

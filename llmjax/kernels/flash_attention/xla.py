@@ -12,8 +12,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from llmjax.kernels.flash_attention.mask import Mask
-
 MAX_BLOCKS = 8  # more blocks skip more of the masked half; fewer make larger products
 MIN_BLOCK = 64
 
@@ -25,7 +23,7 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def attention(query, key, value, mask, dropout_key, scale, rate):
+def attention(query, key, value, mask, dropout_key, scale, rate) -> jax.Array:
     """As `api.flash_attention`."""
     return _forward(query, key, value, mask, dropout_key, scale, rate)[0]
 
@@ -62,18 +60,14 @@ def _backward(scale, rate, residuals, grad):
         scores = _scores(block, key[:, :, :keys], mask, start, stop, scale)
         weights = jnp.exp(scores - log_sum)
         kept = _drop(weights, dropout_key, start, rate).astype(value.dtype)
-        grad_value = grad_value.at[:, :, :keys].add(
-            jnp.einsum("bknt,bknc->bktc", kept, block_grad)
-        )
+        grad_value = grad_value.at[:, :, :keys].add(jnp.einsum("bknt,bknc->bktc", kept, block_grad))
         grad_weights = jnp.einsum("bknc,bktc->bknt", block_grad, value[:, :, :keys])
         grad_weights = _drop(grad_weights.astype(weights.dtype), dropout_key, start, rate)
         delta = jnp.sum(block_out * block_grad, axis=-1, keepdims=True).astype(weights.dtype)
         grad_scores = (weights * (grad_weights - delta) * scale).astype(query.dtype)
         grad_query = jnp.einsum("bknt,bktc->bknc", grad_scores, key[:, :, :keys])
         grad_queries.append(_unfold(grad_query, query.shape[1]))
-        grad_key = grad_key.at[:, :, :keys].add(
-            jnp.einsum("bknt,bknc->bktc", grad_scores, block)
-        )
+        grad_key = grad_key.at[:, :, :keys].add(jnp.einsum("bknt,bknc->bktc", grad_scores, block))
     return jnp.concatenate(grad_queries, axis=2), grad_key, grad_value, None, None
 
 

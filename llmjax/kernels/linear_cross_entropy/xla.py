@@ -17,7 +17,7 @@ CHUNK_BYTES = 64 * 2**20  # of one chunk of logits on one device
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def token_losses(hidden, weight, targets, label_smoothing, z_loss):
+def token_losses(hidden, weight, targets, label_smoothing, z_loss) -> tuple[jax.Array, jax.Array]:
     """(sum of losses, loss of every token [B, S]); only the sum has a gradient."""
     losses, _, _ = _run(hidden, weight, targets, label_smoothing, z_loss, grads=False)
     return jnp.sum(losses), losses
