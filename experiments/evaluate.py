@@ -16,8 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import flags, runs
-from llmjax import data, objectives
-from llmjax.evaluation.perplexity import evaluate
 
 RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run.")
 DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of prepared data; the run's own.")
@@ -40,7 +38,7 @@ def main(argv: list[str]) -> None:
     with jax.set_mesh(runs.make_mesh(saved)):
         model = runs.load(run_dir, best=CHECKPOINT.value == "best")
         directory = pathlib.Path(DATA_DIR.value or runs.data_directory(run_dir, saved))
-        found = evaluate_model(model, directory, BATCH_SIZE.value or saved.batch_size)
+        found = runs.evaluate_model(model, directory, BATCH_SIZE.value or saved.batch_size)
     if AS_JSON.value:
         print(json.dumps({"step": model.step, **found}))
         return
@@ -48,33 +46,6 @@ def main(argv: list[str]) -> None:
     for name, value in found.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
     Console().print(table)
-
-
-def evaluate_model(
-    model: runs.TrainedModel, directory: pathlib.Path, batch_size: int
-) -> dict[str, float]:
-    """Loss, perplexity and bits per byte on the validation split of prepared data.
-
-    Raises:
-        flags.FlagError: the folder is not prepared, or with another tokenizer.
-    """
-    try:
-        other = data.load_tokenizer(directory)
-        batches = data.batches(
-            directory,
-            split="validation",
-            batch_size=batch_size,
-            sequence_length=model.recipe.sequence_length,
-        )
-    except (OSError, ValueError) as error:
-        raise flags.FlagError(str(error)) from error
-    if other.fingerprint != model.tokenizer.fingerprint:
-        raise flags.FlagError(
-            f"{directory} was prepared with another tokenizer than the model's: prepare the text "
-            "with the run's own settings"
-        )
-    loss = objectives.clm(model.recipe.model)
-    return evaluate(loss, model.params, batches, model.tokenizer.token_bytes)
 
 
 if __name__ == "__main__":

@@ -13,25 +13,12 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import flags, recipe
+from experiments import flags, runs
 from experiments.recipes import RECIPES
 from llmjax import data
 
 OUTPUT = absl_flags.DEFINE_string("output", None, "Folder for tokenizer, shards and manifest.")
 flags.define(RECIPES)
-
-
-def prepare(settings: recipe.Recipe, directory: pathlib.Path) -> data.Manifest:
-    """Prepares the recipe's data in a folder, or finds it done.
-
-    Raises:
-        flags.FlagError: the settings name no text, or text that cannot be used.
-    """
-    try:
-        config = recipe.data_config(settings, directory / "corpus")
-        return data.prepare(config, directory)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise flags.FlagError(str(error)) from error
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +28,7 @@ def main(argv: list[str]) -> None:
     output = OUTPUT.value or settings.data.directory
     if not output:
         raise flags.FlagError("--output is missing: name a folder to write to")
-    manifest = prepare(settings, pathlib.Path(output))
+    manifest = runs.prepare(settings, pathlib.Path(output))
     Console().print(_table(manifest))
 
 

@@ -8,30 +8,20 @@ RUN_DIR/report.html. Run the same command again after a kill: it goes on from th
 and arrives at the same parameters, byte for byte, as a run that was never interrupted.
 """
 
-import contextlib
-import itertools
 import pathlib
 
-import jax
 from absl import flags as absl_flags
 
-from experiments import flags, prepare, runs
-from experiments.recipe import Recipe
-from llmjax import data, models, objectives, optim, planning, sampling, train
-from llmjax.evaluation.perplexity import evaluate
-from llmjax.train import metrics
-from llmjax.train.checkpoint import Checkpointer
-from llmjax.train.loop import Every, Pause, fit
-from llmjax.train.preemption import SaveOnSignal
-from llmjax.train.progress import Progress
-from llmjax.train.report import write_report
-from llmjax.train.watchdog import Watchdog
+from experiments import flags, runs, training
+from experiments.recipes import RECIPES
 
 RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run; runs/RECIPE if not given.")
 RESUME = absl_flags.DEFINE_bool("resume", True, "Go on with the run that is in the folder.")
 HANG_SECONDS = absl_flags.DEFINE_float(
     "hang_seconds", 1800.0, "End the run when no step completes for so long; 0 waits for ever."
 )
+
+flags.define(RECIPES)
 
 
 def main(argv: list[str]) -> None:
@@ -40,140 +30,10 @@ def main(argv: list[str]) -> None:
     run_dir = pathlib.Path(RUN_DIR.value) if RUN_DIR.value else None
     recipe = flags.resolve(run_dir and runs.saved_recipe(run_dir))
     run_dir = run_dir or pathlib.Path("runs") / recipe.name
-    report = pretrain(recipe, run_dir, resume=RESUME.value, hang_seconds=HANG_SECONDS.value)
-    print(f"report: {report}")
-
-
-def pretrain(
-    recipe: Recipe,
-    run_dir: pathlib.Path,
-    *,
-    resume: bool = True,
-    hang_seconds: float = 0.0,
-) -> pathlib.Path:
-    """Trains a recipe's model in a folder and returns the path of its report.
-
-    Args:
-        recipe: the run.
-        run_dir: its folder; see `experiments.runs`.
-        resume: whether to go on with the run that is there. Off, a folder with a run is an error.
-        hang_seconds: the process ends when no step completes for so long; 0 waits for ever.
-
-    Raises:
-        flags.FlagError: the recipe, the folder, the text and the devices do not fit together.
-    """
-    made_mesh = runs.make_mesh(recipe)
-    runs.open_run(run_dir, recipe, resume=resume)
-    directory = runs.data_directory(run_dir, recipe)
-    prepare.prepare(recipe, directory)
-    with jax.set_mesh(made_mesh), contextlib.ExitStack() as stack:
-        _train(_Run(recipe, run_dir, directory), stack, hang_seconds)
-    return write_report(run_dir)
-
-
-def _train(run: "_Run", stack: contextlib.ExitStack, hang_seconds: float) -> None:
-    """Restores or begins, and trains to the last step; what it opens is closed by the stack."""
-    recipe, run_dir = run.recipe, run.run_dir
-    spec = models.spec(recipe.model)
-    optimizer = optim.make(recipe.optimizer, spec, recipe.steps)
-    state = train.init_state(jax.random.key(recipe.seed), spec, optimizer)
-    batches = iter(run.batches("train"))
-    checkpoints = stack.enter_context(
-        Checkpointer(run_dir / "checkpoints", keep_last=max(recipe.keep_checkpoints, 1))
+    report = training.pretrain(
+        recipe, run_dir, resume=RESUME.value, hang_seconds=HANG_SECONDS.value
     )
-    restored = checkpoints.restore_latest(state)
-    if restored is not None:
-        state = restored.state
-        batches.set_state(restored.data)
-    start = int(state.step)
-    if start >= recipe.steps:
-        print(f"{run_dir}: all {recipe.steps} steps are done; raise --steps to train on")
-        return
-    progress = stack.enter_context(Progress(recipe.steps, start=start, title=recipe.name))
-    recorder = run.recorder(progress, start, stack)
-    watchdog = stack.enter_context(Watchdog(hang_seconds or None, run_dir))
-    preemption = SaveOnSignal(checkpoints)
-    stack.callback(preemption.restore_handlers)
-    samples = stack.enter_context(metrics.JsonlWriter(run_dir / "samples.jsonl", step=start))
-
-    def every(interval, hook):
-        return Every(interval, hook, last=recipe.steps)
-
-    hooks = [
-        recorder,
-        watchdog,
-        every(recipe.evaluate_every, lambda pause: run.evaluate(pause, recorder)),
-        every(recipe.sample_every, lambda pause: run.sample(pause, progress, samples)),
-        every(recipe.checkpoint_every, checkpoints),
-        preemption,
-    ]
-    step = train.make_step(run.loss, optimizer, accumulate=recipe.accumulate)
-    fit(state, step, batches, steps=recipe.steps, hooks=hooks)
-
-
-class _Run:
-    """What the hooks of a run share."""
-
-    def __init__(self, recipe: Recipe, run_dir: pathlib.Path, directory: pathlib.Path) -> None:
-        self.recipe, self.run_dir, self.directory = recipe, run_dir, directory
-        self.tokenizer = data.load_tokenizer(directory)
-        self.loss = objectives.clm(
-            recipe.model, label_smoothing=recipe.label_smoothing, z_loss=recipe.z_loss
-        )
-        self.plain_loss = objectives.clm(recipe.model)
-
-    def batches(self, split: data.SplitName):
-        """The loader of a split."""
-        return data.batches(
-            self.directory,
-            split=split,
-            batch_size=self.recipe.batch_size,
-            sequence_length=self.recipe.sequence_length,
-            seed=self.recipe.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-
-    def recorder(
-        self, progress: Progress, start: int, stack: contextlib.ExitStack
-    ) -> metrics.Recorder:
-        """The hook that writes metrics.jsonl and TensorBoard files and feeds the display."""
-        if jax.process_index():
-            return metrics.Recorder([])
-        lines = stack.enter_context(metrics.JsonlWriter(self.run_dir / "metrics.jsonl", step=start))
-        board = metrics.TensorBoardWriter(self.run_dir / "tensorboard", step=start)
-        stack.callback(board.close)
-        throughput = metrics.Throughput(
-            planning.training_flops(self.recipe.model, self.recipe.sequence_length),
-            planning.peak_flops(jax.devices()),
-        )
-        return metrics.Recorder([lines, board, progress], throughput, self.recipe.log_every)
-
-    def evaluate(self, pause: Pause, recorder: metrics.Recorder) -> None:
-        """Measures the validation text, without the terms that only regularise."""
-        limit = self.recipe.evaluate_batches or None
-        batches = itertools.islice(iter(self.batches("validation")), limit)
-        found = evaluate(self.plain_loss, pause.state.params, batches, self.tokenizer.token_bytes)
-        pause.metrics.update(found)
-        recorder.write({"step": pause.step, **found})
-
-    def sample(self, pause: Pause, progress: Progress, samples: metrics.JsonlWriter) -> None:
-        """Lets the model write, shows it and keeps it."""
-        prompt, config = self.recipe.sample_prompt, self.recipe.model
-        tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
-        room = config.max_length - len(tokens)
-        written = sampling.generate(
-            pause.state.params,
-            [tokens],
-            config,
-            jax.random.key(self.recipe.seed),
-            max_new_tokens=min(self.recipe.sample_tokens, room),
-            sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
-            stop_tokens=(self.tokenizer.eos_id,),
-        )
-        text = self.tokenizer.decode(written.tokens[0, : written.lengths[0]].tolist())
-        samples.write({"step": pause.step, "prompt": prompt, "continuation": text})
-        progress.sample(prompt, text)
+    print(f"report: {report}")
 
 
 if __name__ == "__main__":

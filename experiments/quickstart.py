@@ -17,7 +17,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import evaluate, flags, pretrain, recipe, runs
+from experiments import flags, recipe, runs, training
 from experiments.recipes import RECIPES
 from llmjax import data, sampling
 from llmjax.data import documents
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     del argv
     settings = flags.resolve()
     run_dir = pathlib.Path(RUN_DIR.value)
-    pretrain.pretrain(settings, run_dir)
+    training.pretrain(settings, run_dir)
     console = Console()
     with jax.set_mesh(runs.make_mesh(settings)):
         model = runs.load(run_dir)
@@ -58,7 +58,7 @@ def compare(model: runs.TrainedModel, run_dir: pathlib.Path) -> dict[str, float]
     The result is kept in RUN_DIR/comparison.json, where the report finds it.
     """
     directory = runs.data_directory(run_dir, model.recipe)
-    found = evaluate.evaluate_model(model, directory, model.recipe.batch_size)
+    found = runs.evaluate_model(model, directory, model.recipe.batch_size)
     texts = {name: bytearray() for name in data.SPLITS}
     config = recipe.data_config(model.recipe, directory / "corpus")
     for source in config.sources:

@@ -18,10 +18,11 @@ import jax
 
 from experiments import fields
 from experiments.flags import FlagError
-from experiments.recipe import Recipe
+from experiments.recipe import Recipe, data_config
 from experiments.versions import versions
-from llmjax import data, mesh, models
+from llmjax import data, mesh, models, objectives
 from llmjax import spec as specs
+from llmjax.evaluation.perplexity import evaluate
 
 # What may differ between a run and its continuation: it changes what is seen, not what is learnt.
 FREE = {
@@ -94,6 +95,19 @@ def data_directory(run_dir: pathlib.Path, recipe: Recipe) -> pathlib.Path:
     return pathlib.Path(recipe.data.directory or run_dir / "data")
 
 
+def prepare(recipe: Recipe, directory: pathlib.Path) -> data.Manifest:
+    """Prepares the recipe's data in a folder, or finds it done.
+
+    Raises:
+        FlagError: the settings name no text, or text that cannot be used.
+    """
+    try:
+        config = data_config(recipe, directory / "corpus")
+        return data.prepare(config, directory)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise FlagError(str(error)) from error
+
+
 def make_mesh(recipe: Recipe) -> jax.sharding.Mesh:
     """The recipe's mesh over all devices.
 
@@ -162,3 +176,30 @@ def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
         raise FlagError(f"--run_dir={run_dir}: the run has no checkpoint yet")
     tokenizer = data.load_tokenizer(data_directory(run_dir, recipe))
     return TrainedModel(recipe, tokenizer, found.state["params"], found.step)
+
+
+def evaluate_model(
+    model: TrainedModel, directory: pathlib.Path, batch_size: int
+) -> dict[str, float]:
+    """Loss, perplexity and bits per byte on the validation split of prepared data.
+
+    Raises:
+        FlagError: the folder is not prepared, or with another tokenizer.
+    """
+    try:
+        other = data.load_tokenizer(directory)
+        batches = data.batches(
+            directory,
+            split="validation",
+            batch_size=batch_size,
+            sequence_length=model.recipe.sequence_length,
+        )
+    except (OSError, ValueError) as error:
+        raise FlagError(str(error)) from error
+    if other.fingerprint != model.tokenizer.fingerprint:
+        raise FlagError(
+            f"{directory} was prepared with another tokenizer than the model's: prepare the text "
+            "with the run's own settings"
+        )
+    loss = objectives.clm(model.recipe.model)
+    return evaluate(loss, model.params, batches, model.tokenizer.token_bytes)
