@@ -1,4 +1,4 @@
-"""Law 6: logits, loss and gradients are those of transformers, as tools/make_goldens.py kept them."""
+"""Law 6: logits, loss and gradients are those that transformers computed for the goldens."""
 
 import numpy as np
 import pytest
