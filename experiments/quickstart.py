@@ -75,8 +75,7 @@ def compare(model: runs.TrainedModel, run_dir: pathlib.Path) -> dict[str, float]
         "xz -9, after the training text": xz.primed,
         "xz -9": xz.alone,
     }
-    written = {"title": "Bits per byte of held-out text", "rows": compared}
-    (run_dir / "comparison.json").write_text(json.dumps(written, indent=1), "utf-8")
+    (run_dir / "comparison.json").write_text(json.dumps(compared, indent=1), "utf-8")
     return compared
 
 

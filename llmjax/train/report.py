@@ -30,6 +30,8 @@ class Run:
         training: records of training steps, in order.
         evaluations: records of evaluations, in order.
         samples: dicts with step, prompt and continuation, in order.
+        comparison: bits per byte of the held-out text by what was measured, the model among them;
+            empty without comparison.json.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Run:
     training: Sequence[Record]
     evaluations: Sequence[Record]
     samples: Sequence[Record]
+    comparison: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
@@ -75,6 +78,7 @@ def read_run(folder: pathlib.Path) -> Run:
         config = {**config, **recipe}
         del config["recipe"]
     samples = folder / "samples.jsonl"
+    compared = folder / "comparison.json"
     return Run(
         name=str(config.get("name") or folder.resolve().name),
         config=config,
@@ -82,6 +86,7 @@ def read_run(folder: pathlib.Path) -> Run:
         training=[record for record in records if "loss" in record],
         evaluations=[r for r in records if isinstance(r.get("validation_loss"), int | float)],
         samples=read_jsonl(samples) if samples.exists() else [],
+        comparison=json.loads(compared.read_text("utf-8")) if compared.exists() else {},
     )
 
 
@@ -92,6 +97,7 @@ def render(run: Run, charts: Sequence[str]) -> str:
         _header(run),
         _section("Curves", _charts(charts)),
         _section("Evaluations", _evaluations(run.evaluations)),
+        _section("Beside other models", _comparison(run.comparison)),
         _section("Samples", _samples(run.samples)),
         _section("Setup", _settings("Configuration", run.config), _environment(run.versions)),
     ]
@@ -187,6 +193,20 @@ def _evaluations(evaluations: Sequence[Record]) -> str:
     return (
         f'<div class="card scroll"><table>\n<thead><tr><th>Step</th>{head}</tr></thead>\n'
         f"<tbody>\n{''.join(rows)}</tbody></table></div>\n"
+    )
+
+
+def _comparison(compared: Mapping[str, float]) -> str:
+    if not compared:
+        return ""
+    rows = "".join(
+        f"<tr><td>{_text(name)}</td><td>{_cell(value, '.3f')}</td></tr>\n"
+        for name, value in compared.items()
+    )
+    return (
+        '<div class="card scroll"><table>\n<thead><tr><th>Model</th>'
+        "<th>Bits per byte of held-out text</th></tr></thead>\n"
+        f"<tbody>\n{rows}</tbody></table></div>\n"
     )
 
 
