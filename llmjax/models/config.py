@@ -88,6 +88,12 @@ class ModelConfig:
         for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("num_kv_heads", "head_dim", "mlp_dim", "init_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name}={getattr(self, name)}: must not be negative")
+        for name in ("norm_epsilon", "rope_theta"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"model.{name}={getattr(self, name)}: must be above 0")
         if self.num_heads % self.kv_heads:
             raise ValueError(
                 f"model.num_heads={self.num_heads} is not a multiple of "

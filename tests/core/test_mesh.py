@@ -1,0 +1,96 @@
+"""Meshes, and logical axes on them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from llmjax import mesh
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        (mesh.MeshConfig(), (8, 1, 1)),
+        (mesh.MeshConfig(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
+        (mesh.MeshConfig(data=1, fsdp=8), (1, 8, 1)),
+    ],
+)
+def test_sizes_and_what_is_left_for_minus_one(config, sizes):
+    made = mesh.make_mesh(config)
+    assert made.devices.shape == sizes
+    assert made.axis_names == mesh.AXES
+    assert set(made.axis_types) == {AxisType.Explicit}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 0}, "mesh.data=0"),
+        ({"tensor": -2}, "mesh.tensor=-2"),
+        ({"data": -1, "fsdp": -1}, "only one axis"),
+        ({"data": 3}, "data=3 × fsdp=1 × tensor=1 needs 3 devices and there are 8"),
+        ({"data": -1, "tensor": 3}, "needs 6 devices and there are 8"),
+        ({"data": -1, "tensor": 16}, "there are 8"),
+    ],
+)
+def test_impossible_sizes_are_named(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        mesh.make_mesh(mesh.MeshConfig(**sizes))
+
+
+def test_logical_axes_become_mesh_axes():
+    assert mesh.partition_spec(("batch", "sequence", None)) == jax.P(("data", "fsdp"), None, None)
+    assert mesh.partition_spec(("vocab", "embed")) == jax.P("tensor", "fsdp")
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [(("embed", "width"), "width"), (("heads", "mlp"), "over one mesh axis")],
+)
+def test_impossible_axes_are_named(axes, message):
+    with pytest.raises(ValueError, match=message):
+        mesh.partition_spec(axes)
+
+
+def test_without_a_mesh_everything_is_the_identity():
+    x = jnp.ones((2, 3))
+    assert mesh.place(x, ("batch", "embed")) is x
+    assert mesh.named_sharding(("batch",)) is None
+    assert mesh.size("batch") == 1
+    assert mesh.sharded(jnp.sin, ("batch",)) is jnp.sin
+
+
+def test_sizes_of_logical_axes():
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(2, 2, 2))):
+        assert [mesh.size(axis) for axis in ("batch", "embed", "heads", "sequence")] == [4, 2, 2, 1]
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+def test_place_moves(kind):
+    with jax.set_mesh(jax.make_mesh((2, 2, 2), mesh.AXES, axis_types=(kind,) * 3)):
+        x = jax.jit(lambda x: mesh.place(2 * x, ("batch", "mlp")))(jnp.ones((8, 6)))
+        assert {shard.data.shape for shard in x.addressable_shards} == {(2, 3)}
+        np.testing.assert_array_equal(x, 2 * np.ones((8, 6)))
+
+
+def test_inside_shard_map_manual_axes_are_left_alone():
+    """A pipeline's stages run the same model functions on what is left of the mesh."""
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(data=2, fsdp=1, tensor=4))):
+
+        @jax.jit
+        @jax.shard_map(in_specs=jax.P("data"), out_specs=jax.P("data"), axis_names={"data"})
+        def double(x):
+            return mesh.place(2 * x, ("batch", "mlp"))
+
+        np.testing.assert_array_equal(double(jnp.ones((4, 8))), 2 * np.ones((4, 8)))
+
+
+def test_batches_are_split_by_rows():
+    rows = np.arange(32, dtype=np.int32).reshape(8, 4)
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(2, 2, 2))):
+        tokens = mesh.shard_batch({"tokens": rows})["tokens"]
+        assert {shard.data.shape for shard in tokens.addressable_shards} == {(2, 4)}
+        np.testing.assert_array_equal(tokens, rows)
+    assert isinstance(mesh.shard_batch({"tokens": rows})["tokens"], jax.Array)
