@@ -58,51 +58,52 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def show(results: list[Result], console: rich.console.Console | None = None) -> None:
-    """Prints the table."""
+    """Prints the table; what concerns a peer stands in its row."""
     console = console or rich.console.Console()
-    table = rich.table.Table(box=None, header_style="bold")
-    table.add_column("workload")
-    table.add_column("engine")
-    columns = (
-        "step s", "tokens/s", "first step s", "compile s", "peak MB", "cores", "of matmul rate",
-        "speed", "memory",
-    )  # fmt: skip
-    for column in columns:
-        table.add_column(column, justify="right")
+    table = rich.table.Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+    for column in ("workload", "engine"):
+        table.add_column(column, no_wrap=True)
+    for column in (
+        "step s", "tokens/s", "first s", "peak MB", "cores", "matmul", "speed", "mem",
+    ):  # fmt: skip
+        table.add_column(column, justify="right", no_wrap=True)
     for result in results:
-        # Against llmjax, from the peer's side of the table: how much faster ours is.
         ours = next(r for r in results if r.workload == result.workload and r.engine == "llmjax")
-        faster, smaller = ours.speedup.get(result.engine), ours.memory_share.get(result.engine)
         table.add_row(
             result.workload,
             result.engine,
             f"{result.step_s:.3f}",
             f"{result.tokens_per_s:,.0f}",
             f"{result.first_step_s:.1f}",
-            f"{result.compile_s:.1f}",
             f"{result.peak_memory_mb:,.0f}",
             f"{result.cores:.1f}",
-            "" if result.matmul_share is None else f"{result.matmul_share:.2f}",
-            "" if faster is None else f"ours {faster:.2f} ×",
-            "" if smaller is None else f"ours {smaller:.2f} ×",
+            _optional(result.matmul_share),
+            _optional(ours.speedup.get(result.engine)),
+            _optional(ours.memory_share.get(result.engine)),
         )
     console.print(table)
     for line in _notes(results):
         console.print(line, highlight=False)
 
 
+def _optional(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.2f}"
+
+
 def _notes(results: list[Result]) -> list[str]:
-    """What the figures depend on, and what the loader's mean."""
-    last = results[-1]
-    loads = ", ".join(f"{result.load_average:.1f}" for result in results)
+    """What the columns mean, what the figures depend on, and what the loader's rate is worth."""
     rate = max(result.matmul_gflops for result in results)
-    notes = [f"matmul rate {rate:.0f} GFLOP/s (float32), {last.threads} threads, load {loads}"]
-    engines = {result.engine: result for result in results}
-    notes += [
-        f"{engine}: {', '.join(f'{name} {version}' for name, version in r.versions.items())}; "
-        f"{r.device}"
-        for engine, r in engines.items()
-    ]
+    notes = ["first: from the start of the process to the end of the first step, nothing cached"]
+    notes.append(f"matmul: share of {rate:.0f} GFLOP/s, the best float32 rate in the run")
+    if any(result.engine != "llmjax" for result in results):
+        notes.append("speed, mem: llmjax over this peer (above 1 is faster, below 1 is smaller)")
+    loads = ", ".join(sorted({f"{r.load_average:.1f}" for r in results}))
+    notes.append(
+        f"cores: how many of {results[0].threads} a step kept busy; load average before: {loads}"
+    )
+    for engine, result in {result.engine: result for result in results}.items():
+        versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+        notes.append(f"{engine}: {versions}; {result.device}")
     rates = {r.workload: r.tokens_per_s for r in results if r.engine == "llmjax"}
     if {"W1", "data"} <= set(rates):
         notes.append(f"the loader feeds {rates['data'] / rates['W1']:.0f} × what a W1 step eats")
