@@ -51,7 +51,8 @@ def _run(hidden, weight, targets, label_smoothing, z_loss, grads):
     count = chunks(batch, length, weight.shape[0])
     one = functools.partial(
         _chunk,
-        weight=weight.astype(hidden.dtype),
+        # The width is gathered here, once, rather than for every chunk.
+        weight=mesh.place(weight.astype(hidden.dtype), ("vocab", None)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         grads=grads,
