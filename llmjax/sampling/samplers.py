@@ -142,8 +142,8 @@ def _draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
     """A draw from each row's softmax, int32 [B], by one random number a row.
 
     The distribution function is inverted in two stages, blocks of the vocabulary and then the
-    tokens of one, so that a step costs one pass over the vocabulary; Gumbel noise for each of its
-    tokens would cost five.
+    tokens of one: a pass over the vocabulary. Gumbel noise needs a random number for each of its
+    tokens, which for 32,000 took a fifth of a step on a CPU.
     """
     logits = mesh.place(logits, ("batch", None))
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
