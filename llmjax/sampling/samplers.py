@@ -108,7 +108,7 @@ def top_p(logits: jax.Array, p: float) -> jax.Array:
 
 
 def argmax(logits: jax.Array) -> jax.Array:
-    """The first of the largest of each row, int32 [B]; three times as fast as XLA:CPU's."""
+    """The first of the largest of each row, int32 [B]; two reductions that XLA:CPU vectorises."""
     vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
     largest = jnp.max(logits, axis=-1, keepdims=True)
     return jnp.min(jnp.where(logits == largest, vocabulary, logits.shape[-1] - 1), axis=-1)
