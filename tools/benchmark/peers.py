@@ -21,6 +21,7 @@ def build(job: Job, *, compiled: bool) -> tuple[Callable[[], None], int]:
         job: from `Workload.job`.
         compiled: whether to use torch.compile, for decoding with the static cache that it needs.
     """
+    transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     model = _model(job["model"])
     programs = {"train": _train, "eval": _eval, "decode": _decode}
