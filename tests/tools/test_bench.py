@@ -28,13 +28,15 @@ class FakeWorker:
         self.engine, self.first, self.first_step_s = engine, 10.0, 12.0
         self.turns: list[dict[str, float]] = []
         self.gflops: list[float] = []
-        self.log.append(f"{engine} starts")
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.log.append(f"{self.engine} ends")
+
+    def start(self) -> None:
+        self.log.append(f"{self.engine} starts")
 
     def round(self) -> float:
         self.log.append(self.engine)

@@ -66,7 +66,15 @@ class Result:
 
 
 class Worker:
-    """The parent's side of a worker process. Closing it ends the process."""
+    """The parent's side of a worker process, which ends with the `with` block.
+
+    Attributes:
+        engine: its name.
+        first: seconds of the first turn.
+        first_step_s: from starting the process to the end of that turn.
+        turns: the replies to the timed turns.
+        gflops: rates of the products of matrices beside them.
+    """
 
     def __init__(self, engine: str, workload: Workload, threads: int, cache: str) -> None:
         self.engine, self._start = engine, time.perf_counter()
@@ -80,8 +88,7 @@ class Worker:
             text=True,
         )
         self._write(json.dumps(workload.job() | {"engine": engine, "threads": threads}))
-        self.first = self.ask("turn")["seconds"]
-        self.first_step_s = time.perf_counter() - self._start
+        self.first = self.first_step_s = 0.0
         self.turns: list[dict[str, float]] = []
         self.gflops: list[float] = []
 
@@ -110,6 +117,11 @@ class Worker:
                 f"{command.split()[0]!r}; what it wrote stands above"
             )
         return json.loads(reply)
+
+    def start(self) -> None:
+        """Waits for the first turn, which compiles."""
+        self.first = self.ask("turn")["seconds"]
+        self.first_step_s = time.perf_counter() - self._start
 
     def round(self) -> float:
         """One timed turn, and a product of matrices beside it; the turn's seconds."""
@@ -152,6 +164,7 @@ def measure(
         for engine in engines:
             say(f"{workload.name}: {engine} starts")
             worker = stack.enter_context(Worker(engine, workload, threads, cache))
+            worker.start()
             say(f"{workload.name}: {engine} finished its first step in {worker.first_step_s:.1f} s")
             workers.append(worker)
         for number in range(rounds):
