@@ -94,8 +94,9 @@ def mlp(params: dict[str, Any], x: jax.Array, config: ModelConfig) -> jax.Array:
         up = up + params["up_bias"].astype(up.dtype)
     activation = ACTIVATIONS[config.activation]
     if "gate" in params:
-        inner = activation(einsum("bsd,df->bsf", x, params["gate"], inner_axes)) * up
+        gate = einsum("bsd,df->bsf", x, params["gate"], inner_axes)
+        inner = jax.checkpoint(lambda gate, up: activation(gate) * up)(gate, up)
     else:
-        inner = activation(up)
+        inner = jax.checkpoint(activation)(up)
     out = einsum("bsf,fd->bsd", inner, params["down"], HIDDEN)
     return out + params["down_bias"].astype(out.dtype) if "down_bias" in params else out

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 MAX_BLOCKS = 8  # more blocks skip more of the masked half; fewer make larger products
-MIN_BLOCK = 64
+MIN_BLOCK = 128
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
