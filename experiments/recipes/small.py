@@ -39,6 +39,7 @@ def quickstart() -> Recipe:
             mlp_dim=512,
             max_length=512,
             tied=True,
+            remat="dots",
             scan_layers=False,
         ),
         data=DataConfig(

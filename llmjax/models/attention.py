@@ -9,7 +9,7 @@ from jax.nn import initializers
 
 from llmjax import mesh
 from llmjax.kernels.flash_attention import Mask, flash_attention
-from llmjax.models import layers
+from llmjax.models import layers, remat
 from llmjax.models.config import ModelConfig
 from llmjax.spec import Param
 from llmjax.weights import einsum
@@ -73,6 +73,7 @@ def attention_spec(config: ModelConfig) -> dict[str, Param]:
 
 def attention(
     params: dict[str, Any],
+    norm: dict[str, jax.Array],
     x: jax.Array,
     config: ModelConfig,
     *,
@@ -81,10 +82,11 @@ def attention(
     cache: dict[str, jax.Array] | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
-    """Self-attention over x [B, S, D].
+    """Self-attention over norm x, of x [B, S, D].
 
     Args:
         params: as `attention_spec` declares.
+        norm: the parameters of the norm before it.
         x: activations.
         config: the model's.
         mask: which pairs attend; with a cache, its offset says where in the cache x begins.
@@ -95,12 +97,18 @@ def attention(
     Returns:
         [B, S, D], and the layer's cache with the new keys and values, or None.
     """
-    queries = _project(params, "query", x, "heads")
-    keys = _project(params, "key", x, "kv_heads")
-    values = _project(params, "value", x, "kv_heads")
-    if rope_tables is not None:
-        queries, keys = layers.rope(queries, rope_tables), layers.rope(keys, rope_tables)
-    queries, keys, values = (jnp.swapaxes(x, 1, 2) for x in (queries, keys, values))
+
+    def project(x, params, norm, rope_tables):
+        x = layers.norm(norm, x, config)
+        queries = _project(params, "query", x, "heads")
+        keys = _project(params, "key", x, "kv_heads")
+        values = _project(params, "value", x, "kv_heads")
+        if rope_tables is not None:
+            queries, keys = layers.rope(queries, rope_tables), layers.rope(keys, rope_tables)
+        return tuple(jnp.swapaxes(x, 1, 2) for x in (queries, keys, values))
+
+    again = remat.at_level(config, "dots")
+    queries, keys, values = again(project)(x, params, norm, rope_tables)
     if cache is not None:
         cache = _append(cache, keys, values, mask.offset)
         keys, values = jnp.swapaxes(cache["key"], 2, 3), cache["value"]

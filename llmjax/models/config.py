@@ -55,8 +55,8 @@ class ModelConfig:
         init_std: standard deviation of initial weights; projections back into the residual
             stream have init_std / sqrt(2·L) (Radford et al. 2019, section 2.3).
         dtype: compute precision; auto is bfloat16 on TPU and GPU and float32 on CPU.
-        remat: what the backward pass computes again: none; dots (all but products with weights);
-            full (all but the blocks' inputs).
+        remat: what the backward pass computes again: none; dots (all but products with weights
+            and attention, for less memory at the same speed); full (all but the blocks' inputs).
         scan_layers: whether layers run as one compiled loop (short compile) or unrolled (10-20 %
             faster on CPU).
     """

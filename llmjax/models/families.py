@@ -5,6 +5,7 @@ are [D] or [F] on both sides; einops patterns with (h c) join heads and channels
 """
 
 import dataclasses
+import re
 from typing import Any
 
 from llmjax import tree
@@ -67,9 +68,12 @@ def name_params(spec: Any, family: str) -> Any:
     names = NAMES[family]
 
     def one(path, param):
+        number = re.match(r"layers/(\d+)/", path)  # of a layer that is not stacked with the others
+        path = re.sub(r"^layers/\d+/", "layers/", path)
         if path not in names:
             return param
         hf, layout, *part = names[path]
+        hf = hf.format(number[1]) if number else hf
         return dataclasses.replace(param, hf=hf, layout=layout, part=part[0] if part else (0, 1))
 
     return tree.map_with_path(one, spec, is_leaf=is_param)

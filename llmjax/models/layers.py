@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,15 +11,8 @@ from jax.nn import initializers
 from llmjax import mesh
 from llmjax.models.config import ModelConfig
 from llmjax.spec import Param
-from llmjax.weights import einsum
 
 HIDDEN = ("batch", "sequence", None)  # logical axes of activations [B, S, D]
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "silu": jax.nn.silu,
-}
 
 
 def residual_init(config: ModelConfig) -> initializers.Initializer:
@@ -72,31 +64,3 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     draw = functools.partial(jax.random.bernoulli, key, 1.0 - rate, x.shape)
     keep = mesh.sharded(draw, HIDDEN)()
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
-
-
-def mlp_spec(config: ModelConfig) -> dict[str, Param]:
-    """The MLP's parameters."""
-    width, inner = config.embed_dim, config.hidden_dim
-    into = Param((width, inner), ("embed", "mlp"), initializers.normal(config.init_std))
-    back = Param((inner, width), ("mlp", "embed"), residual_init(config))
-    spec = {"up": into, "down": back} | ({"gate": into} if config.gated else {})
-    if config.bias:
-        spec["up_bias"] = Param((inner,), ("mlp",), initializers.zeros)
-        spec["down_bias"] = Param((width,), (None,), initializers.zeros)
-    return spec
-
-
-def mlp(params: dict[str, Any], x: jax.Array, config: ModelConfig) -> jax.Array:
-    """down(activation(up x)), or down(activation(gate x) · up x), of x [B, S, D]."""
-    inner_axes = ("batch", "sequence", "mlp")
-    up = einsum("bsd,df->bsf", x, params["up"], inner_axes)
-    if "up_bias" in params:
-        up = up + params["up_bias"].astype(up.dtype)
-    activation = ACTIVATIONS[config.activation]
-    if "gate" in params:
-        gate = einsum("bsd,df->bsf", x, params["gate"], inner_axes)
-        inner = jax.checkpoint(lambda gate, up: activation(gate) * up)(gate, up)
-    else:
-        inner = jax.checkpoint(activation)(up)
-    out = einsum("bsf,fd->bsd", inner, params["down"], HIDDEN)
-    return out + params["down_bias"].astype(out.dtype) if "down_bias" in params else out

@@ -7,15 +7,9 @@ import jax
 
 from llmjax import tree
 
-POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
 
 def run_layers(
-    block: Callable, x: jax.Array, layers: Any, *, remat: str = "none", scan: bool = True
+    block: Callable, x: jax.Array, layers: Any, *, scan: bool = True
 ) -> tuple[jax.Array, Any]:
     """Applies `block(x, layer) -> (x, out)` for each layer in turn.
 
@@ -23,15 +17,11 @@ def run_layers(
         block: one layer.
         x: activations [B, S, D].
         layers: a tree of arrays [L, ...], or a list of L trees.
-        remat: which activations the backward pass computes again, a key of `POLICIES`.
         scan: one compiled loop over the layers; otherwise, and for a list, they are unrolled.
 
     Returns:
         The last activations, and the layers' outputs: stacked after a scan, else a list.
     """
-    if remat != "none":
-        # Within a scan the loop itself keeps the compiler from merging the copies again.
-        block = jax.checkpoint(block, policy=POLICIES[remat], prevent_cse=not scan)
     if scan and not isinstance(layers, list):
         return jax.lax.scan(block, x, layers)
     outs = []

@@ -1,5 +1,6 @@
 """The transformer: its spec, and tokens to hidden states."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,9 +10,10 @@ from jax.nn import initializers
 from llmjax import mesh, tree
 from llmjax import spec as specs
 from llmjax.kernels.flash_attention import Mask
-from llmjax.models import families, layers, stack
+from llmjax.models import families, layers, remat, stack
 from llmjax.models.attention import KVCache, attention, attention_spec
 from llmjax.models.config import ModelConfig
+from llmjax.models.mlp import mlp, mlp_spec
 from llmjax.spec import Param
 
 Params = Any
@@ -25,11 +27,11 @@ def spec(config: ModelConfig) -> Any:
         "attention_norm": layers.norm_spec(config),
         "attention": attention_spec(config),
         "mlp_norm": layers.norm_spec(config),
-        "mlp": layers.mlp_spec(config),
+        "mlp": mlp_spec(config),
     }
     declared = {
         "embedding": table,
-        "layers": specs.map_params(lambda param: param.stack(config.num_layers), block),
+        "layers": _layers(block, config),
         "final_norm": layers.norm_spec(config),
     }
     if config.position == "learned":
@@ -38,6 +40,16 @@ def spec(config: ModelConfig) -> Any:
     if not config.tied:
         declared["head"] = table
     return families.name_params(declared, config.family)
+
+
+def _layers(block: Any, config: ModelConfig) -> Any:
+    """The blocks stacked, for a loop over them; a list where they are unrolled.
+
+    Slicing a stack, and stacking the gradients again, would copy every weight twice a step.
+    """
+    if config.scan_layers:
+        return specs.map_params(lambda param: param.stack(config.num_layers), block)
+    return [block] * config.num_layers
 
 
 def apply(
@@ -84,11 +96,13 @@ def apply(
     mask = Mask(None if offset is not None else segment_ids, offset)
     tables = layers.rope_tables(positions, config) if config.position == "rope" else None
 
-    def block(x, layer):
-        return _block(x, layer, config, mask, tables)
+    block = remat.at_level(config, "full")(functools.partial(_block, config))
+
+    def layer_by_layer(x, layer):
+        return block(x, layer, mask, tables)
 
     inputs = _per_layer(params["layers"], cache, keys, config)
-    x, caches = stack.run_layers(block, x, inputs, remat=config.remat, scan=config.scan_layers)
+    x, caches = stack.run_layers(layer_by_layer, x, inputs, scan=config.scan_layers)
     hidden = layers.norm(params["final_norm"], x, config)
     if cache is None:
         return hidden, None
@@ -126,13 +140,14 @@ def _per_layer(stacked, cache, keys, config) -> Any:
     ]
 
 
-def _block(x, layer, config, mask, rope_tables):
+def _block(config, x, layer, mask, rope_tables):
     """A pre-norm block: x + attention(norm x), then x + mlp(norm x)."""
     params, key = layer["params"], layer["key"]
     keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
     mixed, cache = attention(
         params["attention"],
-        layers.norm(params["attention_norm"], x, config),
+        params["attention_norm"],
+        x,
         config,
         mask=mask,
         rope_tables=rope_tables,
@@ -140,5 +155,5 @@ def _block(x, layer, config, mask, rope_tables):
         key=keys[0],
     )
     x = x + layers.dropout(mixed, config.dropout.hidden, keys[1])
-    inner = layers.mlp(params["mlp"], layers.norm(params["mlp_norm"], x, config), config)
+    inner = mlp(params["mlp"], params["mlp_norm"], x, config)
     return x + layers.dropout(inner, config.dropout.hidden, keys[2]), cache

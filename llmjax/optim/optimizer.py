@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from llmjax import tree
+from llmjax.optim.adam import scale_by_adam
 from llmjax.optim.config import OptimizerConfig
 from llmjax.optim.muon import scale_by_muon
 from llmjax.spec import Param, is_param
@@ -69,7 +70,7 @@ def scale_by_learning_rate(rate: optax.Schedule) -> optax.GradientTransformation
 
 def make(config: OptimizerConfig, spec: Any, steps: int) -> optax.GradientTransformation:
     """The optimizer for parameters declared by `spec`, in a run of `steps` steps."""
-    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    adam = scale_by_adam(config.beta1, config.beta2, config.epsilon)
     decayed = tree.matches(config.no_decay)
     mask = tree.map_with_path(lambda path, p: not decayed(path, p), spec, is_leaf=is_param)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []

@@ -44,23 +44,26 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
         finite = jnp.isfinite(total.sum) & jnp.isfinite(norm)
         sound = finite & (total.weight > 0)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
 
-        def keep(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, old)
+        def keep(condition, new, old):
+            return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+        params = keep(sound, optax.apply_updates(state.params, updates), state.params)
+        param_norm = optax.tree.norm(params)
 
         metrics = {name: value / weight for name, value in extra.items()} | {
             "loss": total.sum / weight,
             "tokens": total.weight,
             "grad_norm": norm,
+            "param_norm": param_norm,
             "learning_rate": optax.tree.get(opt_state, "learning_rate"),
             "skipped": 1 - sound.astype(jnp.int32),
         }
         advanced = dataclasses.replace(
             state,
             step=state.step + 1,
-            params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
+            params=params,
+            opt_state=keep(sound & jnp.isfinite(param_norm), opt_state, state.opt_state),
         )
         return advanced, metrics
 

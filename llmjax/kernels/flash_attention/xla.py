@@ -33,7 +33,8 @@ def _forward(query, key, value, mask, dropout_key, scale, rate):
     for start, stop in _blocks(query.shape[2]):
         keys = mask.key_stop(stop, key.shape[2])
         block = _fold(query[:, :, start:stop], key.shape[1])
-        scores = _scores(block, key[:, :, :keys], mask, start, stop, scale)
+        scores = jnp.einsum("bknc,bktc->bknt", block, key[:, :, :keys])
+        scores = _masked(scores, scale, _allowed(mask, start, stop, keys, block))
         highest = jnp.max(scores, axis=-1, keepdims=True)
         # A row that sees nothing has only -inf: keep the subtraction finite, its weights are 0.
         highest = jnp.where(highest == -jnp.inf, 0.0, highest)
@@ -50,6 +51,11 @@ def _forward(query, key, value, mask, dropout_key, scale, rate):
 
 
 def _backward(scale, rate, residuals, grad):
+    """Keys by queries, unlike the forward pass.
+
+    Two of the three gradients are then plain products. And XLA, which takes equal expressions for
+    one, cannot keep the forward pass's scores for this one.
+    """
     query, key, value, mask, dropout_key, out, sums = residuals
     grad_key, grad_value, grad_queries = jnp.zeros_like(key), jnp.zeros_like(value), []
     for (start, stop), log_sum in zip(_blocks(query.shape[2]), sums, strict=True):
@@ -57,33 +63,46 @@ def _backward(scale, rate, residuals, grad):
         block, block_out, block_grad = (
             _fold(x[:, :, start:stop], key.shape[1]) for x in (query, out, grad)
         )
-        scores = _scores(block, key[:, :, :keys], mask, start, stop, scale)
-        weights = jnp.exp(scores - log_sum)
-        kept = _drop(weights, dropout_key, start, rate).astype(value.dtype)
-        grad_value = grad_value.at[:, :, :keys].add(jnp.einsum("bknt,bknc->bktc", kept, block_grad))
-        grad_weights = jnp.einsum("bknc,bktc->bknt", block_grad, value[:, :, :keys])
-        grad_weights = _drop(grad_weights.astype(weights.dtype), dropout_key, start, rate)
-        delta = jnp.sum(block_out * block_grad, axis=-1, keepdims=True).astype(weights.dtype)
-        grad_scores = (weights * (grad_weights - delta) * scale).astype(query.dtype)
-        grad_query = jnp.einsum("bknt,bktc->bknc", grad_scores, key[:, :, :keys])
+        # Waits for the gradient by way of a zero: nothing here is to be done ahead and held.
+        waiting = block + 0 * block_grad.astype(block.dtype)
+        scores = jnp.einsum("bktc,bknc->bktn", key[:, :, :keys], waiting)
+        allowed = _allowed(mask, start, stop, keys, block)
+        scores = _masked(scores, scale, None if allowed is None else _swap(allowed))
+        weights = jnp.exp(scores - _swap(log_sum))
+        kept = _swap(_drop(_swap(weights), dropout_key, start, rate)).astype(value.dtype)
+        grad_value = grad_value.at[:, :, :keys].add(jnp.einsum("bktn,bknc->bktc", kept, block_grad))
+        grad_weights = jnp.einsum("bktc,bknc->bktn", value[:, :, :keys], block_grad)
+        grad_weights = _swap(grad_weights.astype(weights.dtype))
+        grad_weights = _swap(_drop(grad_weights, dropout_key, start, rate))
+        delta = _swap(jnp.sum(block_out * block_grad, axis=-1, keepdims=True))
+        grad_scores = (weights * (grad_weights - delta.astype(weights.dtype)) * scale).astype(
+            query.dtype
+        )
+        grad_query = jnp.einsum("bktn,bktc->bknc", grad_scores, key[:, :, :keys])
         grad_queries.append(_unfold(grad_query, query.shape[1]))
-        grad_key = grad_key.at[:, :, :keys].add(jnp.einsum("bknt,bknc->bktc", grad_scores, block))
+        grad_key = grad_key.at[:, :, :keys].add(jnp.einsum("bktn,bknc->bktc", grad_scores, block))
     return jnp.concatenate(grad_queries, axis=2), grad_key, grad_value, None, None
 
 
 attention.defvjp(_forward, _backward)
 
 
-def _scores(block, key, mask, start, stop, scale):
-    """Float32 scores [B, K, G·n, t] of a block of n queries, -inf where the mask forbids."""
-    scores = jnp.einsum("bknc,bktc->bknt", block, key)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * scale
-    allowed = mask.allowed(start, stop, key.shape[2])
+def _allowed(mask, start, stop, keys, block):
+    """Whether the rows of a folded block see the keys: bool [B or 1, 1, G·n, t], or None."""
+    allowed = mask.allowed(start, stop, keys)
     if allowed is None:
-        return scores
-    groups = block.shape[2] // (stop - start)
-    allowed = jnp.tile(allowed, (1, groups, 1))[:, None]
-    return jnp.where(allowed, scores, -jnp.inf)
+        return None
+    return jnp.tile(allowed, (1, block.shape[2] // (stop - start), 1))[:, None]
+
+
+def _masked(scores, scale, allowed):
+    """Scaled scores in float32, -inf where the mask forbids."""
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * scale
+    return scores if allowed is None else jnp.where(allowed, scores, -jnp.inf)
+
+
+def _swap(x):
+    return jnp.swapaxes(x, -1, -2)
 
 
 def _drop(weights, dropout_key, start, rate):

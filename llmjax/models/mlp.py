@@ -1,0 +1,58 @@
+"""The MLP of a block."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.nn import initializers
+
+from llmjax.models import layers, remat
+from llmjax.models.config import ModelConfig
+from llmjax.spec import Param
+from llmjax.weights import einsum
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+}
+INNER = ("batch", "sequence", "mlp")
+
+
+def mlp_spec(config: ModelConfig) -> dict[str, Param]:
+    """The MLP's parameters."""
+    width, inner = config.embed_dim, config.hidden_dim
+    into = Param((width, inner), ("embed", "mlp"), initializers.normal(config.init_std))
+    back = Param((inner, width), ("mlp", "embed"), layers.residual_init(config))
+    spec = {"up": into, "down": back} | ({"gate": into} if config.gated else {})
+    if config.bias:
+        spec["up_bias"] = Param((inner,), ("mlp",), initializers.zeros)
+        spec["down_bias"] = Param((width,), (None,), initializers.zeros)
+    return spec
+
+
+def mlp(
+    params: dict[str, Any], norm: dict[str, jax.Array], x: jax.Array, config: ModelConfig
+) -> jax.Array:
+    """down(activation(up y)), or down(activation(gate y) · up y), with y = norm x [B, S, D]."""
+    activation = ACTIVATIONS[config.activation]
+    again = remat.at_level(config, "dots")
+
+    def widen(x, params, norm):
+        x = layers.norm(norm, x, config)
+        up = _biased(einsum("bsd,df->bsf", x, params["up"], INNER), params, "up")
+        gate = einsum("bsd,df->bsf", x, params["gate"], INNER) if "gate" in params else None
+        return up, gate
+
+    def narrow(wide, params):
+        up, gate = wide
+        inner = activation(up) if gate is None else activation(gate) * up
+        return _biased(einsum("bsf,fd->bsd", inner, params["down"], layers.HIDDEN), params, "down")
+
+    return again(narrow)(again(widen)(x, params, norm), params)
+
+
+def _biased(x: jax.Array, params: dict[str, Any], name: str) -> jax.Array:
+    bias = params.get(f"{name}_bias")
+    return x if bias is None else x + bias.astype(x.dtype)

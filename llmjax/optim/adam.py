@@ -1,0 +1,33 @@
+"""Adam (Kingma & Ba 2015), written so that a step stores nothing but its moments."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
+    """Replaces gradients by m̂ / (√v̂ + ε), algorithm 1.
+
+    As `optax.scale_by_adam`, with its state, but the bias corrections are factors. A quotient that
+    two need, XLA stores, and a corrected mean is as large as the parameters.
+    """
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        squares = jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, squares)
+
+    def update(updates, state, params=None):
+        del params
+        steps = optax.safe_increment(state.count)
+        mean = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, updates)
+        square = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.nu, updates)
+        grow, grow_square = 1 / (1 - beta1**steps), 1 / (1 - beta2**steps)
+
+        def scale(m, v):
+            denominator = jnp.sqrt(grow_square.astype(v.dtype) * v) + epsilon
+            return grow.astype(m.dtype) * m / denominator
+
+        return jax.tree.map(scale, mean, square), optax.ScaleByAdamState(steps, mean, square)
+
+    return optax.GradientTransformation(init, update)
