@@ -41,12 +41,13 @@ def mlp(
 
     def widen(x, params, norm):
         x = layers.norm(norm, x, config)
-        up = _biased(einsum("bsd,df->bsf", x, params["up"], INNER), params, "up")
+        up = einsum("bsd,df->bsf", x, params["up"], INNER)
         gate = einsum("bsd,df->bsf", x, params["gate"], INNER) if "gate" in params else None
         return up, gate
 
     def narrow(wide, params):
         up, gate = wide
+        up = _biased(up, params, "up")
         inner = activation(up) if gate is None else activation(gate) * up
         return _biased(einsum("bsf,fd->bsd", inner, params["down"], layers.HIDDEN), params, "down")
 

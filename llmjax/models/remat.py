@@ -1,5 +1,7 @@
 """Computing activations again in the backward pass, to hold fewer of them in between."""
 
+import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -7,6 +9,8 @@ import jax.numpy as jnp
 
 from llmjax import mesh
 from llmjax.models.config import ModelConfig
+
+VECTOR = 1 << 15  # elements of the longest scale or bias; weights have more
 
 
 def recompute(function: Callable) -> Callable:
@@ -31,7 +35,15 @@ def recompute(function: Callable) -> Callable:
     def backward(kept, cotangent):
         x, rest = kept
         zero = 0 * _corner(jax.tree.leaves(cotangent)[0])
-        x = jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), x)
+
+        def wait(leaf, limit=math.inf):
+            small = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size <= limit
+            return leaf + zero.astype(leaf.dtype) if small else leaf
+
+        x = jax.tree.map(wait, x)
+        # Scales and biases too: one that both passes broadcast is stored as large as what it
+        # scales. A whole weight would be copied.
+        rest = jax.tree.map(functools.partial(wait, limit=VECTOR), rest)
         return jax.vjp(lambda x, rest: function(x, *rest), x, rest)[1](cotangent)
 
     wrapped.defvjp(forward, backward)

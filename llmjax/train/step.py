@@ -33,7 +33,7 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
         divided by the weight.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options())
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         total, extra, grads = _gradient(loss, state.params, batch, key, accumulate)
@@ -68,6 +68,14 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
         return advanced, metrics
 
     return step
+
+
+def _compiler_options() -> dict[str, str]:
+    """Of the default device's compiler."""
+    if jax.default_backend() != "cpu":
+        return {}
+    # LLVM prefers half the width of AVX-512 by default: 5 % of a step.
+    return {"xla_cpu_prefer_vector_width": "512"}
 
 
 def _gradient(loss, params, batch, key, accumulate):
