@@ -17,8 +17,6 @@ from tools.benchmark.workloads import Workload
 
 ROOT = pathlib.Path(__file__).parents[2]
 MATMUL_SIZE = 2048
-# As tools/quickstart runs it. The peers lose by it: they allocate more often, and less at once.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 PAUSE_S = 0.05  # lets the threads of the engine before stop spinning
 
 
@@ -81,8 +79,6 @@ class Worker:
     def __init__(self, engine: str, workload: Workload, threads: int, cache: str) -> None:
         self.engine, self._start = engine, time.perf_counter()
         inherited = {n: v for n, v in os.environ.items() if n != "JAX_COMPILATION_CACHE_DIR"}
-        if engine == "llmjax":
-            inherited = HUGE_PAGES | inherited
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tools.benchmark.worker"],
             cwd=ROOT,
