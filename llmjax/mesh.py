@@ -154,6 +154,12 @@ def size(axis: str | None) -> int:
     return math.prod(current.shape.get(name, 1) for name in RULES[axis])
 
 
+def devices() -> int:
+    """Of the current mesh; 1 without one."""
+    current = _current()
+    return 1 if current is None else current.size
+
+
 def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Host arrays [B/processes, S] as device arrays [B, S], split by rows over the mesh.
 

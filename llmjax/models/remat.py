@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,8 @@ def recompute(function: Callable) -> Callable:
     """`function(x, *rest)`, of which the backward pass keeps the arguments alone.
 
     As `jax.checkpoint`, whose barriers XLA:CPU removes: it then finds the second computation
-    equal to the first and keeps every value after all, or does it long before it is needed. Here
-    x waits for the cotangent by way of a zero.
+    equal to the first and keeps every value after all, or does it long before it is needed. On
+    one device x waits for the cotangent by way of a zero, which no compiler can take out.
 
     Args:
         function: pure; x is a tree of activations, the rest anything. Products whose results only
@@ -33,26 +34,29 @@ def recompute(function: Callable) -> Callable:
         return function(x, *rest), (x, rest)
 
     def backward(kept, cotangent):
-        x, rest = kept
-        zero = 0 * _corner(jax.tree.leaves(cotangent)[0])
-
-        def wait(leaf, limit=math.inf):
-            small = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size <= limit
-            return leaf + zero.astype(leaf.dtype) if small else leaf
-
-        x = jax.tree.map(wait, x)
-        # Scales and biases too: one that both passes broadcast is stored as large as what it
-        # scales. A whole weight would be copied.
-        rest = jax.tree.map(functools.partial(wait, limit=VECTOR), rest)
+        if mesh.devices() == 1:
+            x, rest = _wait(kept, cotangent)
+        else:
+            (x, rest), cotangent = jax.lax.optimization_barrier((kept, cotangent))
         return jax.vjp(lambda x, rest: function(x, *rest), x, rest)[1](cotangent)
 
     wrapped.defvjp(forward, backward)
     return lambda x, *rest: wrapped(x, rest)
 
 
-def _corner(x: jax.Array) -> jax.Array:
-    """The first element; of an array that is split over devices, everywhere."""
-    return jnp.squeeze(mesh.sharded(x.at[(jnp.zeros((), jnp.int32),) * x.ndim].get, ())())
+def _wait(kept: tuple, cotangent: Any) -> tuple:
+    """(x, rest), not known before the cotangent is: a zero that comes from it is added."""
+    first = jax.tree.leaves(cotangent)[0]
+    zero = 0 * jnp.squeeze(first[(slice(0, 1),) * first.ndim])
+
+    def wait(leaf, limit=math.inf):
+        waits = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size <= limit
+        return leaf + zero.astype(leaf.dtype) if waits else leaf
+
+    x, rest = kept
+    # Scales and biases too: one that both passes broadcast is stored as large as what it scales.
+    # A whole weight would be copied.
+    return jax.tree.map(wait, x), jax.tree.map(functools.partial(wait, limit=VECTOR), rest)
 
 
 def at_level(config: ModelConfig, level: str) -> Callable[[Callable], Callable]:

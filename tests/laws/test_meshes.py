@@ -47,6 +47,11 @@ def train(draw, on_mesh, start, packed):
             models.llama(num_heads=8, num_kv_heads=4, mlp_dim=32, **sizes),
             "muon",
         ),
+        "gpt2, dots": (
+            models.gpt2(num_heads=4, dropout=dropout, remat="dots", scan_layers=False, **sizes),
+            "adamw",
+        ),
+        "llama, full": (models.llama(num_heads=4, mlp_dim=32, remat="full", **sizes), "adamw"),
     }
 
     @functools.cache
@@ -79,6 +84,11 @@ def test_every_mesh_equals_one_device(name, devices, train):
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-6), ours, theirs
         )
+
+
+@pytest.mark.parametrize("name", ["gpt2, dots", "llama, full"])
+def test_rematerialisation_on_a_mesh_equals_one_device(name, train):
+    test_every_mesh_equals_one_device(name, "data x fsdp x tensor", train)
 
 
 @pytest.mark.parametrize("name", ["gpt2, dropout, adamw", "llama, muon"])
