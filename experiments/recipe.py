@@ -27,6 +27,8 @@ class Recipe:
         steps: updates of the parameters.
         batch_size: B, sequences per update, over all devices.
         sequence_length: S, tokens per sequence.
+        packing: concat fills rows and cuts documents at their ends; best_fit cuts only those longer
+            than a row, and pads; windows draws stretches of all text joined, blind to documents.
         accumulate: parts that a batch is computed in, one after the other, to save memory.
         label_smoothing: share of each target's probability spread over the vocabulary.
         z_loss: weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
@@ -50,6 +52,7 @@ class Recipe:
     steps: int = 1000
     batch_size: int = 32
     sequence_length: int = 256
+    packing: Literal["concat", "best_fit", "windows"] = "concat"
     accumulate: int = 1
     label_smoothing: float = 0.0
     z_loss: float = 0.0

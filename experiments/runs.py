@@ -193,6 +193,7 @@ def evaluate_model(
             split="validation",
             batch_size=batch_size,
             sequence_length=model.recipe.sequence_length,
+            packing=model.recipe.packing,
         )
     except (OSError, ValueError) as error:
         raise FlagError(str(error)) from error

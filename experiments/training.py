@@ -105,6 +105,7 @@ class _Run:
             batch_size=self.recipe.batch_size,
             sequence_length=self.recipe.sequence_length,
             seed=self.recipe.seed,
+            packing=self.recipe.packing,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

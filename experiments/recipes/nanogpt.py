@@ -43,6 +43,7 @@ def nanogpt_cpu() -> Recipe:
         steps=2000,
         batch_size=12,
         sequence_length=64,
+        packing="windows",
         evaluate_every=250,
         evaluate_batches=20,
         checkpoint_every=500,
