@@ -7,6 +7,7 @@ import pathlib
 import jax
 
 from experiments import runs
+from experiments.flags import FlagError
 from experiments.recipe import Recipe
 from llmjax import data, models, objectives, optim, planning, sampling, train
 from llmjax.evaluation.perplexity import evaluate
@@ -37,6 +38,10 @@ def pretrain(
     Raises:
         flags.FlagError: the recipe, the folder, the text and the devices do not fit together.
     """
+    try:
+        optim.schedule(recipe.optimizer, recipe.steps)
+    except ValueError as error:
+        raise FlagError(str(error)) from error
     made_mesh = runs.make_mesh(recipe)
     runs.open_run(run_dir, recipe, resume=resume)
     directory = runs.data_directory(run_dir, recipe)

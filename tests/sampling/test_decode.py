@@ -223,3 +223,15 @@ def test_what_cannot_be_is_refused(gpt2, prompts, changes, message):
 
 def test_the_learned_positions_can_be_filled(gpt2):
     assert write(gpt2, [[1] * 10]).lengths == [6]
+
+
+def test_a_single_row_on_a_mesh_of_one_device(llama, prompts):
+    """As the entry points sample: an axis of one row is easily forgotten."""
+    expected = write(llama, prompts[:1], GREEDY)
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(), jax.devices()[:1])):
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, specs.abstract(models.spec(llama)))
+        params = jax.device_put(jax.device_get(params_of(llama)), shardings)
+        found = sampling.generate(
+            params, prompts[:1], llama, jax.random.key(7), max_new_tokens=NEW, sampler=GREEDY
+        )
+    np.testing.assert_array_equal(found.tokens, expected.tokens)

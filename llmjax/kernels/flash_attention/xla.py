@@ -12,6 +12,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from llmjax import mesh
+
 MAX_BLOCKS = 8  # more blocks skip more of the masked half; fewer make larger products
 MIN_BLOCK = 128
 
@@ -116,14 +118,22 @@ def _drop(weights, dropout_key, start, rate):
 
 def _fold(x, kv_heads):
     """[B, K·G, n, C] to [B, K, G·n, C]: the queries that share a key head, in one axis."""
-    batch, heads, length, channels = x.shape
-    x = x.reshape(batch, kv_heads, heads // kv_heads, length, channels)
-    return x.reshape(batch, kv_heads, heads // kv_heads * length, channels)
+    heads, length = x.shape[1:3]
+    groups = heads // kv_heads
+    return _reshape(x, (kv_heads, groups, length), (kv_heads, groups * length))
 
 
 def _unfold(x, heads):
-    batch, kv_heads, rows, channels = x.shape
+    """Inverts `_fold`."""
+    kv_heads, rows = x.shape[1:3]
     groups = heads // kv_heads
-    # In two steps, each of which keeps a sharding over the heads.
-    x = x.reshape(batch, kv_heads, groups, rows // groups, channels)
-    return x.reshape(batch, heads, rows // groups, channels)
+    return _reshape(x, (kv_heads, groups, rows // groups), (heads, rows // groups))
+
+
+def _reshape(x, between, after):
+    """[B, ..., C] in two steps, each of which keeps what is split over heads and rows."""
+    batch, channels = x.shape[0], x.shape[-1]
+    for shape in (between, after):
+        axes = ("batch", "kv_heads", *(None,) * len(shape))
+        x = mesh.sharded(jnp.reshape, axes)(x, (batch, *shape, channels))
+    return x
