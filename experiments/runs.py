@@ -66,6 +66,11 @@ def open_run(run_dir: pathlib.Path, recipe: Recipe, *, resume: bool) -> None:
         raise FlagError(f"{run_dir} holds a run: go on with --resume, or choose a new --run_dir")
     if before is not None:
         _require_same(run_dir, before, recipe)
+        if before.steps != recipe.steps:
+            print(
+                f"{run_dir}: {before.steps} steps become {recipe.steps}; the "
+                f"{recipe.optimizer.schedule} schedule goes by the new number from here on"
+            )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         written = {"recipe": fields.to_json(recipe), "versions": versions()}

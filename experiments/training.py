@@ -1,6 +1,7 @@
 """A pretraining run, from a recipe to a report."""
 
 import contextlib
+import functools
 import itertools
 import pathlib
 
@@ -56,13 +57,15 @@ def _train(run: "_Run", stack: contextlib.ExitStack, hang_seconds: float) -> Non
     recipe, run_dir = run.recipe, run.run_dir
     spec = models.spec(recipe.model)
     optimizer = optim.make(recipe.optimizer, spec, recipe.steps)
-    state = train.init_state(jax.random.key(recipe.seed), spec, optimizer)
+    begin = functools.partial(train.init_state, jax.random.key(recipe.seed), spec, optimizer)
     batches = iter(run.batches("train"))
     checkpoints = stack.enter_context(
         Checkpointer(run_dir / "checkpoints", keep_last=max(recipe.keep_checkpoints, 1))
     )
-    restored = checkpoints.restore_latest(state)
-    if restored is not None:
+    restored = checkpoints.restore_latest(jax.eval_shape(begin))
+    if restored is None:
+        state = begin()
+    else:
         state = restored.state
         batches.set_state(restored.data)
     start = int(state.step)

@@ -6,6 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from llmjax.checks import require_choices
+
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
@@ -54,7 +56,8 @@ class ModelConfig:
         dropout: shares dropped in training.
         init_std: standard deviation of initial weights; projections back into the residual
             stream have init_std / sqrt(2·L) (Radford et al. 2019, section 2.3).
-        dtype: compute precision; auto is bfloat16 on TPU and GPU and float32 on CPU.
+        dtype: compute precision; auto is bfloat16 on TPU and GPU and float32 on CPU; float64 is
+            for checking gradients.
         remat: what the backward pass computes again: none; dots (all but products with weights
             and attention, for less memory at the same speed); full (all but the blocks' inputs).
         scan_layers: whether layers run as one compiled loop (short compile) or unrolled (10-20 %
@@ -80,11 +83,12 @@ class ModelConfig:
     tied: bool = False
     dropout: Dropout = Dropout()
     init_std: float = 0.02
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     scan_layers: bool = True
 
     def __post_init__(self) -> None:
+        require_choices(self, "model")
         for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)}: must be at least 1")

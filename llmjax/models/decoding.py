@@ -27,9 +27,9 @@ def for_decoding(params: Any, config: ModelConfig) -> Any:
     Layers are a list; what is multiplied is in the compute precision and, on CPUs, `Transposed`.
     Parameters that are so already are returned as they are.
     """
-    if isinstance(params["layers"], list):
+    if _is_ready(params["layers"], config):
         return params
-    ready = params | {"layers": _unstack(params["layers"], config)}
+    ready = params | {"layers": _lay_out(params["layers"], config)}
     for name in ("embedding", "positions", "head"):
         if isinstance(params.get(name), jax.Array):
             ready[name] = jnp.asarray(params[name], config.compute_dtype)
@@ -38,8 +38,18 @@ def for_decoding(params: Any, config: ModelConfig) -> Any:
     return ready
 
 
+def _is_ready(layers: Any, config: ModelConfig) -> bool:
+    """Whether these layers come from here: a list may as well be of a model trained unrolled."""
+    if not isinstance(layers, list):
+        return False
+    kinds = jax.tree.leaves(layers, is_leaf=lambda leaf: isinstance(leaf, weights.Transposed))
+    if _on_cpu():
+        return any(isinstance(leaf, weights.Transposed) for leaf in kinds)
+    return layers[0]["mlp"]["up"].dtype == config.compute_dtype
+
+
 @functools.partial(jax.jit, static_argnames="config")
-def _unstack(stacked: Any, config: ModelConfig) -> list[Any]:
+def _lay_out(layers: Any, config: ModelConfig) -> list[Any]:
     def one(path, leaf):
         inputs = _INPUTS.get(path.rpartition("/")[2])
         if inputs is None or not isinstance(leaf, jax.Array):
@@ -47,7 +57,8 @@ def _unstack(stacked: Any, config: ModelConfig) -> list[Any]:
         leaf = leaf.astype(config.compute_dtype)
         return weights.transpose(leaf, inputs) if _on_cpu() else leaf
 
-    return [tree.map_with_path(one, layer) for layer in tree.unstack(stacked)]
+    unstacked = layers if isinstance(layers, list) else tree.unstack(layers)
+    return [tree.map_with_path(one, layer) for layer in unstacked]
 
 
 def _on_cpu() -> bool:

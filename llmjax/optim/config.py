@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from llmjax.checks import require_choices
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -42,6 +44,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        require_choices(self, "optimizer")
         for name in ("learning_rate", "epsilon"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)}: must be above 0")

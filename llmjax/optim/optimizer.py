@@ -71,8 +71,8 @@ def scale_by_learning_rate(rate: optax.Schedule) -> optax.GradientTransformation
 def make(config: OptimizerConfig, spec: Any, steps: int) -> optax.GradientTransformation:
     """The optimizer for parameters declared by `spec`, in a run of `steps` steps."""
     adam = scale_by_adam(config.beta1, config.beta2, config.epsilon)
-    decayed = tree.matches(config.no_decay)
-    mask = tree.map_with_path(lambda path, p: not decayed(path, p), spec, is_leaf=is_param)
+    spared = tree.matches(config.no_decay)
+    decayed = tree.map_with_path(lambda path, p: not spared(path, p), spec, is_leaf=is_param)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "muon":
         kinds = tree.map_with_path(_kind, spec, is_leaf=is_param)
@@ -84,7 +84,7 @@ def make(config: OptimizerConfig, spec: Any, steps: int) -> optax.GradientTransf
     else:
         parts.append(adam)
     if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay, mask))
+        parts.append(optax.add_decayed_weights(config.weight_decay, decayed))
     return optax.chain(*parts, scale_by_learning_rate(schedule(config, steps)))
 
 

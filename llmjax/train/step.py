@@ -29,8 +29,8 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
 
     Returns:
         The step. Its metrics are scalars: loss (mean), tokens (the weight), grad_norm (before
-        clipping), learning_rate, skipped (1 when the update was), and the objective's own sums
-        divided by the weight.
+        clipping), param_norm (after the update), learning_rate, skipped (1 when the update was),
+        and the objective's own sums divided by the weight.
     """
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options())
@@ -49,8 +49,8 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
             return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
         params = keep(sound, optax.apply_updates(state.params, updates), state.params)
+        # Reading all new parameters before the moments change lets XLA update these in place.
         param_norm = optax.tree.norm(params)
-
         metrics = {name: value / weight for name, value in extra.items()} | {
             "loss": total.sum / weight,
             "tokens": total.weight,

@@ -21,6 +21,7 @@ SIZES = {"vocab_size": 10, "num_layers": 2, "embed_dim": 8, "num_heads": 4}
         ({"num_heads": 0}, "model.num_heads=0"),
         ({"max_length": 0}, "model.max_length=0"),
         ({"num_kv_heads": -1}, "model.num_kv_heads=-1"),
+        ({"norm": "layer"}, "model.norm='layer': choose one of layernorm, rmsnorm"),
         ({"head_dim": -2}, "model.head_dim=-2"),
         ({"mlp_dim": -1}, "model.mlp_dim=-1"),
         ({"init_std": -0.1}, "model.init_std=-0.1"),

@@ -99,6 +99,15 @@ def test_parameters_for_decoding_are_the_same_weights(config):
     assert isinstance(ready["layers"][0]["attention"]["out"], weights.Transposed)
 
 
+def test_layers_in_a_list_are_laid_out_as_a_stack_is(config):
+    """An unrolled model is trained as a list: that alone does not make it ready."""
+    params = params_of(config)
+    expected = models.for_decoding(params, config)
+    ready = models.for_decoding(params | {"layers": tree.unstack(params["layers"])}, config)
+    assert jax.tree.structure(ready) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, ready, expected)
+
+
 @pytest.mark.parametrize("sampler", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 def test_rows_do_not_know_of_each_other(llama, prompts, sampler):
     together = write(llama, prompts, sampler)
