@@ -42,10 +42,13 @@ def _is_ready(layers: Any, config: ModelConfig) -> bool:
     """Whether these layers come from here: a list may as well be of a model trained unrolled."""
     if not isinstance(layers, list):
         return False
-    kinds = jax.tree.leaves(layers, is_leaf=lambda leaf: isinstance(leaf, weights.Transposed))
     if _on_cpu():
-        return any(isinstance(leaf, weights.Transposed) for leaf in kinds)
+        return any(map(_is_transposed, jax.tree.leaves(layers, is_leaf=_is_transposed)))
     return layers[0]["mlp"]["up"].dtype == config.compute_dtype
+
+
+def _is_transposed(leaf: Any) -> bool:
+    return isinstance(leaf, weights.Transposed)
 
 
 @functools.partial(jax.jit, static_argnames="config")
