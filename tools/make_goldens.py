@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llmjax import models
+from llmjax import hf, models
 
 FOLDER = pathlib.Path(__file__).parents[1] / "tests" / "parity" / "goldens"
 
@@ -62,34 +62,10 @@ def torch_model(config: models.ModelConfig) -> Any:
     import torch
     import transformers
 
-    settings: dict[str, Any] = {
-        "vocab_size": config.vocab_size,
-        "num_hidden_layers": config.num_layers,
-        "hidden_size": config.embed_dim,
-        "num_attention_heads": config.num_heads,
-        "max_position_embeddings": config.max_length,
-        "tie_word_embeddings": config.tied,
-        "attn_implementation": "eager",
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    model: Any
-    if config.family == "gpt2":
-        settings |= {
-            "n_inner": config.hidden_dim,
-            "layer_norm_epsilon": config.norm_epsilon,
-            "activation_function": "gelu_new",
-        }
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings))
-    else:
-        settings |= {
-            "num_key_value_heads": config.kv_heads,
-            "head_dim": config.channels,
-            "intermediate_size": config.hidden_dim,
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-            "rms_norm_eps": config.norm_epsilon,
-        }
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
+    settings = transformers.AutoConfig.for_model(
+        **hf.config_to_hf(config), attn_implementation="eager", bos_token_id=0, eos_token_id=0
+    )
+    model: Any = transformers.AutoModelForCausalLM.from_config(settings)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(draw_weight(name, tuple(parameter.shape))))

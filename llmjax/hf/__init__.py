@@ -1,0 +1,16 @@
+"""Hugging Face checkpoints: directories and tensors there to parameters here, and back."""
+
+from llmjax.hf.checkpoint import copy_tokenizer, load, save
+from llmjax.hf.config import config_from_hf, config_to_hf
+from llmjax.hf.state import from_state, lazy_state, to_state
+
+__all__ = [
+    "config_from_hf",
+    "config_to_hf",
+    "copy_tokenizer",
+    "from_state",
+    "lazy_state",
+    "load",
+    "save",
+    "to_state",
+]

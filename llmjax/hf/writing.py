@@ -1,0 +1,147 @@
+"""Writing safetensors files: one tensor in memory at a time, and every file whole or not at all."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmjax.hf.files import DTYPES, INDEX_FILE, SINGLE_FILE
+
+SHARD_BYTES = 5 * 10**9
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_PARTIAL = ".partial"
+_WRITTEN = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?(\.partial)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that can be had: `read()` makes the array of that shape and dtype."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def stage(
+    directory: Path,
+    tensors: Mapping[str, LazyTensor],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    advance: Callable[[int], None] = lambda nbytes: None,
+) -> dict[Path, Path]:
+    """Writes a checkpoint's files under temporary names, one tensor in memory at a time.
+
+    Args:
+        directory: where; it exists.
+        tensors: by name, in the order in which they fill the shards.
+        shard_bytes: of data, the most in a file; a larger tensor has a file of its own. One file
+            is model.safetensors; several have an index.
+        advance: told the bytes of each tensor that is written.
+
+    Returns:
+        Temporary → final path, for `commit`; the index is the last.
+
+    Raises:
+        ValueError: `shard_bytes` is not positive, or a tensor's dtype has no name there. Whatever
+            is raised, by `read` or by the disk, the temporary files are removed first.
+    """
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes={shard_bytes}: must be at least 1")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES or name == "__metadata__":
+            raise ValueError(f"tensor {name!r} of {tensor.dtype}: safetensors has no such thing")
+    shards = _split(tensors, shard_bytes)
+    names = [SINGLE_FILE]
+    if len(shards) > 1:
+        count = len(shards)
+        names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    staged = {}
+    try:
+        for file, shard in zip(names, shards, strict=True):
+            partial = directory / (file + _PARTIAL)
+            staged[partial] = directory / file
+            _write_shard(partial, {name: tensors[name] for name in shard}, advance)
+        if len(shards) > 1:
+            partial = directory / (INDEX_FILE + _PARTIAL)
+            staged[partial] = directory / INDEX_FILE
+            index = {
+                "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
+                "weight_map": {n: f for f, shard in zip(names, shards, strict=True) for n in shard},
+            }
+            partial.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    except BaseException:
+        for partial in staged:
+            partial.unlink(missing_ok=True)
+        raise
+    return staged
+
+
+def commit(directory: Path, staged: Mapping[Path, Path]) -> None:
+    """Gives staged files their names, and removes those of the checkpoint that was there."""
+    for path in list(directory.iterdir()):
+        if _WRITTEN.fullmatch(path.name) and path not in staged:
+            path.unlink()
+    for partial, final in staged.items():
+        partial.replace(final)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
+    partial = path.with_name(path.name + _PARTIAL)
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _split(tensors: Mapping[str, LazyTensor], shard_bytes: int) -> list[list[str]]:
+    """Names by shard, filled in order."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and filled + tensor.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += tensor.nbytes
+    return shards
+
+
+def _write_shard(
+    path: Path, tensors: Mapping[str, LazyTensor], advance: Callable[[int], None]
+) -> None:
+    # Wide items first, behind a header of a multiple of 8 bytes: every tensor is aligned.
+    order = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, tensor in order:
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.nbytes],
+        }
+        position += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in order:
+            value = np.ascontiguousarray(tensor.read())
+            # ascontiguousarray makes a scalar [1].
+            if value.size != math.prod(tensor.shape) or value.dtype != tensor.dtype:
+                raise ValueError(f"tensor {name!r} is {value.dtype} {value.shape}, not as declared")
+            stream.write(value.reshape(-1).view(np.uint8).data)
+            advance(tensor.nbytes)
+            del value  # before the next one is read
+        stream.flush()
+        os.fsync(stream.fileno())

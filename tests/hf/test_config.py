@@ -1,0 +1,79 @@
+"""config.json: both ways for every family, and what cannot be said or believed is refused."""
+
+import dataclasses
+
+import pytest
+
+from llmjax import models
+from llmjax.hf.config import config_from_hf, config_to_hf
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_there_and_back(family, request):
+    config = request.getfixturevalue(family)
+    for changes in (
+        {},
+        {"tied": not config.tied, "norm_epsilon": 1e-3, "init_std": 0.5, "activation": "gelu"},
+        {"mlp_dim": 24, "max_length": 33, "dropout": models.Dropout(attention=0.2)},
+    ):
+        changed = dataclasses.replace(config, **changes)
+        assert config_from_hf(config_to_hf(changed)) == changed
+
+
+def test_sizes_that_follow_from_others_are_written_out():
+    config = models.llama(vocab_size=64, num_layers=2, embed_dim=16, num_heads=4)
+    written = config_to_hf(config)
+    sizes = ("num_key_value_heads", "head_dim", "intermediate_size")
+    assert [written[name] for name in sizes] == [4, 4, 64]
+    assert config_from_hf(written) == config
+
+
+def test_what_older_files_leave_out():
+    """Llama 1 has no grouped heads and no base of the rotation in its config.json."""
+    config = config_from_hf(LLAMA | {"num_key_value_heads": None})
+    assert (config.kv_heads, config.channels, config.rope_theta) == (4, 4, 10000.0)
+    assert config_from_hf(LLAMA | {"rope_theta": 500.0, "rope_scaling": None}).rope_theta == 500.0
+    new = {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}
+    assert config_from_hf(LLAMA | new).rope_theta == 700.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "abacus"}, "model_type='abacus' is not supported; gpt2, llama are"),
+        ({"model_type": None}, "model_type=None"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"hidden_size": "16"}, "hidden_size='16' must be an integer"),
+        ({"hidden_size": True}, "hidden_size=True must be an integer"),
+        ({"vocab_size": 2**40}, "vocab_size=1099511627776 must be an integer in"),
+        ({"vocab_size": -1}, "vocab_size=-1"),
+        ({"num_hidden_layers": 10**9}, "1000000000 layers; more than 10000"),
+        ({"num_attention_heads": 0}, "model.num_heads=0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan must be a finite number"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings=1 must be true or false"),
+        ({"hidden_act": "relu"}, "'relu' is not supported"),
+        ({"hidden_act": ["silu"]}, "'silu'. is not supported"),
+        ({"attention_bias": True}, "attention_bias=True is not supported"),
+        ({"attention_dropout": "much"}, "dropout of attention='much'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling=.*not supported"),
+        ({"rope_parameters": [1]}, "rope_parameters=.*not supported"),
+    ],
+)
+def test_what_cannot_be_read(fields, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_hf(LLAMA | fields)
+
+
+def test_what_cannot_be_said(llama):
+    changed = dataclasses.replace(llama, bias=True, norm="layernorm")
+    with pytest.raises(ValueError, match="llama cannot say norm='layernorm', bias=True"):
+        config_to_hf(changed)
