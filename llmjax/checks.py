@@ -18,3 +18,12 @@ def require_choices(config: Any, prefix: str) -> None:
         if value not in choices:
             known = ", ".join(map(str, choices))
             raise ValueError(f"{prefix}.{name}={value!r}: choose one of {known}")
+
+
+def require_at_least(least: int, config: Any, prefix: str, names: tuple[str, ...]) -> None:
+    """Raises ValueError unless these fields of a dataclass are numbers from `least` up."""
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least:
+            what = "must not be negative" if least == 0 else f"must be at least {least}"
+            raise ValueError(f"{prefix}.{name}={value}: {what}")

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 Axes = tuple[str | None, ...]
 Rules = Mapping[str, tuple[str, ...]]
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "expert")
 
 RULES: Rules = {
     "batch": ("data", "fsdp"),
@@ -28,6 +28,7 @@ RULES: Rules = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "experts": ("expert",),
     "vocab": ("tensor",),
 }
 
@@ -41,11 +42,13 @@ class MeshConfig:
             axis, means all the devices that the others leave.
         fsdp: devices that share the batch and split parameters and optimizer state (ZeRO-3).
         tensor: devices that split heads, MLP and vocabulary of every layer.
+        expert: devices that split the experts of every layer, each with all tokens of its batch.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    expert: int = 1
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
@@ -110,6 +113,12 @@ def _visible(axes: Axes, current: jax.sharding.AbstractMesh) -> PartitionSpec:
     return partition_spec(axes, rules)
 
 
+def _names(spec: PartitionSpec) -> set[str]:
+    """The mesh axes in a spec."""
+    parts = [part if isinstance(part, tuple) else (part,) for part in spec if part is not None]
+    return {name for part in parts for name in part}
+
+
 def named_sharding(axes: Axes) -> NamedSharding | None:
     """The sharding of an array on the current mesh, or None when no mesh is set."""
     current = _current()
@@ -135,6 +144,39 @@ def sharded(op: Callable, axes: Axes) -> Callable:
     if AxisType.Auto in current.axis_types:
         return lambda *args, **kwargs: jax.lax.with_sharding_constraint(op(*args, **kwargs), spec)
     return op
+
+
+def on_parts(op: Callable, in_axes: tuple[Axes, ...], out_axes: Axes) -> Callable:
+    """`op`, run by every device on its parts of the arguments (`jax.shard_map`).
+
+    As an einsum's, the result is summed over what splits an argument and not the result. Without
+    a mesh it is `op` itself.
+
+    Args:
+        op: of arrays to one array; it sees the lengths that a device has.
+        in_axes: the logical axes of each argument, which is moved there first.
+        out_axes: those of the result.
+    """
+    current = _current()
+    if current is None:
+        return op
+    specs = tuple(_visible(axes, current) for axes in in_axes)
+    result = _visible(out_axes, current)
+    names = set().union(*map(_names, specs))
+    total = tuple(sorted(names - _names(result)))
+
+    def part(*parts):
+        # The gradient of what several devices hold alike is summed over them.
+        alike = [tuple(sorted(names - _names(spec))) for spec in specs]
+        varying = [
+            jax.lax.pcast(x, over, to="varying") if over else x
+            for x, over in zip(parts, alike, strict=True)
+        ]
+        return jax.lax.psum(op(*varying), total)
+
+    free = set().union(*(_names(_visible((axis,), current)) for axis in RULES))
+    mapped = jax.shard_map(part, in_specs=specs, out_specs=result, axis_names=free)
+    return lambda *args: mapped(*map(place, args, in_axes))
 
 
 def place(x: jax.Array, axes: Axes) -> jax.Array:

@@ -27,10 +27,12 @@ class Param:
         shape: its dimensions.
         axes: a logical axis name (a key of `mesh.RULES`) or None for each dimension.
         init: draws its initial value, as `jax.nn.initializers` do.
-        hf: its name in a Hugging Face checkpoint; `{}` stands for the layer number of a stacked
-            weight. Empty when it has no counterpart there.
-        layout: an einops pattern from the layout there to the one here, "(h c) d -> d h c" say.
-        part: (i, n) for the i-th of n equal parts, along its last axis, of the tensor there.
+        hf: its name in a Hugging Face checkpoint; each `{}` stands for a number along one of the
+            leading axes, in order: the layer's of a stacked weight, the expert's. Empty when it
+            has no counterpart there.
+        layout: an einops pattern from the layout there to the one here, "(h c) d -> d h c" say,
+            without the numbered axes.
+        part: (i, n, a) for the i-th of n equal parts, along axis a, of the tensor there.
     """
 
     shape: tuple[int, ...]
@@ -38,7 +40,7 @@ class Param:
     init: Initializer
     hf: str = ""
     layout: str = ""
-    part: tuple[int, int] = (0, 1)
+    part: tuple[int, int, int] = (0, 1, -1)
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):

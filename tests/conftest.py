@@ -51,6 +51,19 @@ def compilations() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="session")
+def assert_bitwise() -> Callable[[Any, Any], None]:
+    """Same structure, dtypes, and bits."""
+
+    def one(actual: Any, expected: Any) -> None:
+        actual, expected = np.asarray(actual), np.asarray(expected)
+        assert actual.dtype == expected.dtype
+        assert actual.shape == expected.shape
+        assert actual.tobytes() == expected.tobytes()
+
+    return lambda actual, expected: jax.tree.map(one, actual, expected)
+
+
+@pytest.fixture(scope="session")
 def gpt2() -> models.ModelConfig:
     """A GPT-2 whose every axis divides over up to 4 devices, and its width over 8; no dropout."""
     return models.gpt2(

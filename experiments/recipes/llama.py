@@ -24,7 +24,7 @@ def llama3_8b() -> Recipe:
             num_kv_heads=8,
             mlp_dim=14336,
             max_length=sequence_length,
-            rope_theta=500_000.0,
+            rope=models.Rope(500_000.0),
             remat="full",
         ),
         data=DataConfig(

@@ -24,7 +24,7 @@ def nanogpt_cpu() -> Recipe:
             num_heads=4,
             max_length=64,
             activation="gelu",
-            bias=False,
+            bias="none",
             dropout=models.Dropout(),
         ),
         data=DataConfig(tokenizer=TokenizerConfig(kind="bytes"), validation_share=0.1),

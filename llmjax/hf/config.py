@@ -5,125 +5,73 @@ out, and the options that the model has at one value only. Both directions read 
 """
 
 import dataclasses
-import math
+import operator
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from llmjax import models
+from llmjax.hf.families import FAMILIES, REQUIRED, SUFFIXES, Family
+from llmjax.hf.families.checks import check
+from llmjax.hf.families.special import shortest
 
 Fields = Mapping[str, Any]
 
-REQUIRED = object()
 LAYERS_LIMIT = 10_000  # a config.json is a stranger's word, and each layer costs memory
-SIZE_LIMIT = 2**31 - 1
+LABELS_LIMIT = 1_000_000
 
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "silu": "silu",
+    "relu": "relu",
+    "tanh": "tanh",
 }
 _ACTIVATION_NAMES = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}  # the last of a kind
 # Sizes of which 0 stands for what follows from others, and where the size itself is found.
-_RESOLVED = {"num_kv_heads": "kv_heads", "head_dim": "channels", "mlp_dim": "hidden_dim"}
+_RESOLVED = {
+    "num_kv_heads": "kv_heads",
+    "head_dim": "channels",
+    "mlp_dim": "hidden_dim",
+    "attention.scale_dim": "scale_dim",
+    "embedding.dim": "table_dim",
+    "experts.dim": "expert_dim",
+}
+# Null is a value of these: no cap.
+_NULL_IS_ZERO = ("attention.cap", "head.cap")
 # How a run computes, which is no part of a checkpoint.
 _RUNTIME = ("dtype", "remat", "scan_layers", "dropout")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Family:
-    """How a family's config.json is read and written.
-
-    Attributes:
-        architecture: the class with a language-model head in transformers.
-        base: makes the configuration.
-        fields: their name → (our field, the value where theirs is left out or null).
-        dropout: their name → place in `Dropout`.
-        fixed: their name → the only value that the model implements, also their default.
-    """
-
-    architecture: str
-    base: Callable[..., models.ModelConfig]
-    fields: Mapping[str, tuple[str, Any]]
-    dropout: Mapping[str, str]
-    fixed: Mapping[str, Any]
-
-
-_FAMILIES = {
-    "gpt2": _Family(
-        architecture="GPT2LMHeadModel",
-        base=models.gpt2,
-        fields={
-            "vocab_size": ("vocab_size", REQUIRED),
-            "n_layer": ("num_layers", REQUIRED),
-            "n_embd": ("embed_dim", REQUIRED),
-            "n_head": ("num_heads", REQUIRED),
-            "n_positions": ("max_length", 1024),
-            "n_inner": ("mlp_dim", 0),
-            "layer_norm_epsilon": ("norm_epsilon", 1e-5),
-            "activation_function": ("activation", "gelu_new"),
-            "initializer_range": ("init_std", 0.02),
-            "tie_word_embeddings": ("tied", True),
-        },
-        dropout={"embd_pdrop": "embedding", "attn_pdrop": "attention", "resid_pdrop": "hidden"},
-        fixed={
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "add_cross_attention": False,
-        },
-    ),
-    "llama": _Family(
-        architecture="LlamaForCausalLM",
-        base=models.llama,
-        fields={
-            "vocab_size": ("vocab_size", REQUIRED),
-            "num_hidden_layers": ("num_layers", REQUIRED),
-            "hidden_size": ("embed_dim", REQUIRED),
-            "num_attention_heads": ("num_heads", REQUIRED),
-            "num_key_value_heads": ("num_kv_heads", 0),
-            "head_dim": ("head_dim", 0),
-            "intermediate_size": ("mlp_dim", REQUIRED),
-            "max_position_embeddings": ("max_length", 2048),
-            "rope_theta": ("rope_theta", 10000.0),
-            "rms_norm_eps": ("norm_epsilon", 1e-6),
-            "hidden_act": ("activation", "silu"),
-            "initializer_range": ("init_std", 0.02),
-            "tie_word_embeddings": ("tied", False),
-        },
-        dropout={"attention_dropout": "attention"},
-        fixed={"attention_bias": False, "mlp_bias": False},
-    ),
-}
-
-
 def config_from_hf(fields: Fields) -> models.ModelConfig:
     """The configuration that a config.json describes.
+
+    The head is that of the class under "architectures", or the family's usual one.
 
     Raises:
         ValueError: a family or option that is not supported, or a field that is missing or has a
             value that cannot be.
     """
     family = _family(fields.get("model_type"))
-    fields = _plain_rope(fields)
-    for name, value in family.fixed.items():
-        if fields.get(name, value) != value:
-            raise ValueError(f"{name}={fields[name]!r:.100} is not supported; only {value!r} is")
-    kinds = typing.get_type_hints(models.ModelConfig)
-    ours: dict[str, Any] = {}
-    for name, (field, default) in family.fields.items():
+    for name, only in family.fixed.items():
         value = fields.get(name)
-        value = default if value is None else value
-        if value is REQUIRED:
-            raise ValueError(f"{name} is missing")
-        ours[field] = _activation(value) if field == "activation" else value
-        _check(name, ours[field], kinds[field])
+        if (only if value is None else value) != only:
+            raise ValueError(f"{name}={value!r:.100} is not supported; only {only!r} is")
+    ours = {
+        ours: _read(fields, name, ours, default) for name, (ours, default) in family.fields.items()
+    }
+    for special in family.specials:
+        ours |= special.read(fields)
     if ours["num_layers"] > LAYERS_LIMIT:
         raise ValueError(f"{ours['num_layers']} layers; more than {LAYERS_LIMIT} are not believed")
-    rates = {place: fields.get(name, 0.0) for name, place in family.dropout.items()}
-    for place, rate in rates.items():
-        _check(f"dropout of {place}", rate, float)
-    return _canonical(family.base(**ours, dropout=models.Dropout(**rates)))
+    for name, places in family.dropout.items():
+        rate = fields.get(name)
+        check(name, 0.0 if rate is None else rate, float)
+        ours |= {f"dropout.{place}": 0.0 if rate is None else rate for place in places}
+    config = family.base(**{name: value for name, value in ours.items() if "." not in name})
+    config = _with_head(config, family, fields)
+    return _canonical(_replace(config, ours))
 
 
 def config_to_hf(config: models.ModelConfig) -> dict[str, Any]:
@@ -135,17 +83,19 @@ def config_to_hf(config: models.ModelConfig) -> dict[str, Any]:
     family = _family(config.family)
     written: dict[str, Any] = {
         "model_type": config.family,
-        "architectures": [family.architecture],
+        "architectures": [_architecture(config, family)],
         **family.fixed,
-        **{name: getattr(config.dropout, place) for name, place in family.dropout.items()},
+        **{name: _get(config, f"dropout.{places[-1]}") for name, places in family.dropout.items()},
     }
-    for name, (field, _) in family.fields.items():
-        value = getattr(config, _RESOLVED.get(field, field))
-        written[name] = _ACTIVATION_NAMES[value] if field == "activation" else value
-    if "rope_theta" in written:
-        # Where transformers 5 looks; versions before it read the top level.
-        theta = written["rope_theta"]
-        written["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    for name, (ours, _) in family.fields.items():
+        value = _get(config, _RESOLVED.get(ours, ours))
+        value = None if ours in _NULL_IS_ZERO and not value else value
+        written[name] = _ACTIVATION_NAMES[value] if ours.endswith("activation") else value
+    for special in family.specials:
+        written |= special.write(config)
+    if config.head.kind in ("classification", "tokens", "reward", "value"):
+        written["id2label"] = {str(i): f"LABEL_{i}" for i in range(_labels(config.head))}
+        written["label2id"] = {f"LABEL_{i}": i for i in range(_labels(config.head))}
     again, wanted = config_from_hf(written), _canonical(config)
     lost = [
         f"{field.name}={getattr(wanted, field.name)!r}"
@@ -157,34 +107,136 @@ def config_to_hf(config: models.ModelConfig) -> dict[str, Any]:
     return written
 
 
-def _family(name: Any) -> _Family:
-    if not isinstance(name, str) or name not in _FAMILIES:
-        raise ValueError(f"model_type={name!r:.100} is not supported; {', '.join(_FAMILIES)} are")
-    return _FAMILIES[name]
+def _family(name: Any) -> Family:
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(f"model_type={name!r:.100} is not supported; {', '.join(FAMILIES)} are")
+    return FAMILIES[name]
+
+
+def _read(fields: Fields, name: str, ours: str, default: Any) -> Any:
+    """The value of one of our fields."""
+    value = fields.get(name)
+    if value is None and name in fields and ours in _NULL_IS_ZERO:
+        value = 0.0
+    value = default if value is None else value
+    if value is REQUIRED:
+        raise ValueError(f"{name} is missing")
+    value = _activation(value) if ours.endswith("activation") else value
+    check(name, value, _kind(ours))
+    return value
+
+
+def _kind(ours: str) -> Any:
+    """The declared type of a field by its dotted name."""
+    kind: Any = models.ModelConfig
+    for part in ours.split("."):
+        kind = typing.get_type_hints(kind)[part]
+    return kind
+
+
+def _get(config: models.ModelConfig, ours: str) -> Any:
+    return operator.attrgetter(ours)(config)
+
+
+def _replace(config: models.ModelConfig, values: Fields) -> models.ModelConfig:
+    """The configuration with other values of nested fields, by dotted name."""
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        outer, dot, inner = name.partition(".")
+        if dot:
+            nested.setdefault(outer, {})[inner] = value
+    changes = {
+        outer: dataclasses.replace(getattr(config, outer), **inner)
+        for outer, inner in nested.items()
+    }
+    return dataclasses.replace(config, **changes)
+
+
+def _with_head(config: models.ModelConfig, family: Family, fields: Fields) -> models.ModelConfig:
+    """The model with the head of the class that a file names."""
+    named = fields.get("architectures")
+    if not named:
+        return models.with_head(config, config.head.kind)
+    if not (isinstance(named, list) and isinstance(named[0], str)):
+        raise ValueError(f"architectures={named!r:.100} must be a list of names of classes")
+    kinds = {_class(family, kind): kind for kind in SUFFIXES}
+    kind = kinds.get(named[0])
+    if kind is None:
+        known = [name for name, kind in kinds.items() if kind in _heads(config)]
+        raise ValueError(f"architectures={named!r:.200} is not supported; {', '.join(known)} are")
+    labels = _count_labels(fields)
+    if labels == 1 and kind in ("classification", "tokens"):
+        kind = {"classification": "reward", "tokens": "value"}[kind]
+    if kind in ("classification", "tokens"):
+        return models.with_head(config, kind, labels=labels)
+    return models.with_head(config, kind)
+
+
+def _heads(config: models.ModelConfig) -> typing.Collection[str]:
+    return models.FAMILIES[config.family].heads
+
+
+def _class(family: Family, kind: str) -> str:
+    return family.classes + family.suffixes.get(kind, SUFFIXES[kind])
+
+
+def _architecture(config: models.ModelConfig, family: Family) -> str:
+    kind = {"reward": "classification", "value": "tokens"}.get(config.head.kind, config.head.kind)
+    return _class(family, kind)
+
+
+def _labels(head: models.Head) -> int:
+    return head.labels if head.kind in ("classification", "tokens") else 1
+
+
+def _count_labels(fields: Fields) -> int:
+    """As transformers counts them: the names of labels, or their number, or 2."""
+    names = fields.get("id2label")
+    count = len(names) if isinstance(names, dict) else fields.get("num_labels", 2)
+    check("num_labels", count, int)
+    if not 1 <= count <= LABELS_LIMIT:
+        raise ValueError(f"num_labels={count}: must be in [1, {LABELS_LIMIT}]")
+    return count
 
 
 def _canonical(config: models.ModelConfig) -> models.ModelConfig:
-    """The same model, with 0 for sizes that are what follows from others."""
+    """The same model, with 0 for sizes that are what follows from others, and so on.
+
+    Two configurations of one model have one canonical form.
+    """
+    attention, head = config.attention, config.head
+    pattern = attention.pattern
+    pattern = shortest([pattern[i % len(pattern)] for i in range(config.num_layers)])
+    attention = dataclasses.replace(
+        attention,
+        pattern=pattern,
+        window=attention.window if "local" in pattern else 0,
+        scale_dim=0 if config.scale_dim == config.channels else attention.scale_dim,
+    )
+    if head.kind not in ("classification", "tokens"):
+        head = dataclasses.replace(head, labels=models.Head().labels)
+    rope = config.rope
+    if rope.scaling == "none":
+        rope = models.Rope(rope.theta, rope.local_theta)
+    if rope.scaling == "linear":
+        rope = models.Rope(rope.theta, rope.local_theta, "linear", rope.factor)
+    same_width = config.table_dim == config.embed_dim
+    experts = (
+        dataclasses.replace(config.experts, dim=config.expert_dim)
+        if config.experts.count
+        else models.Experts()
+    )
     return dataclasses.replace(
         config,
         num_kv_heads=0 if config.kv_heads == config.num_heads else config.kv_heads,
         head_dim=0 if config.channels * config.num_heads == config.embed_dim else config.channels,
         mlp_dim=0 if config.hidden_dim == 4 * config.embed_dim else config.hidden_dim,
+        embedding=dataclasses.replace(config.embedding, dim=0 if same_width else config.table_dim),
+        attention=attention,
+        head=head,
+        rope=rope,
+        experts=experts,
     )
-
-
-def _plain_rope(fields: Fields) -> Fields:
-    """The fields with rope_theta at the top level, wherever the version that wrote them put it."""
-    plain = dict(fields)
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = plain.pop(name, None)
-        if rope is None:
-            continue
-        kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
-        if kind != "default":
-            raise ValueError(f"{name}={rope!r:.200} is not supported; only plain rotation is")
-        plain["rope_theta"] = rope.get("rope_theta", plain.get("rope_theta"))
-    return plain
 
 
 def _activation(value: Any) -> str:
@@ -192,13 +244,3 @@ def _activation(value: Any) -> str:
         known = ", ".join(_ACTIVATIONS)
         raise ValueError(f"the activation {value!r:.100} is not supported; {known} are")
     return _ACTIVATIONS[value]
-
-
-def _check(name: str, value: Any, kind: Any) -> None:
-    """Raises ValueError unless the value is of that type and of a size that can be."""
-    if kind is bool and type(value) is not bool:
-        raise ValueError(f"{name}={value!r:.100} must be true or false")
-    if kind is int and not (type(value) is int and 0 <= value <= SIZE_LIMIT):
-        raise ValueError(f"{name}={value!r:.100} must be an integer in [0, {SIZE_LIMIT}]")
-    if kind is float and not (type(value) in (int, float) and math.isfinite(value)):
-        raise ValueError(f"{name}={value!r:.100} must be a finite number")

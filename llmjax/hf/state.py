@@ -15,6 +15,7 @@ import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 from llmjax import mesh
 from llmjax import tree as trees
@@ -47,21 +48,22 @@ class StoredParam:
         dtype: that of its tensors; of different ones (a layer in float32, say) what holds all.
     """
 
-    def __init__(self, layers: Sequence[np.ndarray], *, stacked: bool) -> None:
-        """Of views with our layout, one for each layer of a stacked parameter."""
-        self._layers, self._stacked = layers, stacked
-        self.shape = (len(layers), *layers[0].shape) if stacked else layers[0].shape
-        self.dtype = np.dtype(functools.reduce(jnp.promote_types, (v.dtype for v in layers)))
+    def __init__(self, views: Sequence[np.ndarray], numbered: tuple[int, ...]) -> None:
+        """Of views with our layout, for each number along the leading axes of these lengths."""
+        self._views = views
+        self._places = np.arange(len(views)).reshape(numbered)
+        self.shape = (*numbered, *views[0].shape)
+        self.dtype = np.dtype(functools.reduce(jnp.promote_types, (v.dtype for v in views)))
 
     def __getitem__(self, index: Index) -> np.ndarray:
         """A copy of the part with these slices, one for each axis."""
+        within = index[self._places.ndim :]
+        places = self._places[index[: self._places.ndim]]
+        views = [self._views[place][within] for place in places.ravel().tolist()]
         # In our order: jax would copy once more what lies as it does there.
-        if not self._stacked:
-            return np.array(self._layers[0][index], self.dtype, order="C")
-        views = [layer[index[1:]] for layer in self._layers[index[0]]]
-        part = np.empty((len(views), *views[0].shape), self.dtype)
-        for number, view in enumerate(views):
-            part[number] = view
+        part = np.empty((*places.shape, *views[0].shape), self.dtype)
+        for numbers, view in zip(np.ndindex(places.shape), views, strict=True):
+            part[numbers] = view
         return part
 
     def read(self) -> np.ndarray:
@@ -117,16 +119,16 @@ def from_state(
     _report("the checkpoint does not fit the model", problems)
 
     def one(param: Param) -> Any:
-        index, count = param.part
-        layers = [
+        index, count, axis = param.part
+        views = [
             einops.rearrange(
-                np.split(tensors[found[name]], count, axis=-1)[index],
+                np.split(tensors[found[name]], count, axis=axis)[index],
                 param.layout,
                 **_sizes(param),
             )
             for name, _ in _tensors(param)
         ]
-        stored = StoredParam(layers, stacked=_is_stacked(param))
+        stored = StoredParam(views, _numbered(param))
         return stored.read() if place is None else place(stored, param)
 
     return map_params(one, spec)
@@ -192,14 +194,16 @@ def lazy_state(spec: Any, params: Any, *, dtype: np.dtype | None = None) -> dict
     ]
     _report("the parameters are not those of the spec", problems)
 
-    # For each tensor, by part: the declaration, the value, and the layer where it is a stack.
+    # For each tensor, by part: the declaration, the value, and the numbers of its place there.
     parts: dict[str, list] = {}
     shapes = {}
     for path, param in declared.items():
-        index, count = param.part
-        for layer, (name, shape) in enumerate(_tensors(param)):
+        index, count, _ = param.part
+        for numbers, (name, shape) in zip(
+            np.ndindex(_numbered(param)), _tensors(param), strict=True
+        ):
             pieces = parts.setdefault(name, [None] * count)
-            pieces[index] = (param, values[path], layer if _is_stacked(param) else None)
+            pieces[index] = (param, values[path], numbers)
             shapes[name] = shape
     return {name: _lazy(shapes[name], pieces, dtype) for name, pieces in parts.items()}
 
@@ -211,27 +215,36 @@ def _lazy(shape: tuple[int, ...], pieces: list, dtype: np.dtype | None) -> LazyT
     def read() -> np.ndarray:
         # safetensors writes the memory as it lies, so it must lie in order.
         tensor = np.empty(shape, target)
-        parts = np.split(tensor, len(pieces), axis=-1)
-        for part, (param, value, layer) in zip(parts, pieces, strict=True):
+        parts = np.split(tensor, len(pieces), axis=pieces[0][0].part[2])
+        for part, (param, value, numbers) in zip(parts, pieces, strict=True):
             theirs, ours = param.layout.split("->")
-            part[...] = einops.rearrange(np.asarray(_fetch(value, layer)), f"{ours} -> {theirs}")
+            part[...] = einops.rearrange(np.asarray(_fetch(value, numbers)), f"{ours} -> {theirs}")
         return tensor
 
     return LazyTensor(shape, target, read)
 
 
-def _fetch(value: Any, layer: int | None) -> Any:
-    """A layer of a stack, or all of a value.
+def _fetch(value: Any, numbers: tuple[int, ...]) -> Any:
+    """What a value has at these numbers along its leading axes; without any, all of it.
 
     Of a device array always a copy: jax keeps what it once gave to the host for the array's life.
     """
-    if isinstance(value, jax.Array):
-        return _copy(value) if layer is None else _take(value, layer)
-    return value if layer is None else value[layer]
+    if not isinstance(value, jax.Array):
+        return value[numbers]
+    return _take(value, numbers) if numbers else _copy(value)
 
 
 _copy = jax.jit(jnp.copy)
-_take = jax.jit(functools.partial(jax.lax.dynamic_index_in_dim, axis=0, keepdims=False))
+
+
+@jax.jit
+def _take(value: jax.Array, numbers: tuple[jax.Array, ...]) -> jax.Array:
+    kept = jax.typeof(value).sharding
+    place = None
+    if AxisType.Explicit in kept.mesh.axis_types:
+        place = jax.NamedSharding(kept.mesh, jax.P(None, *kept.spec[len(numbers) :]))
+    # A gather: experts may be split over devices, and slices along a split axis do not exist.
+    return value.at[tuple(number[None] for number in numbers)].get(out_sharding=place)[0]
 
 
 def _find(wanted: Mapping[str, Any], tensors: Tensors) -> tuple[dict[str, str], list[str]]:
@@ -266,23 +279,24 @@ def _report(what: str, problems: list[str]) -> None:
         raise ValueError("\n  ".join([f"{what}:", *problems]))
 
 
-def _is_stacked(param: Param) -> bool:
-    return param.axes[0] == "layers"
+def _numbered(param: Param) -> tuple[int, ...]:
+    """The lengths of the leading axes that names there number: layers, experts."""
+    return param.shape[: param.hf.count("{}")]
 
 
 def _sizes(param: Param) -> dict[str, int]:
-    """The length of each axis in the layout, within a layer."""
-    shape = param.shape[1:] if _is_stacked(param) else param.shape
+    """The length of each axis in the layout."""
+    shape = param.shape[param.hf.count("{}") :]
     return dict(zip(param.layout.split("->")[1].split(), shape, strict=True))
 
 
 def _tensors(param: Param) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of the tensors there, one for each layer, that hold a parameter."""
+    """Name and shape of the tensors there that hold a parameter, in the order of its numbers."""
     sizes = _sizes(param)
     axes = re.findall(r"\((.*?)\)|(\w+)", param.layout.split("->")[0])  # one is empty of each two
     shape = [
         math.prod(sizes[name] for name in f"{joined}{single}".split()) for joined, single in axes
     ]
-    shape[-1] *= param.part[1]
-    for layer in range(param.shape[0] if _is_stacked(param) else 1):
-        yield param.hf.format(layer), tuple(shape)
+    shape[param.part[2]] *= param.part[1]
+    for numbers in np.ndindex(_numbered(param)):
+        yield param.hf.format(*numbers), tuple(shape)

@@ -1,22 +1,70 @@
 """Models as a spec tree and pure functions over the matching tree of arrays."""
 
 from llmjax.models.attention import KVCache, empty_cache
-from llmjax.models.config import Dropout, ModelConfig
+from llmjax.models.config import ModelConfig
 from llmjax.models.decoding import for_decoding
-from llmjax.models.families import gpt2, llama
+from llmjax.models.families import (
+    FAMILIES,
+    bert,
+    deberta,
+    electra,
+    gemma2,
+    gemma3,
+    gpt2,
+    llama,
+    mistral,
+    modernbert,
+    olmo2,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    roberta,
+    with_head,
+)
 from llmjax.models.heads import lm_weight, logits
-from llmjax.models.transformer import apply, spec
+from llmjax.models.options import (
+    Attention,
+    Disentangled,
+    Dropout,
+    Embedding,
+    Experts,
+    Head,
+    Rope,
+)
+from llmjax.models.transformer import Output, apply, forward, spec
 
 __all__ = [
+    "FAMILIES",
+    "Attention",
+    "Disentangled",
     "Dropout",
+    "Embedding",
+    "Experts",
+    "Head",
     "KVCache",
     "ModelConfig",
+    "Output",
+    "Rope",
     "apply",
+    "bert",
+    "deberta",
+    "electra",
     "empty_cache",
     "for_decoding",
+    "forward",
+    "gemma2",
+    "gemma3",
     "gpt2",
     "llama",
     "lm_weight",
     "logits",
+    "mistral",
+    "modernbert",
+    "olmo2",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "roberta",
     "spec",
+    "with_head",
 ]

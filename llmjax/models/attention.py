@@ -37,7 +37,13 @@ class KVCache:
 
 
 def empty_cache(config: ModelConfig, batch_size: int, capacity: int) -> KVCache:
-    """A cache for `batch_size` rows of up to `capacity` tokens, split over the mesh."""
+    """A cache for `batch_size` rows of up to `capacity` tokens, split over the mesh.
+
+    Raises:
+        ValueError: a bidirectional model, whose earlier tokens depend on later ones.
+    """
+    if not config.attention.causal:
+        raise ValueError(f"a {config.family} model is bidirectional and cannot continue a cache")
 
     def zeros(*shape):
         shape = (batch_size, config.kv_heads, *shape)
@@ -52,7 +58,7 @@ def empty_cache(config: ModelConfig, batch_size: int, capacity: int) -> KVCache:
     return KVCache(filled, length)
 
 
-def attention_spec(config: ModelConfig) -> dict[str, Param]:
+def attention_spec(config: ModelConfig) -> dict[str, Any]:
     """The parameters of self-attention."""
     width, channels = config.embed_dim, config.channels
     normal = initializers.normal(config.init_std)
@@ -61,19 +67,28 @@ def attention_spec(config: ModelConfig) -> dict[str, Param]:
     out = Param(
         (config.num_heads, channels, width), ("heads", None, "embed"), layers.residual_init(config)
     )
-    spec = {"query": query, "key": shared, "value": shared, "out": out}
-    if config.bias:
-        zeros = initializers.zeros
+    spec: dict[str, Any] = {"query": query, "key": shared, "value": shared, "out": out}
+    zeros = initializers.zeros
+    if config.bias != "none":
         spec["query_bias"] = Param((config.num_heads, channels), ("heads", None), zeros)
         spec["key_bias"] = Param((config.kv_heads, channels), ("kv_heads", None), zeros)
         spec["value_bias"] = Param((config.kv_heads, channels), ("kv_heads", None), zeros)
+    if config.bias == "all":
         spec["out_bias"] = Param((width,), (None,), zeros)
+    for name, axis, heads in (
+        ("query_norm", "heads", config.num_heads),
+        ("key_norm", "kv_heads", config.kv_heads),
+    ):
+        if config.attention.qk_norm == "head":
+            spec[name] = layers.norm_spec(config, (channels,))
+        if config.attention.qk_norm == "width":
+            spec[name] = layers.norm_spec(config, (heads, channels), (axis, None))
     return spec
 
 
 def attention(
     params: dict[str, Any],
-    norm: dict[str, jax.Array],
+    norm: dict[str, Any] | None,
     x: jax.Array,
     config: ModelConfig,
     *,
@@ -86,7 +101,7 @@ def attention(
 
     Args:
         params: as `attention_spec` declares.
-        norm: the parameters of the norm before it.
+        norm: the parameters of the norm before it; None: none is.
         x: activations.
         config: the model's.
         mask: which pairs attend; with a cache, its offset says where in the cache x begins.
@@ -103,6 +118,8 @@ def attention(
         queries = _project(params, "query", x, "heads")
         keys = _project(params, "key", x, "kv_heads")
         values = _project(params, "value", x, "kv_heads")
+        queries = layers.norm(params.get("query_norm"), queries, config)
+        keys = layers.norm(params.get("key_norm"), keys, config)
         if rope_tables is not None:
             queries, keys = layers.rope(queries, rope_tables), layers.rope(keys, rope_tables)
         return tuple(jnp.swapaxes(x, 1, 2) for x in (queries, keys, values))
@@ -113,7 +130,14 @@ def attention(
         cache = _append(cache, keys, values, mask.offset)
         keys, values = jnp.swapaxes(cache["key"], 2, 3), cache["value"]
     mixed = flash_attention(
-        queries, keys, values, mask, dropout_rate=config.dropout.attention, dropout_key=key
+        queries,
+        keys,
+        values,
+        mask,
+        scale=config.score_scale,
+        cap=config.attention.cap,
+        dropout_rate=config.dropout.attention,
+        dropout_key=key,
     )
     out = einsum("bshc,hcd->bsd", jnp.swapaxes(mixed, 1, 2), params["out"], layers.HIDDEN)
     if "out_bias" in params:

@@ -1,39 +1,45 @@
 """What a model is made of."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from llmjax.checks import require_choices
+from llmjax.checks import require_at_least, require_choices
+from llmjax.models.options import (
+    Activation,
+    Attention,
+    Disentangled,
+    Dropout,
+    Embedding,
+    Experts,
+    Head,
+    Rope,
+)
 
-
-@dataclasses.dataclass(frozen=True)
-class Dropout:
-    """Shares of activations that training drops, by place.
-
-    Attributes:
-        embedding: of the embedded tokens.
-        attention: of the attention weights.
-        hidden: of what attention and MLP add to the residual stream.
-        classifier: of the pooled state before a sequence head.
-    """
-
-    embedding: float = 0.0
-    attention: float = 0.0
-    hidden: float = 0.0
-    classifier: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, rate in dataclasses.asdict(self).items():
-            if not 0.0 <= rate < 1.0:
-                raise ValueError(f"dropout.{name}={rate}: a share dropped is in [0, 1)")
+Family = Literal[
+    "gpt2",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+    "bert",
+    "roberta",
+    "electra",
+    "modernbert",
+    "deberta-v2",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer.
+    """A transformer, decoder or encoder.
 
     Attributes:
         family: whose names its weights have in Hugging Face checkpoints.
@@ -44,15 +50,26 @@ class ModelConfig:
         num_kv_heads: K, key and value heads, each shared by H/K query heads; 0 means H.
         head_dim: C, channels of a head; 0 means D/H.
         mlp_dim: F, width inside the MLP; 0 means 4·D.
-        max_length: longest sequence; learned positions have this many rows.
-        position: learned position embeddings (GPT-2), or rotary ones (Su et al. 2021).
-        rope_theta: base of the rotary wavelengths.
-        norm: LayerNorm, or RMSNorm (Zhang & Sennrich 2019).
+        max_length: longest sequence; learned positions have this many rows, and the offset's.
+        embedding: from tokens to the residual stream.
+        position: learned position embeddings (GPT-2), rotary ones (Su et al. 2021), or none.
+        rope: of rotary positions.
+        attention: who attends to whom.
+        disentangled: relative positions of DeBERTa.
+        norm: LayerNorm, RMSNorm (Zhang & Sennrich 2019), or rmsnorm1p, whose scale is stored less
+            one (Gemma).
+        norm_order: norms before attention and MLP (pre, GPT-2), after the sum with the residual
+            stream (post, BERT), before and behind them (both, Gemma 2), or behind them only
+            (output, OLMo 2).
         norm_epsilon: added to the variance.
+        first_norm: whether the first layer's attention has a norm before it; ModernBERT's, which
+            follows that of the embedding, has not.
         activation: of the MLP; gelu_tanh is GPT-2's approximation.
         gated: whether a second projection gates the MLP: SwiGLU with silu (Shazeer 2020).
-        bias: whether projections have biases, and LayerNorms too.
+        experts: a mixture of experts in place of the MLP.
+        bias: which projections have biases: none, qkv (Qwen2), or all, and LayerNorms too.
         tied: whether the language-model head is the embedding table.
+        head: what is read off the hidden states.
         dropout: shares dropped in training.
         init_std: standard deviation of initial weights; projections back into the residual
             stream have init_std / sqrt(2·L) (Radford et al. 2019, section 2.3).
@@ -64,7 +81,7 @@ class ModelConfig:
             faster on CPU).
     """
 
-    family: Literal["gpt2", "llama"]
+    family: Family
     vocab_size: int
     num_layers: int
     embed_dim: int
@@ -73,14 +90,21 @@ class ModelConfig:
     head_dim: int = 0
     mlp_dim: int = 0
     max_length: int = 1024
-    position: Literal["learned", "rope"] = "rope"
-    rope_theta: float = 10000.0
-    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    embedding: Embedding = Embedding()
+    position: Literal["learned", "rope", "none"] = "rope"
+    rope: Rope = Rope()
+    attention: Attention = Attention()
+    disentangled: Disentangled = Disentangled()
+    norm: Literal["layernorm", "rmsnorm", "rmsnorm1p"] = "rmsnorm"
+    norm_order: Literal["pre", "post", "both", "output"] = "pre"
     norm_epsilon: float = 1e-5
-    activation: Literal["gelu", "gelu_tanh", "silu"] = "silu"
+    first_norm: bool = True
+    activation: Activation = "silu"
     gated: bool = True
-    bias: bool = False
+    experts: Experts = Experts()
+    bias: Literal["none", "qkv", "all"] = "none"
     tied: bool = False
+    head: Head = Head()
     dropout: Dropout = Dropout()
     init_std: float = 0.02
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
@@ -89,15 +113,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_choices(self, "model")
-        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("num_kv_heads", "head_dim", "mlp_dim", "init_std"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name}={getattr(self, name)}: must not be negative")
-        for name in ("norm_epsilon", "rope_theta"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"model.{name}={getattr(self, name)}: must be above 0")
+        sizes = ("vocab_size", "num_layers", "embed_dim", "num_heads", "max_length")
+        require_at_least(1, self, "model", sizes)
+        require_at_least(0, self, "model", ("num_kv_heads", "head_dim", "mlp_dim", "init_std"))
+        if not self.norm_epsilon > 0:
+            raise ValueError(f"model.norm_epsilon={self.norm_epsilon}: must be above 0")
         if self.num_heads % self.kv_heads:
             raise ValueError(
                 f"model.num_heads={self.num_heads} is not a multiple of "
@@ -110,6 +130,32 @@ class ModelConfig:
             )
         if self.position == "rope" and self.channels % 2:
             raise ValueError(f"model.head_dim={self.channels}: rotary positions need an even one")
+        self._check_layers()
+        self._check_disentangled()
+
+    def _check_layers(self) -> None:
+        different = not self.first_norm or self.disentangled.convolution
+        if self.scan_layers and different:
+            raise ValueError(
+                "model.scan_layers=True: the first layer is not like the others (first_norm or "
+                "disentangled.convolution), so layers cannot be stacked; set it to False"
+            )
+        if not self.first_norm and self.norm_order != "pre":
+            raise ValueError(
+                f"model.first_norm=False: with norm_order={self.norm_order} no norm comes first"
+            )
+
+    def _check_disentangled(self) -> None:
+        if not self.disentangled.terms:
+            for name in ("convolution", "mask_decoder"):
+                if getattr(self.disentangled, name):
+                    raise ValueError(f"model.disentangled.{name} needs disentangled.terms")
+            return
+        if self.attention.causal or self.position == "rope" or self.kv_heads != self.num_heads:
+            raise ValueError(
+                "model.disentangled.terms: disentangled attention is bidirectional, without rotary "
+                "positions and without shared key heads"
+            )
 
     @property
     def kv_heads(self) -> int:
@@ -125,6 +171,27 @@ class ModelConfig:
     def hidden_dim(self) -> int:
         """F."""
         return self.mlp_dim or 4 * self.embed_dim
+
+    @property
+    def table_dim(self) -> int:
+        """Width of the embedding tables."""
+        return self.embedding.dim or self.embed_dim
+
+    @property
+    def expert_dim(self) -> int:
+        """Width inside an expert."""
+        return self.experts.dim or self.hidden_dim
+
+    @property
+    def scale_dim(self) -> int:
+        """What the square root of which attention scores are divided by."""
+        return self.attention.scale_dim or self.channels
+
+    @property
+    def score_scale(self) -> float:
+        """What attention scores are multiplied by, before terms of position."""
+        terms = 1 + len(self.disentangled.terms)
+        return 1 / math.sqrt(self.scale_dim * terms)
 
     @property
     def compute_dtype(self) -> jnp.dtype:

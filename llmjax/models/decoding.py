@@ -44,7 +44,7 @@ def _is_ready(layers: Any, config: ModelConfig) -> bool:
         return False
     if _on_cpu():
         return any(map(_is_transposed, jax.tree.leaves(layers, is_leaf=_is_transposed)))
-    return layers[0]["mlp"]["up"].dtype == config.compute_dtype
+    return layers[0]["attention"]["query"].dtype == config.compute_dtype
 
 
 def _is_transposed(leaf: Any) -> bool:
@@ -58,7 +58,8 @@ def _lay_out(layers: Any, config: ModelConfig) -> list[Any]:
         if inputs is None or not isinstance(leaf, jax.Array):
             return leaf
         leaf = leaf.astype(config.compute_dtype)
-        return weights.transpose(leaf, inputs) if _on_cpu() else leaf
+        # Experts are read one by one, as they lie.
+        return weights.transpose(leaf, inputs) if _on_cpu() and "experts/" not in path else leaf
 
     unstacked = layers if isinstance(layers, list) else tree.unstack(layers)
     return [tree.map_with_path(one, layer) for layer in unstacked]

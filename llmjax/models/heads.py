@@ -1,21 +1,227 @@
-"""Heads: functions of hidden states."""
+"""Heads: functions of hidden states.
+
+Heads of sequences read one state for each row, so a row holds one sequence. Which state that is
+follows from `segment_ids` (0 is padding), so padding may be left, right or absent.
+"""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.nn import initializers
 
+from llmjax import mesh
+from llmjax.models import layers
 from llmjax.models.config import ModelConfig
+from llmjax.models.mlp import ACTIVATIONS
+from llmjax.spec import Param
 from llmjax.weights import Weight, einsum
+
+VOCAB = ("batch", "sequence", "vocab")  # logical axes of logits [B, S, V]
+SEQUENCE_KINDS = ("classification", "reward")  # with one output for a row
+
+
+def head_spec(config: ModelConfig) -> Any:
+    """What `params["head"]` holds: a tree of `Param`; for kind lm one, [V, D]; None for nothing.
+
+    Raises:
+        ValueError: a head that cannot be made so.
+    """
+    head = config.head
+    if head.kind == "lm":
+        return _lm_spec(config)
+    spec: dict[str, Any] = {}
+    if head.dense:
+        width = config.table_dim if head.kind == "mlm" else config.embed_dim
+        spec |= _dense_spec(config, width)
+        if head.norm:
+            spec["norm"] = layers.norm_spec(config, (width,))
+    if head.kind == "mlm":
+        spec |= _vocabulary_spec(config)
+    elif head.kind != "none":
+        spec |= _linear_spec(config, _outputs(config), bias=head.bias)
+    if head.next_sentence:
+        spec["pooler"] = _dense_spec(config, config.embed_dim)
+        spec["next_sentence"] = _linear_spec(config, 2, bias=True)
+    return spec or None
+
+
+def _lm_spec(config: ModelConfig) -> Param | None:
+    if config.tied and config.table_dim != config.embed_dim:
+        raise ValueError(
+            f"model.tied=True: embeddings of width {config.table_dim} cannot be the head of hidden "
+            f"states of {config.embed_dim}; leave embedding.dim at 0, or do not tie"
+        )
+    return None if config.tied else _table(config, config.embed_dim)
+
+
+def _vocabulary_spec(config: ModelConfig) -> dict[str, Param]:
+    if config.table_dim != config.embed_dim and not config.head.dense:
+        raise ValueError(
+            f"head.dense=False: hidden states of width {config.embed_dim} need the dense layer to "
+            f"become as wide as the embeddings, {config.table_dim}"
+        )
+    spec = {} if config.tied else {"out": _table(config, config.table_dim)}
+    if config.head.bias:
+        spec["bias"] = Param((config.vocab_size,), ("vocab",), initializers.zeros)
+    return spec
+
+
+def _table(config: ModelConfig, width: int) -> Param:
+    normal = initializers.normal(config.init_std)
+    return Param((config.vocab_size, width), ("vocab", "embed"), normal)
+
+
+def _dense_spec(config: ModelConfig, width: int) -> dict[str, Param]:
+    normal = initializers.normal(config.init_std)
+    spec = {"dense": Param((config.embed_dim, width), ("embed", None), normal)}
+    if config.bias == "all":
+        spec["dense_bias"] = Param((width,), (None,), initializers.zeros)
+    return spec
+
+
+def _linear_spec(config: ModelConfig, outputs: int, *, bias: bool) -> dict[str, Param]:
+    normal = initializers.normal(config.init_std)
+    spec = {"out": Param((config.embed_dim, outputs), ("embed", None), normal)}
+    if bias:
+        spec["out_bias"] = Param((outputs,), (None,), initializers.zeros)
+    return spec
+
+
+def _outputs(config: ModelConfig) -> int:
+    """N, numbers for a sequence or a token: labels, or start and end, or one."""
+    if config.head.kind in ("classification", "tokens"):
+        return config.head.labels
+    return 2 if config.head.kind == "span" else 1
 
 
 def lm_weight(params: Any, config: ModelConfig) -> Weight:
-    """The language-model head [V, D]: the embedding table itself when tied."""
-    return params["embedding"] if config.tied else params["head"]
+    """The rows of the vocabulary [V, D], of an lm or mlm head: the embeddings when tied.
+
+    Of an mlm head their width is that of the embeddings.
+    """
+    if config.tied:
+        return params["embedding"]
+    return params["head"]["out"] if config.head.kind == "mlm" else params["head"]
 
 
-def logits(params: Any, hidden: jax.Array, config: ModelConfig) -> jax.Array:
-    """Next-token logits, float32 [B, S, V], of hidden states [B, S, D]."""
-    weight = lm_weight(params, config)
-    product = einsum("bsd,vd->bsv", hidden, weight, ("batch", "sequence", "vocab"))
-    return product.astype(jnp.promote_types(product.dtype, jnp.float32))
+def logits(
+    params: Any,
+    hidden: jax.Array,
+    config: ModelConfig,
+    *,
+    segment_ids: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """What the model's head makes of hidden states, in float32.
+
+    Args:
+        params: the model's.
+        hidden: [B, S, D]; for lm and mlm S may also be some positions of the rows.
+        config: the model's; its head says which.
+        segment_ids: int32 [B, S], 0 is padding; by default there is none. Only heads of sequences
+            read it. A row of padding has finite logits that mean nothing.
+        key: for dropout before the output, of heads other than lm and mlm; None switches it off.
+
+    Returns:
+        [B, S, V] of lm and mlm, [B, S] of rtd (of that the token was replaced) and value, [B, N] of
+        classification, [B, S, N] of tokens, [B, S, 2] of span (start, end), and [B] of reward.
+
+    Raises:
+        ValueError: the model has no head.
+    """
+    kind = config.head.kind
+    if kind == "none":
+        raise ValueError("head.kind=none: the model has no head to compute logits with; choose one")
+    if kind in ("lm", "mlm"):
+        return _vocabulary_logits(params, hidden, config)
+    head = params["head"]
+    if kind in SEQUENCE_KINDS:
+        hidden = _pool(hidden, segment_ids, config.head.pool)
+    x = layers.dropout(_transform(head, hidden, config), config.dropout.classifier, key)
+    out = _capped(_linear(head, "out", x), config)
+    if kind in ("reward", "rtd", "value"):
+        out = out[..., 0]
+    return out[:, 0] if kind in SEQUENCE_KINDS else out
+
+
+def _vocabulary_logits(params: Any, hidden: jax.Array, config: ModelConfig) -> jax.Array:
+    x = mlm_states(params, hidden, config) if config.head.kind == "mlm" else hidden
+    out = einsum("bsd,vd->bsv", x, lm_weight(params, config), VOCAB)
+    out = out.astype(_wide(out))
+    if config.head.kind == "mlm" and config.head.bias:
+        out = out + params["head"]["bias"].astype(out.dtype)
+    return _capped(out, config)
+
+
+def mlm_states(params: Any, hidden: jax.Array, config: ModelConfig) -> jax.Array:
+    """What an mlm head multiplies by `lm_weight`: [B, S, D] to the embeddings' width."""
+    return _transform(params.get("head"), hidden, config)
+
+
+def pooled(
+    params: Any, hidden: jax.Array, config: ModelConfig, *, segment_ids: jax.Array | None = None
+) -> jax.Array:
+    """BERT's pooler (Devlin et al. 2019, section 3.1): a state for each row, [B, D].
+
+    Args:
+        params: of a model of head kind none with a dense layer, or with `head.next_sentence`.
+        hidden: [B, S, D].
+        config: the model's.
+        segment_ids: int32 [B, S], 0 is padding; by default there is none.
+
+    Raises:
+        ValueError: the model has no pooler.
+    """
+    head = config.head
+    if head.next_sentence:
+        states = _linear(params["head"]["pooler"], "dense", _pool(hidden, segment_ids, "first"))
+        return jnp.tanh(states)[:, 0].astype(hidden.dtype)
+    if head.kind != "none" or not head.dense:
+        raise ValueError(
+            f"head.kind={head.kind}: the model has no pooler; it belongs to kind none with "
+            "head.dense, and to head.next_sentence"
+        )
+    return _transform(params["head"], _pool(hidden, segment_ids, head.pool), config)[:, 0]
+
+
+def _transform(head: Any, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """norm(activation(dense x)), as far as the head has them."""
+    if not config.head.dense:
+        return x
+    x = ACTIVATIONS[config.head.activation](_linear(head, "dense", x)).astype(x.dtype)
+    return layers.norm(head.get("norm"), x, config)
+
+
+def _linear(params: Any, name: str, x: jax.Array) -> jax.Array:
+    """x [B, S, D] times a weight and plus its bias, in float32."""
+    out = einsum("bsd,de->bse", x, params[name], layers.HIDDEN)
+    out = out.astype(_wide(out))
+    bias = params.get(f"{name}_bias")
+    return out if bias is None else out + bias.astype(out.dtype)
+
+
+def _capped(x: jax.Array, config: ModelConfig) -> jax.Array:
+    cap = config.head.cap
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
+def _wide(x: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _pool(x: jax.Array, segment_ids: jax.Array | None, how: str) -> jax.Array:
+    """The state that stands for each row, [B, 1, D]: never simply that at position 0 or -1."""
+    there = jnp.ones((1, x.shape[1]), bool) if segment_ids is None else segment_ids != 0
+    if how == "mean":
+        weights = there.astype(_wide(x))
+        weights = weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1.0)
+        mean = jnp.sum(x.astype(weights.dtype) * weights[..., None], axis=1, keepdims=True)
+        return mean.astype(x.dtype)
+    if segment_ids is None:
+        return x[:, -1:] if how == "last" else x[:, :1]
+    at = jnp.argmax(there, axis=1)
+    if how == "last":
+        at = jnp.max(jnp.where(there, jnp.arange(x.shape[1]), 0), axis=1)
+    # Rows are a batch axis of this look-up, so each device finds those of its own.
+    return mesh.place(jnp.take_along_axis(x, at[:, None, None], axis=1), ("batch", None, None))

@@ -20,32 +20,74 @@ def residual_init(config: ModelConfig) -> initializers.Initializer:
     return initializers.normal(config.init_std / math.sqrt(2 * config.num_layers))
 
 
-def norm_spec(config: ModelConfig) -> dict[str, Param]:
-    """The parameters of a norm."""
-    spec = {"scale": Param((config.embed_dim,), (None,), initializers.ones)}
-    if config.norm == "layernorm" and config.bias:
-        spec["bias"] = Param((config.embed_dim,), (None,), initializers.zeros)
+def norm_spec(
+    config: ModelConfig,
+    shape: tuple[int, ...] | None = None,
+    axes: tuple[str | None, ...] | None = None,
+) -> dict[str, Param]:
+    """The parameters of a norm.
+
+    Args:
+        config: the model's.
+        shape: of what is normed; by default [D].
+        axes: the logical axes of these dimensions; by default none has one.
+    """
+    shape = (config.embed_dim,) if shape is None else shape
+    axes = (None,) * len(shape) if axes is None else axes
+    less_one = config.norm == "rmsnorm1p"
+    spec = {"scale": Param(shape, axes, initializers.zeros if less_one else initializers.ones)}
+    if config.norm == "layernorm" and config.bias == "all":
+        spec["bias"] = Param(shape, axes, initializers.zeros)
     return spec
 
 
-def norm(params: dict[str, Any], x: jax.Array, config: ModelConfig) -> jax.Array:
-    """LayerNorm or RMSNorm of x [..., D], in float32."""
+def norm(params: dict[str, Any] | None, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """LayerNorm or RMSNorm of x [..., D] in float32, over the axes of the scale.
+
+    Without parameters x itself.
+    """
+    if params is None:
+        return x
+    scale = params["scale"]
+    over = tuple(range(-scale.ndim, 0))
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if config.norm == "layernorm":
-        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    wide = wide * jax.lax.rsqrt(variance + config.norm_epsilon) * params["scale"]
+        wide = wide - jnp.mean(wide, axis=over, keepdims=True)
+    variance = jnp.mean(jnp.square(wide), axis=over, keepdims=True)
+    wide = wide * jax.lax.rsqrt(variance + config.norm_epsilon)
+    wide = wide * (scale + 1 if config.norm == "rmsnorm1p" else scale)
     if "bias" in params:
         wide = wide + params["bias"]
     return wide.astype(x.dtype)
 
 
-def rope_tables(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, S, C/2] of the rotation at positions [B, S]."""
-    half = jnp.arange(config.channels // 2, dtype=jnp.float32)
-    frequencies = config.rope_theta ** (-half / half.shape[0])
-    angles = positions[..., None].astype(jnp.float32) * frequencies
+def rope_tables(
+    positions: jax.Array, config: ModelConfig, kind: str = "global"
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [B, S, C/2] of the rotation at positions [B, S] in layers of a kind."""
+    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config, kind)
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope_frequencies(config: ModelConfig, kind: str = "global") -> jax.Array:
+    """Radians by which a step turns each pair of channels, [C/2] (Su et al. 2021, equation 15).
+
+    Stretched in global layers: position interpolation (Chen et al. 2023, equation 4), or Llama
+    3.1's, between full and none for wavelengths that fit the original length between
+    `low_frequency` and `high_frequency` times.
+    """
+    rope, local = config.rope, kind == "local"
+    theta = rope.local_theta if local and rope.local_theta else rope.theta
+    half = jnp.arange(config.channels // 2, dtype=jnp.float32)
+    frequencies = theta ** (-half / half.shape[0])
+    if rope.scaling == "none" or (local and rope.local_theta):
+        return frequencies
+    if rope.scaling == "linear":
+        return frequencies / rope.factor
+    turns = rope.original_length * frequencies / (2 * math.pi)
+    ramp = (turns - rope.low_frequency) / (rope.high_frequency - rope.low_frequency)
+    kept = jnp.clip(ramp, 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / rope.factor)
 
 
 def rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:

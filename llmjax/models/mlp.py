@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.nn import initializers
 
 from llmjax.models import layers, remat
@@ -16,6 +17,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
 }
 INNER = ("batch", "sequence", "mlp")
 
@@ -26,14 +29,14 @@ def mlp_spec(config: ModelConfig) -> dict[str, Param]:
     into = Param((width, inner), ("embed", "mlp"), initializers.normal(config.init_std))
     back = Param((inner, width), ("mlp", "embed"), layers.residual_init(config))
     spec = {"up": into, "down": back} | ({"gate": into} if config.gated else {})
-    if config.bias:
+    if config.bias == "all":
         spec["up_bias"] = Param((inner,), ("mlp",), initializers.zeros)
         spec["down_bias"] = Param((width,), (None,), initializers.zeros)
     return spec
 
 
 def mlp(
-    params: dict[str, Any], norm: dict[str, jax.Array], x: jax.Array, config: ModelConfig
+    params: dict[str, Any], norm: dict[str, Any] | None, x: jax.Array, config: ModelConfig
 ) -> jax.Array:
     """down(activation(up y)), or down(activation(gate y) · up y), with y = norm x [B, S, D]."""
     activation = ACTIVATIONS[config.activation]

@@ -1,55 +1,58 @@
 """The transformer: its spec, and tokens to hidden states."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.nn import initializers
 
-from llmjax import mesh, tree
 from llmjax import spec as specs
+from llmjax import tree
 from llmjax.kernels.flash_attention import Mask
-from llmjax.models import families, layers, remat, stack
-from llmjax.models.attention import KVCache, attention, attention_spec
+from llmjax.models import blocks, disentangled, embedding, families, heads, layers, remat, stack
+from llmjax.models.attention import KVCache
 from llmjax.models.config import ModelConfig
-from llmjax.models.mlp import mlp, mlp_spec
-from llmjax.spec import Param
+from llmjax.models.experts import Routing
 
 Params = Any
 
 
+class Output(NamedTuple):
+    """What a model computes.
+
+    Attributes:
+        hidden: [B, S, D], after the final norm.
+        cache: that which was given, with the tokens in it.
+        routing: where a mixture of experts sent the tokens, summed over the layers; else None.
+    """
+
+    hidden: jax.Array
+    cache: KVCache | None
+    routing: Routing | None
+
+
 def spec(config: ModelConfig) -> Any:
     """The tree of `Param` of a model."""
-    normal = initializers.normal(config.init_std)
-    table = Param((config.vocab_size, config.embed_dim), ("vocab", "embed"), normal)
-    block = {
-        "attention_norm": layers.norm_spec(config),
-        "attention": attention_spec(config),
-        "mlp_norm": layers.norm_spec(config),
-        "mlp": mlp_spec(config),
-    }
-    declared = {
-        "embedding": table,
-        "layers": _layers(block, config),
-        "final_norm": layers.norm_spec(config),
-    }
-    if config.position == "learned":
-        shape = (config.max_length, config.embed_dim)
-        declared["positions"] = Param(shape, (None, "embed"), normal)
-    if not config.tied:
-        declared["head"] = table
-    return families.name_params(declared, config.family)
+    declared = {**embedding.embedding_spec(config), "layers": _layers(config)}
+    if config.disentangled.terms:
+        declared["relative"] = disentangled.relative_spec(config)
+    if config.norm_order != "post":
+        declared["final_norm"] = layers.norm_spec(config)
+    head = heads.head_spec(config)
+    if head is not None:
+        declared["head"] = head
+    return families.name_params(declared, config)
 
 
-def _layers(block: Any, config: ModelConfig) -> Any:
+def _layers(config: ModelConfig) -> Any:
     """The blocks stacked, for a loop over them; a list where they are unrolled.
 
     Slicing a stack, and stacking the gradients again, would copy every weight twice a step.
     """
+    block = blocks.block_spec(config)
     if config.scan_layers:
         return specs.map_params(lambda param: param.stack(config.num_layers), block)
-    return [block] * config.num_layers
+    return [blocks.block_spec(config, first=True)] + [block] * (config.num_layers - 1)
 
 
 def apply(
@@ -59,6 +62,7 @@ def apply(
     *,
     segment_ids: jax.Array | None = None,
     positions: jax.Array | None = None,
+    token_types: jax.Array | None = None,
     cache: KVCache | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
@@ -71,6 +75,7 @@ def apply(
         segment_ids: int32 [B, S]; tokens attend within equal ones, 0 is padding. With a cache:
             padding must be on the right, and is not counted.
         positions: int32 [B, S]; by default 0, 1, … from the row's start, or behind its cache.
+        token_types: int32 [B, S], for models that tell types apart; by default all 0.
         cache: from `empty_cache` or an earlier call; the tokens are appended to it.
         key: for dropout; None switches it off.
 
@@ -78,47 +83,81 @@ def apply(
         Hidden states [B, S, D], after the final norm, and the cache with the tokens in it.
 
     Raises:
-        ValueError: a sequence longer than the learned positions or the cache.
+        ValueError: a sequence longer than the learned positions or the cache, or token types for
+            a model that has none.
     """
+    output = forward(
+        params,
+        tokens,
+        config,
+        segment_ids=segment_ids,
+        positions=positions,
+        token_types=token_types,
+        cache=cache,
+        key=key,
+    )
+    return output.hidden, output.cache
+
+
+def forward(
+    params: Params,
+    tokens: jax.Array,
+    config: ModelConfig,
+    *,
+    segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    token_types: jax.Array | None = None,
+    cache: KVCache | None = None,
+    key: jax.Array | None = None,
+) -> Output:
+    """As `apply`, with everything that a model computes."""
+    _check(tokens, config, token_types, cache)
     length = tokens.shape[1]
-    longest = length if cache is None else cache.capacity
-    if config.position == "learned" and longest > config.max_length:
-        raise ValueError(
-            f"{longest} tokens exceed the {config.max_length} learned positions of the model"
-        )
     offset = None if cache is None else cache.length
     if positions is None:
         start = jnp.zeros((1, 1), jnp.int32) if offset is None else offset[:, None]
         positions = start + jnp.arange(length, dtype=jnp.int32)[None]
-    x = _embed(params, tokens, positions, config)
     keys = None if key is None else jax.random.split(key, config.num_layers + 1)
-    x = layers.dropout(x, config.dropout.embedding, None if keys is None else keys[-1])
-    mask = Mask(None if offset is not None else segment_ids, offset)
-    tables = layers.rope_tables(positions, config) if config.position == "rope" else None
-
-    block = remat.at_level(config, "full")(functools.partial(_block, config))
-
-    def layer_by_layer(x, layer):
-        return block(x, layer, mask, tables)
-
+    x = embedding.embed(
+        params, tokens, positions, token_types, config, None if keys is None else keys[-1]
+    )
+    contexts = _contexts(params, None if cache else segment_ids, offset, positions, config)
     inputs = _per_layer(params["layers"], cache, keys, config)
-    x, caches = stack.run_layers(layer_by_layer, x, inputs, scan=config.scan_layers)
-    hidden = layers.norm(params["final_norm"], x, config)
+    x, outs = _run(params, x, inputs, contexts, positions, config)
+    hidden = layers.norm(params.get("final_norm"), x, config)
+    routing = _routing(outs) if config.experts.count else None
     if cache is None:
-        return hidden, None
+        return Output(hidden, None, routing)
     added = length if segment_ids is None else jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32)
-    return hidden, KVCache(caches, cache.length + added)
+    cache = KVCache([out.cache for out in outs], cache.length + added)
+    return Output(hidden, cache, routing)
 
 
-def _embed(params, tokens, positions, config) -> jax.Array:
-    # The width is gathered first, so that the look-up crosses the vocabulary's devices only.
-    table = mesh.place(jnp.asarray(params["embedding"], config.compute_dtype), ("vocab", None))
-    x = mesh.sharded(table.at[tokens].get, layers.HIDDEN)()
-    if config.position == "learned":
-        rows = jnp.asarray(params["positions"], config.compute_dtype)
-        axes = layers.HIDDEN if positions.shape[0] == tokens.shape[0] else (None, None, None)
-        x = x + mesh.sharded(rows.at[positions].get, axes)()
-    return x
+def _check(tokens, config, token_types, cache) -> None:
+    longest = tokens.shape[1] if cache is None else cache.capacity
+    if embedding.has_positions(config) and longest > config.max_length:
+        raise ValueError(
+            f"{longest} tokens exceed the {config.max_length} learned positions of the model"
+        )
+    if token_types is not None and not config.embedding.token_types:
+        raise ValueError(
+            "token_types are given, and the model tells no types of token apart: leave them out, "
+            "or set model.embedding.token_types"
+        )
+
+
+def _contexts(params, segment_ids, offset, positions, config) -> dict[str, blocks.Context]:
+    """What blocks share, by kind of attention."""
+    relative = None
+    if config.disentangled.terms:
+        relative = disentangled.relative_states(params["relative"], config)
+    contexts = {}
+    for kind in dict.fromkeys(config.attention.pattern):
+        window = config.attention.window if kind == "local" else 0
+        mask = Mask(segment_ids, offset, causal=config.attention.causal, window=window)
+        rope = layers.rope_tables(positions, config, kind) if config.position == "rope" else None
+        contexts[kind] = blocks.Context(mask, rope, relative)
+    return contexts
 
 
 def _per_layer(stacked, cache, keys, config) -> Any:
@@ -140,20 +179,29 @@ def _per_layer(stacked, cache, keys, config) -> Any:
     ]
 
 
-def _block(config, x, layer, mask, rope_tables):
-    """A pre-norm block: x + attention(norm x), then x + mlp(norm x)."""
-    params, key = layer["params"], layer["key"]
-    keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-    mixed, cache = attention(
-        params["attention"],
-        params["attention_norm"],
-        x,
-        config,
-        mask=mask,
-        rope_tables=rope_tables,
-        cache=layer["cache"],
-        key=keys[0],
+def _run(params, x, inputs, contexts, positions, config) -> tuple[jax.Array, Any]:
+    """All blocks, the last of them as DeBERTa's mask decoder where the head asks for it."""
+    block = remat.at_level(config, "full")(functools.partial(blocks.block, config))
+    pattern = config.attention.pattern
+
+    def one(kind, x, layer):
+        return block(x, layer, contexts[kind])
+
+    run = functools.partial(stack.run_layers, one, pattern=pattern, scan=config.scan_layers)
+    if not (config.disentangled.mask_decoder and config.head.kind == "mlm"):
+        return run(x, inputs)
+    *earlier, last = inputs if isinstance(inputs, list) else tree.unstack(inputs)
+    seen, outs = run(x, earlier)
+    context = contexts[pattern[(config.num_layers - 1) % len(pattern)]]
+    absolute = embedding.embed_positions(params, positions, x.shape[0], config)
+    x = disentangled.mask_decoder(
+        lambda queries, seen: block(queries, last, context, seen)[0], absolute, seen, config
     )
-    x = x + layers.dropout(mixed, config.dropout.hidden, keys[1])
-    inner = mlp(params["mlp"], params["mlp_norm"], x, config)
-    return x + layers.dropout(inner, config.dropout.hidden, keys[2]), cache
+    return x, outs
+
+
+def _routing(outs) -> Routing:
+    """Of all layers together."""
+    if isinstance(outs, list):
+        return jax.tree.map(lambda *layers: sum(layers), *(out.routing for out in outs))
+    return jax.tree.map(lambda layers: jnp.sum(layers, axis=0), outs.routing)

@@ -1,20 +1,30 @@
 """Objectives: pure losses over parameters and a batch, and the masks that they are computed at."""
 
+from llmjax.objectives.classification import classification
 from llmjax.objectives.clm import clm
 from llmjax.objectives.loss import Batch, Loss, Metrics, Weighted
 from llmjax.objectives.masking import Masked, MaskingConfig, mask_tokens, word_starts
+from llmjax.objectives.mlm import MaskedLoss, mlm
 from llmjax.objectives.replacement import gather_positions, sample_replacements
+from llmjax.objectives.rtd import discriminator_params, generator_params, rtd, rtd_spec
 
 __all__ = [
     "Batch",
     "Loss",
     "Masked",
+    "MaskedLoss",
     "MaskingConfig",
     "Metrics",
     "Weighted",
+    "classification",
     "clm",
+    "discriminator_params",
     "gather_positions",
+    "generator_params",
     "mask_tokens",
+    "mlm",
+    "rtd",
+    "rtd_spec",
     "sample_replacements",
     "word_starts",
 ]

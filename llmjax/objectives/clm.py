@@ -36,6 +36,7 @@ def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: flo
             batch["targets"],
             label_smoothing=label_smoothing,
             z_loss=z_loss,
+            cap=config.head.cap,
         )
         return Weighted(total, jnp.sum(batch["targets"] >= 0, dtype=jnp.float32)), {}
 

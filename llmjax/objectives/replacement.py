@@ -31,7 +31,7 @@ def sample_replacements(
     the result to the logits (section 3: it is difficult to get through sampling).
 
     Args:
-        key: for the noise.
+        key: for the noise; or one for each row, [B], so that a row's draws are its own.
         logits: [B, P, V], the generator's at the positions.
         tokens: int32 [B, S], the rows before or after masking: they differ at positions only.
         positions: int32 [B, P], as in `Masked`.
@@ -54,7 +54,11 @@ def sample_replacements(
     )
     axes = ("batch", None, "vocab")
     wide = mesh.place(jax.lax.stop_gradient(jnp.asarray(logits, jnp.float32)), axes)
-    noise = mesh.sharded(jax.random.gumbel, axes)(key, wide.shape, wide.dtype)
+    if key.ndim:
+        noise = jax.vmap(lambda one: jax.random.gumbel(one, wide.shape[1:], wide.dtype))(key)
+        noise = mesh.place(noise, axes)
+    else:
+        noise = mesh.sharded(jax.random.gumbel, axes)(key, wide.shape, wide.dtype)
     sampled = jnp.argmax(wide + noise, axis=-1).astype(tokens.dtype)
 
     # Beyond the row's end, where a write is dropped.

@@ -26,7 +26,6 @@ SIZES = {"vocab_size": 10, "num_layers": 2, "embed_dim": 8, "num_heads": 4}
         ({"mlp_dim": -1}, "model.mlp_dim=-1"),
         ({"init_std": -0.1}, "model.init_std=-0.1"),
         ({"norm_epsilon": 0.0}, "model.norm_epsilon=0.0"),
-        ({"rope_theta": 0.0}, "model.rope_theta=0.0"),
         ({"num_heads": 3}, "model.embed_dim=8 is not a multiple of num_heads=3"),
         ({"num_kv_heads": 3}, "model.num_heads=4 is not a multiple of num_kv_heads=3"),
         ({"num_heads": 8}, "model.head_dim=1"),

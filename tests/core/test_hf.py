@@ -83,8 +83,8 @@ def test_export_lists_everything_that_is_wrong(llama, draw):
 
 @pytest.mark.parametrize("way", ["in", "out"])
 def test_parameters_without_a_name_there_are_listed(way, draw):
-    """A Llama with biases trains, but no such checkpoint exists."""
-    config = models.llama(vocab_size=8, num_layers=1, embed_dim=8, num_heads=2, bias=True)
+    """A Llama with learned positions trains, but no such checkpoint exists."""
+    config = models.llama(vocab_size=8, num_layers=1, embed_dim=8, num_heads=2, position="learned")
     spec = models.spec(config)
-    with pytest.raises(ValueError, match=r"no place(?s:.*)layers/attention/key_bias"):
+    with pytest.raises(ValueError, match=r"no place(?s:.*)positions"):
         hf.from_state(spec, {}) if way == "in" else hf.to_state(spec, draw(spec))

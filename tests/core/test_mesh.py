@@ -12,9 +12,10 @@ from llmjax import mesh
 @pytest.mark.parametrize(
     ("config", "sizes"),
     [
-        (mesh.MeshConfig(), (8, 1, 1)),
-        (mesh.MeshConfig(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
-        (mesh.MeshConfig(data=1, fsdp=8), (1, 8, 1)),
+        (mesh.MeshConfig(), (8, 1, 1, 1)),
+        (mesh.MeshConfig(data=2, fsdp=-1, tensor=2), (2, 2, 2, 1)),
+        (mesh.MeshConfig(data=1, fsdp=8), (1, 8, 1, 1)),
+        (mesh.MeshConfig(tensor=2, expert=4), (1, 1, 2, 4)),
     ],
 )
 def test_sizes_and_what_is_left_for_minus_one(config, sizes):
@@ -29,8 +30,9 @@ def test_sizes_and_what_is_left_for_minus_one(config, sizes):
     [
         ({"data": 0}, "mesh.data=0"),
         ({"tensor": -2}, "mesh.tensor=-2"),
+        ({"expert": 0}, "mesh.expert=0"),
         ({"data": -1, "fsdp": -1}, "only one axis"),
-        ({"data": 3}, "data=3 × fsdp=1 × tensor=1 needs 3 devices and there are 8"),
+        ({"data": 3}, "data=3 × fsdp=1 × tensor=1 × expert=1 needs 3 devices and"),
         ({"data": -1, "tensor": 3}, "needs 6 devices and there are 8"),
         ({"data": -1, "tensor": 16}, "there are 8"),
     ],
@@ -43,6 +45,7 @@ def test_impossible_sizes_are_named(sizes, message):
 def test_logical_axes_become_mesh_axes():
     assert mesh.partition_spec(("batch", "sequence", None)) == jax.P(("data", "fsdp"), None, None)
     assert mesh.partition_spec(("vocab", "embed")) == jax.P("tensor", "fsdp")
+    assert mesh.partition_spec(("experts", "mlp")) == jax.P("expert", "tensor")
 
 
 @pytest.mark.parametrize(
@@ -65,11 +68,13 @@ def test_without_a_mesh_everything_is_the_identity():
 def test_sizes_of_logical_axes():
     with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(2, 2, 2))):
         assert [mesh.size(axis) for axis in ("batch", "embed", "heads", "sequence")] == [4, 2, 2, 1]
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(data=2, expert=4))):
+        assert [mesh.size(axis) for axis in ("batch", "experts", "mlp")] == [2, 4, 1]
 
 
 @pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
 def test_place_moves(kind):
-    with jax.set_mesh(jax.make_mesh((2, 2, 2), mesh.AXES, axis_types=(kind,) * 3)):
+    with jax.set_mesh(jax.make_mesh((2, 2, 2, 1), mesh.AXES, axis_types=(kind,) * 4)):
         x = jax.jit(lambda x: mesh.place(2 * x, ("batch", "mlp")))(jnp.ones((8, 6)))
         assert {shard.data.shape for shard in x.addressable_shards} == {(2, 3)}
         np.testing.assert_array_equal(x, 2 * np.ones((8, 6)))
@@ -86,6 +91,31 @@ def test_inside_shard_map_manual_axes_are_left_alone():
 
         x = jax.reshard(jnp.ones((4, 8)), jax.P("data"))
         np.testing.assert_array_equal(double(x), 2 * np.ones((4, 8)))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+def test_on_parts_sums_over_what_splits_an_argument_alone(kind):
+    """A product whose contracted axis is split, with what is on each device's mind beside it."""
+    random = np.random.default_rng(0)
+    x, weight = random.normal(size=(4, 6)), random.normal(size=(6, 3))
+    seen = []
+
+    def product(x, weight):
+        seen.append((x.shape, weight.shape))
+        return x @ weight
+
+    axes = (("batch", "mlp"), ("mlp", None))
+
+    def total(x, weight):
+        out = mesh.on_parts(product, axes, ("batch", None))(x, weight)
+        return jnp.sum(jnp.sin(out)), out
+
+    expected = jax.grad(total, (0, 1), has_aux=True)(x, weight)
+    assert seen == [((4, 6), (6, 3))]
+    with jax.set_mesh(jax.make_mesh((2, 1, 2, 2), mesh.AXES, axis_types=(kind,) * 4)):
+        found = jax.jit(jax.grad(total, (0, 1), has_aux=True))(x, weight)
+    assert seen[1:] == [((2, 3), (3, 3))]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
 def test_batches_are_split_by_rows():

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -28,19 +27,6 @@ def checkpoint(tmp_path, llama, draw) -> pathlib.Path:
     """A directory with a tiny Llama."""
     hf.save(tmp_path / "llama", llama, draw(models.spec(llama)))
     return tmp_path / "llama"
-
-
-@pytest.fixture(scope="session")
-def assert_bitwise() -> Callable[[Any, Any], None]:
-    """Same structure, dtypes, and bits."""
-
-    def one(actual: Any, expected: Any) -> None:
-        actual, expected = np.asarray(actual), np.asarray(expected)
-        assert actual.dtype == expected.dtype
-        assert actual.shape == expected.shape
-        assert actual.tobytes() == expected.tobytes()
-
-    return lambda actual, expected: jax.tree.map(one, actual, expected)
 
 
 @pytest.fixture(scope="session")

@@ -40,16 +40,16 @@ def test_sizes_that_follow_from_others_are_written_out():
 def test_what_older_files_leave_out():
     """Llama 1 has no grouped heads and no base of the rotation in its config.json."""
     config = config_from_hf(LLAMA | {"num_key_value_heads": None})
-    assert (config.kv_heads, config.channels, config.rope_theta) == (4, 4, 10000.0)
-    assert config_from_hf(LLAMA | {"rope_theta": 500.0, "rope_scaling": None}).rope_theta == 500.0
+    assert (config.kv_heads, config.channels, config.rope.theta) == (4, 4, 10000.0)
+    assert config_from_hf(LLAMA | {"rope_theta": 500.0, "rope_scaling": None}).rope.theta == 500.0
     new = {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}
-    assert config_from_hf(LLAMA | new).rope_theta == 700.0
+    assert config_from_hf(LLAMA | new).rope.theta == 700.0
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "abacus"}, "model_type='abacus' is not supported; gpt2, llama are"),
+        ({"model_type": "abacus"}, "model_type='abacus' is not supported; gpt2, llama, "),
         ({"model_type": None}, "model_type=None"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "16"}, "hidden_size='16' must be an integer"),
@@ -60,12 +60,18 @@ def test_what_older_files_leave_out():
         ({"num_attention_heads": 0}, "model.num_heads=0"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan must be a finite number"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings=1 must be true or false"),
-        ({"hidden_act": "relu"}, "'relu' is not supported"),
+        ({"hidden_act": "swish"}, "'swish' is not supported"),
         ({"hidden_act": ["silu"]}, "'silu'. is not supported"),
         ({"attention_bias": True}, "attention_bias=True is not supported"),
-        ({"attention_dropout": "much"}, "dropout of attention='much'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling=.*not supported"),
+        ({"attention_dropout": "much"}, "attention_dropout='much' must be a finite number"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type='yarn' is not supported"),
+        ({"rope_scaling": {"type": "linear"}}, "factor of a linear rotation is missing"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor of the rotation='2' must"),
+        ({"rope_scaling": {"type": ["linear"]}}, "rope_type=..linear.. is not supported"),
         ({"rope_parameters": [1]}, "rope_parameters=.*not supported"),
+        ({"architectures": ["LlamaForSorting"]}, "'LlamaForSorting'. is not supported; LlamaModel"),
+        ({"architectures": "LlamaForCausalLM"}, "must be a list of names of classes"),
+        ({"architectures": ["LlamaForMaskedLM"]}, "llama has no head 'mlm'"),
     ],
 )
 def test_what_cannot_be_read(fields, message):
@@ -74,6 +80,6 @@ def test_what_cannot_be_read(fields, message):
 
 
 def test_what_cannot_be_said(llama):
-    changed = dataclasses.replace(llama, bias=True, norm="layernorm")
-    with pytest.raises(ValueError, match="llama cannot say norm='layernorm', bias=True"):
+    changed = dataclasses.replace(llama, bias="all", norm="layernorm")
+    with pytest.raises(ValueError, match="llama cannot say norm='layernorm', bias='all'"):
         config_to_hf(changed)

@@ -1,14 +1,18 @@
 """Names that checkpoints carry besides the model's, and parameters that are read in parts."""
 
+import dataclasses
 import weakref
 from collections.abc import Iterator, Mapping
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
-from llmjax import hf, models
+from llmjax import hf, mesh, models
 from llmjax.hf import state
+from llmjax.models import experts
+from llmjax.spec import Param, is_param
 
 
 def test_harmless_tensors_are_ignored(gpt2, llama, draw, assert_bitwise):
@@ -116,3 +120,91 @@ def test_one_parameters_tensors_at_a_time(llama, draw):
     hf.from_state(spec, watched)
     assert watched.most <= 2 * llama.num_layers
     assert watched.most < len(watched) / 4
+
+
+E, WIDTH, INNER = 4, 8, 6
+EXPERT = "model.layers.{}.mlp.experts.{}"
+
+
+def experts_spec(stacked: bool):
+    """Of two layers of experts: stacked, or a list whose names have one number left."""
+    into = Param((E, WIDTH, INNER), experts.INTO, None, f"{EXPERT}.up.weight", "f d -> d f")
+    router = Param((WIDTH, E), ("embed", None), None, "model.layers.{}.router", "e d -> d e")
+    # A fused tensor of each expert: this is its second half.
+    half = Param((E, INNER, WIDTH), experts.BACK, None, f"{EXPERT}.fused", "d f -> f d", (1, 2, 0))
+    other = Param((E, INNER, WIDTH), experts.BACK, None, f"{EXPERT}.fused", "d f -> f d", (0, 2, 0))
+    layer = {"up": into, "router": router, "half": half, "other": other}
+    if stacked:
+        return {"layers": {name: param.stack(2) for name, param in layer.items()}}
+
+    def numbered(param, number):
+        return dataclasses.replace(param, hf=param.hf.replace("{}", str(number), 1))
+
+    return {
+        "layers": [{name: numbered(p, number) for name, p in layer.items()} for number in range(2)]
+    }
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_every_expert_has_tensors_of_its_own(stacked, draw, assert_bitwise):
+    spec = experts_spec(stacked)
+    params = draw(spec)
+    tensors = hf.to_state(spec, params)
+    assert len(tensors) == 2 * (E + E + 1)
+    assert_bitwise(hf.from_state(spec, tensors), params)
+    layers = params["layers"]
+    for layer in range(2):
+        one = jax.tree.map(lambda a, n=layer: a[n], layers) if stacked else layers[layer]
+        np.testing.assert_array_equal(tensors[f"model.layers.{layer}.router"], one["router"].T)
+        for expert in range(E):
+            name = EXPERT.format(layer, expert)
+            np.testing.assert_array_equal(tensors[f"{name}.up.weight"], one["up"][expert].T)
+            fused = np.concatenate([one["other"][expert].T, one["half"][expert].T])
+            np.testing.assert_array_equal(tensors[f"{name}.fused"], fused)
+    del tensors[EXPERT.format(1, 2) + ".fused"]
+    with pytest.raises(ValueError, match=r"missing: model\.layers\.1\.mlp\.experts\.2\.fused"):
+        hf.from_state(spec, tensors)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_experts_split_over_devices_come_and_go(stacked, draw, assert_bitwise):
+    """Each device takes its part of its experts; a tensor is one of them, from all devices."""
+    spec = experts_spec(stacked)
+    params = draw(spec)
+    tensors = hf.to_state(spec, params)
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(1, 2, 2, 2))):
+        placed = hf.from_state(spec, tensors, place=state.sharded())
+        layer = placed["layers"] if stacked else placed["layers"][1]
+        part = layer["up"].addressable_shards[0].data.shape
+        assert part[-3:] == (E // 2, WIDTH // 2, INNER // 2)
+        assert_bitwise(hf.to_state(spec, placed), tensors)
+    assert_bitwise(hf.to_state(spec, placed), tensors)
+    assert_bitwise(hf.to_state(spec, jax.tree.map(jax.numpy.asarray, params)), tensors)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_device_reads_its_experts_only(stacked, draw):
+    """What belongs to others may be anything: it is never copied."""
+    spec = experts_spec(stacked)
+    params = draw(spec)
+    tensors = hf.to_state(spec, params)
+    clean = hf.from_state(spec, tensors)
+    for name, tensor in tensors.items():
+        if ".experts.0." in name or ".experts.1." in name:
+            tensor[...] = np.nan
+
+    def last_half(stored, param):
+        whole = (slice(None),) * len(stored.shape)
+        index = tuple(
+            slice(E // 2, E) if axis == "experts" else part
+            for axis, part in zip(param.axes, whole, strict=True)
+        )
+        return stored[index], index
+
+    read = hf.from_state(spec, tensors, place=last_half)
+
+    def check(param, found, whole):
+        part, index = found
+        np.testing.assert_array_equal(part, whole[index])
+
+    jax.tree.map(check, spec, read, clean, is_leaf=is_param)

@@ -28,6 +28,12 @@ CASES = {
     "cache": (4, 2, 3, 12, Mask(offset=np.array([0, 8], np.int32))),
     "cache, one token": (4, 1, 1, 12, Mask(offset=np.array([3, 11], np.int32))),
     "more queries than keys": (2, 2, 9, 5, Mask()),
+    "window": (4, 2, 13, 13, Mask(window=3)),
+    "window of one": (2, 2, 9, 9, Mask(window=1)),
+    "wide window": (2, 2, 9, 9, Mask(window=9)),
+    "bidirectional window": (4, 2, 13, 13, Mask(causal=False, window=3)),
+    "window in segments": (2, 2, 9, 9, Mask(SEGMENTS, causal=False, window=2)),
+    "window in a cache": (4, 2, 3, 12, Mask(offset=np.array([0, 8], np.int32), window=4)),
 }
 
 
@@ -44,7 +50,7 @@ def inputs(heads, kv_heads, queries, keys, dtype=np.float32, channels=6):
     return [random.randn(2, *shape, channels).astype(dtype) for shape in shapes]
 
 
-@functools.partial(jax.jit, static_argnames=("implementation", "dropout_rate"))
+@functools.partial(jax.jit, static_argnames=("implementation", "dropout_rate", "cap"))
 def run(query, key, value, cotangent, mask, **options):
     """The result and the three gradients."""
     out, pull = jax.vjp(
@@ -56,9 +62,19 @@ def run(query, key, value, cotangent, mask, **options):
 @pytest.mark.parametrize("case", CASES)
 def test_equals_reference(case):
     *sizes, mask = CASES[case]
+    check_against_reference(sizes, mask)
+
+
+@pytest.mark.parametrize("case", ["grouped", "window", "segments", "cache"])
+def test_capped_scores_equal_reference(case):
+    *sizes, mask = CASES[case]
+    check_against_reference(sizes, mask, cap=0.5)
+
+
+def check_against_reference(sizes, mask, **options):
     arrays = inputs(*sizes)
-    actual = run(*arrays, mask, implementation="xla")
-    expected = run(*arrays, mask, implementation="reference")
+    actual = run(*arrays, mask, implementation="xla", **options)
+    expected = run(*arrays, mask, implementation="reference", **options)
     for ours, theirs in zip(actual, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
 
@@ -82,12 +98,15 @@ def test_any_segments_equal_reference_and_padding_is_inert(segments):
         assert not np.any(np.swapaxes(ours, 1, 2)[segments == 0])
 
 
-@pytest.mark.parametrize("case", ["segments", "cross", "more queries than keys"])
-def test_reference_against_finite_differences(case):
+@pytest.mark.parametrize(
+    ("case", "cap"),
+    [("segments", 0.0), ("cross", 0.0), ("more queries than keys", 0.0), ("window", 0.5)],
+)
+def test_reference_against_finite_differences(case, cap):
     *sizes, mask = CASES[case]
     with jax.enable_x64(True):
         arrays = inputs(*sizes, np.float64)[:3]
-        attend = functools.partial(flash_attention, mask=mask, implementation="reference")
+        attend = functools.partial(flash_attention, mask=mask, cap=cap, implementation="reference")
         check_grads(jax.jit(attend), arrays, order=1, modes=("rev",), rtol=1e-6, atol=1e-6)
 
 
@@ -136,7 +155,9 @@ def test_dropout_equals_reference_with_the_same_survivors():
 
     *arrays, cotangent = inputs(*sizes)
     actual = run(*arrays, cotangent, mask, implementation="xla", dropout_rate=rate, dropout_key=key)
-    out, pull = jax.vjp(lambda q, k, v: reference.attention(q, k, v, mask, 6**-0.5, keep), *arrays)
+    out, pull = jax.vjp(
+        lambda q, k, v: reference.attention(q, k, v, mask, 6**-0.5, keep=keep), *arrays
+    )
     for ours, theirs in zip(actual, (out, *pull(cotangent)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
 
@@ -179,6 +200,18 @@ def test_dropout_gradient_against_finite_differences():
             )
 
         check_grads(attend, arrays, order=1, modes=("rev",), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_is_a_distance(causal):
+    """Which keys move which queries, by the definition."""
+    query, key, _, _ = inputs(1, 1, 11, 11)
+    identity = np.broadcast_to(np.eye(11, dtype=np.float32), (2, 1, 11, 11))
+    query, key = (np.pad(x, [(0, 0)] * 3 + [(0, 5)]) for x in (query, key))
+    weights = flash_attention(query, key, identity, Mask(causal=causal, window=4))
+    distance = np.arange(11)[:, None] - np.arange(11)[None]
+    seen = (np.abs(distance) < 4) & ((distance >= 0) | (not causal))
+    np.testing.assert_array_equal(weights[0, 0] > 0, seen)
 
 
 @pytest.mark.parametrize(

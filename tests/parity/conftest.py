@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from llmjax import hf, models
-from llmjax.objectives import clm
+from llmjax.objectives import MaskingConfig, classification, clm, mlm
 from llmjax.spec import map_params
 from tools.make_goldens import draw_weight
 
@@ -15,28 +17,47 @@ Results = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="session")
-def compute() -> Callable[[models.ModelConfig, np.ndarray], Results]:
-    """`compute(config, tokens)`: logits, mean loss, and gradients by the names of weights there.
+def draw_params() -> Callable[[models.ModelConfig], object]:
+    """Parameters by `draw_weight`, through the declared names and layouts."""
 
-    The weights come in, and their gradients go out, through the declared names and layouts.
-    """
-
-    def results(config: models.ModelConfig, tokens: np.ndarray) -> Results:
+    def draw(config):
         spec = models.spec(config)
-        zeros = map_params(lambda param: np.zeros(param.shape), spec)
-        names = hf.to_state(spec, zeros)
+        names = hf.to_state(spec, map_params(lambda param: np.zeros(param.shape), spec))
         weights = {name: draw_weight(name, value.shape) for name, value in names.items()}
-        params = hf.from_state(spec, weights)
-        targets = np.concatenate([tokens[:, 1:], np.full_like(tokens[:, :1], -1)], axis=1)
+        return hf.from_state(spec, weights)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def apply() -> Callable[..., np.ndarray]:
+    """`apply(config, params, batch)`: logits."""
+
+    def logits(config, params, batch):
+        hidden, _ = models.apply(
+            params,
+            batch["tokens"],
+            config,
+            segment_ids=batch["segment_ids"],
+            positions=batch["positions"],
+            token_types=batch.get("token_types"),
+        )
+        return models.logits(params, hidden, config, segment_ids=batch["segment_ids"])
+
+    return logits
+
+
+@pytest.fixture(scope="session")
+def compute(draw_params, apply) -> Callable[[models.ModelConfig, Results], Results]:
+    """`compute(config, batch)`: logits, mean loss, and gradients by the names of weights there."""
+
+    def results(config, batch):
+        spec, params = models.spec(config), draw_params(config)
 
         @jax.jit
         def run(params):
-            def mean(params):
-                total, _ = clm(config)(params, {"tokens": tokens, "targets": targets}, None)
-                return total.sum / total.weight
-
-            hidden, _ = models.apply(params, tokens, config)
-            return models.logits(params, hidden, config), *jax.value_and_grad(mean)(params)
+            loss = jax.value_and_grad(lambda params: mean_loss(config, params, batch, apply))
+            return apply(config, params, batch), *loss(params)
 
         logits, loss, grads = jax.device_get(run(params))
         gradients = hf.to_state(spec, grads)
@@ -47,13 +68,50 @@ def compute() -> Callable[[models.ModelConfig, np.ndarray], Results]:
     return results
 
 
-@pytest.fixture(scope="session")
-def assert_close() -> Callable[[Results, Results], None]:
-    """Everything that is expected agrees to 1e-5 of its largest entry."""
+def mean_loss(config, params, batch, apply) -> jax.Array:
+    """Over the targets; through the objective of the head where there is one."""
+    kind, targets = config.head.kind, batch["targets"]
+    if kind in ("reward", "rtd"):
+        logits = apply(config, params, batch)
+        if kind == "reward":
+            return jnp.mean(logits)
+        losses = optax.sigmoid_binary_cross_entropy(logits, jnp.maximum(targets, 0))
+        return jnp.sum(losses, where=targets >= 0) / np.sum(targets >= 0)
+    if kind == "lm":
+        objective, rest = clm(config), {"targets": targets}
+    elif kind == "mlm":
+        objective = mlm(config, MaskingConfig(), mask_id=3, special_ids=(0,))
+        rest = masked_batch(batch["tokens"], targets)
+    else:
+        objective = classification(config)
+        rest = {"spans" if kind == "span" else "labels": targets}
+    total, _ = objective(params, batch | rest, None)
+    return total.sum / total.weight
 
-    def check(actual: Results, expected: Results) -> None:
+
+def masked_batch(tokens: np.ndarray, targets: np.ndarray) -> Results:
+    """What `mlm` draws, for targets [B, S] that are given."""
+    places = np.tile(np.arange(targets.shape[1], dtype=np.int32), (len(targets), 1))
+    return {
+        "masked_tokens": tokens,
+        "masked_positions": places,
+        "masked_targets": targets.astype(np.int32),
+    }
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[..., None]:
+    """Logits agree to 1e-4, the loss to 1e-5, gradients to 1e-4 of their largest entry.
+
+    Padding has no logits. A gradient that is zero in exact arithmetic is rounding in both.
+    """
+
+    def check(actual: Results, expected: Results, batch: Results) -> None:
         for name, value in expected.items():
-            limit = 1e-5 * np.abs(value).max()
-            np.testing.assert_allclose(actual[name], value, rtol=0, atol=limit, err_msg=name)
+            found = actual[name]
+            if name == "logits" and value.shape[:2] == batch["tokens"].shape:
+                value, found = (x[batch["segment_ids"] != 0] for x in (value, found))
+            limit = {"logits": 1e-4, "loss": 1e-5}.get(name, 1e-4 * max(np.abs(value).max(), 1e-3))
+            np.testing.assert_allclose(found, value, rtol=0, atol=limit, err_msg=name)
 
     return check

@@ -64,7 +64,7 @@ def test_the_recipe_is_the_published_configuration() -> None:
     recipe = RECIPES["nanogpt_cpu"]()
     config, settings = recipe.model, recipe.optimizer
     assert (config.num_layers, config.num_heads, config.embed_dim) == (4, 4, 128)
-    assert (config.tied, config.bias, config.activation) == (True, False, "gelu")
+    assert (config.tied, config.bias, config.activation) == (True, "none", "gelu")
     assert config.dropout == models.Dropout()
     assert (recipe.sequence_length, recipe.batch_size, recipe.steps) == (64, 12, 2000)
     assert (settings.beta1, settings.beta2, settings.weight_decay) == (0.9, 0.99, 0.1)

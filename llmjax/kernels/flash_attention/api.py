@@ -18,6 +18,7 @@ def flash_attention(
     mask: Mask | None = None,
     *,
     scale: float | None = None,
+    cap: float = 0.0,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     implementation: Implementation | None = None,
@@ -30,6 +31,7 @@ def flash_attention(
         value: [B, K, T, C].
         mask: which pairs attend; by default causal. Rows that see nothing are zero.
         scale: of the scores; by default C^-0.5.
+        cap: scores are bent into ±cap by cap·tanh(score / cap) before the mask; 0 leaves them.
         dropout_rate: share of the attention weights that is dropped.
         dropout_key: randomness for that; None switches dropout off.
         implementation: "xla" (blocks of queries), "cudnn" (NVIDIA GPUs), or "reference"; by
@@ -43,9 +45,11 @@ def flash_attention(
     """
     mask = Mask() if mask is None else mask
     _check_shapes(query, key, value, mask)
+    if mask.offset is None and mask.window >= key.shape[2]:
+        mask = mask.replace(window=0)  # limits nothing, and faster implementations have none
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     rate = 0.0 if dropout_key is None else dropout_rate
-    reason = _cudnn_refuses(query, mask, rate)
+    reason = _cudnn_refuses(query, mask, cap, rate)
     if implementation is None:
         implementation = "xla" if reason else "cudnn"
     if implementation == "cudnn":
@@ -59,11 +63,11 @@ def flash_attention(
     if implementation == "reference":
         if rate:
             raise ValueError("flash_attention: implementation='reference' takes no dropout key")
-        return reference.attention(query, key, value, mask, scale)
-    return xla.attention(query, key, value, mask, dropout_key, scale, rate)
+        return reference.attention(query, key, value, mask, scale, cap)
+    return xla.attention(query, key, value, mask, dropout_key, scale, cap, rate)
 
 
-def _cudnn_refuses(query: jax.Array, mask: Mask, rate: float) -> str:
+def _cudnn_refuses(query: jax.Array, mask: Mask, cap: float, rate: float) -> str:
     """Why cuDNN cannot run this, or an empty string."""
     if jax.default_backend() != "gpu":
         return "needs an NVIDIA GPU"
@@ -71,6 +75,8 @@ def _cudnn_refuses(query: jax.Array, mask: Mask, rate: float) -> str:
         return f"needs 16-bit inputs, not {query.dtype}"
     if mask.segment_ids is not None or mask.offset is not None:
         return "takes no segments or cache offsets here"
+    if mask.window or cap:
+        return "has no windows and caps no scores here"
     return "has no dropout here" if rate else ""
 
 

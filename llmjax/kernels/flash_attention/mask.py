@@ -1,5 +1,8 @@
 """Which query may attend to which key, described rather than stored."""
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -15,29 +18,39 @@ class Mask:
         offset: int32 [B], the position of each row's first query among the keys, when the queries
             continue a cache. None: 0.
         causal: a query sees the keys up to its own position only.
+        window: a query sees keys at a smaller distance only; 0 does not limit it.
     """
 
     segment_ids: jax.Array | None = None
     offset: jax.Array | None = None
     causal: bool = struct.field(pytree_node=False, default=True)
+    window: int = struct.field(pytree_node=False, default=0)
 
-    def key_stop(self, query_stop: int, keys: int) -> int:
-        """The number of leading keys that queries before `query_stop` may see at all."""
-        return min(query_stop, keys) if self.causal and self.offset is None else keys
+    def key_range(self, start: int, stop: int, keys: int) -> tuple[int, int]:
+        """The range of keys, out of `keys`, that queries [start, stop) may see at all."""
+        if self.offset is not None:
+            return 0, keys
+        first = max(0, start - self.window + 1) if self.window else 0
+        ahead = 0 if self.causal else self.window - 1 if self.window else keys
+        return min(first, keys), min(stop + ahead, keys)
 
-    def allowed(self, start: int, stop: int, keys: int) -> jax.Array | None:
-        """Whether queries [start, stop) see keys [0, keys): bool [B or 1, stop-start, keys].
+    def allowed(self, start: int, stop: int, keys: int, first: int = 0) -> jax.Array | None:
+        """Whether queries [start, stop) see keys [first, keys): bool [B or 1, stop-start, ·].
 
         None when all do.
         """
-        allowed = None
+        limits = []
+        rows = jnp.arange(start, stop)[None, :, None]
+        if self.offset is not None:
+            rows = rows + self.offset[:, None, None]
+        columns = jnp.arange(first, keys)[None, None, :]
         if self.causal:
-            rows = jnp.arange(start, stop)[None, :, None]
-            if self.offset is not None:
-                rows = rows + self.offset[:, None, None]
-            allowed = jnp.arange(keys)[None, None, :] <= rows
+            limits.append(columns <= rows)
+        if self.window:
+            limits.append(rows - columns < self.window)
+        if self.window and not self.causal:
+            limits.append(columns - rows < self.window)
         if self.segment_ids is not None:
             queries = self.segment_ids[:, start:stop, None]
-            same = (queries == self.segment_ids[:, None, :keys]) & (queries != 0)
-            allowed = same if allowed is None else allowed & same
-        return allowed
+            limits.append((queries == self.segment_ids[:, None, first:keys]) & (queries != 0))
+        return functools.reduce(operator.and_, limits) if limits else None

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from llmjax.kernels.flash_attention.mask import Mask
 
 
-def attention(query, key, value, mask: Mask, scale: float, keep=None) -> jax.Array:
+def attention(query, key, value, mask: Mask, scale: float, cap=0.0, keep=None) -> jax.Array:
     """softmax(q kᵀ · scale) v over the allowed pairs (Vaswani et al. 2017, equation 1).
 
     Shapes as in `api.flash_attention`. Rows that may attend to nothing are zero. `keep`
@@ -16,6 +16,7 @@ def attention(query, key, value, mask: Mask, scale: float, keep=None) -> jax.Arr
     key, value = (jnp.repeat(x, groups, axis=1) for x in (key, value))
     scores = jnp.einsum("bhsc,bhtc->bhst", query, key) * scale
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = cap * jnp.tanh(scores / cap) if cap else scores
     allowed = mask.allowed(0, query.shape[2], key.shape[2])
     allowed = jnp.ones((1, 1, 1), bool) if allowed is None else allowed
     weights = jax.nn.softmax(scores, axis=-1, where=allowed[:, None])

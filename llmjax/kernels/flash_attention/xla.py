@@ -24,26 +24,27 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def attention(query, key, value, mask, dropout_key, scale, rate) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def attention(query, key, value, mask, dropout_key, scale, cap, rate) -> jax.Array:
     """As `api.flash_attention`."""
-    return _forward(query, key, value, mask, dropout_key, scale, rate)[0]
+    return _forward(query, key, value, mask, dropout_key, scale, cap, rate)[0]
 
 
-def _forward(query, key, value, mask, dropout_key, scale, rate):
+def _forward(query, key, value, mask, dropout_key, scale, cap, rate):
     outs, sums = [], []
     for start, stop in _blocks(query.shape[2]):
-        keys = mask.key_stop(stop, key.shape[2])
+        seen = slice(*mask.key_range(start, stop, key.shape[2]))
         block = _fold(query[:, :, start:stop], key.shape[1])
-        scores = jnp.einsum("bknc,bktc->bknt", block, key[:, :, :keys])
-        scores = _masked(scores, scale, _allowed(mask, start, stop, keys, block))
+        scores = jnp.einsum("bknc,bktc->bknt", block, key[:, :, seen])
+        scores, _ = _bend(_scaled(scores, scale), cap)
+        scores = _masked(scores, _allowed(mask, start, stop, seen, block))
         highest = jnp.max(scores, axis=-1, keepdims=True)
         # A row that sees nothing has only -inf: keep the subtraction finite, its weights are 0.
         highest = jnp.where(highest == -jnp.inf, 0.0, highest)
         weights = jnp.exp(scores - highest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         weights = _drop(weights, dropout_key, start, rate).astype(value.dtype)
-        out = jnp.einsum("bknt,bktc->bknc", weights, value[:, :, :keys])
+        out = jnp.einsum("bknt,bktc->bknc", weights, value[:, :, seen])
         out = out / jnp.where(total > 0, total, 1.0).astype(out.dtype)
         outs.append(_unfold(out, query.shape[1]))
         # The row that sees nothing gets +inf, for which the backward pass finds weights of 0.
@@ -52,7 +53,7 @@ def _forward(query, key, value, mask, dropout_key, scale, rate):
     return out, (query, key, value, mask, dropout_key, out, sums)
 
 
-def _backward(scale, rate, residuals, grad):
+def _backward(scale, cap, rate, residuals, grad):
     """Keys by queries, unlike the forward pass.
 
     Two of the three gradients are then plain products. And XLA, which takes equal expressions for
@@ -61,45 +62,57 @@ def _backward(scale, rate, residuals, grad):
     query, key, value, mask, dropout_key, out, sums = residuals
     grad_key, grad_value, grad_queries = jnp.zeros_like(key), jnp.zeros_like(value), []
     for (start, stop), log_sum in zip(_blocks(query.shape[2]), sums, strict=True):
-        keys = mask.key_stop(stop, key.shape[2])
+        seen = slice(*mask.key_range(start, stop, key.shape[2]))
         block, block_out, block_grad = (
             _fold(x[:, :, start:stop], key.shape[1]) for x in (query, out, grad)
         )
         # Waits for the gradient by way of a zero: nothing here is to be done ahead and held.
         waiting = block + 0 * block_grad.astype(block.dtype)
-        scores = jnp.einsum("bktc,bknc->bktn", key[:, :, :keys], waiting)
-        allowed = _allowed(mask, start, stop, keys, block)
-        scores = _masked(scores, scale, None if allowed is None else _swap(allowed))
+        scores = jnp.einsum("bktc,bknc->bktn", key[:, :, seen], waiting)
+        scores, slope = _bend(_scaled(scores, scale), cap)
+        allowed = _allowed(mask, start, stop, seen, block)
+        scores = _masked(scores, None if allowed is None else _swap(allowed))
         weights = jnp.exp(scores - _swap(log_sum))
         kept = _swap(_drop(_swap(weights), dropout_key, start, rate)).astype(value.dtype)
-        grad_value = grad_value.at[:, :, :keys].add(jnp.einsum("bktn,bknc->bktc", kept, block_grad))
-        grad_weights = jnp.einsum("bktc,bknc->bktn", value[:, :, :keys], block_grad)
+        grad_value = grad_value.at[:, :, seen].add(jnp.einsum("bktn,bknc->bktc", kept, block_grad))
+        grad_weights = jnp.einsum("bktc,bknc->bktn", value[:, :, seen], block_grad)
         grad_weights = _swap(grad_weights.astype(weights.dtype))
         grad_weights = _swap(_drop(grad_weights, dropout_key, start, rate))
         delta = _swap(jnp.sum(block_out * block_grad, axis=-1, keepdims=True))
-        grad_scores = (weights * (grad_weights - delta.astype(weights.dtype)) * scale).astype(
-            query.dtype
-        )
-        grad_query = jnp.einsum("bktn,bktc->bknc", grad_scores, key[:, :, :keys])
+        grad_scores = (
+            weights * (grad_weights - delta.astype(weights.dtype)) * slope * scale
+        ).astype(query.dtype)
+        grad_query = jnp.einsum("bktn,bktc->bknc", grad_scores, key[:, :, seen])
         grad_queries.append(_unfold(grad_query, query.shape[1]))
-        grad_key = grad_key.at[:, :, :keys].add(jnp.einsum("bktn,bknc->bktc", grad_scores, block))
+        grad_key = grad_key.at[:, :, seen].add(jnp.einsum("bktn,bknc->bktc", grad_scores, block))
     return jnp.concatenate(grad_queries, axis=2), grad_key, grad_value, None, None
 
 
 attention.defvjp(_forward, _backward)
 
 
-def _allowed(mask, start, stop, keys, block):
+def _allowed(mask, start, stop, seen, block):
     """Whether the rows of a folded block see the keys: bool [B or 1, 1, G·n, t], or None."""
-    allowed = mask.allowed(start, stop, keys)
+    allowed = mask.allowed(start, stop, seen.stop, seen.start)
     if allowed is None:
         return None
     return jnp.tile(allowed, (1, block.shape[2] // (stop - start), 1))[:, None]
 
 
-def _masked(scores, scale, allowed):
-    """Scaled scores in float32, -inf where the mask forbids."""
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * scale
+def _scaled(scores, scale):
+    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * scale
+
+
+def _bend(scores, cap):
+    """cap·tanh(scores / cap) and its slope; without a cap the scores themselves."""
+    if not cap:
+        return scores, 1.0
+    bent = jnp.tanh(scores / cap)
+    return cap * bent, 1.0 - jnp.square(bent)
+
+
+def _masked(scores, allowed):
+    """-inf where the mask forbids."""
     return scores if allowed is None else jnp.where(allowed, scores, -jnp.inf)
 
 

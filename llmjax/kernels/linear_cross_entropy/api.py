@@ -19,6 +19,7 @@ def linear_cross_entropy(
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    cap: float = 0.0,
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Cross entropy of softmax(hidden · weightᵀ) against targets, without B·S×V logits in memory.
@@ -33,6 +34,7 @@ def linear_cross_entropy(
         targets: int32 [B, S]; -1 where a position predicts nothing and costs nothing.
         label_smoothing: ε.
         z_loss: weight of Z², which keeps log-sum-exps near 0 (1e-4 is usual).
+        cap: logits are bent into ±cap by cap·tanh(logit / cap) first; 0 leaves them.
         implementation: "xla" (chunks of tokens), the default, or "reference".
 
     Returns:
@@ -51,14 +53,14 @@ def linear_cross_entropy(
         raise ValueError(
             f"linear_cross_entropy: targets {targets.shape} are not {hidden.shape[:2]}"
         )
-    if not 0.0 <= label_smoothing < 1.0 or z_loss < 0.0:
+    if not 0.0 <= label_smoothing < 1.0 or z_loss < 0.0 or cap < 0.0:
         raise ValueError(
-            f"linear_cross_entropy: label_smoothing={label_smoothing} must be in [0, 1) and "
-            f"z_loss={z_loss} at least 0"
+            f"linear_cross_entropy: label_smoothing={label_smoothing} must be in [0, 1), "
+            f"z_loss={z_loss} and cap={cap} at least 0"
         )
     if implementation == "reference":
-        losses = reference.token_losses(hidden, weight, targets, label_smoothing, z_loss)
+        losses = reference.token_losses(hidden, weight, targets, label_smoothing, z_loss, cap)
         return jnp.sum(losses), losses
     # Host arrays have no lookup by index that takes a sharding.
     hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
-    return xla.token_losses(hidden, weight, targets, label_smoothing, z_loss)
+    return xla.token_losses(hidden, weight, targets, label_smoothing, z_loss, cap)

@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 
 
-def token_losses(hidden, weight, targets, label_smoothing: float, z_loss: float) -> jax.Array:
+def token_losses(
+    hidden, weight, targets, label_smoothing: float, z_loss: float, cap: float = 0.0
+) -> jax.Array:
     """The loss of every token, [B, S]; shapes and terms as in `api.linear_cross_entropy`."""
     logits = jnp.einsum("bsd,vd->bsv", hidden, weight)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = cap * jnp.tanh(logits / cap) if cap else logits
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     expected = (1 - label_smoothing) * picked + label_smoothing * jnp.mean(logits, axis=-1)

@@ -16,19 +16,21 @@ from llmjax import mesh
 CHUNK_BYTES = 64 * 2**20  # of one chunk of logits on one device
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def token_losses(hidden, weight, targets, label_smoothing, z_loss) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def token_losses(
+    hidden, weight, targets, label_smoothing, z_loss, cap
+) -> tuple[jax.Array, jax.Array]:
     """(sum of losses, loss of every token [B, S]); only the sum has a gradient."""
-    losses, _, _ = _run(hidden, weight, targets, label_smoothing, z_loss, grads=False)
+    losses, _, _ = _run(hidden, weight, targets, label_smoothing, z_loss, cap, grads=False)
     return jnp.sum(losses), losses
 
 
-def _forward(hidden, weight, targets, label_smoothing, z_loss):
-    losses, *grads = _run(hidden, weight, targets, label_smoothing, z_loss, grads=True)
+def _forward(hidden, weight, targets, label_smoothing, z_loss, cap):
+    losses, *grads = _run(hidden, weight, targets, label_smoothing, z_loss, cap, grads=True)
     return (jnp.sum(losses), losses), grads
 
 
-def _backward(label_smoothing, z_loss, grads, cotangents):
+def _backward(label_smoothing, z_loss, cap, grads, cotangents):
     cotangent, _ = cotangents
     grad_hidden, grad_weight = grads
     scaled = cotangent.astype(grad_hidden.dtype) * grad_hidden
@@ -45,7 +47,7 @@ def chunks(batch: int, length: int, vocab: int) -> int:
     return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= fit)
 
 
-def _run(hidden, weight, targets, label_smoothing, z_loss, grads):
+def _run(hidden, weight, targets, label_smoothing, z_loss, cap, grads):
     """Losses [B, S], and the sum's gradients by `hidden` and `weight`, or None."""
     batch, length, _ = hidden.shape
     count = chunks(batch, length, weight.shape[0])
@@ -55,6 +57,7 @@ def _run(hidden, weight, targets, label_smoothing, z_loss, grads):
         weight=mesh.place(weight.astype(hidden.dtype), ("vocab", None)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        cap=cap,
         grads=grads,
     )
     if count == 1:
@@ -77,7 +80,7 @@ def _run(hidden, weight, targets, label_smoothing, z_loss, grads):
     return losses, grad_hidden, grad_weight
 
 
-def _chunk(hidden, targets, weight, label_smoothing, z_loss, grads):
+def _chunk(hidden, targets, weight, label_smoothing, z_loss, cap, grads):
     """Losses [N], gradients [N, D] and [V, D] of N tokens."""
     accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
@@ -86,6 +89,8 @@ def _chunk(hidden, targets, weight, label_smoothing, z_loss, grads):
     # pass over them.
     rows = mesh.sharded(weight.at[jnp.maximum(targets, 0)].get, ("batch", None))()
     picked = product("nd,nd->n", hidden, rows)
+    logits, slope = _bend(logits, cap)
+    picked, _ = _bend(picked, cap)
     highest = jnp.max(logits, axis=-1, keepdims=True)
     powers = jnp.exp(logits - highest)
     total = jnp.sum(powers, axis=-1, keepdims=True)
@@ -102,10 +107,18 @@ def _chunk(hidden, targets, weight, label_smoothing, z_loss, grads):
     grad = powers * scale - jnp.where(at_target, 1 - label_smoothing, 0.0)
     if label_smoothing:
         grad -= jnp.where(counted, label_smoothing / logits.shape[-1], 0.0)[:, None]
-    grad = grad.astype(hidden.dtype)
+    grad = (grad * slope).astype(hidden.dtype)
     grad_hidden = mesh.sharded(jnp.einsum, ("batch", None))("nv,vd->nd", grad, weight)
     grad_weight = mesh.sharded(product, ("vocab", "embed"))("nv,nd->vd", grad, hidden)
     return losses, grad_hidden, grad_weight
+
+
+def _bend(logits, cap):
+    """cap·tanh(logits / cap) and its slope; without a cap the logits themselves."""
+    if not cap:
+        return logits, 1.0
+    bent = jnp.tanh(logits / cap)
+    return cap * bent, 1.0 - jnp.square(bent)
 
 
 def _rows(x):

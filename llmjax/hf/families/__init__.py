@@ -1,0 +1,8 @@
+"""How the config.json of each family says what ours says."""
+
+from llmjax.hf.families import decoders, encoders
+from llmjax.hf.families.family import REQUIRED, SUFFIXES, Family
+
+__all__ = ["FAMILIES", "REQUIRED", "SUFFIXES", "Family"]
+
+FAMILIES = decoders.FAMILIES | encoders.FAMILIES

@@ -1,0 +1,138 @@
+"""One block: attention and MLP, each added to the residual stream, with its norms around them."""
+
+from typing import Any
+
+import jax
+from flax import struct
+
+from llmjax.kernels.flash_attention import Mask
+from llmjax.models import disentangled, layers
+from llmjax.models.attention import attention, attention_spec
+from llmjax.models.config import ModelConfig
+from llmjax.models.experts import Routing, experts, experts_spec
+from llmjax.models.mlp import mlp, mlp_spec
+
+
+@struct.dataclass
+class Context:
+    """What all blocks of a kind share.
+
+    Attributes:
+        mask: which pairs attend.
+        rope: from `layers.rope_tables`; None: nothing is rotated.
+        relative: from `disentangled.relative_states`; None: attention is ordinary.
+    """
+
+    mask: Mask
+    rope: tuple[jax.Array, jax.Array] | None = None
+    relative: jax.Array | None = None
+
+
+@struct.dataclass
+class Out:
+    """What a block gives besides activations.
+
+    Attributes:
+        cache: its layer of the cache, with the new keys and values.
+        routing: where its experts' tokens came from.
+    """
+
+    cache: dict[str, jax.Array] | None = None
+    routing: Routing | None = None
+
+
+def block_spec(config: ModelConfig, *, first: bool = False) -> dict[str, Any]:
+    """The parameters of a block; of the first one where that differs."""
+    spec: dict[str, Any] = {"attention": attention_spec(config)}
+    if config.disentangled.terms:
+        spec["attention"] |= disentangled.disentangled_spec(config)
+    if config.experts.count:
+        spec["experts"] = experts_spec(config)
+    else:
+        spec["mlp"] = mlp_spec(config)
+    for name in ("attention", "mlp"):
+        if config.norm_order != "output" and (config.first_norm or not first or name == "mlp"):
+            spec[f"{name}_norm"] = layers.norm_spec(config)
+        if config.norm_order in ("both", "output"):
+            spec[f"{name}_out_norm"] = layers.norm_spec(config)
+    if first and config.disentangled.convolution:
+        spec["convolution"] = disentangled.convolution_spec(config)
+    return spec
+
+
+def block(
+    config: ModelConfig,
+    x: jax.Array,
+    layer: dict[str, Any],
+    context: Context,
+    seen: jax.Array | None = None,
+) -> tuple[jax.Array, Out]:
+    """x [B, S, D] with what attention and MLP add.
+
+    Args:
+        config: the model's.
+        x: activations.
+        layer: the block's "params", its "key" for dropout or None, its "cache" or None.
+        context: what blocks of the kind share.
+        seen: the states that attention looks at, where they are others than x: those before
+            DeBERTa's mask decoder.
+    """
+    params, key, cache = layer["params"], layer["key"], layer["cache"]
+    keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
+    before = x
+    mixed, cache = _attend(params, x, config, context, cache, keys[0], seen)
+    x = _add(params, "attention", x, mixed, config, keys[1])
+    norm = _norm_before(params, "mlp", config)
+    routing = None
+    if "experts" in params:
+        segments = context.mask.segment_ids
+        inner, routing = experts(params["experts"], norm, x, config, segment_ids=segments)
+    else:
+        inner = mlp(params["mlp"], norm, x, config)
+    x = _add(params, "mlp", x, inner, config, keys[2])
+    if "convolution" in params:
+        segments = context.mask.segment_ids
+        x = disentangled.convolution(
+            params["convolution"], before, x, config, segment_ids=segments, key=keys[3]
+        )
+    return x, Out(cache, routing)
+
+
+def _attend(params, x, config, context, cache, key, seen):
+    norm = _norm_before(params, "attention", config)
+    if not config.disentangled.terms:
+        return attention(
+            params["attention"],
+            norm,
+            x,
+            config,
+            mask=context.mask,
+            rope_tables=context.rope,
+            cache=cache,
+            key=key,
+        )
+    states, queries = (x, None) if seen is None else (seen, x)
+    mixed = disentangled.disentangled_attention(
+        params["attention"],
+        norm,
+        states,
+        config,
+        mask=context.mask,
+        relative=context.relative,
+        queries=queries,
+        key=key,
+    )
+    return mixed, None
+
+
+def _norm_before(params, name, config):
+    """The parameters of the norm before attention or MLP; None where none is."""
+    return params.get(f"{name}_norm") if config.norm_order in ("pre", "both") else None
+
+
+def _add(params, name, x, added, config, key):
+    """x + added, with the norms that come behind."""
+    if config.norm_order in ("both", "output"):
+        added = layers.norm(params[f"{name}_out_norm"], added, config)
+    x = x + layers.dropout(added, config.dropout.hidden, key)
+    return layers.norm(params[f"{name}_norm"], x, config) if config.norm_order == "post" else x

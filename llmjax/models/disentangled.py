@@ -1,0 +1,344 @@
+"""DeBERTa: attention to content and relative positions, its convolution and its mask decoder.
+
+He et al. 2021 (DeBERTa) and 2023 (DeBERTaV3), with what the released v2 and v3 models add:
+distances in logarithmic buckets, positions projected by the content's weights, a convolution.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import initializers
+
+from llmjax import mesh
+from llmjax.kernels.flash_attention import Mask
+from llmjax.models import layers, remat
+from llmjax.models.config import ModelConfig
+from llmjax.models.mlp import ACTIVATIONS
+from llmjax.spec import Param
+from llmjax.weights import einsum
+
+SCORES = ("batch", "heads", None, None)  # logical axes of attention scores [B, H, S, S]
+
+# Of scores by distance, a block of n rows computes n - 1 columns too many, each of its products
+# with C channels: fewer blocks waste more, more blocks take longer to compile.
+MAX_BLOCKS = 8
+MIN_BLOCK = 128
+
+
+def disentangled_spec(config: ModelConfig) -> dict[str, Param]:
+    """What attention projects positions with, beside its own parameters.
+
+    Nothing where positions are projected by the content's weights (`disentangled.shared`).
+
+    Raises:
+        ValueError: options of attention that disentangled scores have no meaning for.
+    """
+    if config.attention.cap or config.attention.qk_norm != "none":
+        raise ValueError(
+            f"model.attention.cap={config.attention.cap}, qk_norm={config.attention.qk_norm}: "
+            "disentangled attention has neither; leave them out, or disentangled.terms"
+        )
+    spec: dict[str, Param] = {}
+    if config.disentangled.shared:
+        return spec
+    normal, zeros = initializers.normal(config.init_std), initializers.zeros
+    heads = (config.num_heads, config.channels)
+    for term, name in (("c2p", "position_key"), ("p2c", "position_query")):
+        if term not in config.disentangled.terms:
+            continue
+        spec[name] = Param((config.embed_dim, *heads), ("embed", "heads", None), normal)
+        if config.bias != "none":
+            spec[f"{name}_bias"] = Param(heads, ("heads", None), zeros)
+    return spec
+
+
+def relative_spec(config: ModelConfig) -> dict[str, Any]:
+    """The table of relative positions, a row for each that is told apart; all layers share it."""
+    rows = 2 * config.disentangled.span
+    normal = initializers.normal(config.init_std)
+    spec: dict[str, Any] = {"table": Param((rows, config.embed_dim), (None, "embed"), normal)}
+    if config.disentangled.norm:
+        spec["norm"] = layers.norm_spec(config)
+    return spec
+
+
+def relative_states(params: dict[str, Any], config: ModelConfig) -> jax.Array:
+    """The states of relative positions that attention projects, [2·span, D]."""
+    table = mesh.place(jnp.asarray(params["table"], config.compute_dtype), (None, None))
+    return layers.norm(params.get("norm"), table, config)
+
+
+def relative_rows(length: int, config: ModelConfig) -> np.ndarray:
+    """The row of the table for each distance, query less key, from length - 1 down to 1 - length.
+
+    δ of He et al. 2021, equation 3. With buckets, distances of up to half of them on either side
+    keep a row each, and farther ones share rows by their logarithm, the last being of
+    `max_distance` - 1 and beyond. In float32, so that ties round as in the released models.
+
+    Returns:
+        int32 [2·length - 1], each in [0, 2·span).
+
+    Raises:
+        ValueError: buckets that reach as far as max_distance without a logarithm.
+    """
+    options = config.disentangled
+    distance = np.arange(length - 1, -length, -1)
+    if options.buckets:
+        middle = options.buckets // 2
+        if not 1 <= middle < options.max_distance - 1:
+            raise ValueError(
+                f"model.disentangled.buckets={options.buckets}, "
+                f"max_distance={options.max_distance}: buckets must be at least 2, and half of "
+                "them below max_distance - 1; buckets=0 tells all distances apart"
+            )
+        far = np.maximum(np.abs(distance), middle).astype(np.float32) / np.float32(middle)
+        farthest = np.float32((options.max_distance - 1) / middle)
+        logarithm = np.ceil(np.log(far) / np.log(farthest) * np.float32(middle - 1)) + middle
+        near = np.abs(distance) <= middle
+        distance = np.where(near, distance, np.sign(distance) * logarithm.astype(np.int64))
+    return np.clip(distance + options.span, 0, 2 * options.span - 1).astype(np.int32)
+
+
+def disentangled_attention(
+    params: dict[str, Any],
+    norm: dict[str, Any] | None,
+    x: jax.Array,
+    config: ModelConfig,
+    *,
+    mask: Mask,
+    relative: jax.Array,
+    queries: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Self-attention by content and relative position (He et al. 2021, equation 4).
+
+    The score of query i and key j is the scaled sum of content to content, Qᶜ_i · Kᶜ_j, content
+    to position, Qᶜ_i · Kʳ_δ(i,j), and position to content, Kᶜ_j · Qʳ_δ(i,j), as far as
+    `disentangled.terms` names the last two. The paper writes δ(j,i) in the last; the models its
+    authors released have δ(i,j).
+
+    Args:
+        params: as `attention_spec` and `disentangled_spec` declare.
+        norm: the parameters of the norm before it; None: none is.
+        x: activations [B, S, D], which keys and values are of.
+        config: the model's.
+        mask: which pairs attend, without an offset. Rows that see nothing are zero.
+        relative: from `relative_states`, [2·span, D].
+        queries: activations [B, S, D] that attend, where they are others than x.
+        key: for dropout, of attention weights and of relative positions; None switches it off.
+
+    Returns:
+        [B, S, D].
+    """
+    keys = (None, None) if key is None else jax.random.split(key)
+    relative = _dropout(relative, config.dropout.hidden, keys[0], (None, None))
+
+    def project(states, params, norm):
+        asking, seen, relative = states
+        seen = layers.norm(norm, seen, config)
+        asking = seen if asking is None else layers.norm(norm, asking, config)
+        content = (
+            _project(params, "query", asking),
+            _project(params, "key", seen),
+            _project(params, "value", seen),
+        )
+        return content, _project_positions(params, relative, config)
+
+    again = remat.at_level(config, "dots")
+    content, positions = again(project)((queries, x, relative), params, norm)
+    mix = functools.partial(_mix, config)
+    mixed = again(mix)((content, positions), mask, keys[1])
+    out = einsum("bshc,hcd->bsd", jnp.swapaxes(mixed, 1, 2), params["out"], layers.HIDDEN)
+    return out + params["out_bias"].astype(out.dtype) if "out_bias" in params else out
+
+
+def _project(params: dict[str, Any], name: str, x: jax.Array) -> jax.Array:
+    """x [B, S, D] to [B, H, S, C]."""
+    out = einsum("bsd,dhc->bshc", x, params[name], ("batch", "sequence", "heads", None))
+    bias = params.get(f"{name}_bias")
+    out = out if bias is None else out + bias.astype(out.dtype)
+    return jnp.swapaxes(out, 1, 2)
+
+
+def _project_positions(params, relative, config) -> dict[str, jax.Array]:
+    """The keys (c2p) and queries (p2c) of relative positions, [H, 2·span, C] each."""
+    shared = config.disentangled.shared
+    names = {
+        "c2p": "key" if shared else "position_key",
+        "p2c": "query" if shared else "position_query",
+    }
+    projected = {}
+    for term in config.disentangled.terms:
+        name = names[term]
+        out = einsum("pd,dhc->phc", relative, params[name], (None, "heads", None))
+        bias = params.get(f"{name}_bias")
+        out = out if bias is None else out + bias.astype(out.dtype)
+        projected[term] = jnp.swapaxes(out, 0, 1)
+    return projected
+
+
+def _mix(config, states, mask, key) -> jax.Array:
+    """Values weighted by the softmax of the scores: [B, H, S, C]."""
+    (queries, keys, values), positions = states
+    length = queries.shape[2]
+    wide = jnp.promote_types(queries.dtype, jnp.float32)
+    scores = jnp.einsum("bhsc,bhtc->bhst", queries, keys).astype(wide)
+    rows = relative_rows(length, config)
+    if "c2p" in positions:
+        scores = scores + _by_distance(queries, positions["c2p"], rows).astype(wide)
+    if "p2c" in positions:
+        # From the keys' side, where distances have the other sign.
+        by_key = _by_distance(keys, positions["p2c"], rows[::-1])
+        scores = scores + jnp.swapaxes(by_key, 2, 3).astype(wide)
+    scores = scores * config.score_scale
+    allowed = mask.allowed(0, length, length)
+    if allowed is None:
+        weights = jax.nn.softmax(scores, axis=-1)
+    else:
+        # A finite floor keeps rows that see nothing free of NaN, in the gradient too.
+        scores = jnp.where(allowed[:, None], scores, jnp.finfo(wide).min)
+        weights = jnp.where(allowed[:, None], jax.nn.softmax(scores, axis=-1), 0.0)
+    weights = _dropout(weights, config.dropout.attention, key, SCORES)
+    return jnp.einsum("bhst,bhtc->bhsc", weights.astype(values.dtype), values)
+
+
+def _by_distance(states: jax.Array, positions: jax.Array, rows: np.ndarray) -> jax.Array:
+    """states_i · positions_rows(i - j) for all pairs (i, j): [B, H, S, S].
+
+    Products with the positions at all distances in turn, whose rows are then slid over one
+    another: nothing of size [B, H, S, S] is gathered or, in the backward pass, scattered.
+
+    Args:
+        states: [B, H, S, C].
+        positions: [H, 2·span, C].
+        rows: int [2·S - 1], of i - j from S - 1 down to 1 - S.
+    """
+    length = states.shape[2]
+    size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
+    # Many distances share a row: its gradient is summed in float32.
+    wide = positions.astype(jnp.promote_types(positions.dtype, jnp.float32))
+    blocks = []
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        seen = rows[length - stop : 2 * length - 1 - start]
+        ordered = mesh.sharded(wide.at[:, seen].get, ("heads", None, None))()
+        scores = jnp.einsum(
+            "bhsc,hpc->bhsp", states[:, :, start:stop], ordered.astype(states.dtype)
+        )
+        blocks.append(_slide(scores, length))
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=2)
+
+
+def _slide(scores: jax.Array, length: int) -> jax.Array:
+    """[B, H, n, n + S - 1] to [B, H, n, S], whose row i starts at column n - 1 - i.
+
+    Flat, these starts are n + S - 2 apart, one less than the rows: reading the numbers in rows of
+    that length is all (the shift of Dai et al. 2019, appendix B).
+    """
+    batch, heads, count, columns = scores.shape
+    flat = mesh.sharded(jnp.reshape, SCORES[:3])(scores, (batch, heads, count * columns))
+    flat = flat[:, :, count - 1 : count - 1 + count * (columns - 1)]
+    shape = (batch, heads, count, columns - 1)
+    return mesh.sharded(jnp.reshape, SCORES)(flat, shape)[..., :length]
+
+
+def _dropout(x: jax.Array, rate: float, key: jax.Array | None, axes: mesh.Axes) -> jax.Array:
+    """As `layers.dropout`, of arrays with other axes."""
+    if key is None or rate == 0.0:
+        return x
+    draw = functools.partial(jax.random.bernoulli, key, 1.0 - rate, x.shape)
+    keep = mesh.sharded(draw, axes)()
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def convolution_spec(config: ModelConfig) -> dict[str, Any]:
+    """The parameters of the convolution beside the first layer (v2-xlarge)."""
+    width, dim = config.disentangled.convolution, config.embed_dim
+    # In checkpoints the kernel is [out, in, width]: the layout "o i k -> k i o".
+    normal = initializers.normal(config.init_std)
+    spec: dict[str, Any] = {"kernel": Param((width, dim, dim), (None, "embed", None), normal)}
+    if config.bias == "all":
+        spec["bias"] = Param((dim,), (None,), initializers.zeros)
+    spec["norm"] = layers.norm_spec(config)
+    return spec
+
+
+def convolution(
+    params: dict[str, Any],
+    inputs: jax.Array,
+    outputs: jax.Array,
+    config: ModelConfig,
+    *,
+    segment_ids: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """norm(outputs + activation(dropout(inputs * kernel + bias))), zero at padding.
+
+    As in the released v2-xlarge, which no paper describes. A token's neighbours are zero beyond
+    the ends of its row and segment.
+
+    Args:
+        params: as `convolution_spec` declares.
+        inputs: [B, S, D], what enters the first layer.
+        outputs: [B, S, D], what leaves it.
+        config: the model's.
+        segment_ids: int32 [B, S], 0 for padding; None: a row is one segment.
+        key: for dropout; None switches it off.
+
+    Returns:
+        [B, S, D].
+    """
+    reach = config.disentangled.convolution // 2
+    windows = []
+    for step in range(-reach, reach + 1):
+        neighbours = _step(inputs, step)
+        if segment_ids is not None:
+            same = (_step(segment_ids, step) == segment_ids) & (segment_ids != 0)
+            neighbours = jnp.where(same[..., None], neighbours, 0)
+        windows.append(neighbours)
+    inner = einsum("bskd,kde->bse", jnp.stack(windows, axis=2), params["kernel"], layers.HIDDEN)
+    inner = inner + params["bias"].astype(inner.dtype) if "bias" in params else inner
+    inner = layers.dropout(inner, config.dropout.hidden, key)
+    inner = ACTIVATIONS[config.disentangled.convolution_activation](inner)
+    out = layers.norm(params["norm"], outputs + inner, config)
+    return out if segment_ids is None else jnp.where(segment_ids[..., None] != 0, out, 0)
+
+
+def _step(x: jax.Array, step: int) -> jax.Array:
+    """x_{s + step} at each s of x [B, S, ...]; zero beyond the ends."""
+    length = x.shape[1]
+    ends = [(0, 0)] * x.ndim
+    ends[1] = (max(-step, 0), max(step, 0))
+    start = max(step, 0)
+    return jnp.pad(x, ends)[:, start : start + length]
+
+
+def mask_decoder(
+    block: Callable[[jax.Array, jax.Array], jax.Array],
+    positions: jax.Array,
+    hidden: jax.Array,
+    config: ModelConfig,
+) -> jax.Array:
+    """The enhanced mask decoder (He et al. 2021, section 3.2): absolute positions enter late.
+
+    The last layer is applied `disentangled.mask_decoder` times, with the same weights. Keys and
+    values are the states that enter it; the first queries are these with absolute positions
+    added, later ones what the application before gave.
+
+    Args:
+        block: (queries, hidden) → [B, S, D], a whole layer, whose residual stream is the queries.
+        positions: embeddings of absolute positions, [B or 1, S, D].
+        hidden: [B, S, D], what enters the last layer.
+        config: the model's.
+
+    Returns:
+        [B, S, D], what the head of masked tokens reads.
+    """
+    queries = hidden + positions
+    for _ in range(config.disentangled.mask_decoder):
+        queries = block(queries, hidden)
+    return queries

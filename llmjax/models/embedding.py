@@ -1,0 +1,94 @@
+"""From tokens to the residual stream."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from llmjax import mesh
+from llmjax.models import layers
+from llmjax.models.config import ModelConfig
+from llmjax.spec import Param
+from llmjax.weights import einsum
+
+
+def embedding_spec(config: ModelConfig) -> dict[str, Any]:
+    """The tables of tokens, positions and token types, and what follows them."""
+    width, normal = config.table_dim, initializers.normal(config.init_std)
+    spec: dict[str, Any] = {
+        "embedding": Param((config.vocab_size, width), ("vocab", "embed"), normal)
+    }
+    if has_positions(config):
+        rows = config.max_length + config.embedding.offset
+        spec["positions"] = Param((rows, width), (None, "embed"), normal)
+    if config.embedding.token_types:
+        rows = config.embedding.token_types
+        spec["token_types"] = Param((rows, width), (None, "embed"), normal)
+    if config.embedding.norm:
+        spec["embedding_norm"] = layers.norm_spec(config, (width,))
+    if width != config.embed_dim:
+        spec["embedding_projection"] = {
+            "kernel": Param((width, config.embed_dim), (None, "embed"), normal)
+        }
+        if config.bias == "all":
+            bias = Param((config.embed_dim,), (None,), initializers.zeros)
+            spec["embedding_projection"]["bias"] = bias
+    return spec
+
+
+def has_positions(config: ModelConfig) -> bool:
+    """Whether there is a table of absolute positions: for the input, or DeBERTa's mask decoder."""
+    return config.position == "learned" or config.disentangled.mask_decoder > 0
+
+
+def embed(
+    params: Any,
+    tokens: jax.Array,
+    positions: jax.Array,
+    token_types: jax.Array | None,
+    config: ModelConfig,
+    key: jax.Array | None,
+) -> jax.Array:
+    """The sum of a token's embeddings, normed and projected where the model does, [B, S, D].
+
+    Args:
+        params: as `embedding_spec` declares.
+        tokens: int32 [B, S].
+        positions: int32 [B or 1, S].
+        token_types: int32 [B, S]; None: all are of type 0.
+        config: the model's.
+        key: for dropout; None switches it off.
+    """
+    # The width is gathered first, so that the look-up crosses the vocabulary's devices only.
+    table = mesh.place(jnp.asarray(params["embedding"], config.compute_dtype), ("vocab", None))
+    x = mesh.sharded(table.at[tokens].get, layers.HIDDEN)()
+    if config.embedding.scaled:
+        x = x * jnp.asarray(math.sqrt(config.embed_dim), x.dtype)
+    if config.position == "learned":
+        x = x + embed_positions(params, positions, tokens.shape[0], config)
+    if config.embedding.token_types:
+        types = jnp.zeros((1, 1), jnp.int32) if token_types is None else token_types
+        x = x + _look_up(params["token_types"], types, tokens.shape[0], config)
+    if config.embedding.norm:
+        x = layers.norm(params["embedding_norm"], x, config)
+    x = layers.dropout(x, config.dropout.embedding, key)
+    if "embedding_projection" in params:
+        projection = params["embedding_projection"]
+        x = einsum("bse,ed->bsd", x, projection["kernel"], layers.HIDDEN)
+        x = x + projection["bias"].astype(x.dtype) if "bias" in projection else x
+    return x
+
+
+def embed_positions(
+    params: Any, positions: jax.Array, batch_size: int, config: ModelConfig
+) -> jax.Array:
+    """The embeddings of absolute positions [B or 1, S], of the tables' width."""
+    return _look_up(params["positions"], positions + config.embedding.offset, batch_size, config)
+
+
+def _look_up(table, rows, batch_size, config):
+    table = jnp.asarray(table, config.compute_dtype)
+    axes = layers.HIDDEN if rows.shape[0] == batch_size else (None, None, None)
+    return mesh.sharded(table.at[rows].get, axes)()

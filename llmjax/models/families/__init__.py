@@ -1,0 +1,68 @@
+"""Model families: configurations, heads, and names in Hugging Face checkpoints."""
+
+import dataclasses
+from typing import Any
+
+from llmjax.models.config import ModelConfig
+from llmjax.models.families import decoders, encoders, names
+from llmjax.models.families.decoders import (
+    gemma2,
+    gemma3,
+    gpt2,
+    llama,
+    mistral,
+    olmo2,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+)
+from llmjax.models.families.encoders import bert, deberta, electra, modernbert, roberta
+
+__all__ = [
+    "FAMILIES",
+    "bert",
+    "deberta",
+    "electra",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "llama",
+    "mistral",
+    "modernbert",
+    "name_params",
+    "olmo2",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "roberta",
+    "with_head",
+]
+
+FAMILIES = decoders.FAMILIES | encoders.FAMILIES
+
+
+def name_params(spec: Any, config: ModelConfig) -> Any:
+    """The spec with the family's checkpoint names and layouts filled in."""
+    return names.name_params(spec, config, FAMILIES[config.family])
+
+
+def with_head(config: ModelConfig, kind: str, **changes: Any) -> ModelConfig:
+    """The model with another head, made as its family's checkpoints make it.
+
+    Args:
+        config: the model's.
+        kind: of `Head`.
+        **changes: to the fields of the head: labels, say.
+
+    Raises:
+        ValueError: the family has no such head.
+    """
+    family = FAMILIES[config.family]
+    if kind not in family.heads:
+        raise ValueError(f"{config.family} has no head {kind!r}; it has {', '.join(family.heads)}")
+    if kind == "mlm" and family.one_activation:
+        changes = {"activation": config.activation} | changes
+    head = dataclasses.replace(family.heads[kind][0], **changes)
+    if kind == "lm" == config.head.kind:
+        head = dataclasses.replace(head, cap=config.head.cap)
+    return dataclasses.replace(config, head=head)

@@ -1,0 +1,178 @@
+"""Masked language modelling: predict tokens that are hidden from the model."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmjax import mesh, models, tree
+from llmjax.kernels.linear_cross_entropy import linear_cross_entropy
+from llmjax.objectives.loss import Batch, Loss, Metrics, Params, Weighted
+from llmjax.objectives.masking import MaskingConfig, mask_tokens, word_starts
+from llmjax.objectives.replacement import gather_positions
+from llmjax.weights import materialize
+
+Prepare = Callable[[Batch, jax.Array | None], Batch]
+
+LANES = 16  # a row of so many more float32 is whole vectors as before
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLoss:
+    """A loss that draws what is random of a row before the batch is cut.
+
+    What is drawn for a row depends on the key and on the row's place in the batch. Cut into
+    micro-batches, each with a key of its own, rows would get other masks. So whoever cuts a batch
+    calls `prepare` on the whole of it first, with the key of the step, and the loss then finds
+    what was drawn in the batch; the loss of a batch that is not prepared prepares it itself. Both
+    give the same of a batch that is not cut.
+
+    Attributes:
+        prepare: (batch, key) to the batch with int32 [B, ...] arrays more; key None, for
+            evaluation: always the same ones.
+        compute: the loss of a prepared batch.
+    """
+
+    prepare: Prepare
+    compute: Loss
+
+    def __call__(
+        self, params: Params, batch: Batch, key: jax.Array | None
+    ) -> tuple[Weighted, Metrics]:
+        """The loss, as `Loss` says."""
+        prepared = batch if "masked_tokens" in batch else self.prepare(batch, key)
+        return self.compute(params, prepared, key)
+
+
+def mlm(
+    config: models.ModelConfig,
+    masking: MaskingConfig,
+    *,
+    mask_id: int,
+    special_ids: tuple[int, ...],
+    starts_word: np.ndarray | None = None,
+) -> MaskedLoss:
+    """-Σ log P(x_i | masked x) over the masked tokens (Devlin et al. 2019, section 3.1).
+
+    Masks are drawn anew from the key of every step (Liu et al. 2019, section 4.1), and the head is
+    computed at the masked positions only.
+
+    Args:
+        config: the model's, with a head of kind mlm.
+        masking: which tokens are hidden, and behind what.
+        mask_id: the mask token.
+        special_ids: tokens that are never hidden.
+        starts_word: bool [V], whether a token begins a word, for whole-word masking.
+
+    Returns:
+        A loss over batches with int32 [B, S] "tokens", and optionally "segment_ids", "positions"
+        and "token_types". Its weight is the number of masked tokens.
+
+    Raises:
+        ValueError: a model with another head.
+    """
+    if config.head.kind != "mlm":
+        raise ValueError(f"mlm needs a model with head.kind=mlm, not {config.head.kind}")
+    prepare = masks(
+        masking,
+        mask_id=mask_id,
+        vocab_size=config.vocab_size,
+        special_ids=special_ids,
+        starts_word=starts_word,
+    )
+
+    def loss(params, batch: Batch, key):
+        hidden = run(params, batch["masked_tokens"], config, batch, key)
+        states = gather_positions(hidden, batch["masked_positions"])
+        states = models.heads.mlm_states(params, states, config)
+        weight = materialize(models.lm_weight(params, config))
+        if config.head.bias:
+            states, weight = _with_bias(states, weight, params["head"]["bias"])
+        targets = batch["masked_targets"]
+        total, _ = linear_cross_entropy(states, weight, targets, cap=config.head.cap)
+        return Weighted(total, jnp.sum(targets >= 0, dtype=jnp.float32)), {}
+
+    return MaskedLoss(prepare, loss)
+
+
+def masks(
+    masking: MaskingConfig,
+    *,
+    mask_id: int,
+    vocab_size: int,
+    special_ids: tuple[int, ...],
+    starts_word: np.ndarray | None = None,
+) -> Prepare:
+    """(batch, key) to the batch with the masks drawn; arguments as in `mask_tokens` and `mlm`.
+
+    Adds "masked_tokens" [B, S], "masked_positions" and "masked_targets" [B, P], which `Masked`
+    calls tokens, positions and targets_at.
+    """
+
+    def prepare(batch: Batch, key: jax.Array | None) -> Batch:
+        tokens = jnp.asarray(batch["tokens"])
+        starts = None
+        if masking.whole_word and starts_word is not None:
+            starts = word_starts(tokens, jnp.asarray(starts_word))
+        masked = mask_tokens(
+            key_for("masks", key),
+            tokens,
+            masking,
+            mask_id=mask_id,
+            vocab_size=vocab_size,
+            special_ids=special_ids,
+            segment_ids=batch.get("segment_ids"),
+            word_starts=starts,
+        )
+        return dict(batch) | {
+            "masked_tokens": masked.tokens,
+            "masked_positions": masked.positions,
+            "masked_targets": masked.targets_at,
+        }
+
+    return prepare
+
+
+def key_for(purpose: str, key: jax.Array | None) -> jax.Array:
+    """A key for one purpose; without a key always the same one.
+
+    Numbers near 0 would give the keys that `jax.random.split` makes for micro-batches and layers.
+    """
+    return jax.random.fold_in(jax.random.key(0) if key is None else key, tree.path_hash(purpose))
+
+
+def run(
+    params: Params,
+    tokens: jax.Array,
+    config: models.ModelConfig,
+    batch: Batch,
+    key: jax.Array | None,
+) -> jax.Array:
+    """Hidden states [B, S, D] of tokens [B, S] that stand in the place of the batch's own."""
+    rest: dict[str, Any] = {
+        name: batch.get(name) for name in ("segment_ids", "positions", "token_types")
+    }
+    if not config.embedding.token_types:
+        del rest["token_types"]
+    hidden, _ = models.apply(params, tokens, config, **rest, key=key)
+    return hidden
+
+
+def _with_bias(
+    states: jax.Array, weight: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """States [B, P, D + n] and rows [V, D + n] whose products are those of before plus the bias.
+
+    The first of the n columns holds the bias and, in the states, 1; the others hold 0.
+    """
+    columns = math.lcm(LANES, mesh.size("embed"))
+    one = jnp.zeros((columns,), states.dtype).at[0].set(1)
+    ones = mesh.sharded(jnp.broadcast_to, ("batch", None, None))(one, (*states.shape[:2], columns))
+    biases = jnp.pad(bias.astype(weight.dtype)[:, None], ((0, 0), (0, columns - 1)))
+    rows = mesh.place(weight, ("vocab", None))
+    rows = mesh.place(jnp.concatenate([rows, biases], axis=1), ("vocab", "embed"))
+    return jnp.concatenate([states, ones], axis=2), rows
