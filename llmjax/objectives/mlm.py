@@ -1,7 +1,6 @@
 """Masked language modelling: predict tokens that are hidden from the model."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmjax import mesh, models, tree
+from llmjax import models, tree
 from llmjax.kernels.linear_cross_entropy import linear_cross_entropy
 from llmjax.objectives.loss import Batch, Loss, Metrics, Params, Weighted
 from llmjax.objectives.masking import MaskingConfig, mask_tokens, word_starts
@@ -17,8 +16,6 @@ from llmjax.objectives.replacement import gather_positions
 from llmjax.weights import materialize
 
 Prepare = Callable[[Batch, jax.Array | None], Batch]
-
-LANES = 16  # a row of so many more float32 is whole vectors as before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +86,14 @@ def mlm(
         hidden = run(params, batch["masked_tokens"], config, batch, key)
         states = gather_positions(hidden, batch["masked_positions"])
         states = models.heads.mlm_states(params, states, config)
-        weight = materialize(models.lm_weight(params, config))
-        if config.head.bias:
-            states, weight = _with_bias(states, weight, params["head"]["bias"])
         targets = batch["masked_targets"]
-        total, _ = linear_cross_entropy(states, weight, targets, cap=config.head.cap)
+        total, _ = linear_cross_entropy(
+            states,
+            materialize(models.lm_weight(params, config)),
+            targets,
+            bias=params["head"]["bias"] if config.head.bias else None,
+            cap=config.head.cap,
+        )
         return Weighted(total, jnp.sum(targets >= 0, dtype=jnp.float32)), {}
 
     return MaskedLoss(prepare, loss)
@@ -160,19 +160,3 @@ def run(
         del rest["token_types"]
     hidden, _ = models.apply(params, tokens, config, **rest, key=key)
     return hidden
-
-
-def _with_bias(
-    states: jax.Array, weight: jax.Array, bias: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """States [B, P, D + n] and rows [V, D + n] whose products are those of before plus the bias.
-
-    The first of the n columns holds the bias and, in the states, 1; the others hold 0.
-    """
-    columns = math.lcm(LANES, mesh.size("embed"))
-    one = jnp.zeros((columns,), states.dtype).at[0].set(1)
-    ones = mesh.sharded(jnp.broadcast_to, ("batch", None, None))(one, (*states.shape[:2], columns))
-    biases = jnp.pad(bias.astype(weight.dtype)[:, None], ((0, 0), (0, columns - 1)))
-    rows = mesh.place(weight, ("vocab", None))
-    rows = mesh.place(jnp.concatenate([rows, biases], axis=1), ("vocab", "embed"))
-    return jnp.concatenate([states, ones], axis=2), rows

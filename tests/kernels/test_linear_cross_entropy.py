@@ -17,6 +17,7 @@ OPTIONS = {
     "smoothing": {"label_smoothing": 0.1},
     "z-loss": {"z_loss": 0.01},
     "both": {"label_smoothing": 0.1, "z_loss": 0.01},
+    "biased": {"bias": np.random.RandomState(3).randn(40).astype(np.float32), "cap": 3.0},
     "capped": {"label_smoothing": 0.1, "z_loss": 0.01, "cap": 2.0},
 }
 
@@ -56,7 +57,7 @@ def test_equals_reference(options):
     assert_equal(program(implementation="xla", **OPTIONS[options])(*inputs()), expected)
 
 
-@pytest.mark.parametrize("options", ["plain", "both", "capped"])
+@pytest.mark.parametrize("options", ["plain", "both", "capped", "biased"])
 def test_chunked_equals_reference(options, chunks_of_3):
     expected = program(implementation="reference", **OPTIONS[options])(*inputs())
     assert_equal(program(**OPTIONS[options])(*inputs()), expected)

@@ -224,8 +224,6 @@ def test_every_mesh_equals_one_device(kind, sizes, hidden, draw):
 @pytest.mark.parametrize(
     ("head", "fields", "message"),
     [
-        (Head("lm", bias=True), {}, r"head\.bias=True: a head of kind lm"),
-        (Head("lm", next_sentence=True), {}, r"head\.next_sentence=True: a head of kind lm"),
         (Head("mlm"), {"embedding": models.Embedding(dim=8)}, "width 16 need the dense layer"),
         (Head("lm"), {"embedding": models.Embedding(dim=8), "tied": True}, "width 8 cannot be"),
     ],
@@ -233,6 +231,12 @@ def test_every_mesh_equals_one_device(kind, sizes, hidden, draw):
 def test_heads_that_cannot_be_made_are_refused(head, fields, message):
     with pytest.raises(ValueError, match=message):
         heads.head_spec(config_of(head, **fields))
+
+
+@pytest.mark.parametrize("name", ["dense", "bias", "next_sentence"])
+def test_a_language_model_has_a_table_and_nothing_else(name):
+    with pytest.raises(ValueError, match=rf"head\.{name}=True: a head of kind lm"):
+        Head("lm", **{name: True})
 
 
 def test_what_a_model_does_not_have_is_refused(hidden):

@@ -17,6 +17,7 @@ def linear_cross_entropy(
     weight: jax.Array,
     targets: jax.Array,
     *,
+    bias: jax.Array | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     cap: float = 0.0,
@@ -32,6 +33,7 @@ def linear_cross_entropy(
         hidden: [B, S, D], in the compute precision.
         weight: [V, D], one row for each token: an embedding table or a head of its shape.
         targets: int32 [B, S]; -1 where a position predicts nothing and costs nothing.
+        bias: [V], added to the products, before the cap.
         label_smoothing: ε.
         z_loss: weight of Z², which keeps log-sum-exps near 0 (1e-4 is usual).
         cap: logits are bent into ±cap by cap·tanh(logit / cap) first; 0 leaves them.
@@ -59,8 +61,8 @@ def linear_cross_entropy(
             f"z_loss={z_loss} and cap={cap} at least 0"
         )
     if implementation == "reference":
-        losses = reference.token_losses(hidden, weight, targets, label_smoothing, z_loss, cap)
+        losses = reference.token_losses(hidden, weight, bias, targets, label_smoothing, z_loss, cap)
         return jnp.sum(losses), losses
     # Host arrays have no lookup by index that takes a sharding.
     hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
-    return xla.token_losses(hidden, weight, targets, label_smoothing, z_loss, cap)
+    return xla.token_losses(hidden, weight, bias, targets, label_smoothing, z_loss, cap)

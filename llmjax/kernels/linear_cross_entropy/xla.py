@@ -16,25 +16,24 @@ from llmjax import mesh
 CHUNK_BYTES = 64 * 2**20  # of one chunk of logits on one device
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def token_losses(
-    hidden, weight, targets, label_smoothing, z_loss, cap
+    hidden, weight, bias, targets, label_smoothing, z_loss, cap
 ) -> tuple[jax.Array, jax.Array]:
     """(sum of losses, loss of every token [B, S]); only the sum has a gradient."""
-    losses, _, _ = _run(hidden, weight, targets, label_smoothing, z_loss, cap, grads=False)
+    losses, *_ = _run(hidden, weight, bias, targets, label_smoothing, z_loss, cap, grads=False)
     return jnp.sum(losses), losses
 
 
-def _forward(hidden, weight, targets, label_smoothing, z_loss, cap):
-    losses, *grads = _run(hidden, weight, targets, label_smoothing, z_loss, cap, grads=True)
+def _forward(hidden, weight, bias, targets, label_smoothing, z_loss, cap):
+    losses, *grads = _run(hidden, weight, bias, targets, label_smoothing, z_loss, cap, grads=True)
     return (jnp.sum(losses), losses), grads
 
 
 def _backward(label_smoothing, z_loss, cap, grads, cotangents):
     cotangent, _ = cotangents
-    grad_hidden, grad_weight = grads
-    scaled = cotangent.astype(grad_hidden.dtype) * grad_hidden
-    return scaled, cotangent.astype(grad_weight.dtype) * grad_weight, None
+    scaled = jax.tree.map(lambda grad: cotangent.astype(grad.dtype) * grad, tuple(grads))
+    return *scaled, None
 
 
 token_losses.defvjp(_forward, _backward)
@@ -47,41 +46,42 @@ def chunks(batch: int, length: int, vocab: int) -> int:
     return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= fit)
 
 
-def _run(hidden, weight, targets, label_smoothing, z_loss, cap, grads):
-    """Losses [B, S], and the sum's gradients by `hidden` and `weight`, or None."""
+def _run(hidden, weight, bias, targets, label_smoothing, z_loss, cap, grads):
+    """Losses [B, S], and the sum's gradients by `hidden`, `weight` and `bias`, or None."""
     batch, length, _ = hidden.shape
     count = chunks(batch, length, weight.shape[0])
     one = functools.partial(
         _chunk,
         # The width is gathered here, once, rather than for every chunk.
         weight=mesh.place(weight.astype(hidden.dtype), ("vocab", None)),
+        bias=bias,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         cap=cap,
         grads=grads,
     )
     if count == 1:
-        losses, grad_hidden, grad_weight = one(_rows(hidden), _rows(targets))
+        losses, grad_hidden, grad_head = one(_rows(hidden), _rows(targets))
     else:
 
         def body(total, chunk):
-            losses, grad_hidden, grad_weight = one(*(_rows(x) for x in chunk))
-            return (total + grad_weight if grads else None), (losses, grad_hidden)
+            losses, grad_hidden, grad_head = one(*(_rows(x) for x in chunk))
+            return jax.tree.map(jnp.add, total, grad_head), (losses, grad_hidden)
 
-        start = jnp.zeros_like(weight) if grads else None
+        start = jax.tree.map(jnp.zeros_like, (weight, bias)) if grads else (None, None)
         cut = functools.partial(_cut, count=count)
-        grad_weight, outs = jax.lax.scan(body, start, (cut(hidden), cut(targets)))
+        grad_head, outs = jax.lax.scan(body, start, (cut(hidden), cut(targets)))
         losses, grad_hidden = jax.tree.map(functools.partial(_join, batch=batch), outs)
     restore = mesh.sharded(jnp.reshape, ("batch", None))
     losses = restore(losses, targets.shape)
     if grads:
         restore = mesh.sharded(jnp.reshape, ("batch", None, None))
         grad_hidden = restore(grad_hidden, hidden.shape)
-    return losses, grad_hidden, grad_weight
+    return losses, grad_hidden, *grad_head
 
 
-def _chunk(hidden, targets, weight, label_smoothing, z_loss, cap, grads):
-    """Losses [N], gradients [N, D] and [V, D] of N tokens."""
+def _chunk(hidden, targets, weight, bias, label_smoothing, z_loss, cap, grads):
+    """Losses [N], gradients [N, D], and ([V, D], [V] or None), of N tokens."""
     accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
     logits = mesh.sharded(product, ("batch", "vocab"))("nd,vd->nv", hidden, weight)
@@ -89,6 +89,10 @@ def _chunk(hidden, targets, weight, label_smoothing, z_loss, cap, grads):
     # pass over them.
     rows = mesh.sharded(weight.at[jnp.maximum(targets, 0)].get, ("batch", None))()
     picked = product("nd,nd->n", hidden, rows)
+    if bias is not None:
+        bias = jnp.asarray(bias, accumulate)
+        logits += bias
+        picked += mesh.sharded(bias.at[jnp.maximum(targets, 0)].get, ("batch",))()
     logits, slope = _bend(logits, cap)
     picked, _ = _bend(picked, cap)
     highest = jnp.max(logits, axis=-1, keepdims=True)
@@ -101,7 +105,7 @@ def _chunk(hidden, targets, weight, label_smoothing, z_loss, cap, grads):
     counted = targets >= 0
     losses = jnp.where(counted, log_sum - expected + z_loss * log_sum**2, 0.0)
     if not grads:
-        return losses, None, None
+        return losses, None, (None, None)
     scale = jnp.where(counted, 1 + 2 * z_loss * log_sum, 0.0)[:, None] / total
     at_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
     grad = powers * scale - jnp.where(at_target, 1 - label_smoothing, 0.0)
@@ -110,7 +114,12 @@ def _chunk(hidden, targets, weight, label_smoothing, z_loss, cap, grads):
     grad = (grad * slope).astype(hidden.dtype)
     grad_hidden = mesh.sharded(jnp.einsum, ("batch", None))("nv,vd->nd", grad, weight)
     grad_weight = mesh.sharded(product, ("vocab", "embed"))("nv,nd->vd", grad, hidden)
-    return losses, grad_hidden, grad_weight
+    grad_bias = None
+    if bias is not None:
+        # A product, since XLA:CPU sums columns slowly.
+        ones = jnp.ones_like(targets, grad.dtype)
+        grad_bias = mesh.sharded(product, ("vocab",))("nv,n->v", grad, ones).astype(bias.dtype)
+    return losses, grad_hidden, (grad_weight, grad_bias)
 
 
 def _bend(logits, cap):
