@@ -26,7 +26,14 @@ from llmjax.spec import Param
 
 CONFIG_FILE = "config.json"
 CONFIG_LIMIT = 10_000_000
-HEAD = "lm_head.weight"
+# Names of a language model's head that the embedding may be.
+HEADS = (
+    "lm_head.weight",
+    "lm_head.decoder.weight",
+    "cls.predictions.decoder.weight",
+    "generator_lm_head.weight",
+    "decoder.weight",
+)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -174,18 +181,21 @@ def _config(directory: Path, changes: Mapping[str, Any]) -> models.ModelConfig:
 
 def _require_tied(embedding: str, tensors: Mapping[str, np.ndarray]) -> None:
     """Raises ValueError if a head comes along that is not the embedding, which would be lost."""
-    if embedding not in tensors or HEAD not in tensors:
-        return
-    table, head = tensors[embedding], tensors[HEAD]
+    for head in HEADS:
+        if embedding in tensors and head in tensors and not _same(tensors, embedding, head):
+            raise ValueError(
+                f"{head} differs from {embedding}, but tie_word_embeddings says that they are one: "
+                "set it to false in config.json"
+            )
+
+
+def _same(tensors: Mapping[str, np.ndarray], first: str, second: str) -> bool:
+    table, head = tensors[first], tensors[second]
     # A block of rows at a time: the files are mapped, and may be larger than memory.
     blocks = range(0, len(table) if table.ndim else 0, 1024)
-    if table.shape != head.shape or not all(
+    return table.shape == head.shape and all(
         np.array_equal(table[i : i + 1024], head[i : i + 1024]) for i in blocks
-    ):
-        raise ValueError(
-            f"{HEAD} differs from {embedding}, but tie_word_embeddings says that they are one: set "
-            "it to false in config.json"
-        )
+    )
 
 
 def _floating(dtype: Any) -> np.dtype | None:

@@ -159,11 +159,14 @@ def _with_head(config: models.ModelConfig, family: Family, fields: Fields) -> mo
         return models.with_head(config, config.head.kind)
     if not (isinstance(named, list) and isinstance(named[0], str)):
         raise ValueError(f"architectures={named!r:.100} must be a list of names of classes")
-    kinds = {_class(family, kind): kind for kind in SUFFIXES}
+    kinds = {_class(family, kind): kind for kind in _heads(config) if kind in SUFFIXES}
+    both = family.classes + family.next_sentence if family.next_sentence else None
+    if named[0] == both:
+        return models.with_head(config, "mlm", next_sentence=True)
     kind = kinds.get(named[0])
     if kind is None:
-        known = [name for name, kind in kinds.items() if kind in _heads(config)]
-        raise ValueError(f"architectures={named!r:.200} is not supported; {', '.join(known)} are")
+        known = ", ".join([*kinds, *([both] if both else [])])
+        raise ValueError(f"architectures={named!r:.200} is not supported; {known} are")
     labels = _count_labels(fields)
     if labels == 1 and kind in ("classification", "tokens"):
         kind = {"classification": "reward", "tokens": "value"}[kind]
@@ -181,6 +184,8 @@ def _class(family: Family, kind: str) -> str:
 
 
 def _architecture(config: models.ModelConfig, family: Family) -> str:
+    if config.head.next_sentence and family.next_sentence:
+        return family.classes + family.next_sentence
     kind = {"reward": "classification", "value": "tokens"}.get(config.head.kind, config.head.kind)
     return _class(family, kind)
 

@@ -26,17 +26,27 @@ Tensors = Mapping[str, np.ndarray]
 Index = tuple[slice, ...]
 
 # What checkpoints carry and a model of the family does not need, where its spec does not name it:
-# tables that follow from the configuration, causal masks, heads tied to the embedding, and heads
-# of objectives that the model was not asked for.
+# tables that follow from the configuration, causal masks, heads tied to the embedding, heads of
+# objectives that the model was not asked for, and DeBERTa's absolute positions, which only its
+# mask decoder reads.
 IGNORED = (
     r"\.rotary_emb\.inv_freq$",
     r"position_ids$",
     r"\.attn\.(masked_)?bias$",
-    r"^lm_head\.weight$",
+    r"^(lm_head|decoder|generator_lm_head)\.weight$",
     r"^lm_head\.decoder\.",
     r"^cls\.predictions\.decoder\.",
     r"^cls\.seq_relationship\.",
     r"\bpooler\.dense\.",
+    r"^deberta\.embeddings\.position_embeddings\.weight$",
+)
+
+# Older or newer names of the same tensors.
+_RENAMED = (
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+    (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    (r"^lm_predictions\.lm_head\.bias$", "cls.predictions.bias"),
+    (r"^lm_predictions\.lm_head\.", "cls.predictions.transform."),
 )
 
 
@@ -84,7 +94,7 @@ def from_state(
     """The parameters that a checkpoint holds, in the tensors' precision.
 
     Names without the prefix of the family's model with a head ("h.0.…" for "transformer.h.0.…")
-    and the LayerNorms' gamma and beta of early BERTs are understood.
+    and other names that tensors had once (the LayerNorms' gamma and beta, say) are understood.
 
     Args:
         spec: the tree of `Param` of the model.
@@ -255,8 +265,9 @@ def _find(wanted: Mapping[str, Any], tensors: Tensors) -> tuple[dict[str, str], 
     found: dict[str, str] = {}
     problems = []
     for stored in tensors:
-        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", stored)
-        name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+        name = stored
+        for pattern, new in _RENAMED:
+            name = re.sub(pattern, new, name)
         if bare and prefix + name in wanted:
             name = prefix + name
         if name in found:

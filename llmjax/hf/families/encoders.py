@@ -39,7 +39,14 @@ def _every_third(fields: Any, count: int) -> list[str]:
 
 
 FAMILIES = {
-    "bert": Family("Bert", models.bert, _FIELDS, _DROPOUT, _FIXED),
+    "bert": Family(
+        "Bert",
+        models.bert,
+        _FIELDS,
+        _DROPOUT,
+        _FIXED,
+        next_sentence="ForPreTraining",
+    ),
     "roberta": Family(
         "Roberta",
         models.roberta,

@@ -33,6 +33,7 @@ class Family:
         fixed: their name → the only value that the model implements, also their default.
         specials: what does not stand for one field of ours.
         suffixes: kind of head → the end of a class name, where it is not that of `SUFFIXES`.
+        next_sentence: the end of the name of the class that has `Head.next_sentence`.
     """
 
     classes: str
@@ -42,3 +43,4 @@ class Family:
     fixed: Mapping[str, Any]
     specials: tuple[Special, ...] = ()
     suffixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    next_sentence: str = ""
