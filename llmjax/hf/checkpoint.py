@@ -137,7 +137,8 @@ def save(
             "restore it in one process, and export it there"
         )
     tensors = state.lazy_state(models.spec(config), params, dtype=_floating(dtype))
-    exported = {**(extra or {}), **config_to_hf(config)}
+    said = {name: value for name, value in config_to_hf(config).items() if value is not None}
+    exported = {**config_to_hf(config), **(extra or {}), **said}
     precisions = {tensor.dtype.name for tensor in tensors.values()}
     if len(precisions) == 1:
         exported = {**exported, "torch_dtype": precisions.pop()}

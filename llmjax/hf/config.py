@@ -38,6 +38,8 @@ _RESOLVED = {
     "embedding.dim": "table_dim",
     "experts.dim": "expert_dim",
 }
+# Names that a field had in other versions.
+_ALIASES = {"num_experts": "num_local_experts"}
 # Null is a value of these: no cap.
 _NULL_IS_ZERO = ("attention.cap", "head.cap")
 # How a run computes, which is no part of a checkpoint.
@@ -115,7 +117,7 @@ def _family(name: Any) -> Family:
 
 def _read(fields: Fields, name: str, ours: str, default: Any) -> Any:
     """The value of one of our fields."""
-    value = fields.get(name)
+    value = fields.get(name, fields.get(_ALIASES.get(name, name)))
     if value is None and name in fields and ours in _NULL_IS_ZERO:
         value = 0.0
     value = default if value is None else value

@@ -25,6 +25,8 @@ from llmjax.spec import Param, is_param, map_params
 Tensors = Mapping[str, np.ndarray]
 Index = tuple[slice, ...]
 
+REPORTED = 100  # problems that one message lists
+
 # What checkpoints carry and a model of the family does not need, where its spec does not name it:
 # tables that follow from the configuration, causal masks, heads tied to the embedding, heads of
 # objectives that the model was not asked for, and DeBERTa's absolute positions, which only its
@@ -286,8 +288,11 @@ def _named(spec: Any) -> list[Param]:
 
 
 def _report(what: str, problems: list[str]) -> None:
-    if problems:
-        raise ValueError("\n  ".join([f"{what}:", *problems]))
+    if not problems:
+        return
+    rest = len(problems) - REPORTED
+    shown = [*problems[:REPORTED], *([f"and {rest} more"] if rest > 0 else [])]
+    raise ValueError("\n  ".join([f"{what}:", *shown]))
 
 
 def _numbered(param: Param) -> tuple[int, ...]:

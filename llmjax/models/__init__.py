@@ -3,6 +3,7 @@
 from llmjax.models.attention import KVCache, empty_cache
 from llmjax.models.config import ModelConfig
 from llmjax.models.decoding import for_decoding
+from llmjax.models.experts import Routing, balance_loss
 from llmjax.models.families import (
     FAMILIES,
     bert,
@@ -21,7 +22,7 @@ from llmjax.models.families import (
     roberta,
     with_head,
 )
-from llmjax.models.heads import lm_weight, logits
+from llmjax.models.heads import lm_weight, logits, pooled
 from llmjax.models.options import (
     Attention,
     Disentangled,
@@ -45,7 +46,9 @@ __all__ = [
     "ModelConfig",
     "Output",
     "Rope",
+    "Routing",
     "apply",
+    "balance_loss",
     "bert",
     "deberta",
     "electra",
@@ -61,6 +64,7 @@ __all__ = [
     "mistral",
     "modernbert",
     "olmo2",
+    "pooled",
     "qwen2",
     "qwen3",
     "qwen3_moe",

@@ -2,6 +2,7 @@
 
 from llmjax.objectives.classification import classification
 from llmjax.objectives.clm import clm
+from llmjax.objectives.generator import ReplacementConfig, generator_config
 from llmjax.objectives.loss import Batch, Loss, Metrics, Weighted
 from llmjax.objectives.masking import Masked, MaskingConfig, mask_tokens, word_starts
 from llmjax.objectives.mlm import MaskedLoss, mlm
@@ -15,11 +16,13 @@ __all__ = [
     "MaskedLoss",
     "MaskingConfig",
     "Metrics",
+    "ReplacementConfig",
     "Weighted",
     "classification",
     "clm",
     "discriminator_params",
     "gather_positions",
+    "generator_config",
     "generator_params",
     "mask_tokens",
     "mlm",

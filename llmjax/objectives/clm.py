@@ -18,11 +18,22 @@ def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: flo
 
     Returns:
         A loss over batches with int32 [B, S] "tokens", "targets" (-1: none), and optionally
-        "segment_ids" and "positions". Its weight is the number of targets.
+        "segment_ids" and "positions". Its weight is the number of targets. To a mixture of
+        experts' loss `experts.balance` times the load-balancing loss is added for every target:
+        the only part that is no sum over tokens, so each micro-batch balances its own. Its metric
+        "balance" is 1 or more, k where tokens are spread evenly over the experts.
+
+    Raises:
+        ValueError: a model with another head, or a bidirectional one, which sees what it predicts.
     """
+    if config.head.kind != "lm" or not config.attention.causal:
+        raise ValueError(
+            f"clm needs a causal model with head.kind=lm, not {config.head.kind} and "
+            f"attention.causal={config.attention.causal}"
+        )
 
     def loss(params, batch: Batch, key):
-        hidden, _ = models.apply(
+        output = models.forward(
             params,
             batch["tokens"],
             config,
@@ -31,13 +42,18 @@ def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: flo
             key=key,
         )
         total, _ = linear_cross_entropy(
-            hidden,
+            output.hidden,
             materialize(models.lm_weight(params, config)),
             batch["targets"],
             label_smoothing=label_smoothing,
             z_loss=z_loss,
             cap=config.head.cap,
         )
-        return Weighted(total, jnp.sum(batch["targets"] >= 0, dtype=jnp.float32)), {}
+        weight = jnp.sum(batch["targets"] >= 0, dtype=jnp.float32)
+        if output.routing is None:
+            return Weighted(total, weight), {}
+        balance = models.balance_loss(output.routing, config)
+        total += config.experts.balance * balance * weight
+        return Weighted(total, weight), {"balance": balance * weight}
 
     return loss

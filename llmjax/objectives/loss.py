@@ -29,4 +29,8 @@ class Weighted:
 
 
 Loss = Callable[[Params, Batch, jax.Array | None], tuple[Weighted, Metrics]]
-"""(params, batch, key) to the loss and other sums worth reporting; key None: no dropout."""
+"""(params, batch, key) to the loss and other sums worth reporting; key None: no dropout.
+
+A loss that hides or replaces tokens at random is a `MaskedLoss`: whoever cuts a batch calls its
+`prepare` on the whole of it first, so that what is drawn does not depend on the cut.
+"""

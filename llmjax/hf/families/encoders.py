@@ -94,6 +94,7 @@ FAMILIES = {
             special.rope(160_000.0, 10_000.0),
             special.layer_kinds(_every_third, ("local_attention", 128), half=True),
             special.pooling(),
+            special.padding(50283),
         ),
     ),
     "deberta-v2": Family(

@@ -217,6 +217,17 @@ def padded_positions() -> Special:
     return Special(read, write)
 
 
+def padding(default: int) -> Special:
+    """The padding token's id, which transformers takes for `default` and checks.
+
+    Ours comes with the tokenizer; a smaller vocabulary must at least say that there is none.
+    """
+    return Special(
+        lambda fields: {},
+        lambda config: {"pad_token_id": None} if config.vocab_size <= default else {},
+    )
+
+
 def pooling() -> Special:
     """ModernBERT's: what stands for a sequence, and the activation of the head's dense layer."""
     places = {"cls": "first", "mean": "mean"}
