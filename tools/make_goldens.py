@@ -131,8 +131,11 @@ def compute(config: models.ModelConfig, batch: Arrays) -> Arrays:
 
     for dtype in (torch.float64, torch.float32):
         model = torch_model(config).to(dtype)
-        logits = torch_logits(model, config, batch)
+        result = torch_forward(model, config, batch)
+        logits = logits_of(result, config)
         loss = _torch_loss(logits, batch, config.head.kind)
+        if config.experts.count and config.head.kind == "lm":
+            loss = loss + config.experts.balance * result.aux_loss
         loss.backward()
         if all(parameter.grad.isfinite().all() for parameter in model.parameters()):
             break
@@ -143,8 +146,8 @@ def compute(config: models.ModelConfig, batch: Arrays) -> Arrays:
     return {name: value.astype(np.float32) for name, value in results.items()}
 
 
-def torch_logits(model: Any, config: models.ModelConfig, batch: Arrays) -> Any:
-    """The logits of a model in transformers, with our shapes."""
+def torch_forward(model: Any, config: models.ModelConfig, batch: Arrays) -> Any:
+    """What a model in transformers returns for a batch."""
     import inspect
 
     import torch
@@ -157,12 +160,23 @@ def torch_logits(model: Any, config: models.ModelConfig, batch: Arrays) -> Any:
     if "token_types" in batch:
         given["token_type_ids"] = batch["token_types"]
     known = inspect.signature(model.forward).parameters
-    result = model(
-        **{name: torch.from_numpy(v).long() for name, v in given.items() if name in known}
-    )
+    tensors = {name: torch.from_numpy(v).long() for name, v in given.items() if name in known}
+    routers = {"output_router_logits": True} if "output_router_logits" in known else {}
+    return model(**tensors, **routers)
+
+
+def logits_of(result: Any, config: models.ModelConfig) -> Any:
+    """Its logits, with our shapes."""
+    import torch
+
     if config.head.kind == "span":
         return torch.stack([result.start_logits, result.end_logits], dim=-1)
     return result.logits[:, 0] if config.head.kind == "reward" else result.logits
+
+
+def torch_logits(model: Any, config: models.ModelConfig, batch: Arrays) -> Any:
+    """The logits of a model in transformers, with our shapes."""
+    return logits_of(torch_forward(model, config, batch), config)
 
 
 def _torch_loss(logits: Any, batch: Arrays, kind: str) -> Any:
