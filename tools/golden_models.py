@@ -16,7 +16,9 @@ CONFIGS: dict[str, ModelConfig] = {
     "mistral": models.mistral(**GROUPED, attention=Attention(pattern=("local",), window=5)),
     "qwen2": models.qwen2(**GROUPED),
     "qwen3": models.qwen3(**GROUPED, head_dim=6),
-    "qwen3_moe": models.qwen3_moe(**GROUPED, experts=Experts(count=4, per_token=2, dim=12)),
+    "qwen3_moe": models.qwen3_moe(
+        **GROUPED, experts=Experts(count=4, per_token=2, dim=12, balance=0.1)
+    ),
     "gemma2": models.gemma2(
         **GROUPED,
         head_dim=6,
