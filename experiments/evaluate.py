@@ -1,4 +1,7 @@
-"""Measures a trained model on held-out text: perplexity and bits per byte.
+"""Measures a trained model on held-out text.
+
+Of next tokens (clm) perplexity and bits per byte, of hidden ones (mlm) the loss at masks that are
+always the same, and of replaced ones (rtd) both models' losses and how many tokens are told right.
 
     python -m experiments.evaluate --run_dir=runs/tiny
     python -m experiments.evaluate --run_dir=runs/tiny --data_dir=data/other --json

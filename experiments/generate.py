@@ -61,6 +61,11 @@ def main(argv: list[str]) -> None:
     saved = runs.saved_recipe(run_dir)
     if saved is None:
         raise flags.FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
+    if saved.objective != "clm":
+        raise flags.FlagError(
+            f"--run_dir={run_dir}: an encoder, trained by {saved.objective}, sees both sides of a "
+            "token and cannot write; name a run with objective=clm"
+        )
     with jax.set_mesh(runs.make_mesh(saved)), _errors_of_flags():
         records = read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else []
         # Each turn of a conversation is a line.

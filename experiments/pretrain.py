@@ -1,11 +1,14 @@
-"""Pretrains a language model.
+"""Pretrains a language model: a decoder by the next token, or an encoder.
 
     python -m experiments.pretrain --recipe=tiny --run_dir=runs/tiny
+    python -m experiments.pretrain --recipe=bert_tiny --run_dir=runs/bert_tiny
+    python -m experiments.pretrain --recipe=electra_tiny --run_dir=runs/electra_tiny
     python -m experiments.pretrain --recipe=gpt2_small --data.sources=name=web,path=/data/web
 
-Prepares the recipe's text if that is not done, trains, evaluates, writes samples, and ends with
-RUN_DIR/report.html. Run the same command again after a kill: it goes on from the last checkpoint
-and arrives at the same parameters, byte for byte, as a run that was never interrupted.
+The recipe's objective is clm, mlm (tokens are hidden: BERT) or rtd (tokens are replaced: ELECTRA).
+Prepares the recipe's text if that is not done, trains, evaluates, writes samples (clm), and ends
+with RUN_DIR/report.html. Run the same command again after a kill: it goes on from the last
+checkpoint and arrives at the same parameters, byte for byte, as a run never interrupted.
 """
 
 import pathlib

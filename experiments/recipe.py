@@ -8,6 +8,7 @@ from llmjax.data import corpora
 from llmjax.data.config import RESERVED_PIECES, DataConfig, Source
 from llmjax.mesh import MeshConfig
 from llmjax.models.config import ModelConfig
+from llmjax.objectives import MaskingConfig, ReplacementConfig
 from llmjax.optim.config import OptimizerConfig
 
 
@@ -17,7 +18,11 @@ class Recipe:
 
     Attributes:
         name: what reports call the run.
-        model: the network.
+        model: the network; of rtd the discriminator, from which the generator is made.
+        objective: what is learnt: clm, the next token (GPT-2); mlm, tokens that are hidden (BERT);
+            rtd, which tokens a generator has replaced (ELECTRA).
+        masking: of mlm and rtd, which tokens are hidden.
+        replacement: of rtd, the generator and the joint loss.
         data: the text and its tokens.
         corpus: a text that comes with a Python package, read when `data` has no sources: chitchat,
             12.5 million characters of conversation; python_topics, half a million of the manual of
@@ -30,21 +35,24 @@ class Recipe:
         packing: concat fills rows and cuts documents at their ends; best_fit cuts only those longer
             than a row, and pads; windows draws stretches of all text joined, blind to documents.
         accumulate: parts that a batch is computed in, one after the other, to save memory.
-        label_smoothing: share of each target's probability spread over the vocabulary.
-        z_loss: weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
-        seed: of initial parameters, dropout and the order of the data.
+        label_smoothing: of clm, share of each target's probability spread over the vocabulary.
+        z_loss: of clm, weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
+        seed: of initial parameters, dropout, masks and the order of the data.
         log_every: steps between lines of metrics.
         evaluate_every: steps between evaluations; 0 means only at the end.
         evaluate_batches: validation batches per evaluation; 0 means all.
         checkpoint_every: steps between checkpoints; 0 means only at the end.
         keep_checkpoints: latest checkpoints that are kept, beside the best.
-        sample_every: steps between samples; 0 means only at the end.
+        sample_every: of clm, steps between samples; 0 means only at the end.
         sample_prompt: what samples go on from; empty means the beginning of a document.
         sample_tokens: tokens of a sample.
     """
 
     name: str
     model: ModelConfig
+    objective: Literal["clm", "mlm", "rtd"] = "clm"
+    masking: MaskingConfig = MaskingConfig()
+    replacement: ReplacementConfig = ReplacementConfig()
     data: DataConfig = DataConfig()
     corpus: Literal["none", "chitchat", "python_topics"] = "none"
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -90,6 +98,7 @@ class Recipe:
             0.0 <= self.label_smoothing < 1.0,
             f"label_smoothing={self.label_smoothing}: a share of probability is in [0, 1)",
         )
+        self._require_model_fits()
         self._require_batch_divides()
         self._require_vocabulary_fits()
         _require(
@@ -97,6 +106,27 @@ class Recipe:
             f"sequence_length={self.sequence_length} is longer than "
             f"model.max_length={self.model.max_length}: raise the one or lower the other",
         )
+
+    def _require_model_fits(self) -> None:
+        """A causal model for clm, one that sees both sides for the others; heads by objective."""
+        head, causal = {"clm": ("lm", True), "mlm": ("mlm", False), "rtd": ("rtd", False)}[
+            self.objective
+        ]
+        found = self.model.head.kind, self.model.attention.causal
+        _require(
+            found == (head, causal),
+            f"objective={self.objective} needs a model with head.kind={head} and attention.causal="
+            f"{causal}, but {self.model.family} has {found[0]} and {found[1]}: take a recipe of "
+            "this objective, or set both",
+        )
+        if self.objective == "clm":
+            return
+        for name in ("label_smoothing", "z_loss", "sample_every"):
+            _require(
+                not getattr(self, name),
+                f"{name}={getattr(self, name)} is for objective=clm, not {self.objective}: set it "
+                "to 0",
+            )
 
     def _require_batch_divides(self) -> None:
         """Only the known part: a mesh axis of -1 is known when the devices are."""

@@ -16,13 +16,12 @@ from typing import Any
 
 import jax
 
-from experiments import fields
+from experiments import fields, objective
 from experiments.flags import FlagError
 from experiments.recipe import Recipe, data_config
 from experiments.versions import versions
-from llmjax import data, mesh, models, objectives
+from llmjax import data, mesh
 from llmjax import spec as specs
-from llmjax.evaluation.perplexity import evaluate
 
 # What may differ between a run and its continuation: it changes what is seen, not what is learnt.
 FREE = {
@@ -129,7 +128,11 @@ def make_mesh(recipe: Recipe) -> jax.sharding.Mesh:
             f"batch_size={recipe.batch_size} does not divide over {rows} devices (mesh.data × "
             f"mesh.fsdp) in accumulate={recipe.accumulate} parts"
         )
-    for param in jax.tree.leaves(models.spec(recipe.model), is_leaf=specs.is_param):
+    try:
+        spec = objective.param_spec(recipe)
+    except ValueError as error:
+        raise FlagError(str(error)) from error
+    for param in jax.tree.leaves(spec, is_leaf=specs.is_param):
         _require_divides(param, made)
     return made
 
@@ -152,7 +155,7 @@ class TrainedModel:
     Attributes:
         recipe: what it was trained by.
         tokenizer: its tokenizer.
-        params: its parameters.
+        params: its parameters, as `objective.param_spec` declares them.
         step: how many steps it was trained for.
     """
 
@@ -173,7 +176,7 @@ def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
     recipe = saved_recipe(run_dir)
     if recipe is None:
         raise FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
-    abstract = {"params": specs.abstract(models.spec(recipe.model))}
+    abstract = {"params": specs.abstract(objective.param_spec(recipe))}
     with Checkpointer(run_dir / "checkpoints") as checkpoints:
         read = checkpoints.restore_best if best else checkpoints.restore_latest
         found = read(abstract)
@@ -186,7 +189,7 @@ def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
 def evaluate_model(
     model: TrainedModel, directory: pathlib.Path, batch_size: int
 ) -> dict[str, float]:
-    """Loss, perplexity and bits per byte on the validation split of prepared data.
+    """What `objective.evaluate` says on the validation split of prepared data.
 
     Raises:
         FlagError: the folder is not prepared, or with another tokenizer.
@@ -207,5 +210,6 @@ def evaluate_model(
             f"{directory} was prepared with another tokenizer than the model's: prepare the text "
             "with the run's own settings"
         )
-    loss = objectives.clm(model.recipe.model)
-    return evaluate(loss, model.params, batches, model.tokenizer.token_bytes)
+    recipe, tokenizer = model.recipe, model.tokenizer
+    loss = objective.make_loss(recipe, tokenizer, plain=True)
+    return objective.evaluate(recipe, loss, model.params, batches, tokenizer)

@@ -7,11 +7,10 @@ import pathlib
 
 import jax
 
-from experiments import runs
+from experiments import objective, runs
 from experiments.flags import FlagError
 from experiments.recipe import Recipe
-from llmjax import data, models, objectives, optim, planning, sampling, train
-from llmjax.evaluation.perplexity import evaluate
+from llmjax import data, optim, planning, sampling, train
 from llmjax.train import metrics
 from llmjax.train.checkpoint import Checkpointer
 from llmjax.train.loop import Every, Pause, fit
@@ -55,7 +54,7 @@ def pretrain(
 def _train(run: "_Run", stack: contextlib.ExitStack, hang_seconds: float) -> None:
     """Restores or begins, and trains to the last step; what it opens is closed by the stack."""
     recipe, run_dir = run.recipe, run.run_dir
-    spec = models.spec(recipe.model)
+    spec = objective.param_spec(recipe)
     optimizer = optim.make(recipe.optimizer, spec, recipe.steps)
     begin = functools.partial(train.init_state, jax.random.key(recipe.seed), spec, optimizer)
     batches = iter(run.batches("train"))
@@ -82,11 +81,14 @@ def _train(run: "_Run", stack: contextlib.ExitStack, hang_seconds: float) -> Non
     def every(interval, hook):
         return Every(interval, hook, last=recipe.steps)
 
+    def write(pause: Pause) -> None:
+        run.sample(pause, progress, samples)
+
     hooks = [
         recorder,
         watchdog,
         every(recipe.evaluate_every, lambda pause: run.evaluate(pause, recorder)),
-        every(recipe.sample_every, lambda pause: run.sample(pause, progress, samples)),
+        *([every(recipe.sample_every, write)] if recipe.objective == "clm" else []),
         every(recipe.checkpoint_every, checkpoints),
         preemption,
     ]
@@ -100,10 +102,8 @@ class _Run:
     def __init__(self, recipe: Recipe, run_dir: pathlib.Path, directory: pathlib.Path) -> None:
         self.recipe, self.run_dir, self.directory = recipe, run_dir, directory
         self.tokenizer = data.load_tokenizer(directory)
-        self.loss = objectives.clm(
-            recipe.model, label_smoothing=recipe.label_smoothing, z_loss=recipe.z_loss
-        )
-        self.plain_loss = objectives.clm(recipe.model)
+        self.loss = objective.make_loss(recipe, self.tokenizer)
+        self.plain_loss = objective.make_loss(recipe, self.tokenizer, plain=True)
 
     def batches(self, split: data.SplitName):
         """The loader of a split."""
@@ -127,17 +127,22 @@ class _Run:
         lines = stack.enter_context(metrics.JsonlWriter(self.run_dir / "metrics.jsonl", step=start))
         board = metrics.TensorBoardWriter(self.run_dir / "tensorboard", step=start)
         stack.callback(board.close)
-        throughput = metrics.Throughput(
-            planning.training_flops(self.recipe.model, self.recipe.sequence_length),
-            planning.peak_flops(jax.devices()),
-        )
+        if self.recipe.objective == "clm":
+            throughput = metrics.Throughput(
+                planning.training_flops(self.recipe.model, self.recipe.sequence_length),
+                planning.peak_flops(jax.devices()),
+            )
+        else:  # Few of the tokens that are read are targets.
+            throughput = metrics.Throughput(counted="inputs")
         return metrics.Recorder([lines, board, progress], throughput, self.recipe.log_every)
 
     def evaluate(self, pause: Pause, recorder: metrics.Recorder) -> None:
         """Measures the validation text, without the terms that only regularise."""
         limit = self.recipe.evaluate_batches or None
         batches = itertools.islice(iter(self.batches("validation")), limit)
-        found = evaluate(self.plain_loss, pause.state.params, batches, self.tokenizer.token_bytes)
+        found = objective.evaluate(
+            self.recipe, self.plain_loss, pause.state.params, batches, self.tokenizer
+        )
         pause.metrics.update(found)
         recorder.write({"step": pause.step, **found})
 

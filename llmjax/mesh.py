@@ -203,15 +203,15 @@ def devices() -> int:
 
 
 def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Host arrays [B/processes, S] as device arrays [B, S], split by rows over the mesh.
+    """Host arrays [B/processes, ...] as device arrays [B, ...], split by rows over the mesh.
 
-    Every process gives its own rows. Without a mesh, the arrays go to the default device.
+    Every process gives its own rows: tokens [B, S], or labels [B], say. Without a mesh, the arrays
+    go to the default device.
 
     Raises:
         ValueError: the rows do not divide over the devices.
     """
-    sharding = named_sharding(("batch", "sequence"))
-    if sharding is None:
+    if _current() is None:
         return {name: jax.numpy.asarray(value) for name, value in batch.items()}
     rows = next(iter(batch.values())).shape[0] * jax.process_count()
     if rows % size("batch"):
@@ -220,6 +220,8 @@ def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
             "(mesh data × fsdp); choose a batch_size that does"
         )
     return {
-        name: jax.make_array_from_process_local_data(sharding, value)
+        name: jax.make_array_from_process_local_data(
+            named_sharding(("batch", "sequence")[: value.ndim]), value
+        )
         for name, value in batch.items()
     }

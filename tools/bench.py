@@ -5,11 +5,14 @@
     tools/bench.py --workload=W1 --json                one JSON object a line
     tools/bench.py --workload=W1,W2 --against=torch,torch-compile
     tools/bench.py --workload=W2-decode --against=torch
+    tools/bench.py --workload=MLM,RTD --against=torch    masked and replaced tokens
+    tools/bench.py --workload=G1,G2 --against=torch      on a GPU: GPT-2 small and BERT base
     tools/bench.py --workload=W1,data                  how many W1 steps the loader could feed
 
 Every engine runs in a process of its own; all stay alive and take turns, so that figures beside
 each other are from the same minutes. Nothing is cached between runs. The workloads are those of
 tools/benchmark/workloads.py; the fields of a line those of `Result` in tools/benchmark/session.py.
+All run on the default device of jax, and peers on a GPU that torch finds; there in bfloat16.
 """
 
 import argparse
@@ -75,7 +78,7 @@ def show(results: list[Result], console: rich.console.Console | None = None) -> 
             f"{result.step_s:.3f}",
             f"{result.tokens_per_s:,.0f}",
             f"{result.first_step_s:.1f}",
-            f"{result.peak_memory_mb:,.0f}",
+            f"{result.peak_device_memory_mb or result.peak_memory_mb:,.0f}",
             f"{result.cores:.1f}",
             _optional(result.matmul_share),
             _optional(ours.speedup.get(result.engine)),
@@ -94,7 +97,9 @@ def _notes(results: list[Result]) -> list[str]:
     """What the columns mean, what the figures depend on, and what the loader's rate is worth."""
     rate = max(result.matmul_gflops for result in results)
     notes = ["first: from the start of the process to the end of the first step, nothing cached"]
-    notes.append(f"matmul: share of {rate:.0f} GFLOP/s, the best float32 rate in the run")
+    notes.append(f"matmul: share of {rate:.0f} GFLOP/s, the best rate of a product in the run")
+    if any(result.peak_device_memory_mb for result in results):
+        notes.append("peak MB: of the accelerator's memory")
     if any(result.engine != "llmjax" for result in results):
         notes.append("speed, mem: llmjax over this peer (above 1 is faster, below 1 is smaller)")
     loads = ", ".join(sorted({f"{r.load_average:.1f}" for r in results}))
@@ -118,14 +123,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     known = ", ".join(WORKLOADS)
     parser.add_argument(
         "--workload",
-        type=_names("workload", tuple(WORKLOADS)),
+        type=_names("workload", {name: w.size == "cpu" for name, w in WORKLOADS.items()}),
         default="W1,W2",
         metavar="NAME,...",
-        help=f"{known}, or all of these but W0 (default: W1,W2)",
+        help=f"{known}, or all: those for a processor (default: W1,W2)",
     )
     parser.add_argument(
         "--against",
-        type=_names("peer", ENGINES[1:]),
+        type=_names("peer", dict.fromkeys(ENGINES[1:], True)),
         default=[],
         metavar="PEER,...",
         help="torch (transformers, eager), torch-compile, or both: needs the extra `parity`",
@@ -145,12 +150,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _names(what: str, known: tuple[str, ...]):
-    """An argparse type: comma-separated names out of the known ones, or all."""
+def _names(what: str, known: dict[str, bool]):
+    """An argparse type: comma-separated names out of the known ones, or all that are True there."""
 
     def parse(text: str) -> list[str]:
         if text == "all":
-            return [name for name in known if not name.startswith("W0")]
+            return [name for name, usual in known.items() if usual]
         names = [name.strip() for name in text.split(",")]
         for name in names:
             if name not in known:

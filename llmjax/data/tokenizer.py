@@ -39,10 +39,14 @@ class Tokenizer(abc.ABC):
         pad_id: fills rows, never predicted. Always 0.
         bos_id: opens every document. Always 1.
         eos_id: closes every document. Always 2.
+        mask_id: stands for a token that is hidden from a model. Always 3, which is SentencePiece's
+            unknown token: as every text can be encoded, none has it.
+        special_ids: all four, which no text has.
     """
 
     kind: str
-    pad_id, bos_id, eos_id = PAD_ID, BOS_ID, EOS_ID
+    pad_id, bos_id, eos_id, mask_id = PAD_ID, BOS_ID, EOS_ID, UNK_ID
+    special_ids = (PAD_ID, BOS_ID, EOS_ID, UNK_ID)
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self._pieces = tuple(pieces)
@@ -86,6 +90,11 @@ class Tokenizer(abc.ABC):
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each token adds to the text, int32 [V]; 0 for special tokens."""
         return np.array([len(piece) for piece in self._pieces], np.int32)
+
+    @property
+    def starts_word(self) -> np.ndarray:
+        """Whether a word begins with each token, bool [V]: those that begin with white space."""
+        return np.array([piece[:1].isspace() for piece in self._pieces], bool)
 
     def save(self, directory: str | Path) -> None:
         """Writes the files that `load_tokenizer` reads."""

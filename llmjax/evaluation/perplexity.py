@@ -1,18 +1,15 @@
 """How well a model predicts text that it has not seen, exactly summed."""
 
-import collections
-import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from llmjax import mesh
-from llmjax.objectives import Batch, Loss
+from llmjax.evaluation.sums import sum_up
+from llmjax.objectives import Loss
 
 
 def evaluate(
@@ -39,19 +36,17 @@ def evaluate(
     Raises:
         ValueError: there is no batch, no target, or no byte in the targets.
     """
-    totals = np.zeros(2)  # nats and weight
     count = np.zeros(2, np.int64)  # tokens and bytes of this process
-    running: collections.deque[jax.Array] = collections.deque()
-    for batch in batches:
-        running.append(_sums(loss, params, mesh.shard_batch(batch)))
-        if len(running) > 1:  # read one batch late, so the device need not wait
-            totals += jax.device_get(running.popleft())
-        targets = np.asarray(batch["targets"])
-        targets = targets[targets >= 0]
-        count += targets.size, token_bytes[targets].sum(dtype=np.int64)
-    for last in running:
-        totals += jax.device_get(last)
-    nats, weight = totals.tolist()
+
+    def counted() -> Iterator[Mapping[str, np.ndarray]]:
+        for batch in batches:
+            targets = np.asarray(batch["targets"])
+            targets = targets[targets >= 0]
+            count[:] += targets.size, token_bytes[targets].sum(dtype=np.int64)
+            yield batch
+
+    found = sum_up(loss, params, counted())
+    nats, weight = found["sum"], found["weight"]
     if jax.process_count() > 1:
         count = multihost_utils.process_allgather(count).sum(axis=0)
     if not weight or not count[1]:
@@ -67,9 +62,3 @@ def evaluate(
         "tokens": int(count[0]),
         "bytes": int(count[1]),
     }
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _sums(loss: Loss, params: Any, batch: Batch) -> jax.Array:
-    weighted, _ = loss(params, batch, None)
-    return jnp.stack([weighted.sum, weighted.weight])

@@ -2,7 +2,8 @@
 
 A record is one flat dict with a `step`. Training records have step, loss, tokens_per_s, seconds and
 what else the step measures (learning_rate, grad_norm, …, and mfu where it is known); evaluation
-records have step, validation_loss, perplexity and bits_per_byte. `Recorder` is the hook that makes
+records have step, validation_loss and what else the objective's evaluation says: perplexity and
+bits_per_byte of next tokens. `Recorder` is the hook that makes
 them and hands them to its writers: `JsonlWriter`, `TensorBoardWriter`, `progress.Progress`.
 """
 
@@ -30,21 +31,29 @@ class Writer(Protocol):
 class Throughput:
     """Tokens per second and the share of the hardware's peak (MFU), compile time left out.
 
-    Tokens are the targets that the step counted, so padding earns nothing.
+    Tokens are by default the targets that the step counted; padding earns nothing.
 
     Args:
         flops_per_token: floating-point operations of a training step for one token, or None.
         peak_flops: what all the devices together can do in a second, or None when unknown.
+        counted: the metric of a step that says how many tokens it had: "inputs", those that are
+            read, where only some of them are targets.
     """
 
-    def __init__(self, flops_per_token: float | None = None, peak_flops: float | None = None):
+    def __init__(
+        self,
+        flops_per_token: float | None = None,
+        peak_flops: float | None = None,
+        counted: str = "tokens",
+    ) -> None:
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._counted = counted
         self._first: int | None = None
         self._tokens = self._seconds = 0.0
 
     def measure(self, tick: Tick) -> dict[str, float]:
         """This step's tokens_per_s, and its mfu where that is known."""
-        tokens = tick.metrics.get("tokens", 0.0)
+        tokens = tick.metrics.get(self._counted, 0.0)
         if self._first is None:
             self._first = tick.step  # compiles
         else:

@@ -131,6 +131,13 @@ class Progress:
             parts.append(f"perplexity {record['perplexity']:,.2f}")
         if "bits_per_byte" in record:
             parts.append(f"{record['bits_per_byte']:.3f} bits per byte")
+        if "pseudo_perplexity" in record:
+            parts.append(f"pseudo-perplexity {record['pseudo_perplexity']:,.2f}")
+        if "discriminator_accuracy" in record:
+            parts.append(f"generator {record['generator_loss']:.3f}")
+            parts.append(f"discriminator {record['discriminator_loss']:.4f}")
+            right, originals = record["discriminator_accuracy"], 1 - record["replaced"]
+            parts.append(f"{right:.2%} right ({originals:.2%} are originals)")
         return "  ".join(parts)
 
     def _times(self) -> str:

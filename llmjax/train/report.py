@@ -139,6 +139,12 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
             found.append(("Bits per byte", f"{best['bits_per_byte']:.4f}", "of validation text"))
         if "perplexity" in best:
             found.append(("Perplexity", _number(best["perplexity"]), "per validation token"))
+        if "pseudo_perplexity" in best:
+            figure = _number(best["pseudo_perplexity"])
+            found.append(("Pseudo-perplexity", figure, "per masked token"))
+        if "discriminator_accuracy" in best:
+            note = f"of tokens, {1 - best['replaced']:.2%} being originals"
+            found.append(("Told right", f"{best['discriminator_accuracy']:.2%}", note))
     losses = [r["loss"] for r in run.training if isinstance(r["loss"], int | float)]
     if losses:
         recent = losses[-max(len(losses) // 50, 1) :]
@@ -162,7 +168,7 @@ def _totals(training: Sequence[Record]) -> tuple[int, float, float]:
     previous = training[0]["step"] - 1
     for record in training:
         gap = record["step"] - previous
-        tokens += gap * (record.get("tokens") or 0.0)
+        tokens += gap * (record.get("inputs") or record.get("tokens") or 0.0)
         seconds += gap * (record.get("seconds") or 0.0)
         previous = record["step"]
     return previous, tokens, seconds
@@ -180,6 +186,11 @@ def _evaluations(evaluations: Sequence[Record]) -> str:
         "validation_loss": ("Loss", ".4f"),
         "perplexity": ("Perplexity", ",.2f"),
         "bits_per_byte": ("Bits per byte", ".4f"),
+        "pseudo_perplexity": ("Pseudo-perplexity", ",.2f"),
+        "generator_loss": ("Generator", ".4f"),
+        "discriminator_loss": ("Discriminator", ".4f"),
+        "discriminator_accuracy": ("Told right", ".4f"),
+        "replaced": ("Replaced", ".4f"),
     }
     columns = {name: column for name, column in columns.items() if name in evaluations[0]}
     best = _best(evaluations)

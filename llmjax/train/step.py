@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from llmjax import mesh
-from llmjax.objectives import Batch, Loss, Metrics
+from llmjax.objectives import Batch, Loss, MaskedLoss, Metrics
 from llmjax.train.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -20,7 +20,8 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
 
     The gradient is that of Σ sums / Σ weights over the whole batch, whatever the number of
     micro-batches or devices. A step whose loss or gradient is not finite, or whose batch has no
-    target, leaves parameters and optimizer as they were, and says so.
+    target, leaves parameters and optimizer as they were, and says so. A loss that draws what is
+    random of a row (`objectives.MaskedLoss`) does so before the batch is cut, by the step's key.
 
     Args:
         loss: the objective.
@@ -28,14 +29,18 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
         accumulate: micro-batches that a batch is cut into, one after the other, to save memory.
 
     Returns:
-        The step. Its metrics are scalars: loss (mean), tokens (the weight), grad_norm (before
-        clipping), param_norm (after the update), learning_rate, skipped (1 when the update was),
-        and the objective's own sums divided by the weight.
+        The step. Its metrics are scalars: loss (mean), tokens (the weight), inputs (tokens that
+        the model reads, padding left out), grad_norm (before clipping), param_norm (after the
+        update), learning_rate, skipped (1 when the update was), and the objective's own sums
+        divided by the weight.
     """
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options())
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
+        read = _inputs(batch)
+        if isinstance(loss, MaskedLoss):
+            batch = loss.prepare(batch, key)
         total, extra, grads = _gradient(loss, state.params, batch, key, accumulate)
         weight = jnp.where(total.weight > 0, total.weight, 1.0)
         # A product, unlike a quotient, is computed again by all who need it rather than stored.
@@ -54,6 +59,7 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
         metrics = {name: value / weight for name, value in extra.items()} | {
             "loss": total.sum / weight,
             "tokens": total.weight,
+            "inputs": read,
             "grad_norm": norm,
             "param_norm": param_norm,
             "learning_rate": optax.tree.get(opt_state, "learning_rate"),
@@ -68,6 +74,14 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
         return advanced, metrics
 
     return step
+
+
+def _inputs(batch: Batch) -> jax.Array:
+    """Tokens of a batch that are not padding, float32."""
+    segment_ids = batch.get("segment_ids")
+    if segment_ids is None:
+        return jnp.float32(batch["tokens"].size)
+    return jnp.sum(segment_ids != 0, dtype=jnp.float32)
 
 
 def _compiler_options() -> dict[str, str]:
@@ -105,12 +119,12 @@ def _gradient(loss, params, batch, key, accumulate):
 
 
 def _cut(name: str, rows: jax.Array, parts: int) -> jax.Array:
-    """[B, S] to [parts, B/parts, S], with every part spread over all devices.
+    """[B, ...] to [parts, B/parts, ...], with every part spread over all devices.
 
     Part i takes rows i, i + parts, …: a reshape that keeps the sharding of the rows, so nothing
     moves between devices.
     """
     if rows.shape[0] % parts:
         raise ValueError(f"{name}: {rows.shape[0]} rows do not divide into {parts} micro-batches")
-    split = mesh.sharded(jnp.reshape, ("batch", None, "sequence"))
+    split = mesh.sharded(jnp.reshape, ("batch", None, "sequence")[: rows.ndim + 1])
     return jnp.swapaxes(split(rows, (rows.shape[0] // parts, parts, *rows.shape[1:])), 0, 1)

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from absl import flags as absl_flags
 
-from experiments import fields, flags, versions
+from experiments import fields, flags, objective, versions
 from experiments import recipe as recipe_module
 from experiments.recipe import Recipe
 from experiments.recipes import RECIPES, mixture, small
+from llmjax import spec
 from llmjax.data.config import Source
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -72,6 +73,42 @@ def test_what_does_not_fit_together_is_said(changes: dict[str, Any], message: st
     paths = {tuple(name.split(".")): value for name, value in changes.items()}
     with pytest.raises(ValueError, match=message):
         fields.replace(small.tiny(), paths)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("tiny", {"objective": "mlm"}, "needs a model with head.kind=mlm and attention.causal=Fal"),
+        ("bert_tiny", {"objective": "clm"}, "needs a model with head.kind=lm and attention.causal"),
+        ("bert_tiny", {"model.attention.causal": True}, "but bert has mlm and True"),
+        ("bert_tiny", {"objective": "rtd"}, "head.kind=rtd"),
+        ("electra_tiny", {"objective": "mlm"}, "but electra has rtd and False"),
+        ("bert_tiny", {"sample_every": 5}, "sample_every=5 is for objective=clm"),
+        ("electra_tiny", {"z_loss": 0.1}, "z_loss=0.1 is for objective=clm"),
+        ("bert_tiny", {"masking.rate": 0.0}, "masking.rate=0.0"),
+        ("electra_tiny", {"replacement.width_share": 2.0}, "replacement.width_share=2.0"),
+        ("electra_tiny", {"replacement.weight": 0.0}, "replacement.weight=0.0"),
+    ],
+)
+def test_an_objective_and_its_model_fit_together(
+    name: str, changes: dict[str, Any], message: str
+) -> None:
+    paths = {tuple(path.split(".")): value for path, value in changes.items()}
+    with pytest.raises(ValueError, match=message):
+        fields.replace(RECIPES[name](), paths)
+
+
+def test_published_encoders_have_their_published_sizes() -> None:
+    """Devlin et al. 2019, section 3, and Clark et al. 2020, table 6."""
+    vocab_rows = (30528 - 30522) * 769  # rounded up; a column is the output's bias
+    bert = spec.count(objective.param_spec(RECIPES["bert_base"]()))
+    transform = 768 * 768 + 768 + 2 * 768
+    # 109,482,240 with a pooler (transformers' BertModel) becomes an MLM head's.
+    assert bert == 109_482_240 - (768 * 768 + 768) + transform + 30522 + vocab_rows
+    recipe = RECIPES["electra_base"]()
+    generator = objective.generator(recipe)
+    sizes = (generator.embed_dim, generator.num_heads, generator.hidden_dim, generator.table_dim)
+    assert sizes == (256, 4, 1024, 768)
 
 
 def test_a_mesh_axis_left_open_is_not_judged_early() -> None:

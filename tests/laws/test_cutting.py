@@ -4,6 +4,7 @@ Micro-batches, accumulation and devices give one result, to the rounding of floa
 the rows have between 0 and 13 targets. A mean of means is off by far more.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,16 @@ import optax
 import pytest
 
 from llmjax import mesh, models
-from llmjax.objectives import Weighted, clm
+from llmjax.objectives import (
+    MaskingConfig,
+    Weighted,
+    classification,
+    clm,
+    generator_config,
+    mlm,
+    rtd,
+    rtd_spec,
+)
 from llmjax.train import make_step
 
 TOLERANCE = 2e-6  # relative
@@ -26,6 +36,9 @@ CUTS = {
     "4 micro-batches on 2 devices": (4, (2, 1, 1)),
     "2 micro-batches on 2 x 2 x 2 devices": (2, (2, 2, 2)),
 }
+# Enough for losses that are cut as the others are, once they have drawn their masks.
+FEWER_CUTS = ("8 micro-batches", "4 micro-batches on 2 devices", list(CUTS)[-1])
+HIDDEN = {"mask_id": 3, "special_ids": (0, 1, 2)}
 
 
 class Seen(NamedTuple):
@@ -49,11 +62,11 @@ RECORDER = optax.GradientTransformation(_init, _update)
 @pytest.fixture(scope="module")
 def run(gpt2, draw, on_mesh, start):
     """`run(batch, …)`: loss, number of targets and gradient of one step."""
-    spec = models.spec(gpt2)
-    params = draw(spec)
 
-    def once(batch, accumulate=1, sizes=None, loss=None):
+    def once(batch, accumulate=1, sizes=None, loss=None, spec=None):
+        spec = models.spec(gpt2) if spec is None else spec
         loss = clm(gpt2, label_smoothing=0.1, z_loss=1e-3) if loss is None else loss
+        params = draw(spec)
         step = make_step(loss, RECORDER, accumulate=accumulate)
         with on_mesh(sizes):
             state, metrics = step(start(spec, params, RECORDER), mesh.shard_batch(batch))
@@ -117,3 +130,50 @@ def test_rows_that_do_not_divide_over_devices_are_named(on_mesh, packed):
     six = {name: rows[:6] for name, rows in packed.items()}
     with on_mesh((4, 1, 1)), pytest.raises(ValueError, match="6 rows does not divide over 4"):
         mesh.shard_batch(six)
+
+
+def encoder(head, family=models.electra):
+    sizes = {"vocab_size": 64, "num_layers": 1, "embed_dim": 16, "num_heads": 4, "max_length": 16}
+    config = family(dropout=models.Dropout(), **sizes)
+    return models.with_head(config, head)
+
+
+@pytest.fixture(scope="module")
+def masked(run, packed):
+    """`masked(objective, cut)`: one step of mlm or rtd, whose rows have masks in unequal number."""
+    masking = MaskingConfig(rate=0.4)
+    discriminator = encoder("rtd")
+    generator = generator_config(discriminator, 0.5)
+    settings = {
+        "mlm": (mlm(encoder("mlm"), masking, **HIDDEN), models.spec(encoder("mlm"))),
+        "rtd": (
+            rtd(generator, discriminator, masking, **HIDDEN),
+            rtd_spec(generator, discriminator),
+        ),
+    }
+
+    @functools.cache
+    def once(objective, cut=None):
+        accumulate, sizes = CUTS[cut] if cut else (1, None)
+        loss, spec = settings[objective]
+        return run(packed, accumulate, sizes, loss, spec)
+
+    return once
+
+
+@pytest.mark.parametrize("cut", FEWER_CUTS)
+@pytest.mark.parametrize("objective", ["mlm", "rtd"])
+def test_what_is_drawn_does_not_depend_on_the_cut(objective, cut, masked):
+    """Masks and replacements are the step's, not the micro-batch's: another would be seen."""
+    assert_same(masked(objective, cut), masked(objective))
+
+
+@pytest.mark.parametrize("cut", FEWER_CUTS)
+def test_labels_of_rows_are_cut_with_them(cut, run, packed):
+    """An array [B] beside those [B, S]; a padded row has no label."""
+    config = encoder("classification", models.bert)
+    batch = packed | {"labels": np.array([0, 1, 1, -1, 0, 1, 0, -1], np.int32)}
+    loss, spec = classification(config), models.spec(config)
+    whole = run(batch, loss=loss, spec=spec)
+    assert whole[1] == 6
+    assert_same(run(batch, *CUTS[cut], loss, spec), whole)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from llmjax import mesh, models, optim
-from llmjax.objectives import clm
+from llmjax.objectives import MaskingConfig, clm, generator_config, mlm, rtd, rtd_spec
 from llmjax.train import init_state, make_step
+
+HIDDEN = {"mask_id": 3, "special_ids": (0, 1, 2)}
 
 
 def pack_up(state):
@@ -26,19 +28,34 @@ def unpack(packed, like):
     return jax.device_put(state, where)
 
 
-@pytest.mark.parametrize("sizes", [None, (2, 2, 2)])
-def test_a_run_taken_up_again_is_bitwise_the_same(sizes, gpt2, on_mesh, packed):
-    """With dropout, whose draws hang on the state's key and step alone."""
-    dropout = models.Dropout(embedding=0.1, attention=0.1, hidden=0.1)
-    config = dataclasses.replace(gpt2, dropout=dropout)
-    spec = models.spec(config)
+def settings(objective, gpt2, dropout):
+    """A loss with random draws of its own, and the spec of what it trains."""
+    if objective == "clm":
+        config = dataclasses.replace(gpt2, dropout=dropout)
+        return clm(config), models.spec(config)
+    sizes = {"vocab_size": 64, "num_layers": 1, "embed_dim": 16, "num_heads": 4, "max_length": 16}
+    encoder = models.electra(dropout=dropout, **sizes)
+    if objective == "mlm":
+        encoder = models.with_head(encoder, "mlm")
+        return mlm(encoder, MaskingConfig(), **HIDDEN), models.spec(encoder)
+    generator = generator_config(encoder, 0.5)
+    return rtd(generator, encoder, MaskingConfig(), **HIDDEN), rtd_spec(generator, encoder)
+
+
+@pytest.mark.parametrize(
+    ("objective", "sizes"),
+    [("clm", None), ("clm", (2, 2, 2)), ("mlm", None), ("rtd", (2, 2, 2))],
+)
+def test_a_run_taken_up_again_is_bitwise_the_same(objective, sizes, gpt2, on_mesh, packed):
+    """With dropout, masks and replacements, whose draws hang on the state's key and step alone."""
+    loss, spec = settings(objective, gpt2, models.Dropout(0.1, 0.1, 0.1))
     optimizer = optim.make(optim.OptimizerConfig(warmup_steps=2), spec, 6)
 
     def start():
         return init_state(jax.random.key(0), spec, optimizer)
 
     def go(state, first, last):
-        step = make_step(clm(config), optimizer)  # compiled anew, as in a new process
+        step = make_step(loss, optimizer)  # compiled anew, as in a new process
         losses = []
         for number in range(first, last):
             rows = {name: np.roll(rows, number, axis=0) for name, rows in packed.items()}

@@ -104,8 +104,9 @@ def test_metrics_are_scalars_by_their_standard_names(step, setting, packed):
     for _ in range(3):
         state, metrics = step(state, good)
         rates.append(float(metrics["learning_rate"]))
-    names = {"loss", "tokens", "grad_norm", "param_norm", "learning_rate", "skipped"}
+    names = {"loss", "tokens", "inputs", "grad_norm", "param_norm", "learning_rate", "skipped"}
     assert set(metrics) == names
+    assert metrics["inputs"] == (packed["segment_ids"] != 0).sum()
     assert all(value.shape == () for value in metrics.values())
     np.testing.assert_allclose(rates, [0.0, 0.005, 0.01], rtol=1e-6)
     np.testing.assert_allclose(metrics["loss"], np.log(64), rtol=0.1)

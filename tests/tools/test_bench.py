@@ -1,10 +1,14 @@
-"""The benchmark's arithmetic, its turns, its lines and its answers; none of it needs torch."""
+"""The benchmark's arithmetic, its turns, its lines and its answers; peers only under parity."""
 
 import dataclasses
+import importlib
 import io
 import json
+import math
 import os
 import re
+import subprocess
+import sys
 import types
 
 import pytest
@@ -14,7 +18,15 @@ from tools import bench
 from tools.benchmark import session, worker
 from tools.benchmark.workloads import WORKLOADS
 
-FINAL = {"peak_memory_mb": 100.0, "device": "cpu", "versions": {"python": "3"}}
+FINAL = {
+    "peak_memory_mb": 100.0,
+    "peak_device_memory_mb": None,
+    "device": "cpu",
+    "versions": {"python": "3"},
+}
+
+# What guessing costs: ln V for a masked token, ln 2 for each of the discriminator's verdicts.
+GUESSING = {"MLM0": math.log(512), "RTD0": math.log(512) + 50 * math.log(2)}
 
 
 class FakeWorker:
@@ -22,12 +34,15 @@ class FakeWorker:
 
     log: list[str]
     seconds = types.MappingProxyType({"llmjax": (2.0, 1.0, 3.0), "torch": (4.0, 4.0, 5.0)})
+    losses = types.MappingProxyType({"llmjax": 9.0, "torch": 9.1})
+    device_memory = types.MappingProxyType({"llmjax": None, "torch": None})
     parameters: int | None
 
     def __init__(self, engine, workload, threads, cache) -> None:
         self.engine, self.first, self.first_step_s = engine, 10.0, 12.0
         self.turns: list[dict[str, float]] = []
         self.gflops: list[float] = []
+        self.loss = self.losses[engine]
 
     def __enter__(self):
         return self
@@ -46,7 +61,8 @@ class FakeWorker:
 
     def ask(self, command: str):
         assert command == "finish"
-        return FINAL | {"parameters": self.parameters}
+        memory = self.device_memory[self.engine]
+        return FINAL | {"parameters": self.parameters, "peak_device_memory_mb": memory}
 
 
 @pytest.fixture
@@ -82,6 +98,17 @@ def test_figures_are_medians_and_their_ratios(fake) -> None:
     # 6N + 6·L·S·D with N = 6·12·D² + 8192·D, biases and norms aside.
     flops = 16 * 256 * (6 * (72 * 384**2 + 8192 * 384) + 6 * 6 * 256 * 384)
     assert ours.matmul_share == pytest.approx(flops / 2.0 / 200e9, rel=0.01)
+    assert (ours.loss, peer.loss) == (9.0, 9.1)
+    assert ours.memory_share == {"torch": 1.0}
+
+
+def test_on_an_accelerator_its_memory_counts(fake, monkeypatch) -> None:
+    monkeypatch.setattr(fake, "device_memory", {"llmjax": 30.0, "torch": 40.0})
+    ours, peer = measured()
+    assert ours.memory_share == {"torch": 0.75}
+    console = rich.console.Console(width=80, file=io.StringIO(), force_terminal=False)
+    bench.show([ours, peer], console)
+    assert "peak MB: of the accelerator's memory" in console.file.getvalue()
 
 
 def test_a_peer_of_another_size_is_no_peer(fake, monkeypatch) -> None:
@@ -90,14 +117,42 @@ def test_a_peer_of_another_size_is_no_peer(fake, monkeypatch) -> None:
         measured()
 
 
+def test_a_peer_that_does_other_work_is_no_peer(fake, monkeypatch) -> None:
+    monkeypatch.setattr(fake, "losses", {"llmjax": 9.0, "torch": 8.0})
+    with pytest.raises(RuntimeError, match=r"torch begins with a loss of 8\.000, and not 9\.000"):
+        measured()
+
+
+def test_a_peer_on_another_device_is_no_peer(fake, monkeypatch) -> None:
+    monkeypatch.setattr(fake, "device_memory", {"llmjax": None, "torch": 40.0})
+    with pytest.raises(RuntimeError, match="install both libraries for the same device"):
+        measured()
+
+
 def test_work_in_a_turn() -> None:
     assert WORKLOADS["W2"].tokens == 4 * 512
     assert WORKLOADS["W2-decode"].tokens == 8 * 192
-    assert WORKLOADS["W2"].flops == 3 * WORKLOADS["W2-eval"].flops
+    assert WORKLOADS["W2"].flops == pytest.approx(3 * WORKLOADS["W2-eval"].flops)
     assert WORKLOADS["data"].flops is WORKLOADS["W1-decode"].flops is None
 
 
-@pytest.mark.parametrize("name", ["W0", "W0-eval", "W0-decode"])
+def test_operations_of_masked_and_replaced_tokens() -> None:
+    """From the shapes: the vocabulary only where a token is masked, attention to both sides."""
+    tokens, masked, length, vocab = 16 * 128, 16 * 20, 128, 30522
+
+    def encoder(width: int) -> int:
+        return tokens * 6 * (12 * width**2 + 2 * length * width)
+
+    mlm = encoder(384) + masked * (384**2 + vocab * 384)
+    assert WORKLOADS["MLM"].flops == pytest.approx(6 * mlm, rel=0.01)
+    # The generator projects the tables' 384 to its own 96 and back; the discriminator's head is
+    # a dense layer at every token.
+    generator = encoder(96) + tokens * 384 * 96 + masked * (96 * 384 + vocab * 384)
+    rtd = encoder(384) + tokens * 384**2 + generator
+    assert WORKLOADS["RTD"].flops == pytest.approx(6 * rtd, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["W0", "W0-eval", "W0-decode", "MLM0", "RTD0"])
 def test_a_worker_obeys(name: str) -> None:
     """In this process: builds the program, takes a turn, and says what it was."""
     job = WORKLOADS[name].job() | {"engine": "llmjax", "threads": os.cpu_count()}
@@ -111,6 +166,62 @@ def test_a_worker_obeys(name: str) -> None:
     assert final["parameters"] == WORKLOADS[name].parameters
     assert {"python", "jax"} <= set(final["versions"])
     assert final["peak_memory_mb"] > 50
+    assert final["peak_device_memory_mb"] is None
+    if name in GUESSING:
+        assert turn["loss"] == pytest.approx(GUESSING[name], rel=0.03)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", GUESSING)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_peers_do_the_same_work(name: str, precision: str, monkeypatch) -> None:
+    """bfloat16 is what they compute in on a GPU."""
+    torch = pytest.importorskip("torch")
+    peers = importlib.import_module("tools.benchmark.peers")
+    enabled = precision == "bfloat16"
+    monkeypatch.setattr(
+        peers, "_precision", lambda: torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+    )
+    turn, parameters = peers.build(WORKLOADS[name].job(), compiled=False)
+    assert parameters == WORKLOADS[name].parameters
+    losses = [turn() for _ in range(20)]
+    assert losses[0] == pytest.approx(GUESSING[name], rel=0.03)
+    assert min(losses[10:]) < losses[0]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", GUESSING)
+def test_peers_mask_at_the_stated_rates(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    peers = importlib.import_module("tools.benchmark.peers")
+    settings = WORKLOADS[name].settings
+    tokens = torch.randint(200, 512, (1000, 1000))
+    shown, labels = peers.mask(tokens, 512, **WORKLOADS[name].job()["masking"])
+    chosen = labels != peers.IGNORE
+    masked, kept = chosen & (shown == 103), chosen & (shown == tokens)
+    assert torch.equal(labels[chosen], tokens[chosen])
+    assert torch.equal(shown[~chosen], tokens[~chosen])
+    rates = settings.masking
+    for share, expected in (
+        (chosen.float().mean(), rates.rate),
+        (masked.sum() / chosen.sum(), rates.mask_share),
+        (kept.sum() / chosen.sum(), 1 - rates.mask_share - rates.random_share),
+    ):
+        assert float(share) == pytest.approx(expected, abs=0.005)
+
+
+def test_training_is_timed_without_what_reads_data() -> None:
+    """On a lent GPU grain and array_record may be missing."""
+    program = """
+import sys
+for name in ("array_record", "grain", "orbax", "sentencepiece", "zstandard", "torch"):
+    sys.modules[name] = None
+import tools.bench, tools.benchmark.ours, tools.benchmark.settings, tools.benchmark.worker
+for workload in tools.bench.WORKLOADS.values():
+    if workload.shapes in tools.benchmark.settings.SETTINGS:
+        workload.job()
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=session.ROOT, check=True)
 
 
 def test_json_lines(capsys) -> None:
@@ -162,6 +273,7 @@ def test_bad_options_are_answered(arguments, message, capsys, monkeypatch) -> No
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_all_leaves_out_the_toy() -> None:
+def test_all_leaves_out_toys_and_what_needs_a_gpu() -> None:
     options = bench._options(["--workload=all"])
-    assert set(options.workload) == {name for name in WORKLOADS if not name.startswith("W0")}
+    left_out = {"W0", "W0-eval", "W0-decode", "MLM0", "RTD0", "G1", "G2"}
+    assert set(options.workload) == set(WORKLOADS) - left_out

@@ -11,25 +11,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.recipe import Recipe
-from llmjax import data, models, objectives, optim, sampling, train
+from llmjax import models, optim, train
 from llmjax import spec as specs
+from tools.benchmark.settings import Settings
 from tools.benchmark.workloads import Workload
+
+# Does one unit of work to its end; the loss, where there is one.
+Turn = Callable[[], float | None]
 
 CORPUS_BYTES = 16 << 20
 
 
-def build(workload: Workload) -> Callable[[], None]:
+def build(workload: Workload) -> Turn:
     """The turn of a workload: compiled by its first call, finished when it returns."""
     programs = {"train": _train, "eval": _eval, "decode": _decode, "data": _data}
     return programs[workload.kind](workload)
 
 
 def matmul(size: int) -> Callable[[], None]:
-    """One float32 product of two square matrices."""
+    """One product of two square matrices: float32, or bfloat16 on an accelerator."""
     product = jax.jit(jnp.matmul)
-    left, right = jnp.ones((size, size)), jnp.ones((size, size))
-    return lambda: jax.block_until_ready(product(left, right))
+    dtype = jnp.bfloat16 if accelerated() else jnp.float32
+    left, right = jnp.ones((size, size), dtype), jnp.ones((size, size), dtype)
+
+    def turn() -> None:
+        jax.block_until_ready(product(left, right))
+
+    return turn
 
 
 def versions() -> dict[str, str]:
@@ -37,49 +45,69 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
 
 
+def accelerated() -> bool:
+    """Whether jax computes on something other than the processor."""
+    return jax.default_backend() != "cpu"
+
+
 def device() -> str:
     """What jax computes on."""
     return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
 
 
-def _train(workload: Workload) -> Callable[[], None]:
-    recipe = workload.settings
-    spec = models.spec(recipe.model)
-    optimizer = optim.make(recipe.optimizer, spec, recipe.steps)
-    state = train.init_state(jax.random.key(recipe.seed), spec, optimizer)
-    step = train.make_step(objectives.clm(recipe.model), optimizer)
-    batch = _random_batch(recipe)
+def peak_device_memory_mb() -> float | None:
+    """The most memory that arrays and programs held on the first device; None on a processor."""
+    statistics = jax.devices()[0].memory_stats() if accelerated() else None
+    return statistics["peak_bytes_in_use"] / (1 << 20) if statistics else None
 
-    def turn() -> None:
+
+def _train(workload: Workload) -> Turn:
+    settings = workload.settings
+    spec = settings.spec
+    optimizer = optim.make(settings.optimizer, spec, settings.steps)
+    state = train.init_state(jax.random.key(settings.seed), spec, optimizer)
+    step = train.make_step(settings.loss, optimizer)
+    batch = _random_batch(settings)
+
+    def turn() -> float:
         nonlocal state
         state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
 
     return turn
 
 
-def _eval(workload: Workload) -> Callable[[], None]:
-    recipe = workload.settings
-    params = specs.init(jax.random.key(recipe.seed), models.spec(recipe.model))
-    loss = objectives.clm(recipe.model)
-    score = jax.jit(lambda params, batch: loss(params, batch, None))
-    batch = _random_batch(recipe)
-    return lambda: jax.block_until_ready(score(params, batch))
+def _eval(workload: Workload) -> Turn:
+    settings = workload.settings
+    params = specs.init(jax.random.key(settings.seed), settings.spec)
+    loss = settings.loss
+    score = jax.jit(lambda params, batch: loss(params, batch, None)[0])
+    batch = _random_batch(settings)
+
+    def turn() -> float:
+        total = score(params, batch)
+        return float(total.sum / total.weight)
+
+    return turn
 
 
-def _decode(workload: Workload) -> Callable[[], None]:
-    recipe = workload.settings
-    key = jax.random.key(recipe.seed)
-    params = models.for_decoding(specs.init(key, models.spec(recipe.model)), recipe.model)
+def _decode(workload: Workload) -> Turn:
+    # As in `_data`: streaming of text imports the tokenizers.
+    from llmjax import sampling
+
+    settings = workload.settings
+    key = jax.random.key(settings.seed)
+    params = models.for_decoding(specs.init(key, settings.spec), settings.model)
     shape = (workload.decode_rows, workload.prompt_tokens)
-    prompts = np.random.default_rng(0).integers(0, recipe.model.vocab_size, shape)
+    prompts = np.random.default_rng(0).integers(0, settings.model.vocab_size, shape)
     greedy = sampling.SamplerConfig(temperature=0.0)
 
     def turn() -> None:
         written = sampling.generate(
             params,
             prompts,
-            recipe.model,
+            settings.model,
             key,
             max_new_tokens=workload.new_tokens,
             sampler=greedy,
@@ -89,8 +117,11 @@ def _decode(workload: Workload) -> Callable[[], None]:
     return turn
 
 
-def _data(workload: Workload) -> Callable[[], None]:
-    recipe = workload.settings
+def _data(workload: Workload) -> Turn:
+    # A machine that only times training may lack what reads the data.
+    from llmjax import data
+
+    settings = workload.settings
     folder = tempfile.TemporaryDirectory()
     corpus = pathlib.Path(folder.name, "corpus.jsonl")
     _write_corpus(corpus)
@@ -100,8 +131,8 @@ def _data(workload: Workload) -> Callable[[], None]:
         data.batches(
             folder.name,
             split="train",
-            batch_size=recipe.batch_size,
-            sequence_length=recipe.sequence_length,
+            batch_size=settings.batch_size,
+            sequence_length=settings.sequence_length,
         )
     )
 
@@ -123,8 +154,10 @@ def _write_corpus(path: pathlib.Path) -> None:
             stream.write(json.dumps({"text": text}) + "\n")
 
 
-def _random_batch(recipe: Recipe) -> dict[str, jax.Array]:
-    rows, length = recipe.batch_size, recipe.sequence_length
-    drawn = np.random.default_rng(0).integers(0, recipe.model.vocab_size, (rows, length + 1))
+def _random_batch(settings: Settings) -> dict[str, jax.Array]:
+    rows, length = settings.batch_size, settings.sequence_length
+    drawn = np.random.default_rng(0).integers(0, settings.model.vocab_size, (rows, length + 1))
     tokens = jnp.asarray(drawn, jnp.int32)
-    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+    if settings.objective == "clm":
+        return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+    return {"tokens": tokens[:, :-1]}

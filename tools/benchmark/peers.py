@@ -13,8 +13,13 @@ import transformers
 
 Job = dict[str, Any]
 
+# Does one unit of work to its end; the loss, where there is one.
+Turn = Callable[[], float | None]
 
-def build(job: Job, *, compiled: bool) -> tuple[Callable[[], None], int]:
+IGNORE = -100  # labels of positions that predict nothing
+
+
+def build(job: Job, *, compiled: bool) -> tuple[Turn, int]:
     """The turn of a job, and the model's number of parameters.
 
     Args:
@@ -23,18 +28,22 @@ def build(job: Job, *, compiled: bool) -> tuple[Callable[[], None], int]:
     """
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
-    model = _model(job["model"])
+    # A parameter that two modules share is counted, and updated, once.
+    model = (_electra(job) if job["generator"] else _model(job["model"])).to(_device())
     programs = {"train": _train, "eval": _eval, "decode": _decode}
     turn = programs[job["kind"]](job, model, compiled)
     return turn, sum(parameter.numel() for parameter in model.parameters())
 
 
 def matmul(size: int) -> Callable[[], None]:
-    """One float32 product of two square matrices."""
-    left, right = torch.ones(size, size), torch.ones(size, size)
+    """One product of two square matrices: float32, or bfloat16 on an accelerator."""
+    dtype = torch.bfloat16 if accelerated() else torch.float32
+    left = torch.ones(size, size, dtype=dtype, device=_device())
+    right = torch.ones_like(left)
 
     def turn() -> None:
         torch.mm(left, right)
+        _finish()
 
     return turn
 
@@ -44,8 +53,42 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
 
 
+def accelerated() -> bool:
+    """Whether torch computes on a GPU."""
+    return torch.cuda.is_available()
+
+
+def device() -> str:
+    """What torch computes on."""
+    return f"1 × {torch.cuda.get_device_name()}" if accelerated() else "cpu"
+
+
+def peak_device_memory_mb() -> float | None:
+    """The most memory that tensors held on the GPU; None on a processor."""
+    return torch.cuda.max_memory_allocated() / (1 << 20) if accelerated() else None
+
+
+def _device() -> str:
+    return "cuda" if accelerated() else "cpu"
+
+
+def _finish() -> None:
+    """Waits for the GPU."""
+    if accelerated():
+        torch.cuda.synchronize()
+
+
+def _precision() -> Any:
+    """As ours: parameters in float32, and on a GPU products in bfloat16."""
+    return torch.autocast(_device(), torch.bfloat16, enabled=accelerated())
+
+
 def _model(config: dict[str, Any]) -> Any:
-    shared = {"vocab_size": config["vocab_size"], "tie_word_embeddings": config["tied"]}
+    shared = {
+        "vocab_size": config["vocab_size"],
+        "tie_word_embeddings": config["tied"],
+        "attn_implementation": "sdpa",
+    }
     if config["family"] == "gpt2":
         gpt2 = transformers.GPT2Config(
             **shared,
@@ -59,19 +102,34 @@ def _model(config: dict[str, Any]) -> Any:
             attn_pdrop=0.0,
         )
         return transformers.GPT2LMHeadModel(gpt2)
-    llama = transformers.LlamaConfig(
-        **shared,
-        num_hidden_layers=config["num_layers"],
-        hidden_size=config["embed_dim"],
-        num_attention_heads=config["num_heads"],
-        num_key_value_heads=config["num_kv_heads"],
-        intermediate_size=config["mlp_dim"],
-        max_position_embeddings=config["max_length"],
-    )
-    return transformers.LlamaForCausalLM(llama)
+    shared |= {
+        "num_hidden_layers": config["num_layers"],
+        "hidden_size": config["embed_dim"],
+        "num_attention_heads": config["num_heads"],
+        "intermediate_size": config["mlp_dim"],
+        "max_position_embeddings": config["max_length"],
+    }
+    if config["family"] == "llama":
+        llama = transformers.LlamaConfig(**shared, num_key_value_heads=config["num_kv_heads"])
+        return transformers.LlamaForCausalLM(llama)
+    shared |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    if config["family"] == "bert":
+        return transformers.BertForMaskedLM(transformers.BertConfig(**shared))
+    electra = transformers.ElectraConfig(**shared, embedding_size=config["table_dim"])
+    if config["head"]["kind"] == "mlm":
+        return transformers.ElectraForMaskedLM(electra)
+    return transformers.ElectraForPreTraining(electra)
 
 
-def _train(job: Job, model: Any, compiled: bool) -> Callable[[], None]:
+def _electra(job: Job) -> Any:
+    """A discriminator, and a generator whose embeddings are the discriminator's."""
+    generator, discriminator = _model(job["generator"]), _model(job["model"])
+    generator.electra.embeddings = discriminator.electra.embeddings
+    generator.generator_lm_head.weight = discriminator.electra.embeddings.word_embeddings.weight
+    return torch.nn.ModuleDict({"generator": generator, "discriminator": discriminator})
+
+
+def _train(job: Job, model: Any, compiled: bool) -> Turn:
     settings = job["optimizer"]
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -80,30 +138,95 @@ def _train(job: Job, model: Any, compiled: bool) -> Callable[[], None]:
         weight_decay=settings["weight_decay"],
         fused=True,
     )
-    forward = torch.compile(model) if compiled else model
-    tokens = _random_tokens(job, job["batch_size"], job["sequence_length"])
+    objective = {"clm": _clm, "mlm": _mlm, "rtd": _rtd}[job["objective"]](job, model, compiled)
 
-    def turn() -> None:
-        forward(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+    def turn() -> float:
+        with _precision():
+            loss = objective()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"])
         optimizer.step()
         optimizer.zero_grad()
+        _finish()
+        return loss.item()
 
     return turn
 
 
-def _eval(job: Job, model: Any, compiled: bool) -> Callable[[], None]:
+def _clm(job: Job, model: Any, compiled: bool) -> Callable[[], Any]:
+    forward = torch.compile(model) if compiled else model
+    tokens = _random_tokens(job, job["batch_size"], job["sequence_length"])
+    return lambda: forward(input_ids=tokens, labels=tokens, use_cache=False).loss
+
+
+def _mlm(job: Job, model: Any, compiled: bool) -> Callable[[], Any]:
+    forward = torch.compile(model) if compiled else model
+    tokens = _random_tokens(job, job["batch_size"], job["sequence_length"])
+
+    def loss() -> Any:
+        masked, labels = mask(tokens, job["model"]["vocab_size"], **job["masking"])
+        return forward(input_ids=masked, labels=labels).loss
+
+    return loss
+
+
+def _rtd(job: Job, model: Any, compiled: bool) -> Callable[[], Any]:
+    """L_MLM + 50 · L_Disc (Clark et al. 2020, section 2)."""
+    generator, discriminator = (
+        torch.compile(model[name]) if compiled else model[name]
+        for name in ("generator", "discriminator")
+    )
+    tokens = _random_tokens(job, job["batch_size"], job["sequence_length"])
+
+    def loss() -> Any:
+        masked, labels = mask(tokens, job["model"]["vocab_size"], **job["masking"])
+        proposed = generator(input_ids=masked, labels=labels)
+        with torch.no_grad():
+            chosen = labels != IGNORE
+            logits = proposed.logits[chosen].float()
+            # Gumbel noise: the largest sum follows the softmax.
+            draws = (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
+            corrupted = tokens.masked_scatter(chosen, draws)
+        replaced = (corrupted != tokens).long()
+        return proposed.loss + 50.0 * discriminator(input_ids=corrupted, labels=replaced).loss
+
+    return loss
+
+
+def mask(
+    tokens: Any,
+    vocab_size: int,
+    *,
+    mask_id: int,
+    rate: float,
+    mask_share: float,
+    random_share: float,
+    **_: Any,
+) -> tuple[Any, Any]:
+    """Masked tokens and labels, drawn as `transformers.DataCollatorForLanguageModeling` does."""
+    chosen = torch.rand(tokens.shape, device=tokens.device) < rate
+    share = torch.rand(tokens.shape, device=tokens.device)
+    shown = torch.where(share < mask_share, mask_id, tokens)
+    if random_share:
+        drawn = torch.randint_like(tokens, vocab_size)
+        random = (share >= mask_share) & (share < mask_share + random_share)
+        shown = torch.where(random, drawn, shown)
+    return torch.where(chosen, shown, tokens), torch.where(chosen, tokens, IGNORE)
+
+
+def _eval(job: Job, model: Any, compiled: bool) -> Turn:
     forward = torch.compile(model) if compiled else model
     tokens = _random_tokens(job, job["batch_size"], job["sequence_length"])
 
     @torch.inference_mode()
-    def turn() -> None:
-        forward(input_ids=tokens, labels=tokens, use_cache=False).loss.item()
+    def turn() -> float:
+        with _precision():
+            return forward(input_ids=tokens, labels=tokens, use_cache=False).loss.item()
 
     return turn
 
 
-def _decode(job: Job, model: Any, compiled: bool) -> Callable[[], None]:
+def _decode(job: Job, model: Any, compiled: bool) -> Turn:
     model.eval()
     settings = transformers.GenerationConfig(
         do_sample=False,
@@ -118,15 +241,17 @@ def _decode(job: Job, model: Any, compiled: bool) -> Callable[[], None]:
         # Otherwise generate() compiles on GPUs alone.
         settings.compile_config._compile_all_devices = True
     prompts = _random_tokens(job, job["decode_rows"], job["prompt_tokens"])
-    mask = torch.ones_like(prompts)
+    there = torch.ones_like(prompts)
 
     @torch.inference_mode()
     def turn() -> None:
-        rows = model.generate(prompts, attention_mask=mask, generation_config=settings)
+        with _precision():
+            rows = model.generate(prompts, attention_mask=there, generation_config=settings)
+        _finish()
         assert rows.shape[1] == job["prompt_tokens"] + job["new_tokens"]
 
     return turn
 
 
 def _random_tokens(job: Job, rows: int, length: int) -> Any:
-    return torch.randint(0, job["model"]["vocab_size"], (rows, length))
+    return torch.randint(0, job["model"]["vocab_size"], (rows, length), device=_device())

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tools.benchmark.workloads import Workload
 
 ROOT = pathlib.Path(__file__).parents[2]
 MATMUL_SIZE = 2048
+LOSS_TOLERANCE = 0.05  # relative
 PAUSE_S = 0.05  # lets the threads of the engine before stop spinning
 
 
@@ -32,12 +34,15 @@ class Result:
         turns_s: all of these.
         first_step_s: from starting the process to the end of the first turn, nothing cached.
         compile_s: what the first turn took longer than the median.
+        loss: of the first turn, before any update; None where there is none.
         peak_memory_mb: of the engine's process.
+        peak_device_memory_mb: of what it held on an accelerator; None on a processor.
         cores: median processor time over wall time: how many cores it was given.
-        matmul_gflops: best float32 rate that any engine reached in this run.
+        matmul_gflops: best rate of a product that any engine reached in this run: of float32, on
+            an accelerator of bfloat16.
         matmul_share: the workload's operations over step_s, as a share of that rate.
         speedup: each peer's step_s over this one's.
-        memory_share: this peak memory over each peer's.
+        memory_share: this peak memory over each peer's, on an accelerator of that.
         parameters: of the model.
         threads: cores that the process may use.
         load_average: of the machine, over the minute before.
@@ -52,7 +57,9 @@ class Result:
     turns_s: tuple[float, ...]
     first_step_s: float
     compile_s: float
+    loss: float | None
     peak_memory_mb: float
+    peak_device_memory_mb: float | None
     cores: float
     matmul_gflops: float
     matmul_share: float | None
@@ -71,6 +78,7 @@ class Worker:
     Attributes:
         engine: its name.
         first: seconds of the first turn.
+        loss: of the first turn, or None.
         first_step_s: from starting the process to the end of that turn.
         turns: the replies to the timed turns.
         gflops: rates of the products of matrices beside them.
@@ -79,17 +87,24 @@ class Worker:
     def __init__(self, engine: str, workload: Workload, threads: int, cache: str) -> None:
         self.engine, self._start = engine, time.perf_counter()
         inherited = {n: v for n, v in os.environ.items() if n != "JAX_COMPILATION_CACHE_DIR"}
+        own = {
+            "OMP_NUM_THREADS": str(threads),
+            "TORCHINDUCTOR_CACHE_DIR": cache,
+            # jax would take most of a GPU at its start, and leave peers too little.
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tools.benchmark.worker"],
             cwd=ROOT,
-            env=inherited | {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": cache},
+            env=inherited | own,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         self._write(json.dumps(workload.job() | {"engine": engine, "threads": threads}))
         self.first = self.first_step_s = 0.0
-        self.turns: list[dict[str, float]] = []
+        self.loss: float | None = None
+        self.turns: list[dict[str, Any]] = []
         self.gflops: list[float] = []
 
     def __enter__(self) -> "Worker":
@@ -120,7 +135,8 @@ class Worker:
 
     def start(self) -> None:
         """Waits for the first turn, which compiles."""
-        self.first = self.ask("turn")["seconds"]
+        reply = self.ask("turn")
+        self.first, self.loss = reply["seconds"], reply["loss"]
         self.first_step_s = time.perf_counter() - self._start
 
     def round(self) -> float:
@@ -155,7 +171,8 @@ def measure(
         say: is told what happens.
 
     Raises:
-        RuntimeError: a process failed, or a peer's model has another size.
+        RuntimeError: a process failed, or a peer does other work: its model has another size, its
+            first loss is another, or it is on another kind of device.
     """
     load = os.getloadavg()[0]
     with contextlib.ExitStack() as stack:
@@ -183,16 +200,15 @@ def _results(
         worker.engine: statistics.median(turn["seconds"] for turn in worker.turns)
         for worker in workers
     }
-    memory = {engine: final["peak_memory_mb"] for engine, final in finals.items()}
+    _check_same_work(workload, workers, finals)
+    memory = {
+        engine: final["peak_device_memory_mb"] or final["peak_memory_mb"]
+        for engine, final in finals.items()
+    }
     gflops = max(rate for worker in workers for rate in worker.gflops)
     results = []
     for worker in workers:
         engine, final = worker.engine, finals[worker.engine]
-        if final["parameters"] != workload.parameters:
-            raise RuntimeError(
-                f"{workload.name}: the model of {engine} has {final['parameters']} parameters, "
-                f"and not {workload.parameters}"
-            )
         step = steps[engine]
         others = [name for name in steps if name != engine]
         share = workload.flops / step / gflops / 1e9 if workload.flops else None
@@ -205,6 +221,7 @@ def _results(
                 turns_s=tuple(turn["seconds"] for turn in worker.turns),
                 first_step_s=worker.first_step_s,
                 compile_s=max(0.0, worker.first - step),
+                loss=worker.loss,
                 cores=statistics.median(turn["cores"] for turn in worker.turns),
                 matmul_gflops=gflops,
                 matmul_share=share,
@@ -216,3 +233,31 @@ def _results(
             )
         )
     return results
+
+
+def _check_same_work(
+    workload: Workload, workers: Sequence[Worker], finals: Mapping[str, dict[str, Any]]
+) -> None:
+    """Whoever has another model, another loss or another device is no peer."""
+    first = workers[0]
+    on = finals[first.engine]
+    for worker in workers:
+        final, name = finals[worker.engine], f"{workload.name}: the model of {worker.engine}"
+        if final["parameters"] != workload.parameters:
+            raise RuntimeError(
+                f"{name} has {final['parameters']} parameters, and not {workload.parameters}"
+            )
+        # Untrained models guess about evenly, so their losses hardly depend on what was drawn.
+        if (
+            worker.loss is not None
+            and first.loss is not None
+            and not math.isclose(worker.loss, first.loss, rel_tol=LOSS_TOLERANCE)
+        ):
+            raise RuntimeError(
+                f"{name} begins with a loss of {worker.loss:.3f}, and not {first.loss:.3f}"
+            )
+        if (final["peak_device_memory_mb"] is None) != (on["peak_device_memory_mb"] is None):
+            raise RuntimeError(
+                f"{name} is on {final['device']}, and not on {on['device']}: install both "
+                "libraries for the same device"
+            )

@@ -2,9 +2,10 @@
 
 The parent writes a JSON line with the job, then commands; each is answered with a JSON line:
 
-    turn            {"seconds": wall time, "cores": processor time over wall time}
-    matmul SIZE     {"gflops": float32 rate of one product}
-    finish          {"peak_memory_mb": ..., "device": ..., "versions": {...}, "parameters": ...}
+    turn            {"seconds": wall time, "cores": processor time over wall time, "loss": ...}
+    matmul SIZE     {"gflops": rate of one product; on an accelerator of a larger one, in bfloat16}
+    finish          {"peak_memory_mb": ..., "peak_device_memory_mb": ..., "device": ...,
+                     "versions": {...}, "parameters": ...}
 """
 
 import importlib
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 ENGINES = ("llmjax", "torch", "torch-compile")
+ACCELERATED_SCALE = 4  # a product that a processor needs a second for is nothing to a GPU
 
 
 class Engine:
@@ -30,12 +32,12 @@ class Engine:
     """
 
     def __init__(self, name: str, job: dict[str, Any]) -> None:
-        self._ours = name == "llmjax"
-        if self._ours:
+        ours = name == "llmjax"
+        if ours:
             workloads = importlib.import_module("tools.benchmark.workloads")
             self._module = importlib.import_module("tools.benchmark.ours")
             workload = workloads.WORKLOADS[job["name"]]
-            self.turn: Callable[[], None] = self._module.build(workload)
+            self.turn: Callable[[], float | None] = self._module.build(workload)
             self.parameters: int | None = workload.parameters
         else:
             self._module = importlib.import_module("tools.benchmark.peers")
@@ -46,20 +48,23 @@ class Engine:
         """Obeys one command of the module's docstring."""
         if command == "turn":
             wall, processor = time.perf_counter(), time.process_time()
-            self.turn()
+            loss = self.turn()
             seconds = time.perf_counter() - wall
-            return {"seconds": seconds, "cores": (time.process_time() - processor) / seconds}
+            cores = (time.process_time() - processor) / seconds
+            return {"seconds": seconds, "cores": cores, "loss": loss}
         if command.startswith("matmul "):
             return {"gflops": self._gflops(int(command.removeprefix("matmul ")))}
         return {
             "peak_memory_mb": peak_memory_mb(),
-            "device": self._module.device() if self._ours else "cpu",
+            "peak_device_memory_mb": self._module.peak_device_memory_mb(),
+            "device": self._module.device(),
             "versions": {"python": platform.python_version()} | self._module.versions(),
             "parameters": self.parameters,
         }
 
     def _gflops(self, size: int) -> float:
         """The rate of the second product: the first may compile."""
+        size *= ACCELERATED_SCALE if self._module.accelerated() else 1
         product = self._module.matmul(size)
         product()
         start = time.perf_counter()

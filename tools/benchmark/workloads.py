@@ -1,15 +1,12 @@
-"""What is timed: a recipe's shapes, and the kind of work that is done with them."""
+"""What is timed: the shapes, and the kind of work that is done with them."""
 
 import dataclasses
 import types
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from experiments.recipe import Recipe
-from experiments.recipes import RECIPES
-from llmjax import planning
 from llmjax import spec as specs
-from llmjax.models import spec as model_spec
+from tools.benchmark.settings import MASK_ID, Settings, named
 
 Kind = Literal["train", "eval", "decode", "data"]
 
@@ -20,9 +17,10 @@ class Workload:
 
     Attributes:
         name: as on the command line.
-        recipe: whose shapes it has.
+        shapes: name of the settings.
         kind: of a turn: train, an optimizer step; eval, the loss of a batch; decode, greedy
             generation behind random prompts; data, `data_batches` batches from the loader.
+        size: toy only shows that the benchmark works; gpu is too large for a processor.
         decode_rows: prompts that are continued together.
         prompt_tokens: length of each.
         new_tokens: what is generated behind each.
@@ -30,71 +28,88 @@ class Workload:
     """
 
     name: str
-    recipe: str
+    shapes: str
     kind: Kind
+    size: Literal["toy", "cpu", "gpu"] = "cpu"
     decode_rows: int = 8
     prompt_tokens: int = 64
     new_tokens: int = 192
     data_batches: int = 400
 
     @property
-    def settings(self) -> Recipe:
-        """The recipe itself."""
-        return RECIPES[self.recipe]()
+    def settings(self) -> Settings:
+        """What is trained."""
+        return named(self.shapes)
 
     @property
     def tokens(self) -> int:
         """Tokens that a turn trains on, scores, generates or loads."""
-        recipe = self.settings
-        batch = recipe.batch_size * recipe.sequence_length
+        settings = self.settings
+        batch = settings.batch_size * settings.sequence_length
         per_turn = {"decode": self.decode_rows * self.new_tokens, "data": self.data_batches * batch}
         return per_turn.get(self.kind, batch)
 
     @property
-    def flops(self) -> int | None:
-        """Operations of a turn, as `llmjax.planning` counts them; None where matmuls do not rule.
+    def flops(self) -> float | None:
+        """Operations that a turn needs; None where matmuls do not rule.
 
         Decoding waits for memory, and the loader multiplies nothing.
         """
-        recipe = self.settings
-        if self.kind == "train":
-            return self.tokens * planning.training_flops(recipe.model, recipe.sequence_length)
-        if self.kind == "eval":
-            return self.tokens * planning.forward_flops(recipe.model, recipe.sequence_length)
-        return None
+        # The backward pass costs twice the forward one.
+        share = {"train": 1, "eval": 1 / 3}.get(self.kind)
+        return share and share * self.settings.training_flops
 
     @property
     def parameters(self) -> int | None:
         """The model's, so that a peer can be checked to have the same; None without a model."""
-        return None if self.kind == "data" else specs.count(model_spec(self.settings.model))
+        return None if self.kind == "data" else specs.count(self.settings.spec)
 
     def job(self) -> dict[str, Any]:
         """All that a worker needs, as plain values: a peer's process does not import jax."""
-        recipe = self.settings
-        model = dataclasses.asdict(recipe.model) | {
-            "num_kv_heads": recipe.model.kv_heads,
-            "mlp_dim": recipe.model.hidden_dim,
-        }
+        settings = self.settings
+        generator = settings.generator
         return dataclasses.asdict(self) | {
-            "model": model,
-            "batch_size": recipe.batch_size,
-            "sequence_length": recipe.sequence_length,
-            "optimizer": dataclasses.asdict(recipe.optimizer),
+            "objective": settings.objective,
+            "model": _plain(settings.model),
+            "generator": None if generator is None else _plain(generator),
+            "masking": dataclasses.asdict(settings.masking) | {"mask_id": MASK_ID},
+            "batch_size": settings.batch_size,
+            "sequence_length": settings.sequence_length,
+            "optimizer": dataclasses.asdict(settings.optimizer),
         }
 
 
-# W0 only shows that the benchmark works.
-_RECIPES = {"W0": "tiny", "W1": "w1", "W2": "w2"}
+def _plain(config: Any) -> dict[str, Any]:
+    """The model's configuration with what follows from it."""
+    return dataclasses.asdict(config) | {
+        "num_kv_heads": config.kv_heads,
+        "mlp_dim": config.hidden_dim,
+        "table_dim": config.table_dim,
+    }
+
+
+def _decoder(name: str, shapes: str, size: Literal["toy", "cpu"] = "cpu") -> tuple[Workload, ...]:
+    return (
+        Workload(name, shapes, "train", size),
+        Workload(f"{name}-eval", shapes, "eval", size),
+        Workload(f"{name}-decode", shapes, "decode", size),
+    )
+
 
 WORKLOADS: Mapping[str, Workload] = types.MappingProxyType(
     {
         workload.name: workload
-        for short, recipe in _RECIPES.items()
         for workload in (
-            Workload(short, recipe, "train"),
-            Workload(f"{short}-eval", recipe, "eval"),
-            Workload(f"{short}-decode", recipe, "decode"),
+            *_decoder("W0", "tiny", "toy"),
+            *_decoder("W1", "w1"),
+            *_decoder("W2", "w2"),
+            Workload("MLM0", "tiny_mlm", "train", "toy"),
+            Workload("RTD0", "tiny_rtd", "train", "toy"),
+            Workload("MLM", "mlm", "train"),
+            Workload("RTD", "rtd", "train"),
+            Workload("G1", "gpt2_small", "train", "gpu"),
+            Workload("G2", "bert_base", "train", "gpu"),
+            Workload("data", "w1", "data"),
         )
     }
-    | {"data": Workload("data", "w1", "data")}
 )

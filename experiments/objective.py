@@ -1,0 +1,97 @@
+"""What a recipe trains, from its objective: parameters, loss, evaluation, and models to export."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.recipe import Recipe
+from llmjax import data, evaluation, models, objectives
+from llmjax.objectives import Loss
+
+
+def param_spec(recipe: Recipe) -> Any:
+    """The tree of `Param` that is trained: of rtd a generator's and a discriminator's.
+
+    Raises:
+        ValueError: models that do not fit together.
+    """
+    if recipe.objective != "rtd":
+        return models.spec(recipe.model)
+    return objectives.rtd_spec(generator(recipe), recipe.model, recipe.replacement.sharing)
+
+
+def generator(recipe: Recipe) -> models.ModelConfig:
+    """The generator of a recipe whose model is a discriminator."""
+    options = recipe.replacement
+    return objectives.generator_config(recipe.model, options.width_share, options.layers_share)
+
+
+def make_loss(recipe: Recipe, tokenizer: data.Tokenizer, *, plain: bool = False) -> Loss:
+    """The recipe's loss.
+
+    Args:
+        recipe: the run.
+        tokenizer: whose special tokens are never hidden, and which knows where words begin.
+        plain: whether terms that only regularise are left out, for evaluation.
+    """
+    if recipe.objective == "clm":
+        if plain:
+            return objectives.clm(recipe.model)
+        return objectives.clm(
+            recipe.model, label_smoothing=recipe.label_smoothing, z_loss=recipe.z_loss
+        )
+    hidden: dict[str, Any] = {
+        "mask_id": tokenizer.mask_id,
+        "special_ids": tokenizer.special_ids,
+        "starts_word": _starts_word(recipe, tokenizer),
+    }
+    if recipe.objective == "mlm":
+        return objectives.mlm(recipe.model, recipe.masking, **hidden)
+    return objectives.rtd(
+        generator(recipe),
+        recipe.model,
+        recipe.masking,
+        sharing=recipe.replacement.sharing,
+        weight=recipe.replacement.weight,
+        **hidden,
+    )
+
+
+def evaluate(
+    recipe: Recipe,
+    loss: Loss,
+    params: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    tokenizer: data.Tokenizer,
+) -> dict[str, float]:
+    """What `llmjax.evaluation` says of the objective, validation_loss among it.
+
+    Raises:
+        ValueError: there is nothing to evaluate.
+    """
+    if recipe.objective == "mlm":
+        return evaluation.evaluate_mlm(loss, params, batches)
+    if recipe.objective == "rtd":
+        return evaluation.evaluate_rtd(loss, params, batches)
+    return evaluation.evaluate(loss, params, batches, tokenizer.token_bytes)
+
+
+def trained_models(recipe: Recipe, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
+    """The ordinary models in what was trained, by name; the first is the one that is wanted."""
+    if recipe.objective != "rtd":
+        return {"model": (recipe.model, params)}
+    sharing = recipe.replacement.sharing
+    return {
+        "discriminator": (recipe.model, objectives.discriminator_params(params, sharing)),
+        "generator": (generator(recipe), objectives.generator_params(params, sharing)),
+    }
+
+
+def _starts_word(recipe: Recipe, tokenizer: data.Tokenizer) -> np.ndarray | None:
+    """bool [V] of the model, whose table may be larger than the tokenizer's."""
+    if not recipe.masking.whole_word:
+        return None
+    starts = np.zeros(recipe.model.vocab_size, bool)
+    starts[: tokenizer.vocab_size] = tokenizer.starts_word
+    return starts

@@ -1,0 +1,140 @@
+"""Encoders: two that two CPU cores train while one waits, and two at their published sizes."""
+
+from experiments.recipe import Recipe
+from llmjax import models
+from llmjax.data import corpora
+from llmjax.data.config import DataConfig, Source, TokenizerConfig
+from llmjax.objectives import ReplacementConfig, masking
+from llmjax.optim.config import OptimizerConfig
+
+# What Devlin et al. 2019 (appendix A.2) and Clark et al. 2020 (table 6) decay: all but these.
+NO_DECAY = "bias$|norm/"
+
+CONVERSATION = DataConfig(
+    tokenizer=TokenizerConfig(vocab_size=2048, symbols=corpora.SPEAKERS), validation_share=0.02
+)
+
+
+def bert_tiny() -> Recipe:
+    """Masked tokens of human conversation, in about four minutes on two cores."""
+    return Recipe(
+        name="bert_tiny",
+        objective="mlm",
+        model=models.bert(
+            vocab_size=2048,
+            num_layers=3,
+            embed_dim=128,
+            num_heads=4,
+            max_length=128,
+            dropout=models.Dropout(),
+            scan_layers=False,
+        ),
+        data=CONVERSATION,
+        corpus="chitchat",
+        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, schedule="wsd", warmup_steps=20),
+        steps=600,
+        batch_size=32,
+        sequence_length=128,
+        evaluate_every=150,
+        evaluate_batches=16,
+        checkpoint_every=150,
+    )
+
+
+def electra_tiny() -> Recipe:
+    """Replaced tokens of human conversation, in some minutes on two cores."""
+    return Recipe(
+        name="electra_tiny",
+        objective="rtd",
+        model=models.electra(
+            vocab_size=2048,
+            num_layers=3,
+            embed_dim=128,
+            num_heads=4,
+            max_length=128,
+            dropout=models.Dropout(),
+            scan_layers=False,
+        ),
+        masking=masking.ELECTRA,
+        replacement=ReplacementConfig(width_share=0.5),
+        data=CONVERSATION,
+        corpus="chitchat",
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, no_decay=NO_DECAY),
+        steps=1000,
+        batch_size=32,
+        sequence_length=128,
+        evaluate_every=250,
+        evaluate_batches=16,
+        checkpoint_every=250,
+    )
+
+
+def bert_base() -> Recipe:
+    """BERT base, 110 million parameters, a million steps of 131 thousand tokens; text in data/web.
+
+    Sizes and settings are those of Devlin et al. 2019, section 3 and appendix A.2, which has most
+    steps on sequences of 128; a second sentence is not predicted (Liu et al. 2019, section 4.2).
+    """
+    return Recipe(
+        name="bert_base",
+        objective="mlm",
+        model=models.bert(
+            # The published 30522, rounded up so that the table divides over devices.
+            vocab_size=30528,
+            num_layers=12,
+            embed_dim=768,
+            num_heads=12,
+            remat="dots",
+        ),
+        data=DataConfig(
+            sources=(Source("web", "data/web"),), tokenizer=TokenizerConfig(vocab_size=30522)
+        ),
+        optimizer=_published(1e-4),
+        steps=1_000_000,
+        batch_size=256,
+        sequence_length=512,
+        evaluate_every=1000,
+        evaluate_batches=50,
+        checkpoint_every=2000,
+    )
+
+
+def electra_base() -> Recipe:
+    """ELECTRA base, a discriminator of 110 million parameters and a generator; text in data/web.
+
+    Sizes and settings are those of Clark et al. 2020, table 6: the generator has a third of the
+    discriminator's width, and shares its embeddings.
+    """
+    return Recipe(
+        name="electra_base",
+        objective="rtd",
+        model=models.electra(
+            vocab_size=30528, num_layers=12, embed_dim=768, num_heads=12, remat="dots"
+        ),
+        masking=masking.ELECTRA,
+        replacement=ReplacementConfig(width_share=1 / 3),
+        data=DataConfig(
+            sources=(Source("web", "data/web"),), tokenizer=TokenizerConfig(vocab_size=30522)
+        ),
+        optimizer=_published(2e-4),
+        steps=766_000,
+        batch_size=256,
+        sequence_length=512,
+        evaluate_every=1000,
+        evaluate_batches=50,
+        checkpoint_every=2000,
+    )
+
+
+def _published(learning_rate: float) -> OptimizerConfig:
+    """Adam with a linear decay, alike in both papers but for the rate; BERT's code clips at 1."""
+    return OptimizerConfig(
+        learning_rate=learning_rate,
+        schedule="linear",
+        warmup_steps=10_000,
+        final_share=0.0,
+        beta2=0.999,
+        epsilon=1e-6,
+        weight_decay=0.01,
+        no_decay=NO_DECAY,
+    )

@@ -1,0 +1,54 @@
+"""A loss summed exactly over a finite set of batches."""
+
+import collections
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmjax import mesh
+from llmjax.objectives import Batch, Loss, MaskedLoss
+
+
+def sum_up(
+    loss: Loss, params: Any, batches: Iterable[Mapping[str, np.ndarray]]
+) -> dict[str, float]:
+    """Sums over batches, in float64, so that their order and number do not matter.
+
+    Masks, and what replaces them, are drawn for each batch by its number: those of batch 3 are
+    always the same, and others than those of batch 4.
+
+    Args:
+        loss: the objective, called without a key (no dropout). Give the same function every time:
+            it is compiled once for it.
+        params: the parameters.
+        batches: host batches, int32 [B/processes, ...].
+
+    Returns:
+        Of the loss "sum" and "weight", and its metrics' sums by their names; both 0 of no batch.
+    """
+    totals = {"sum": 0.0, "weight": 0.0}
+    running: collections.deque[dict[str, jax.Array]] = collections.deque()
+
+    def add(sums: dict[str, jax.Array]) -> None:
+        for name, value in jax.device_get(sums).items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+
+    for number, batch in enumerate(batches):
+        running.append(_sums(loss, params, mesh.shard_batch(batch), jnp.uint32(number)))
+        if len(running) > 1:  # read one batch late, so the device need not wait
+            add(running.popleft())
+    for last in running:
+        add(last)
+    return totals
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(loss: Loss, params: Any, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
+    if isinstance(loss, MaskedLoss):
+        batch = loss.prepare(batch, jax.random.fold_in(jax.random.key(0), number))
+    weighted, metrics = loss(params, batch, None)
+    return metrics | {"sum": weighted.sum, "weight": weighted.weight}

@@ -1,0 +1,127 @@
+"""Encoders by the entry points: trained, killed, measured, exported; and refused to write."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import fields, flags, objective, runs, training
+from experiments.export import export
+from experiments.recipe import Recipe
+from experiments.recipes import RECIPES
+from llmjax import data, hf, models
+from llmjax.data.tokenizer import ByteTokenizer
+
+DATA = data.DataConfig(tokenizer=data.TokenizerConfig(kind="bytes"), validation_share=0.1)
+SMALLEST = {
+    "model.vocab_size": 260,
+    "model.num_layers": 1,
+    "model.embed_dim": 32,
+    "model.max_length": 32,
+    "sequence_length": 32,
+    "batch_size": 8,
+    "steps": 6,
+    "evaluate_every": 3,
+    "evaluate_batches": 2,
+    "checkpoint_every": 3,
+    "optimizer.warmup_steps": 1,
+    "corpus": "python_topics",
+}
+
+
+def smallest(name: str, **changes: object) -> Recipe:
+    paths = {tuple(path.split(".")): value for path, value in (SMALLEST | changes).items()}
+    plain = dataclasses.replace(RECIPES[name](), data=DATA)
+    return fields.replace(plain, paths)
+
+
+@pytest.fixture(scope="module", params=["bert_tiny", "electra_tiny"])
+def run_dir(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("run")
+    report = training.pretrain(smallest(request.param), folder)
+    assert report.exists()
+    return folder
+
+
+def records(folder: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_and_evaluations_are_the_objectives(run_dir: pathlib.Path) -> None:
+    model = runs.load(run_dir, best=False)
+    evaluations = [r for r in records(run_dir) if "validation_loss" in r]
+    assert [r["step"] for r in evaluations] == [3, 6]
+    training_records = [r for r in records(run_dir) if "loss" in r]
+    assert all(r["tokens_per_s"] * r["seconds"] == pytest.approx(256) for r in training_records)
+    found = runs.evaluate_model(model, run_dir / "data", 8)
+    if model.recipe.objective == "mlm":
+        assert found["pseudo_perplexity"] == pytest.approx(np.exp(found["validation_loss"]))
+        assert "bits_per_byte" not in found
+    else:
+        joint = found["generator_loss"] + 50 * found["discriminator_loss"]
+        assert found["validation_loss"] == pytest.approx(joint, rel=1e-5)
+        assert 0 < found["replaced"] < 0.15
+    assert runs.evaluate_model(model, run_dir / "data", 8) == found
+
+
+def test_exported_models_load_elsewhere(run_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = runs.load(run_dir)
+    classes = {
+        "model": transformers.BertForMaskedLM,
+        "discriminator": transformers.ElectraForPreTraining,
+        "generator": transformers.ElectraForMaskedLM,
+    }
+    for name, (config, params) in objective.trained_models(model.recipe, model.params).items():
+        part = None if name == "model" else name
+        export(model, tmp_path / name, part=part, dtype="float32")
+        _, info = classes[name].from_pretrained(tmp_path / name, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        again, read = hf.load(tmp_path / name)
+        assert again.head.kind == config.head.kind
+        np.testing.assert_array_equal(read["embedding"], params["embedding"])
+    with pytest.raises(flags.FlagError, match="already"):
+        export(model, tmp_path / name, part=part, dtype="float32")
+    if model.recipe.objective == "mlm":
+        with pytest.raises(flags.FlagError, match="has one model"):
+            export(model, tmp_path / "other", part="generator", dtype="float32")
+
+
+def test_an_encoder_does_not_write(run_dir: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "experiments.generate", f"--run_dir={run_dir}", "--prompt=a"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "cannot write" in result.stderr
+
+
+def test_words_begin_with_white_space_for_whole_word_masking() -> None:
+    recipe = smallest("bert_tiny", **{"masking.whole_word": True, "model.vocab_size": 264})
+    tokenizer = ByteTokenizer()
+    loss = objective.make_loss(recipe, tokenizer)
+    rows = np.array(
+        [[tokenizer.bos_id, *tokenizer.encode("one two six ten and"), tokenizer.eos_id]]
+    )
+    prepared = loss.prepare({"tokens": np.repeat(rows, 64, 0).astype(np.int32)}, None)
+    hidden = np.zeros(rows.shape[1], int)
+    for positions, targets in zip(
+        prepared["masked_positions"], prepared["masked_targets"], strict=True
+    ):
+        chosen = set(np.asarray(positions)[np.asarray(targets) >= 0].tolist())
+        hidden[list(chosen)] += 1
+        words = [{1, 2, 3}, *(set(range(i, i + 4)) for i in (4, 8, 12, 16))]
+        assert all(word <= chosen or not word & chosen for word in words)
+    assert hidden[0] == hidden[-1] == 0
+    assert (hidden[1:-1] > 0).all()
+
+
+def test_a_generator_that_cannot_share_is_answered() -> None:
+    recipe = smallest("electra_tiny", **{"replacement.sharing": "disentangled"})
+    assert set(objective.param_spec(recipe)) == {"generator", "discriminator"}
+    assert objective.generator(recipe).embedding == models.Embedding(32, norm=True, token_types=2)

@@ -1,0 +1,182 @@
+"""Pretraining of one encoder by masked tokens or by replaced ones, up to a budget of compute."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llmjax import models, objectives, optim, planning, train
+from llmjax.objectives import masking
+from tools.encoders.data import Data
+
+Objective = Literal["mlm", "rtd"]
+OBJECTIVES: tuple[Objective, ...] = ("mlm", "rtd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Sizes and budgets, the same for both.
+
+    Attributes:
+        num_layers: of the encoder.
+        embed_dim: D.
+        num_heads: H.
+        length: S.
+        batch_size: B, rows of a pretraining step.
+        width_share: of the encoder's width that the generator of rtd has.
+        budget: operations of a pretraining, `planning` counts them; a generator's count too.
+        checkpoints: how many are evaluated, each after twice the compute of the one before.
+        warmup_share: of the steps, over which the learning rate rises.
+        rates: learning rates to choose from, for each objective on its own.
+        tuning_share: of the budget, that each rate is tried for.
+        epochs: of fine-tuning.
+        fine_tuning_rate: its peak learning rate.
+    """
+
+    num_layers: int = 6
+    embed_dim: int = 256
+    num_heads: int = 4
+    length: int = 128
+    batch_size: int = 128
+    width_share: float = 0.25
+    budget: float = 2e15
+    checkpoints: int = 7
+    warmup_share: float = 0.04
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    tuning_share: float = 0.25
+    epochs: int = 3
+    fine_tuning_rate: float = 3e-4
+
+
+class RateState(NamedTuple):
+    """What every update is multiplied by."""
+
+    rate: jax.Array
+
+
+class Point(NamedTuple):
+    """A checkpoint: operations and seconds spent so far, the loss, and the encoder's weights."""
+
+    flops: float
+    seconds: float
+    loss: float
+    encoder: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """One objective, compiled once for all seeds and learning rates.
+
+    Attributes:
+        objective: its name.
+        steps: of the whole budget.
+        flops_per_step: operations of one.
+        start: (key, learning rate) to the state before the first step.
+        step: as `train.make_step` makes it.
+    """
+
+    objective: Objective
+    steps: int
+    flops_per_step: float
+    start: Callable[[jax.Array, float], train.TrainState]
+    step: train.Step
+
+    def run(
+        self,
+        data: Data,
+        settings: Settings,
+        seed: int,
+        rate: float,
+        visit: Callable[[Point], None],
+        at: tuple[int, ...],
+    ) -> None:
+        """Trains until the last step of `at`, and visits the encoder after each of these."""
+        state = self.start(jax.random.key(seed), rate)
+        batches = data.batches(seed, settings.batch_size, settings.length)
+        if 0 in at:
+            visit(Point(0.0, 0.0, float("nan"), self.encoder(state.params)))
+        seconds, start = 0.0, time.perf_counter()
+        for number in range(1, max(at) + 1):
+            state, metrics = self.step(state, jax.tree.map(jnp.asarray, next(batches)))
+            if number in at:
+                loss = float(metrics["loss"])  # waits for the step
+                seconds += time.perf_counter() - start
+                flops = number * self.flops_per_step
+                visit(Point(flops, seconds, loss, self.encoder(state.params)))
+                start = time.perf_counter()
+
+    def encoder(self, params: Any) -> Any:
+        """The weights of the encoder, without a head."""
+        params = params if self.objective == "mlm" else params["discriminator"]
+        return {name: node for name, node in params.items() if name != "head"}
+
+    def checkpoints(self, settings: Settings) -> tuple[int, ...]:
+        """0, and the steps with a half of the compute of the next, the last with all of it."""
+        halves = range(settings.checkpoints - 1, -1, -1)
+        return (0, *dict.fromkeys(max(1, round(self.steps / 2**half)) for half in halves))
+
+
+def encoder_config(data: Data, settings: Settings) -> models.ModelConfig:
+    """The encoder of both: ELECTRA's, and BERT's, which is the same but for its head."""
+    return models.electra(
+        vocab_size=data.vocab_size,
+        num_layers=settings.num_layers,
+        embed_dim=settings.embed_dim,
+        num_heads=settings.num_heads,
+        max_length=settings.length,
+        dropout=models.Dropout(),
+    )
+
+
+def make(objective: Objective, data: Data, settings: Settings) -> Pretraining:
+    """The pretraining of `encoder_config`'s encoder.
+
+    The schedule is `inverse_sqrt`, which does not know where the run ends: each checkpoint is what
+    a run of its budget would give.
+    """
+    encoder = encoder_config(data, settings)
+    hidden: dict[str, Any] = {"mask_id": data.mask_id, "special_ids": data.special_ids}
+    if objective == "mlm":
+        config = models.with_head(encoder, "mlm")
+        spec = models.spec(config)
+        loss = objectives.mlm(config, masking.BERT, **hidden)
+        flops = planning.mlm_flops(config, settings.length, masking.BERT)
+    else:
+        config = models.with_head(encoder, "rtd")
+        generator = objectives.generator_config(config, settings.width_share)
+        spec = objectives.rtd_spec(generator, config)
+        loss = objectives.rtd(generator, config, masking.ELECTRA, **hidden)
+        flops = planning.rtd_flops(generator, config, settings.length, masking.ELECTRA)
+    flops *= settings.batch_size * settings.length
+    steps = max(1, round(settings.budget / flops))
+    schedule = optim.OptimizerConfig(
+        learning_rate=1.0,
+        schedule="inverse_sqrt",
+        warmup_steps=max(1, round(settings.warmup_share * steps)),
+        beta2=0.98,
+        weight_decay=0.01,
+    )
+    optimizer = optax.chain(optim.make(schedule, spec, steps), _scale_by_rate())
+    init = jax.jit(functools.partial(train.init_state, spec=spec, optimizer=optimizer))
+
+    def start(key: jax.Array, rate: float) -> train.TrainState:
+        state = init(key)
+        opt_state = (state.opt_state[0], RateState(jnp.float32(rate)))
+        return dataclasses.replace(state, opt_state=opt_state)
+
+    return Pretraining(objective, steps, flops, start, train.make_step(loss, optimizer))
+
+
+def _scale_by_rate() -> optax.GradientTransformation:
+    """Multiplies updates by a rate in the state, so that another rate compiles nothing anew."""
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree.map(lambda update: state.rate * update, updates), state
+
+    return optax.GradientTransformation(lambda params: RateState(jnp.float32(1.0)), update)

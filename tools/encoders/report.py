@@ -1,0 +1,210 @@
+"""From scores to curves, to the ratio of compute to equal accuracy, to a table and a plot."""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MEASURES = {
+    "probe": "linear probe",
+    "probe_balanced": "linear probe, balanced",
+    "fine_tuning": "fine-tuning",
+    "fine_tuning_balanced": "fine-tuning, balanced",
+}
+PLOTTED = ("probe", "fine_tuning")
+_COLOURS = {"mlm": "#2f6fde", "rtd": "#d9480f"}
+_MARKS = {"mlm": "o", "rtd": "s"}
+
+Record = dict[str, Any]
+
+
+class Curves(NamedTuple):
+    """Operations of an objective's checkpoints [P], and accuracies of its seeds at them [R, P]."""
+
+    flops: np.ndarray
+    accuracy: np.ndarray
+
+
+class Ratio(NamedTuple):
+    """Compute of mlm over that of rtd at the accuracy that both reach.
+
+    Attributes:
+        accuracy: the lower of the two mean accuracies at the end.
+        mean: of the mean curves.
+        low: the lowest over pairs of one seed of each.
+        high: the highest.
+    """
+
+    accuracy: float
+    mean: float
+    low: float
+    high: float
+
+
+def curves(records: Sequence[Record], objective: str, measure: str) -> Curves:
+    """The curves of an objective, checkpoint 0 left out."""
+    seeds = sorted({record["seed"] for record in records})
+    rows = [
+        sorted(
+            (record["flops"], record[measure])
+            for record in records
+            if (record["objective"], record["seed"]) == (objective, seed) and record["flops"] > 0
+        )
+        for seed in seeds
+    ]
+    table = np.array(rows, np.float64)  # [R, P, 2]
+    return Curves(table[0, :, 0], table[:, :, 1])
+
+
+def compute_to_reach(flops: np.ndarray, accuracy: np.ndarray, target: float) -> float:
+    """The least compute with which a curve [P] reaches the target.
+
+    Between checkpoints the accuracy is linear in the logarithm of the compute. The first checkpoint
+    bounds it from above where that has reached the target already; infinite where none has.
+    """
+    reached = np.flatnonzero(accuracy >= target)
+    if not len(reached):
+        return float("inf")
+    after = int(reached[0])
+    if after == 0:
+        return float(flops[0])
+    before = after - 1
+    share = (target - accuracy[before]) / (accuracy[after] - accuracy[before])
+    low, high = np.log(flops[before]), np.log(flops[after])
+    return float(np.exp(low + share * (high - low)))
+
+
+def ratio(mlm: Curves, rtd: Curves) -> Ratio:
+    """Compute of mlm over compute of rtd at equal accuracy: above 1 where rtd needs less."""
+
+    def of(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+        target = min(ours[-1], theirs[-1])
+        needed = compute_to_reach(mlm.flops, ours, target)
+        return target, needed / compute_to_reach(rtd.flops, theirs, target)
+
+    target, mean = of(mlm.accuracy.mean(axis=0), rtd.accuracy.mean(axis=0))
+    pairs = [of(*pair)[1] for pair in itertools.product(mlm.accuracy, rtd.accuracy)]
+    return Ratio(float(target), mean, min(pairs), max(pairs))
+
+
+def verdict(name: str, found: Ratio) -> str:
+    """Who wins by this measure, in a sentence; nobody where pairs of seeds disagree."""
+    spread = f"{found.low:.2f} to {found.high:.2f} over pairs of seeds"
+    at = f"at an accuracy of {found.accuracy:.1%} MLM needs {found.mean:.2f} times RTD's compute"
+    if found.low > 1:
+        who = "RTD wins"
+    elif found.high < 1:
+        who = "MLM wins"
+    else:
+        who = "no clear winner"
+    return f"{name}: {who}: {at} ({spread})."
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table of all checkpoints, the baselines, and the verdicts."""
+    records = results["records"]
+    lines = [
+        "| compute (FLOPs) | "
+        + " | ".join(f"{o.upper()}, {MEASURES[m]}" for m, o in _columns())
+        + " |",
+        "|---:|" + "---:|" * len(list(_columns())),
+    ]
+    for index in range(len(_flops(records, "mlm"))):
+        cells = [_cell(records, objective, measure, index) for measure, objective in _columns()]
+        spent = [_flops(records, objective)[index] for objective in ("mlm", "rtd")]
+        lines.append(f"| {np.mean(spent):.2e} | " + " | ".join(cells) + " |")
+    of = f"{results['held_out']:,} held-out packages in %, mean ± standard deviation over seeds"
+    lines += ["", f"Accuracy on {of}; the first row is untrained.", ""]
+    for name, score in results["baselines"].items():
+        lines.append(f"- {name}: {score['accuracy']:.1%}, balanced {score['balanced']:.1%}")
+    for objective, found in results["tried"].items():
+        each = ", ".join(f"{float(rate):g}: {accuracy:.1%}" for rate, accuracy in found.items())
+        last = [r["seconds"] for r in records if r["objective"] == objective and r["flops"]]
+        lines.append(
+            f"- {objective.upper()}: {results['steps'][objective]:,} steps in {max(last):.0f} s; "
+            f"probe on the validation split by learning rate, {each}"
+        )
+    lines.append("")
+    for measure, name in MEASURES.items():
+        pair = [curves(records, objective, measure) for objective in ("mlm", "rtd")]
+        lines.append(f"- {verdict(name, ratio(*pair))}")
+    return "\n".join(lines) + "\n"
+
+
+def write(results: dict[str, Any], directory: pathlib.Path) -> None:
+    """results.json, results.md and, where matplotlib is installed, curves.svg and curves.png."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (directory / "results.md").write_text(markdown(results))
+    try:
+        from matplotlib.figure import Figure  # slow to import
+    except ImportError:
+        return
+    figure = Figure(figsize=(4.5 * len(PLOTTED), 3.2), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, len(PLOTTED)), PLOTTED, strict=True):
+        _draw(axes, results["records"], measure)
+        known = 100 * results["baselines"]["bag of tokens"]["accuracy"]
+        axes.axhline(known, color="#667085", linewidth=0.9, linestyle="--")
+        axes.annotate(
+            "bag of tokens, no encoder",
+            (1, known),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color="#667085",
+        )
+    figure.savefig(directory / "curves.png", dpi=160, facecolor="white")
+    figure.savefig(directory / "curves.svg", facecolor="white", metadata={"Date": None})
+
+
+def _draw(axes: Any, records: Sequence[Record], measure: str) -> None:
+    for objective, colour in _COLOURS.items():
+        flops, accuracy = curves(records, objective, measure)
+        mean = 100 * accuracy.mean(axis=0)
+        axes.fill_between(
+            flops,
+            100 * accuracy.min(axis=0),
+            100 * accuracy.max(axis=0),
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
+        )
+        axes.plot(
+            flops,
+            mean,
+            color=colour,
+            marker=_MARKS[objective],
+            markersize=3.5,
+            label=objective.upper(),
+        )
+    axes.set_xscale("log")
+    title = f"{MEASURES[measure].capitalize()}: accuracy (%), mean and range of seeds"
+    axes.set_title(title, loc="left", fontsize=9, weight="bold")
+    axes.set_xlabel("compute of pretraining (FLOPs)", fontsize=9)
+    axes.grid(axis="y", color="#e4e7ec", linewidth=0.8)
+    axes.tick_params(labelsize=8.5, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8.5)
+
+
+def _columns() -> itertools.product:
+    return itertools.product(MEASURES, ("mlm", "rtd"))
+
+
+def _flops(records: Sequence[Record], objective: str) -> list[float]:
+    return sorted({record["flops"] for record in records if record["objective"] == objective})
+
+
+def _cell(records: Sequence[Record], objective: str, measure: str, index: int) -> str:
+    flops = _flops(records, objective)[index]
+    values = [
+        100 * record[measure]
+        for record in records
+        if (record["objective"], record["flops"]) == (objective, flops)
+    ]
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=min(1, len(values) - 1)):.1f}"
