@@ -73,6 +73,8 @@ def _cudnn_refuses(query: jax.Array, mask: Mask, cap: float, rate: float) -> str
         return "needs an NVIDIA GPU"
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"needs 16-bit inputs, not {query.dtype}"
+    if query.shape[-1] % 8 or query.shape[-1] > 256:
+        return f"needs head channels that are a multiple of 8 up to 256, not {query.shape[-1]}"
     if mask.segment_ids is not None or mask.offset is not None:
         return "takes no segments or cache offsets here"
     if mask.window or cap:

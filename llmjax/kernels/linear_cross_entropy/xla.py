@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from llmjax import mesh
 
-CHUNK_BYTES = 64 * 2**20  # of one chunk of logits on one device
+CHUNK_BYTES = 64 * 2**20  # of one chunk of logits on one device, on CPUs
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -42,7 +42,9 @@ token_losses.defvjp(_forward, _backward)
 def chunks(batch: int, length: int, vocab: int) -> int:
     """Into how many pieces the sequence is cut: the fewest that divide it and fit."""
     rows = -(-batch // mesh.size("batch")) * -(-vocab // mesh.size("vocab"))
-    fit = max(1, CHUNK_BYTES // (4 * rows))
+    # An H100 takes 21 ms with chunks of 64 MB where it takes 9 with larger ones; CPUs do not care.
+    limit = CHUNK_BYTES if jax.default_backend() == "cpu" else 8 * CHUNK_BYTES
+    fit = max(1, limit // (4 * rows))
     return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= fit)
 
 
