@@ -220,7 +220,8 @@ def main() -> None:
     for name, config in CONFIGS.items():
         path = FOLDER / f"{name}.npz"
         batch = draw_inputs(config, padding="right")
-        np.savez_compressed(path, **batch, **digest(compute(config, batch)))
+        arrays: dict[str, Any] = batch | digest(compute(config, batch))
+        np.savez_compressed(path, **arrays)
         print(f"{path.relative_to(FOLDER.parents[2])}: {path.stat().st_size} bytes")
 
 

@@ -117,7 +117,7 @@ def _family(name: Any) -> Family:
 
 def _read(fields: Fields, name: str, ours: str, default: Any) -> Any:
     """The value of one of our fields."""
-    value = fields.get(name, fields.get(_ALIASES.get(name, name)))
+    value = fields.get(name, fields.get(_ALIASES.get(name, "")))
     if value is None and name in fields and ours in _NULL_IS_ZERO:
         value = 0.0
     value = default if value is None else value
@@ -161,14 +161,16 @@ def _with_head(config: models.ModelConfig, family: Family, fields: Fields) -> mo
         return models.with_head(config, config.head.kind)
     if not (isinstance(named, list) and isinstance(named[0], str)):
         raise ValueError(f"architectures={named!r:.100} must be a list of names of classes")
-    kinds = {_class(family, kind): kind for kind in _heads(config) if kind in SUFFIXES}
+    kinds: dict[Any, str] = {
+        _class(family, kind): kind for kind in _heads(config) if kind in SUFFIXES
+    }
     both = family.classes + family.next_sentence if family.next_sentence else None
     if named[0] == both:
         return models.with_head(config, "mlm", next_sentence=True)
     kind = kinds.get(named[0])
     if kind is None:
-        known = ", ".join([*kinds, *([both] if both else [])])
-        raise ValueError(f"architectures={named!r:.200} is not supported; {known} are")
+        names = ", ".join([*kinds, *([both] if both else [])])
+        raise ValueError(f"architectures={named!r:.200} is not supported; {names} are")
     labels = _count_labels(fields)
     if labels == 1 and kind in ("classification", "tokens"):
         kind = {"classification": "reward", "tokens": "value"}[kind]
@@ -212,7 +214,7 @@ def _canonical(config: models.ModelConfig) -> models.ModelConfig:
     Two configurations of one model have one canonical form.
     """
     attention, head = config.attention, config.head
-    pattern = attention.pattern
+    pattern: Any = attention.pattern
     pattern = shortest([pattern[i % len(pattern)] for i in range(config.num_layers)])
     attention = dataclasses.replace(
         attention,

@@ -42,8 +42,7 @@ def empty_cache(config: ModelConfig, batch_size: int, capacity: int) -> KVCache:
     Raises:
         ValueError: a bidirectional model, whose earlier tokens depend on later ones.
     """
-    if not config.attention.causal:
-        raise ValueError(f"a {config.family} model is bidirectional and cannot continue a cache")
+    require_causal(config)
 
     def zeros(*shape):
         shape = (batch_size, config.kv_heads, *shape)
@@ -56,6 +55,12 @@ def empty_cache(config: ModelConfig, batch_size: int, capacity: int) -> KVCache:
     ]
     length = mesh.sharded(jnp.zeros, ("batch",))((batch_size,), jnp.int32)
     return KVCache(filled, length)
+
+
+def require_causal(config: ModelConfig) -> None:
+    """Raises ValueError for a bidirectional model, whose earlier tokens depend on later ones."""
+    if not config.attention.causal:
+        raise ValueError(f"a {config.family} model is bidirectional and cannot continue a cache")
 
 
 def attention_spec(config: ModelConfig) -> dict[str, Any]:

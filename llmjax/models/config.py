@@ -131,6 +131,8 @@ class ModelConfig:
         if self.position == "rope" and self.channels % 2:
             raise ValueError(f"model.head_dim={self.channels}: rotary positions need an even one")
         self._check_layers()
+        if self.experts.count and not self.gated:
+            raise ValueError("model.gated=False: experts are gated MLPs; set it to True")
         self._check_disentangled()
 
     def _check_layers(self) -> None:

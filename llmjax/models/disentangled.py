@@ -240,6 +240,8 @@ def _slide(scores: jax.Array, length: int) -> jax.Array:
     that length is all (the shift of Dai et al. 2019, appendix B).
     """
     batch, heads, count, columns = scores.shape
+    if count == 1:
+        return scores
     flat = mesh.sharded(jnp.reshape, SCORES[:3])(scores, (batch, heads, count * columns))
     flat = flat[:, :, count - 1 : count - 1 + count * (columns - 1)]
     shape = (batch, heads, count, columns - 1)

@@ -10,7 +10,7 @@ from llmjax import spec as specs
 from llmjax import tree
 from llmjax.kernels.flash_attention import Mask
 from llmjax.models import blocks, disentangled, embedding, families, heads, layers, remat, stack
-from llmjax.models.attention import KVCache
+from llmjax.models.attention import KVCache, require_causal
 from llmjax.models.config import ModelConfig
 from llmjax.models.experts import Routing
 
@@ -83,8 +83,9 @@ def apply(
         Hidden states [B, S, D], after the final norm, and the cache with the tokens in it.
 
     Raises:
-        ValueError: a sequence longer than the learned positions or the cache, or token types for
-            a model that has none.
+        ValueError: shapes that do not fit, more tokens than learned positions or than the cache
+            has room for when it is empty (how full it is is not known before the program runs),
+            token types for a model that has none, or a cache for an encoder.
     """
     output = forward(
         params,
@@ -111,7 +112,7 @@ def forward(
     key: jax.Array | None = None,
 ) -> Output:
     """As `apply`, with everything that a model computes."""
-    _check(tokens, config, token_types, cache)
+    _check(tokens, config, segment_ids, positions, token_types, cache)
     length = tokens.shape[1]
     offset = None if cache is None else cache.length
     if positions is None:
@@ -133,16 +134,28 @@ def forward(
     return Output(hidden, cache, routing)
 
 
-def _check(tokens, config, token_types, cache) -> None:
-    longest = tokens.shape[1] if cache is None else cache.capacity
-    if embedding.has_positions(config) and longest > config.max_length:
-        raise ValueError(
-            f"{longest} tokens exceed the {config.max_length} learned positions of the model"
-        )
+def _check(tokens, config, segment_ids, positions, token_types, cache) -> None:
+    if tokens.ndim != 2 or not tokens.shape[1]:
+        raise ValueError(f"tokens {tokens.shape} must be [B, S], with at least one token in a row")
+    given = {"segment_ids": segment_ids, "positions": positions, "token_types": token_types}
+    for name, array in given.items():
+        if array is not None and array.shape != tokens.shape:
+            raise ValueError(f"{name} {array.shape} must be as tokens are, {tokens.shape}")
     if token_types is not None and not config.embedding.token_types:
         raise ValueError(
             "token_types are given, and the model tells no types of token apart: leave them out, "
             "or set model.embedding.token_types"
+        )
+    if cache is not None:
+        require_causal(config)
+        if tokens.shape[1] > cache.capacity:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens are more than the cache holds, {cache.capacity}"
+            )
+    longest = tokens.shape[1] if cache is None else cache.capacity
+    if embedding.has_positions(config) and longest > config.max_length:
+        raise ValueError(
+            f"{longest} tokens exceed the {config.max_length} learned positions of the model"
         )
 
 

@@ -151,6 +151,8 @@ def test_the_ratio_is_that_of_shifted_curves() -> None:
     assert "RTD wins" in report.verdict("x", found)
     assert report.ratio(wins, loses).mean == pytest.approx(1 / 3)
     assert "MLM wins" in report.verdict("x", report.ratio(wins, loses))
+    one = [report.Curves(flops, curve.accuracy[:1]) for curve in (loses, wins)]
+    assert "no clear winner" in report.verdict("x", report.ratio(*one))
     noisy = report.Curves(flops, np.stack([accuracy(flops * f) for f in (0.5, 1, 2)]))
     assert "no clear winner" in report.verdict("x", report.ratio(noisy, loses))
 

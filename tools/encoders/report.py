@@ -14,6 +14,7 @@ MEASURES = {
     "fine_tuning": "fine-tuning",
     "fine_tuning_balanced": "fine-tuning, balanced",
 }
+MARGIN = 1.05  # steps are whole, so checkpoints of both differ in compute by up to so much
 PLOTTED = ("probe", "fine_tuning")
 _COLOURS = {"mlm": "#2f6fde", "rtd": "#d9480f"}
 _MARKS = {"mlm": "o", "rtd": "s"}
@@ -36,12 +37,14 @@ class Ratio(NamedTuple):
         mean: of the mean curves.
         low: the lowest over pairs of one seed of each.
         high: the highest.
+        pairs: their number.
     """
 
     accuracy: float
     mean: float
     low: float
     high: float
+    pairs: int
 
 
 def curves(records: Sequence[Record], objective: str, measure: str) -> Curves:
@@ -87,19 +90,21 @@ def ratio(mlm: Curves, rtd: Curves) -> Ratio:
 
     target, mean = of(mlm.accuracy.mean(axis=0), rtd.accuracy.mean(axis=0))
     pairs = [of(*pair)[1] for pair in itertools.product(mlm.accuracy, rtd.accuracy)]
-    return Ratio(float(target), mean, min(pairs), max(pairs))
+    return Ratio(float(target), mean, min(pairs), max(pairs), len(pairs))
 
 
 def verdict(name: str, found: Ratio) -> str:
-    """Who wins by this measure, in a sentence; nobody where pairs of seeds disagree."""
-    spread = f"{found.low:.2f} to {found.high:.2f} over pairs of seeds"
+    """Who wins by this measure, in a sentence.
+
+    Nobody where pairs of seeds disagree, or differ by less than `MARGIN`, or there is one seed.
+    """
+    spread = f"{found.low:.2f} to {found.high:.2f} over {found.pairs} pairs of seeds"
     at = f"at an accuracy of {found.accuracy:.1%} MLM needs {found.mean:.2f} times RTD's compute"
-    if found.low > 1:
+    who = "no clear winner"
+    if found.pairs > 1 and found.low > MARGIN:
         who = "RTD wins"
-    elif found.high < 1:
+    if found.pairs > 1 and found.high < 1 / MARGIN:
         who = "MLM wins"
-    else:
-        who = "no clear winner"
     return f"{name}: {who}: {at} ({spread})."
 
 

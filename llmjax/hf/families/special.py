@@ -49,7 +49,7 @@ def rope(theta: float, local_theta: float = 0.0) -> Special:
         parameters = _write_rope(config.rope)
         if not local_theta:
             # Versions before transformers 5 read the top level.
-            old = {"rope_theta": config.rope.theta}
+            old: dict[str, Any] = {"rope_theta": config.rope.theta}
             if config.rope.scaling != "none":
                 scaling = {k: v for k, v in parameters.items() if k != "rope_theta"}
                 old["rope_scaling"] = scaling
@@ -141,7 +141,7 @@ def layer_kinds(
     name, size = window
 
     def read(fields: Fields) -> Values:
-        count = fields.get("num_hidden_layers")
+        count: Any = fields.get("num_hidden_layers")
         check("num_hidden_layers", count, int)
         kinds = fields.get("layer_types") or default(fields, count)
         if not isinstance(kinds, list | tuple) or set(kinds) - set(_KINDS):

@@ -1,5 +1,6 @@
 """The public attention operation."""
 
+import dataclasses
 from typing import Literal
 
 import jax
@@ -46,7 +47,9 @@ def flash_attention(
     mask = Mask() if mask is None else mask
     _check_shapes(query, key, value, mask)
     if mask.offset is None and mask.window >= key.shape[2]:
-        mask = mask.replace(window=0)  # limits nothing, and faster implementations have none
+        mask = dataclasses.replace(
+            mask, window=0
+        )  # limits nothing, and faster implementations have none
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     rate = 0.0 if dropout_key is None else dropout_rate
     reason = _cudnn_refuses(query, mask, cap, rate)

@@ -175,7 +175,7 @@ def gemma2(**fields: Any) -> ModelConfig:
 
 def gemma3(**fields: Any) -> ModelConfig:
     """Gemma 3's language model (Gemma team 2025): five local layers to a global one, qk-norm."""
-    pattern = ("local",) * 5 + ("global",)
+    pattern: Any = ("local",) * 5 + ("global",)
     return _make(
         "gemma3_text",
         fields,

@@ -127,15 +127,13 @@ def _label_heads(sequence: tuple[Head, Names], tokens: tuple[Head, Names], span:
         tokens: for labels of tokens.
         span: names of that for answers, which is made as that for tokens.
     """
-    kinds = {
-        "classification": sequence,
-        "reward": sequence,
-        "tokens": tokens,
-        "value": tokens,
-        "span": (tokens[0], span),
-    }
+    replace = dataclasses.replace
     return {
-        kind: (dataclasses.replace(head, kind=kind), names) for kind, (head, names) in kinds.items()
+        "classification": sequence,
+        "reward": (replace(sequence[0], kind="reward"), sequence[1]),
+        "tokens": (replace(tokens[0], kind="tokens"), tokens[1]),
+        "value": (replace(tokens[0], kind="value"), tokens[1]),
+        "span": (replace(tokens[0], kind="span"), span),
     }
 
 
@@ -287,7 +285,7 @@ def electra(**fields: Any) -> ModelConfig:
 
 def modernbert(**fields: Any) -> ModelConfig:
     """ModernBERT (Warner et al. 2024): rotary positions, a global layer in three, GeGLU."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "max_length": 8192,
         "embedding": Embedding(norm=True),
         "rope": Rope(theta=160_000.0, local_theta=10_000.0),

@@ -11,7 +11,7 @@ from llmjax.models.options import Head
 from llmjax.spec import is_param
 
 # path here → (name there, layout there -> here[, Param.part])
-Names = Mapping[str, tuple]
+Names = dict[str, tuple]
 
 # nn.Linear stores what it maps to before what it maps from; heads and channels are one axis.
 INTO_HEADS = "(h c) d -> d h c"
