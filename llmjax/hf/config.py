@@ -90,7 +90,7 @@ def config_to_hf(config: models.ModelConfig) -> dict[str, Any]:
         **{name: _get(config, f"dropout.{places[-1]}") for name, places in family.dropout.items()},
     }
     for name, (ours, _) in family.fields.items():
-        value = _get(config, _RESOLVED.get(ours, ours))
+        value: Any = _get(config, _RESOLVED.get(ours, ours))
         value = None if ours in _NULL_IS_ZERO and not value else value
         written[name] = _ACTIVATION_NAMES[value] if ours.endswith("activation") else value
     for special in family.specials:

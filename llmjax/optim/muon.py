@@ -1,5 +1,6 @@
 """Muon: momentum, orthogonalised (Jordan 2024; Liu et al. 2025)."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +27,8 @@ def scale_by_muon(momentum: float, spec: Any) -> optax.GradientTransformation:
     Args:
         momentum: decay of the mean.
         spec: the tree of `Param` of what it is applied to (`MaskedNode` where optax masks). A
-            weight is the matrix between its "embed" axis and all its others; stacked layers are
-            a batch of such matrices.
+            weight is the matrix between its "embed" axis and all its others; stacked layers and
+            experts are a batch of such matrices.
     """
 
     def init(params):
@@ -48,12 +49,12 @@ def scale_by_muon(momentum: float, spec: Any) -> optax.GradientTransformation:
 
 def _orthogonal(update: jax.Array, param: Param) -> jax.Array:
     """The update with its singular values near 1, times 0.2 √(larger side)."""
-    stacked = param.axes[0] == "layers"
-    layers, sides = (update.shape[0], update.shape[1:]) if stacked else (1, update.shape)
-    rows = sides[0] if param.axes[stacked] == "embed" else -1
-    columns = -1 if param.axes[stacked] == "embed" else sides[-1]
+    leading = sum(axis in ("layers", "experts") for axis in param.axes)
+    count, sides = math.prod(update.shape[:leading]), update.shape[leading:]
+    rows = sides[0] if param.axes[leading] == "embed" else -1
+    columns = -1 if param.axes[leading] == "embed" else sides[-1]
     # Whole matrices on every device: products of sharded ones would cross devices at each step.
-    matrices = mesh.place(update, (None,) * update.ndim).reshape(layers, rows, columns)
+    matrices = mesh.place(update, (None,) * update.ndim).reshape(count, rows, columns)
     result = orthogonalize(matrices) * (ADAM_RMS * max(matrices.shape[1:]) ** 0.5)
     return mesh.place(result.reshape(update.shape), param.axes)
 

@@ -90,5 +90,5 @@ def make(config: OptimizerConfig, spec: Any, steps: int) -> optax.GradientTransf
 
 def _kind(path: str, param: Param) -> str:
     """Muon takes the matrices of the layers; embeddings, heads, norms and biases go to Adam."""
-    inside = path.startswith("layers/") and "embed" in param.axes
+    inside = "layers" in path.split("/") and "embed" in param.axes
     return "muon" if inside else "adam"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 # Dense bfloat16 operations a second, without sparsity, from the makers' data sheets.
 BFLOAT16_PEAK = {
@@ -39,14 +40,18 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
 
 def matmul_rate(devices: Sequence[jax.Device], size: int = 1536, repeats: int = 5) -> float:
     """Float32 operations a second of size³ matrix products on all devices at once: the median."""
-    inputs = [jax.device_put(np.ones((size, size), np.float32), device) for device in devices]
-    multiply = jax.jit(lambda a: a @ a)
+    # On a mesh of its own, whatever the caller's is.
+    own = jax.make_mesh((len(devices),), ("device",), devices=devices)
+    with jax.set_mesh(own):
+        ones = np.ones((len(devices), size, size), np.float32)
+        inputs = jax.device_put(ones, NamedSharding(own, PartitionSpec("device")))
+        multiply = jax.jit(lambda a: a @ a)
 
-    def turn() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready([multiply(x) for x in inputs])
-        return time.perf_counter() - start
+        def turn() -> float:
+            start = time.perf_counter()
+            jax.block_until_ready(multiply(inputs))
+            return time.perf_counter() - start
 
-    turn()  # compiles
-    elapsed = statistics.median(turn() for _ in range(repeats))
-    return 2.0 * size**3 * len(inputs) / elapsed
+        turn()  # compiles
+        elapsed = statistics.median(turn() for _ in range(repeats))
+    return 2.0 * size**3 * len(devices) / elapsed
