@@ -1,5 +1,6 @@
 """From tokens to the residual stream."""
 
+import functools
 import math
 from typing import Any
 
@@ -61,9 +62,7 @@ def embed(
         config: the model's.
         key: for dropout; None switches it off.
     """
-    # The width is gathered first, so that the look-up crosses the vocabulary's devices only.
-    table = mesh.place(jnp.asarray(params["embedding"], config.compute_dtype), ("vocab", None))
-    x = mesh.sharded(table.at[tokens].get, layers.HIDDEN)()
+    x = look_up(params["embedding"], tokens, config.compute_dtype, ("vocab", None), layers.HIDDEN)
     if config.embedding.scaled:
         x = x * jnp.asarray(math.sqrt(config.embed_dim), x.dtype)
     if config.position == "learned":
@@ -89,6 +88,37 @@ def embed_positions(
 
 
 def _look_up(table, rows, batch_size, config):
-    table = jnp.asarray(table, config.compute_dtype)
     axes = layers.HIDDEN if rows.shape[0] == batch_size else (None, None, None)
-    return mesh.sharded(table.at[rows].get, axes)()
+    return look_up(table, rows, config.compute_dtype, (None, None), axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def look_up(
+    table: jax.Array, rows: jax.Array, dtype: jnp.dtype, table_axes: mesh.Axes, axes: mesh.Axes
+) -> jax.Array:
+    """Rows [...] of a table [V, D], in `dtype`; their gradients add up in the table's own.
+
+    A row that occurs thousands of times would lose most of its gradient to rounding in bfloat16,
+    and GPUs have no fast addition for it.
+    """
+    # The width is gathered first, so that the look-up crosses the vocabulary's devices only.
+    placed = mesh.place(jnp.asarray(table, dtype), table_axes)
+    return mesh.sharded(placed.at[rows].get, axes)()
+
+
+def _look_up_forward(table, rows, dtype, table_axes, axes):
+    return look_up(table, rows, dtype, table_axes, axes), (table, rows)
+
+
+def _look_up_backward(dtype, table_axes, axes, kept, grad):
+    del dtype
+    table, rows = kept
+
+    def plain(table):
+        return mesh.sharded(mesh.place(table, table_axes).at[rows].get, axes)()
+
+    _, pull = jax.vjp(plain, table)
+    return *pull(grad.astype(table.dtype)), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
