@@ -1,6 +1,6 @@
 """What a stranger's config.json may say, before it is believed."""
 
-import math
+import sys
 import typing
 from typing import Any
 
@@ -13,7 +13,7 @@ def check(name: str, value: Any, kind: Any) -> None:
         raise ValueError(f"{name}={value!r:.100} must be true or false")
     if kind is int and not (type(value) is int and 0 <= value <= SIZE_LIMIT):
         raise ValueError(f"{name}={value!r:.100} must be an integer in [0, {SIZE_LIMIT}]")
-    if kind is float and not (type(value) in (int, float) and math.isfinite(value)):
+    if kind is float and not (type(value) in (int, float) and abs(value) <= sys.float_info.max):
         raise ValueError(f"{name}={value!r:.100} must be a finite number")
     if typing.get_origin(kind) is typing.Literal and value not in typing.get_args(kind):
         raise ValueError(f"{name}={value!r:.100} must be one of {typing.get_args(kind)}")

@@ -144,7 +144,7 @@ def layer_kinds(
         count: Any = fields.get("num_hidden_layers")
         check("num_hidden_layers", count, int)
         kinds = fields.get("layer_types") or default(fields, count)
-        if not isinstance(kinds, list | tuple) or set(kinds) - set(_KINDS):
+        if not isinstance(kinds, list | tuple) or any(str(kind) not in _KINDS for kind in kinds):
             raise ValueError(f"layer_types={kinds!r:.200}: {' and '.join(_KINDS)} are supported")
         if len(kinds) != count:
             raise ValueError(f"layer_types has {len(kinds)} entries for {count} layers")
