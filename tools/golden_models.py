@@ -103,6 +103,9 @@ VARIANTS: dict[str, ModelConfig] = {
         activation="gelu_tanh",
         head=Head("mlm", dense=True, activation="gelu_tanh", norm=True, bias=True),
     ),
+    "bert, next sentence": models.with_head(
+        models.bert(**ENCODER | {"num_layers": 1}), "mlm", next_sentence=True
+    ),
     "roberta, other padding": models.roberta(
         **ENCODER, embedding=Embedding(norm=True, token_types=1, offset=1), scan_layers=False
     ),

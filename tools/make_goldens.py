@@ -137,13 +137,18 @@ def compute(config: models.ModelConfig, batch: Arrays) -> Arrays:
         if config.experts.count and config.head.kind == "lm":
             loss = loss + config.experts.balance * result.aux_loss
         loss.backward()
-        if all(parameter.grad.isfinite().all() for parameter in model.parameters()):
+        if all(_gradient(parameter).isfinite().all() for parameter in model.parameters()):
             break
     results = {"logits": logits.detach().numpy(), "loss": loss.detach().numpy()}
     for name, parameter in model.named_parameters():
-        parts = split_experts(name, parameter.grad.numpy())
+        parts = split_experts(name, _gradient(parameter).numpy())
         results |= {f"gradient/{key}": value for key, value in parts.items()}
     return {name: value.astype(np.float32) for name, value in results.items()}
+
+
+def _gradient(parameter: Any) -> Any:
+    """Zero where the loss does not depend on a parameter: the next-sentence head's."""
+    return parameter.new_zeros(parameter.shape) if parameter.grad is None else parameter.grad
 
 
 def torch_forward(model: Any, config: models.ModelConfig, batch: Arrays) -> Any:
@@ -171,6 +176,8 @@ def logits_of(result: Any, config: models.ModelConfig) -> Any:
 
     if config.head.kind == "span":
         return torch.stack([result.start_logits, result.end_logits], dim=-1)
+    if config.head.next_sentence:
+        return result.prediction_logits
     return result.logits[:, 0] if config.head.kind == "reward" else result.logits
 
 

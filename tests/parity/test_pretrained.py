@@ -15,8 +15,7 @@ SENTENCES = [
     "The cat sleeps on the warm stove.",
     "A kitten naps beside the heater.",
     "Interest rates rose for the third time this year.",
-    "Pretraining of encoders masks tokens and predicts them from both sides, with attention that "
-    "is not causal.",
+    "Pretraining of encoders masks tokens, and predicts them from what stands on both sides.",
     "?",
 ]
 
