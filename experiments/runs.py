@@ -20,7 +20,7 @@ from experiments import fields, objective
 from experiments.flags import FlagError
 from experiments.recipe import Recipe, data_config
 from experiments.versions import versions
-from llmjax import data, mesh
+from llmjax import data, hf, mesh
 from llmjax import spec as specs
 
 # What may differ between a run and its continuation: it changes what is seen, not what is learnt.
@@ -213,3 +213,31 @@ def evaluate_model(
     recipe, tokenizer = model.recipe, model.tokenizer
     loss = objective.make_loss(recipe, tokenizer, plain=True)
     return objective.evaluate(recipe, loss, model.params, batches, tokenizer)
+
+
+def export(
+    model: TrainedModel, output: pathlib.Path, *, part: str | None = None, dtype: str
+) -> None:
+    """Writes one of the models of a run; `part` None is the one that is wanted.
+
+    Raises:
+        FlagError: the run has no such part, the folder has a checkpoint already, or the family has
+            no such checkpoints.
+    """
+    parts = objective.trained_models(model.recipe, model.params)
+    if part is not None and part not in parts:
+        raise FlagError(
+            f"--part={part}: a run with objective={model.recipe.objective} has one model; leave "
+            "it out"
+        )
+    config, params = parts[part or next(iter(parts))]
+    try:
+        hf.save(output, config, params, dtype=dtype, progress=True, extra=_ids(model.tokenizer))
+    except (ValueError, OSError) as error:
+        raise FlagError(f"--output={output}: {error}") from error
+
+
+def _ids(tokenizer: data.Tokenizer) -> dict[str, int]:
+    """The special tokens, by the names that config.json has for them."""
+    names = ("pad", "bos", "eos")
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in names}

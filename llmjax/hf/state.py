@@ -29,8 +29,8 @@ REPORTED = 100  # problems that one message lists
 
 # What checkpoints carry and a model of the family does not need, where its spec does not name it:
 # tables that follow from the configuration, causal masks, heads tied to the embedding, heads of
-# objectives that the model was not asked for, and DeBERTa's absolute positions, which only its
-# mask decoder reads.
+# objectives that the model was not asked for (DeBERTa v3's for replaced tokens among them), and
+# DeBERTa's absolute positions, which only its mask decoder reads.
 IGNORED = (
     r"\.rotary_emb\.inv_freq$",
     r"position_ids$",
@@ -41,6 +41,7 @@ IGNORED = (
     r"^cls\.seq_relationship\.",
     r"\bpooler\.dense\.",
     r"^deberta\.embeddings\.position_embeddings\.weight$",
+    r"^mask_predictions\.",
 )
 
 # Older or newer names of the same tensors.

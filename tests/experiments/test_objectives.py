@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from experiments import fields, flags, objective, runs, training
-from experiments.export import export
 from experiments.recipe import Recipe
 from experiments.recipes import RECIPES
 from llmjax import data, hf, models
@@ -80,7 +79,7 @@ def test_exported_models_load_elsewhere(run_dir: pathlib.Path, tmp_path: pathlib
     }
     for name, (config, params) in objective.trained_models(model.recipe, model.params).items():
         part = None if name == "model" else name
-        export(model, tmp_path / name, part=part, dtype="float32")
+        runs.export(model, tmp_path / name, part=part, dtype="float32")
         _, info = classes[name].from_pretrained(tmp_path / name, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
@@ -88,10 +87,10 @@ def test_exported_models_load_elsewhere(run_dir: pathlib.Path, tmp_path: pathlib
         assert again.head.kind == config.head.kind
         np.testing.assert_array_equal(read["embedding"], params["embedding"])
     with pytest.raises(flags.FlagError, match="already"):
-        export(model, tmp_path / name, part=part, dtype="float32")
+        runs.export(model, tmp_path / name, part=part, dtype="float32")
     if model.recipe.objective == "mlm":
         with pytest.raises(flags.FlagError, match="has one model"):
-            export(model, tmp_path / "other", part="generator", dtype="float32")
+            runs.export(model, tmp_path / "other", part="generator", dtype="float32")
 
 
 def test_an_encoder_does_not_write(run_dir: pathlib.Path) -> None:
