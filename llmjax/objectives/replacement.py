@@ -1,5 +1,7 @@
 """Replaced-token pretraining: what a generator puts in the place of masked tokens."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -27,8 +29,8 @@ def sample_replacements(
 ) -> tuple[jax.Array, jax.Array]:
     """Replaces the masked tokens by draws from a generator (Clark et al. 2020, section 3).
 
-    The draws are argmax(logits + Gumbel noise), which follows the softmax. No gradient flows from
-    the result to the logits (section 3: it is difficult to get through sampling).
+    The draws follow the softmax of the logits (`_draw`). No gradient flows from the result to the
+    logits (section 3: it is difficult to get through sampling).
 
     Args:
         key: for the noise; or one for each row, [B], so that a row's draws are its own.
@@ -52,20 +54,42 @@ def sample_replacements(
     tokens, positions, targets = (
         mesh.place(jnp.asarray(x), ("batch", None)) for x in (tokens, positions, targets)
     )
-    axes = ("batch", None, "vocab")
-    wide = mesh.place(jax.lax.stop_gradient(jnp.asarray(logits, jnp.float32)), axes)
-    if key.ndim:
-        noise = jax.vmap(lambda one: jax.random.gumbel(one, wide.shape[1:], wide.dtype))(key)
-        noise = mesh.place(noise, axes)
-    else:
-        noise = mesh.sharded(jax.random.gumbel, axes)(key, wide.shape, wide.dtype)
-    sampled = jnp.argmax(wide + noise, axis=-1).astype(tokens.dtype)
+    # Whole on every device: blocks of a vocabulary need not divide over those that split it.
+    wide = jax.lax.stop_gradient(jnp.asarray(logits, jnp.float32))
+    wide = mesh.place(wide, ("batch", None, None))
+    keys = key if key.ndim else jax.random.split(key, wide.shape[0])
+    sampled = jax.vmap(_draw)(mesh.place(keys, ("batch",)), wide).astype(tokens.dtype)
 
     # Beyond the row's end, where a write is dropped.
     places = jnp.where(targets >= 0, positions, tokens.shape[1])
     corrupted = _write(tokens, places, sampled)
     replaced = _write(jnp.zeros_like(tokens, dtype=bool), places, sampled != targets)
     return corrupted, replaced
+
+
+def _draw(key: jax.Array, logits: jax.Array) -> jax.Array:
+    """Tokens int [P], with the probabilities softmax(logits [P, V]).
+
+    argmax(logits + Gumbel noise) follows the softmax. It is taken twice: over blocks of the
+    vocabulary, by their log-sum-exps, and within the block that was drawn, as P(token) =
+    P(block) · P(token | block). That needs some √V in place of V random numbers for a token, which
+    would be a seventh of a small model's training step.
+    """
+    count = logits.shape[0]
+    blocks, width = _blocks(logits.shape[1])
+    parts = logits.reshape(count, blocks, width)
+    block_key, token_key = jax.random.split(key)
+    sums = jax.nn.logsumexp(parts, axis=2)
+    block = jnp.argmax(sums + jax.random.gumbel(block_key, sums.shape), axis=1)
+    inner = jnp.take_along_axis(parts, block[:, None, None], axis=1)[:, 0]
+    token = jnp.argmax(inner + jax.random.gumbel(token_key, inner.shape), axis=1)
+    return block * width + token
+
+
+def _blocks(vocab_size: int) -> tuple[int, int]:
+    """Two factors of V as near to each other as there are, the larger first."""
+    width = next(n for n in range(math.isqrt(vocab_size), 0, -1) if vocab_size % n == 0)
+    return vocab_size // width, width
 
 
 def _write(rows: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
