@@ -149,9 +149,7 @@ def _recipe(name: str) -> Settings:
 
 
 _PLAIN: dict[str, Any] = {"dropout": models.Dropout(), "remat": "dots", "scan_layers": False}
-# In so small a step what is kept for the backward pass is most of the memory.
 _ENCODER = _PLAIN | {
-    "remat": "full",
     "vocab_size": BERT_VOCABULARY,
     "num_layers": 6,
     "embed_dim": 384,
