@@ -159,8 +159,6 @@ NOT_IN_TRANSFORMERS = {
     ("gemma2", "span"),
     ("gemma3", "span"),
     ("gemma3", "tokens"),
-    ("gemma3", "classification"),
-    ("gemma3", "reward"),
     ("olmo2", "span"),
     ("olmo2", "tokens"),
 }

@@ -1,4 +1,6 @@
-"""Encoders: two that two CPU cores train while one waits, and two at their published sizes."""
+"""Encoders: two for two CPU cores, and two at their published sizes."""
+
+from typing import Any
 
 from experiments.recipe import Recipe
 from llmjax import models
@@ -14,21 +16,23 @@ CONVERSATION = DataConfig(
     tokenizer=TokenizerConfig(vocab_size=2048, symbols=corpora.SPEAKERS), validation_share=0.02
 )
 
+SMALL: dict[str, Any] = {
+    "vocab_size": 2048,
+    "num_layers": 3,
+    "embed_dim": 128,
+    "num_heads": 4,
+    "max_length": 128,
+    "dropout": models.Dropout(),
+    "scan_layers": False,
+}
+
 
 def bert_tiny() -> Recipe:
-    """Masked tokens of human conversation, in about four minutes on two cores."""
+    """Masked tokens of human conversation, small enough for two cores."""
     return Recipe(
         name="bert_tiny",
         objective="mlm",
-        model=models.bert(
-            vocab_size=2048,
-            num_layers=3,
-            embed_dim=128,
-            num_heads=4,
-            max_length=128,
-            dropout=models.Dropout(),
-            scan_layers=False,
-        ),
+        model=models.bert(**SMALL),
         data=CONVERSATION,
         corpus="chitchat",
         optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, schedule="wsd", warmup_steps=20),
@@ -42,19 +46,11 @@ def bert_tiny() -> Recipe:
 
 
 def electra_tiny() -> Recipe:
-    """Replaced tokens of human conversation, in some minutes on two cores."""
+    """Replaced tokens of human conversation, small enough for two cores."""
     return Recipe(
         name="electra_tiny",
         objective="rtd",
-        model=models.electra(
-            vocab_size=2048,
-            num_layers=3,
-            embed_dim=128,
-            num_heads=4,
-            max_length=128,
-            dropout=models.Dropout(),
-            scan_layers=False,
-        ),
+        model=models.electra(**SMALL),
         masking=masking.ELECTRA,
         replacement=ReplacementConfig(width_share=0.5),
         data=CONVERSATION,

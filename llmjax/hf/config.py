@@ -69,10 +69,13 @@ def config_from_hf(fields: Fields) -> models.ModelConfig:
         raise ValueError(f"{ours['num_layers']} layers; more than {LAYERS_LIMIT} are not believed")
     for name, places in family.dropout.items():
         rate = fields.get(name)
-        check(name, 0.0 if rate is None else rate, float)
-        ours |= {f"dropout.{place}": 0.0 if rate is None else rate for place in places}
+        if rate is not None:
+            check(name, rate, float)
+            ours |= {f"dropout.{place}": rate for place in places}
     config = family.base(**{name: value for name, value in ours.items() if "." not in name})
     config = _with_head(config, family, fields)
+    if config.head.kind != "lm":
+        ours.pop("head.cap", None)  # transformers caps the logits of language models only
     return _canonical(_replace(config, ours))
 
 
@@ -87,7 +90,7 @@ def config_to_hf(config: models.ModelConfig) -> dict[str, Any]:
         "model_type": config.family,
         "architectures": [_architecture(config, family)],
         **family.fixed,
-        **{name: _get(config, f"dropout.{places[-1]}") for name, places in family.dropout.items()},
+        **{name: _get(config, f"dropout.{places[0]}") for name, places in family.dropout.items()},
     }
     for name, (ours, _) in family.fields.items():
         value: Any = _get(config, _RESOLVED.get(ours, ours))

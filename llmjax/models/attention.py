@@ -118,11 +118,11 @@ def attention(
         [B, S, D], and the layer's cache with the new keys and values, or None.
     """
 
-    def project(x, params, norm, rope_tables):
+    def prepare(x, params, norm, rope_tables):
         x = layers.norm(norm, x, config)
-        queries = _project(params, "query", x, "heads")
-        keys = _project(params, "key", x, "kv_heads")
-        values = _project(params, "value", x, "kv_heads")
+        queries = project(params, "query", x, "heads")
+        keys = project(params, "key", x, "kv_heads")
+        values = project(params, "value", x, "kv_heads")
         queries = layers.norm(params.get("query_norm"), queries, config)
         keys = layers.norm(params.get("key_norm"), keys, config)
         if rope_tables is not None:
@@ -130,7 +130,7 @@ def attention(
         return tuple(jnp.swapaxes(x, 1, 2) for x in (queries, keys, values))
 
     again = remat.at_level(config, "dots")
-    queries, keys, values = again(project)(x, params, norm, rope_tables)
+    queries, keys, values = again(prepare)(x, params, norm, rope_tables)
     if cache is not None:
         cache = _append(cache, keys, values, mask.offset)
         keys, values = jnp.swapaxes(cache["key"], 2, 3), cache["value"]
@@ -145,16 +145,13 @@ def attention(
         dropout_key=key,
     )
     out = einsum("bshc,hcd->bsd", jnp.swapaxes(mixed, 1, 2), params["out"], layers.HIDDEN)
-    if "out_bias" in params:
-        out = out + params["out_bias"].astype(out.dtype)
-    return out, cache
+    return layers.add_bias(out, params, "out"), cache
 
 
-def _project(params: dict[str, Any], name: str, x: jax.Array, heads: str) -> jax.Array:
-    """x [B, S, D] to [B, S, H, C] or [B, S, K, C]."""
+def project(params: dict[str, Any], name: str, x: jax.Array, heads: str = "heads") -> jax.Array:
+    """x [B, S, D] to [B, S, H, C], or [B, S, K, C] with `heads` "kv_heads"."""
     out = einsum("bsd,dhc->bshc", x, params[name], ("batch", "sequence", heads, None))
-    bias = params.get(f"{name}_bias")
-    return out if bias is None else out + bias.astype(out.dtype)
+    return layers.add_bias(out, params, name)
 
 
 def _append(cache, keys, values, offset):

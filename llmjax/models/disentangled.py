@@ -16,6 +16,7 @@ from jax.nn import initializers
 from llmjax import mesh
 from llmjax.kernels.flash_attention import Mask
 from llmjax.models import layers, remat
+from llmjax.models.attention import project
 from llmjax.models.config import ModelConfig
 from llmjax.models.mlp import ACTIVATIONS
 from llmjax.spec import Param
@@ -135,33 +136,22 @@ def disentangled_attention(
         [B, S, D].
     """
     keys = (None, None) if key is None else jax.random.split(key)
-    relative = _dropout(relative, config.dropout.hidden, keys[0], (None, None))
+    relative = layers.dropout(relative, config.dropout.hidden, keys[0], (None, None))
 
-    def project(states, params, norm):
+    def prepare(states, params, norm):
         asking, seen, relative = states
         seen = layers.norm(norm, seen, config)
         asking = seen if asking is None else layers.norm(norm, asking, config)
-        content = (
-            _project(params, "query", asking),
-            _project(params, "key", seen),
-            _project(params, "value", seen),
-        )
+        inputs = {"query": asking, "key": seen, "value": seen}
+        content = [jnp.swapaxes(project(params, name, x), 1, 2) for name, x in inputs.items()]
         return content, _project_positions(params, relative, config)
 
     again = remat.at_level(config, "dots")
-    content, positions = again(project)((queries, x, relative), params, norm)
+    content, positions = again(prepare)((queries, x, relative), params, norm)
     mix = functools.partial(_mix, config)
     mixed = again(mix)((content, positions), mask, keys[1])
     out = einsum("bshc,hcd->bsd", jnp.swapaxes(mixed, 1, 2), params["out"], layers.HIDDEN)
-    return out + params["out_bias"].astype(out.dtype) if "out_bias" in params else out
-
-
-def _project(params: dict[str, Any], name: str, x: jax.Array) -> jax.Array:
-    """x [B, S, D] to [B, H, S, C]."""
-    out = einsum("bsd,dhc->bshc", x, params[name], ("batch", "sequence", "heads", None))
-    bias = params.get(f"{name}_bias")
-    out = out if bias is None else out + bias.astype(out.dtype)
-    return jnp.swapaxes(out, 1, 2)
+    return layers.add_bias(out, params, "out")
 
 
 def _project_positions(params, relative, config) -> dict[str, jax.Array]:
@@ -175,9 +165,7 @@ def _project_positions(params, relative, config) -> dict[str, jax.Array]:
     for term in config.disentangled.terms:
         name = names[term]
         out = einsum("pd,dhc->phc", relative, params[name], (None, "heads", None))
-        bias = params.get(f"{name}_bias")
-        out = out if bias is None else out + bias.astype(out.dtype)
-        projected[term] = jnp.swapaxes(out, 0, 1)
+        projected[term] = jnp.swapaxes(layers.add_bias(out, params, name), 0, 1)
     return projected
 
 
@@ -202,7 +190,7 @@ def _mix(config, states, mask, key) -> jax.Array:
         # A finite floor keeps rows that see nothing free of NaN, in the gradient too.
         scores = jnp.where(allowed[:, None], scores, jnp.finfo(wide).min)
         weights = jnp.where(allowed[:, None], jax.nn.softmax(scores, axis=-1), 0.0)
-    weights = _dropout(weights, config.dropout.attention, key, SCORES)
+    weights = layers.dropout(weights, config.dropout.attention, key, SCORES)
     return jnp.einsum("bhst,bhtc->bhsc", weights.astype(values.dtype), values)
 
 
@@ -246,15 +234,6 @@ def _slide(scores: jax.Array, length: int) -> jax.Array:
     flat = flat[:, :, count - 1 : count - 1 + count * (columns - 1)]
     shape = (batch, heads, count, columns - 1)
     return mesh.sharded(jnp.reshape, SCORES)(flat, shape)[..., :length]
-
-
-def _dropout(x: jax.Array, rate: float, key: jax.Array | None, axes: mesh.Axes) -> jax.Array:
-    """As `layers.dropout`, of arrays with other axes."""
-    if key is None or rate == 0.0:
-        return x
-    draw = functools.partial(jax.random.bernoulli, key, 1.0 - rate, x.shape)
-    keep = mesh.sharded(draw, axes)()
-    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def convolution_spec(config: ModelConfig) -> dict[str, Any]:

@@ -99,10 +99,25 @@ def rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     )
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a share of x and scales up the rest; the identity without a key."""
+def add_bias(x: jax.Array, params: dict[str, Any], name: str) -> jax.Array:
+    """x plus the bias of the projection `name`, where it has one."""
+    bias = params.get(f"{name}_bias")
+    return x if bias is None else x + bias.astype(x.dtype)
+
+
+def dropout(
+    x: jax.Array, rate: float, key: jax.Array | None, axes: mesh.Axes = HIDDEN
+) -> jax.Array:
+    """Zeroes a share of x and scales up the rest; the identity without a key.
+
+    Args:
+        x: activations.
+        rate: the share.
+        key: for the draw; None switches it off.
+        axes: the logical axes of x.
+    """
     if key is None or rate == 0.0:
         return x
     draw = functools.partial(jax.random.bernoulli, key, 1.0 - rate, x.shape)
-    keep = mesh.sharded(draw, HIDDEN)()
+    keep = mesh.sharded(draw, axes)()
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)

@@ -50,13 +50,9 @@ def mlp(
 
     def narrow(wide, params):
         up, gate = wide
-        up = _biased(up, params, "up")
+        up = layers.add_bias(up, params, "up")
         inner = activation(up) if gate is None else activation(gate) * up
-        return _biased(einsum("bsf,fd->bsd", inner, params["down"], layers.HIDDEN), params, "down")
+        out = einsum("bsf,fd->bsd", inner, params["down"], layers.HIDDEN)
+        return layers.add_bias(out, params, "down")
 
     return again(narrow)(again(widen)(x, params, norm), params)
-
-
-def _biased(x: jax.Array, params: dict[str, Any], name: str) -> jax.Array:
-    bias = params.get(f"{name}_bias")
-    return x if bias is None else x + bias.astype(x.dtype)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from llmjax import models
+from llmjax.checks import require_choices
 from llmjax.objectives.rtd import Sharing
 
 
@@ -25,16 +26,13 @@ class ReplacementConfig:
     weight: float = 50.0
 
     def __post_init__(self) -> None:
+        require_choices(self, "replacement")
         for name in ("width_share", "layers_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(
                     f"replacement.{name}={getattr(self, name)}: a share of the discriminator's is "
                     "above 0, up to 1"
                 )
-        if self.sharing not in ("none", "tied", "disentangled"):
-            raise ValueError(
-                f"replacement.sharing={self.sharing!r}: choose one of none, tied, disentangled"
-            )
         if not self.weight > 0:
             raise ValueError(f"replacement.weight={self.weight}: must be above 0 (50 is usual)")
 

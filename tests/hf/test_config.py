@@ -86,3 +86,26 @@ def test_what_cannot_be_said(llama):
     changed = dataclasses.replace(llama, bias="all", norm="layernorm")
     with pytest.raises(ValueError, match="llama cannot say norm='layernorm', bias='all'"):
         config_to_hf(changed)
+
+
+def test_rates_that_a_file_leaves_open():
+    """As transformers reads them: BERT drops a tenth, and before a head what it drops elsewhere."""
+    bert = config_to_hf(
+        models.bert(vocab_size=64, num_layers=1, embed_dim=16, num_heads=4, mlp_dim=32)
+    )
+    rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    bare = {name: value for name, value in bert.items() if name not in rates}
+    assert config_from_hf(bare).dropout == models.Dropout(0.1, 0.1, 0.1, 0.1)
+    null = bare | {"hidden_dropout_prob": 0.3, "classifier_dropout": None}
+    assert config_from_hf(null).dropout == models.Dropout(0.3, 0.1, 0.3, 0.3)
+    assert config_from_hf(null | {"classifier_dropout": 0.2}).dropout.classifier == 0.2
+    assert config_from_hf(LLAMA).dropout == models.Dropout()
+
+
+def test_only_language_models_have_capped_logits():
+    """A Gemma 2 that classifies has the cap in its file, and transformers does not apply it."""
+    gemma = models.gemma2(vocab_size=64, num_layers=2, embed_dim=16, num_heads=4, mlp_dim=32)
+    fields = config_to_hf(gemma)
+    assert (fields["final_logit_softcapping"], config_from_hf(fields).head.cap) == (30.0, 30.0)
+    classifier = fields | {"architectures": ["Gemma2ForSequenceClassification"]}
+    assert config_from_hf(classifier).head == models.with_head(gemma, "classification").head

@@ -101,17 +101,22 @@ def masked_batch(tokens: np.ndarray, targets: np.ndarray) -> Results:
 
 @pytest.fixture(scope="session")
 def assert_close() -> Callable[..., None]:
-    """Logits agree to 1e-4, the loss to 1e-5, gradients to 1e-4 of their largest entry.
+    """Everything that is expected agrees to 2e-5 of its largest entry, of Gemma to 1e-4.
 
-    Padding has no logits. A gradient that is zero in exact arithmetic is rounding in both.
+    Logits agree to 1e-4 and losses to 1e-5 at any size; padding has no logits. Gemma's scales are
+    drawn near 1 and used as near 2, four in a layer: rounding grows with depth, and transformers
+    computes norms in float32 as well.
     """
 
-    def check(actual: Results, expected: Results, batch: Results) -> None:
+    def check(config, actual: Results, expected: Results, batch: Results) -> None:
+        tolerance = 1e-4 if config.norm == "rmsnorm1p" else 2e-5
         for name, value in expected.items():
             found = actual[name]
             if name == "logits" and value.shape[:2] == batch["tokens"].shape:
                 value, found = (x[batch["segment_ids"] != 0] for x in (value, found))
-            limit = {"logits": 1e-4, "loss": 1e-5}.get(name, 1e-4 * max(np.abs(value).max(), 1e-3))
+            # A gradient that is zero in exact arithmetic is rounding in both.
+            limit = tolerance * max(np.abs(value).max(), 1e-2)
+            limit = min(limit, {"logits": 1e-4, "loss": 1e-5}.get(name, limit))
             np.testing.assert_allclose(found, value, rtol=0, atol=limit, err_msg=name)
 
     return check

@@ -16,4 +16,4 @@ def test_equals_the_golden_file(family, compute, assert_close):
         np.testing.assert_array_equal(golden.pop(name), value)
     actual = digest(compute(CONFIGS[family], batch))
     assert set(actual) == set(golden)
-    assert_close(actual, golden, batch)
+    assert_close(CONFIGS[family], actual, golden, batch)

@@ -30,7 +30,7 @@ def check(config, padding, compute, assert_close):
     actual = compute(config, batch)
     # Both ways: every weight of the one has a gradient in the other.
     assert set(actual) == set(expected)
-    assert_close(actual, expected, batch)
+    assert_close(config, actual, expected, batch)
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -14,8 +14,8 @@ def _decoder(classes: str, base: Callable[..., models.ModelConfig], **defaults: 
     Args:
         classes: as in `Family`.
         base: as in `Family`.
-        **defaults: their fields' where they are not Llama's, and `fields`, `fixed` and `specials`
-            that come on top.
+        **defaults: their fields' where they are not Llama's, and `fields`, `fixed`, `specials` and
+            `suffixes` that come on top.
     """
     fields = {
         "vocab_size": ("vocab_size", REQUIRED),
@@ -35,12 +35,14 @@ def _decoder(classes: str, base: Callable[..., models.ModelConfig], **defaults: 
     fixed = defaults.pop("fixed", {})
     specials = defaults.pop("specials", (special.rope(10000.0),))
     without = defaults.pop("without", ())
+    suffixes = defaults.pop("suffixes", {})
     fields = {
         theirs: (ours, defaults.get(theirs, default))
         for theirs, (ours, default) in (fields | more).items()
         if theirs not in without
     }
-    return Family(classes, base, fields, {"attention_dropout": ("attention",)}, fixed, specials)
+    dropout = {"attention_dropout": ("attention",)}
+    return Family(classes, base, fields, dropout, fixed, specials, suffixes)
 
 
 def _first_are_global(fields: Mapping[str, Any], count: int) -> list[str]:
@@ -157,6 +159,7 @@ FAMILIES = {
     "gemma3_text": _decoder(
         "Gemma3",
         models.gemma3,
+        suffixes={"none": "TextModel", "classification": "TextForSequenceClassification"},
         **_GEMMA,
         fields=_GEMMA_FIELDS
         | {

@@ -20,7 +20,8 @@ _FIELDS: dict[str, tuple[str, Any]] = {
 }
 _WITHOUT_ROWS = {name: f for name, f in _FIELDS.items() if name != "max_position_embeddings"}
 _DROPOUT = {
-    "hidden_dropout_prob": ("embedding", "hidden"),
+    # What comes before the output of a head is the same unless a file says otherwise.
+    "hidden_dropout_prob": ("hidden", "embedding", "classifier"),
     "attention_probs_dropout_prob": ("attention",),
     "classifier_dropout": ("classifier",),
 }
@@ -109,9 +110,9 @@ FAMILIES = {
             "conv_act": ("disentangled.convolution_activation", "tanh"),
         },
         {
-            "hidden_dropout_prob": ("embedding", "hidden"),
+            "hidden_dropout_prob": ("hidden", "embedding", "classifier"),
             "attention_probs_dropout_prob": ("attention",),
-            "pooler_dropout": ("classifier",),
+            "cls_dropout": ("classifier",),
         },
         {"legacy": True, "tie_word_embeddings": True},
         specials=(special.relative_positions(),),

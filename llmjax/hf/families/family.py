@@ -29,7 +29,9 @@ class Family:
         classes: what the names of its classes in transformers start with.
         base: makes the configuration, with the head that a config.json has by default.
         fields: their name → (the dotted name of ours, the value where theirs is left out).
-        dropout: their name → places in `Dropout`.
+        dropout: their name → places in `Dropout`, of which the first is written; later names
+            take precedence. Where theirs is left out or null the place is as `base` or an earlier
+            name has it.
         fixed: their name → the only value that the model implements, also their default.
         specials: what does not stand for one field of ours.
         suffixes: kind of head → the end of a class name, where it is not that of `SUFFIXES`.

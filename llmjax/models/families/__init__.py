@@ -49,6 +49,8 @@ def name_params(spec: Any, config: ModelConfig) -> Any:
 def with_head(config: ModelConfig, kind: str, **changes: Any) -> ModelConfig:
     """The model with another head, made as its family's checkpoints make it.
 
+    A head of the kind that it has stays as it is, but for the changes.
+
     Args:
         config: the model's.
         kind: of `Head`.
@@ -62,7 +64,6 @@ def with_head(config: ModelConfig, kind: str, **changes: Any) -> ModelConfig:
         raise ValueError(f"{config.family} has no head {kind!r}; it has {', '.join(family.heads)}")
     if kind == "mlm" and family.one_activation:
         changes = {"activation": config.activation} | changes
-    head = dataclasses.replace(family.heads[kind][0], **changes)
-    if kind == "lm" == config.head.kind:
-        head = dataclasses.replace(head, cap=config.head.cap)
-    return dataclasses.replace(config, head=head)
+    same = kind == config.head.kind
+    head = config.head if same else family.heads[kind][0]
+    return dataclasses.replace(config, head=dataclasses.replace(head, **changes))
