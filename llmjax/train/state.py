@@ -29,7 +29,6 @@ class TrainState:
 
 def init_state(key: jax.Array, spec: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, in float32, sharded from birth on the current mesh."""
-
     init_key, step_key = jax.random.split(key)
     params = specs.init(init_key, spec)
 

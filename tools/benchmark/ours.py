@@ -24,6 +24,7 @@ CORPUS_BYTES = 16 << 20
 
 def build(workload: Workload) -> Turn:
     """The turn of a workload: compiled by its first call, finished when it returns."""
+    train.trim_after_compiling()
     programs = {"train": _train, "eval": _eval, "decode": _decode, "data": _data}
     return programs[workload.kind](workload)
 
