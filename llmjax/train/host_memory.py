@@ -21,8 +21,8 @@ def trim_after_compiling() -> None:
     if trim is None:
         return
 
-    def listen(event: str, seconds: float, **_) -> None:
-        if event == COMPILED and seconds > 1:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == COMPILED and duration_secs > 1:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
