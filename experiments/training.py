@@ -53,7 +53,7 @@ def pretrain(
 
 def _train(run: "_Run", stack: contextlib.ExitStack, hang_seconds: float) -> None:
     """Restores or begins, and trains to the last step; what it opens is closed by the stack."""
-    train.trim_after_compiling()
+    stack.callback(train.trim_after_compiling())
     recipe, run_dir = run.recipe, run.run_dir
     spec = objective.param_spec(recipe)
     optimizer = optim.make(recipe.optimizer, spec, recipe.steps)

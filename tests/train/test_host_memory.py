@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def resident_mb() -> float:
 
 @glibc
 def test_a_long_compilation_ends_with_less_memory():
-    host_memory.trim_after_compiling()
+    end = host_memory.trim_after_compiling()
     blocks = [bytes(2000) for _ in range(100_000)]
     kept = blocks[::100]  # without them glibc would give all of it back by itself
     del blocks
@@ -32,6 +33,19 @@ def test_a_long_compilation_ends_with_less_memory():
     jax.monitoring.record_event_duration_secs(host_memory.COMPILED, 2.0)
     assert resident_mb() < before - 100
     assert len(kept) == 1000
+    end()
+
+
+@glibc
+def test_it_ends(monkeypatch):
+    trimmed = []
+    library = types.SimpleNamespace(malloc_trim=trimmed.append)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    end = host_memory.trim_after_compiling()
+    jax.monitoring.record_event_duration_secs(host_memory.COMPILED, 2.0)
+    end()
+    jax.monitoring.record_event_duration_secs(host_memory.COMPILED, 2.0)
+    assert trimmed == [0]
 
 
 def test_jax_still_tells_of_compilations_by_that_name(compilations):
