@@ -202,6 +202,13 @@ def devices() -> int:
     return 1 if current is None else current.size
 
 
+def platform() -> str:
+    """Of the current mesh's devices, which need not be here; without one, of the default device."""
+    current = _current()
+    device = None if current is None else current.abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Host arrays [B/processes, ...] as device arrays [B, ...], split by rows over the mesh.
 

@@ -58,6 +58,7 @@ def main(topology: str, config: mesh.MeshConfig) -> None:
             for shape in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)
         ),
         "logits_on_a_chip": BATCH_SIZE * SEQUENCE_LENGTH * CONFIG.vocab_size // len(devices),
+        "attention_kernels": "flash_attention_forward_kernel" in text,
         "collectives": [
             name
             for name in ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")

@@ -1,11 +1,13 @@
 """The real training step compiles for TPU chips that are not there, and fits on them."""
 
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -16,27 +18,33 @@ pytestmark = [
     ),
 ]
 
-PROGRAM = pathlib.Path(__file__).with_name("compile_step.py")
+FOLDER = pathlib.Path(__file__).parent
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",  # or libtpu asks the cloud's metadata server what it runs on
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "PYTHONPATH": str(PROGRAM.parents[2]),
+    "PYTHONPATH": str(FOLDER.parents[1]),
 }
+
+
+def run(program: str, *arguments: str) -> dict[str, Any]:
+    """What a program beside this one prints last."""
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / program), *arguments],
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_sharded_training_step_compiles_for_eight_chips():
     """fsdp=4 × tensor=2 of TPU v5e, bfloat16, rematerialised: a minute or two of compilation."""
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), "v5e:2x4", "1", "4", "2"],
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = run("compile_step.py", "v5e:2x4", "1", "4", "2")
+    assert report["attention_kernels"]
     # float32 parameters and two moments, an eighth of each, and little else comes in.
     share = 12 * report["parameters"] / 8
     assert share < report["arguments"] < 1.01 * share
@@ -47,3 +55,12 @@ def test_a_sharded_training_step_compiles_for_eight_chips():
     assert report["temporary"] < 3 * share
     assert "all-gather" in report["collectives"]
     assert {"all-reduce", "reduce-scatter"} & set(report["collectives"])
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_attention_compiles_and_its_memory_is_linear_in_the_length(topology):
+    """2k, 8k and 32k tokens, heads of 64, 128 and 256: two minutes of compilation a chip."""
+    for name, sizes in run("compile_attention.py", topology).items():
+        # A fourfold length has a fourfold memory, and room for what does not depend on it.
+        for shorter, longer in itertools.pairwise(sizes):
+            assert longer < 4 * shorter + 2**20, name

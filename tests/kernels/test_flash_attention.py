@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from llmjax.kernels.flash_attention import Mask, flash_attention, reference, xla
+from llmjax.kernels.flash_attention import Mask, flash_attention, reference, tiles, xla
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 0], [0, 1, 1, 1, 1, 1, 0, 2, 2]], np.int32)
 
@@ -41,6 +41,15 @@ CASES = {
 def small_blocks(monkeypatch):
     """Several blocks, the last one ragged, for so few queries."""
     monkeypatch.setattr(xla, "MIN_BLOCK", 4)
+    monkeypatch.setattr(tiles, "LANES", 4)
+    monkeypatch.setattr(tiles, "ROWS", 8)
+    monkeypatch.setattr(tiles, "SCORES", 32)
+
+
+@pytest.fixture(params=["xla", "pallas_tpu"])
+def implementation(request):
+    """Every one that runs here; Pallas' kernels are interpreted."""
+    return request.param
 
 
 def inputs(heads, kv_heads, queries, keys, dtype=np.float32, channels=6):
@@ -60,20 +69,26 @@ def run(query, key, value, cotangent, mask, **options):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_reference(case):
+def test_equals_reference(case, implementation):
     *sizes, mask = CASES[case]
-    check_against_reference(sizes, mask)
+    check_against_reference(implementation, sizes, mask)
 
 
-@pytest.mark.parametrize("case", ["grouped", "window", "segments", "cache"])
-def test_capped_scores_equal_reference(case):
+@pytest.mark.parametrize(
+    ("case", "implementation"),
+    [
+        *((case, "xla") for case in ("grouped", "window", "segments", "cache")),
+        ("grouped", "pallas_tpu"),
+    ],
+)
+def test_capped_scores_equal_reference(case, implementation):
     *sizes, mask = CASES[case]
-    check_against_reference(sizes, mask, cap=0.5)
+    check_against_reference(implementation, sizes, mask, cap=0.5)
 
 
-def check_against_reference(sizes, mask, **options):
+def check_against_reference(implementation, sizes, mask, **options):
     arrays = inputs(*sizes)
-    actual = run(*arrays, mask, implementation="xla", **options)
+    actual = run(*arrays, mask, implementation=implementation, **options)
     expected = run(*arrays, mask, implementation="reference", **options)
     for ours, theirs in zip(actual, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
@@ -87,10 +102,10 @@ def check_against_reference(sizes, mask, **options):
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
-def test_any_segments_equal_reference_and_padding_is_inert(segments):
+def test_any_segments_equal_reference_and_padding_is_inert(implementation, segments):
     """Segments in any order, empty rows and rows of padding included."""
     arrays = inputs(4, 2, 9, 9)
-    actual = run(*arrays, Mask(segments), implementation="xla")
+    actual = run(*arrays, Mask(segments), implementation=implementation)
     expected = run(*arrays, Mask(segments), implementation="reference")
     for ours, theirs in zip(actual, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
@@ -121,11 +136,11 @@ def test_scale_is_the_callers():
 
 
 @pytest.mark.parametrize("case", ["grouped", "segments"])
-def test_bfloat16_stays_near_float32(case):
+def test_bfloat16_stays_near_float32(case, implementation):
     """Within a few roundings (2^-8 each) of the exact result for the same rounded inputs."""
     *sizes, mask = CASES[case]
     arrays = inputs(*sizes, jnp.bfloat16)
-    actual = run(*arrays, mask, implementation="xla")
+    actual = run(*arrays, mask, implementation=implementation)
     exact = run(*(x.astype(np.float32) for x in arrays), mask, implementation="reference")
     for ours, theirs in zip(actual, exact, strict=True):
         assert ours.dtype == jnp.bfloat16
@@ -133,28 +148,33 @@ def test_bfloat16_stays_near_float32(case):
         assert error < 0.015
 
 
-def survivors(key, rate, mask, sizes):
+def survivors(key, rate, mask, sizes, implementation):
     """Dropout's factors [B, H, S, T], seen in a product with the identity as the values."""
     _, kv_heads, _, keys = sizes
     query, keyed, _, _ = inputs(*sizes)
     identity = np.broadcast_to(np.eye(keys, dtype=np.float32), (2, kv_heads, keys, keys))
     # Channels of queries and keys that are zero do not change their products.
     query, keyed = (np.pad(x, [(0, 0)] * 3 + [(0, keys - x.shape[3])]) for x in (query, keyed))
-    options = {"scale": 6**-0.5, "dropout_rate": rate}
-    dropped = flash_attention(query, keyed, identity, mask, dropout_key=key, **options)
-    whole = flash_attention(query, keyed, identity, mask, **options)
+    attend = jax.jit(
+        functools.partial(
+            flash_attention, scale=6**-0.5, dropout_rate=rate, implementation=implementation
+        )
+    )
+    dropped = attend(query, keyed, identity, mask, dropout_key=key)
+    whole = attend(query, keyed, identity, mask)
     return np.divide(dropped, whole, out=np.zeros_like(dropped), where=np.asarray(whole) > 0)
 
 
-def test_dropout_equals_reference_with_the_same_survivors():
+def test_dropout_equals_reference_with_the_same_survivors(implementation):
     *sizes, mask = CASES["segments"]
     key, rate = jax.random.key(3), 0.25
-    keep = survivors(key, rate, mask, sizes)
+    keep = survivors(key, rate, mask, sizes, implementation)
     kept = keep > 0
     np.testing.assert_allclose(keep[kept], 1 / (1 - rate), rtol=1e-5)
 
     *arrays, cotangent = inputs(*sizes)
-    actual = run(*arrays, cotangent, mask, implementation="xla", dropout_rate=rate, dropout_key=key)
+    options = {"implementation": implementation, "dropout_rate": rate, "dropout_key": key}
+    actual = run(*arrays, cotangent, mask, **options)
     out, pull = jax.vjp(
         lambda q, k, v: reference.attention(q, k, v, mask, 6**-0.5, keep=keep), *arrays
     )
@@ -162,11 +182,11 @@ def test_dropout_equals_reference_with_the_same_survivors():
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
 
 
-def test_dropout_drops_the_share_and_keeps_the_mean():
+def test_dropout_drops_the_share_and_keeps_the_mean(implementation):
     *sizes, mask = CASES["bidirectional"]
     rate, draws = 0.25, 50
     keys = jax.random.split(jax.random.key(4), draws)
-    factors = np.stack([survivors(key, rate, mask, sizes) for key in keys])
+    factors = np.stack([survivors(key, rate, mask, sizes, implementation) for key in keys])
     # 5 standard errors of a Bernoulli mean over all draws of all pairs, and over those of a pair.
     assert abs((factors > 0).mean() - (1 - rate)) < 5 * (rate * (1 - rate) / factors.size) ** 0.5
     spread = (rate / (1 - rate) / draws) ** 0.5
@@ -176,13 +196,12 @@ def test_dropout_drops_the_share_and_keeps_the_mean():
     assert len(np.unique(flat, axis=0)) > 40
 
 
-def test_dropout_is_a_function_of_its_key():
+def test_dropout_is_a_function_of_its_key(implementation):
     query, key, value, _ = inputs(2, 2, 9, 9)
+    options = {"dropout_rate": 0.5, "implementation": implementation}
 
     def attend(seed):
-        return flash_attention(
-            query, key, value, dropout_rate=0.5, dropout_key=jax.random.key(seed)
-        )
+        return flash_attention(query, key, value, dropout_key=jax.random.key(seed), **options)
 
     np.testing.assert_array_equal(attend(0), attend(0))
     assert not np.allclose(attend(0), attend(1))
@@ -203,12 +222,14 @@ def test_dropout_gradient_against_finite_differences():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_window_is_a_distance(causal):
+def test_a_window_is_a_distance(causal, implementation):
     """Which keys move which queries, by the definition."""
     query, key, _, _ = inputs(1, 1, 11, 11)
     identity = np.broadcast_to(np.eye(11, dtype=np.float32), (2, 1, 11, 11))
     query, key = (np.pad(x, [(0, 0)] * 3 + [(0, 5)]) for x in (query, key))
-    weights = flash_attention(query, key, identity, Mask(causal=causal, window=4))
+    weights = flash_attention(
+        query, key, identity, Mask(causal=causal, window=4), implementation=implementation
+    )
     distance = np.arange(11)[:, None] - np.arange(11)[None]
     seen = (np.abs(distance) < 4) & ((distance >= 0) | (not causal))
     np.testing.assert_array_equal(weights[0, 0] > 0, seen)

@@ -6,10 +6,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from llmjax.kernels.flash_attention import reference, xla
+from llmjax import mesh
+from llmjax.kernels.flash_attention import dropout, pallas_tpu, reference, xla
 from llmjax.kernels.flash_attention.mask import Mask
 
-Implementation = Literal["xla", "cudnn", "reference"]
+Implementation = Literal["xla", "pallas_tpu", "cudnn", "reference"]
 
 
 def flash_attention(
@@ -35,8 +36,9 @@ def flash_attention(
         cap: scores are bent into ±cap by cap·tanh(score / cap) before the mask; 0 leaves them.
         dropout_rate: share of the attention weights that is dropped.
         dropout_key: randomness for that; None switches dropout off.
-        implementation: "xla" (blocks of queries), "cudnn" (NVIDIA GPUs), or "reference"; by
-            default the fastest that the platform and the mask allow.
+        implementation: "xla" (blocks of queries), "pallas_tpu" (TPUs; elsewhere it is interpreted,
+            slowly), "cudnn" (NVIDIA GPUs), or "reference"; by default the fastest that the platform
+            and the mask allow.
 
     Returns:
         [B, H, S, C].
@@ -54,7 +56,9 @@ def flash_attention(
     rate = 0.0 if dropout_key is None else dropout_rate
     reason = _cudnn_refuses(query, mask, cap, rate)
     if implementation is None:
-        implementation = "xla" if reason else "cudnn"
+        implementation = "cudnn" if not reason else "xla"
+        if mesh.platform() == "tpu":
+            implementation = "pallas_tpu"
     if implementation == "cudnn":
         if reason:
             raise ValueError(f"flash_attention: implementation='cudnn' {reason}")
@@ -67,7 +71,33 @@ def flash_attention(
         if rate:
             raise ValueError("flash_attention: implementation='reference' takes no dropout key")
         return reference.attention(query, key, value, mask, scale, cap)
+    if implementation == "pallas_tpu":
+        return _on_tpu(query, key, value, mask, dropout_key, scale, cap, rate)
     return xla.attention(query, key, value, mask, dropout_key, scale, cap, rate)
+
+
+def _on_tpu(query, key, value, mask, dropout_key, scale, cap, rate) -> jax.Array:
+    """The kernel, on every device's rows and heads."""
+    batch, kv_heads = key.shape[:2]
+    draw = dropout.draw(dropout_key if rate else None, batch, kv_heads, query.shape[1] // kv_heads)
+    options = pallas_tpu.Options(scale, cap, rate, mesh.platform() != "tpu")
+    limits = {
+        name: (value, axes)
+        for name, value, axes in (
+            ("segment_ids", mask.segment_ids, ("batch", None)),
+            ("offset", mask.offset, ("batch",)),
+        )
+        if value is not None
+    }
+
+    def attend(query, key, value, seeds, heads, *rest):
+        local = mask.replace(**dict(zip(limits, rest, strict=True)))
+        return pallas_tpu.attention(query, key, value, local, dropout.Draw(seeds, heads), options)
+
+    queries, keys = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
+    axes = (queries, keys, keys, (None,), ("batch", "kv_heads"), *(a for _, a in limits.values()))
+    arrays = (jnp.asarray(array) for array, _ in limits.values())
+    return mesh.on_parts(attend, axes, queries)(query, key, value, *draw, *arrays)
 
 
 def _cudnn_refuses(query: jax.Array, mask: Mask, cap: float, rate: float) -> str:

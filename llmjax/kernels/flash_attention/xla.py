@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from llmjax import mesh
+from llmjax.kernels.flash_attention.cap import bend
 
 MAX_BLOCKS = 8  # more blocks skip more of the masked half; fewer make larger products
 MIN_BLOCK = 128
@@ -36,7 +37,7 @@ def _forward(query, key, value, mask, dropout_key, scale, cap, rate):
         seen = slice(*mask.key_range(start, stop, key.shape[2]))
         block = _fold(query[:, :, start:stop], key.shape[1])
         scores = jnp.einsum("bknc,bktc->bknt", block, key[:, :, seen])
-        scores, _ = _bend(_scaled(scores, scale), cap)
+        scores, _ = bend(_scaled(scores, scale), cap)
         scores = _masked(scores, _allowed(mask, start, stop, seen, block))
         highest = jnp.max(scores, axis=-1, keepdims=True)
         # A row that sees nothing has only -inf: keep the subtraction finite, its weights are 0.
@@ -69,7 +70,7 @@ def _backward(scale, cap, rate, residuals, grad):
         # Waits for the gradient by way of a zero: nothing here is to be done ahead and held.
         waiting = block + 0 * block_grad.astype(block.dtype)
         scores = jnp.einsum("bktc,bknc->bktn", key[:, :, seen], waiting)
-        scores, slope = _bend(_scaled(scores, scale), cap)
+        scores, slope = bend(_scaled(scores, scale), cap)
         allowed = _allowed(mask, start, stop, seen, block)
         scores = _masked(scores, None if allowed is None else _swap(allowed))
         weights = jnp.exp(scores - _swap(log_sum))
@@ -101,14 +102,6 @@ def _allowed(mask, start, stop, seen, block):
 
 def _scaled(scores, scale):
     return scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * scale
-
-
-def _bend(scores, cap):
-    """cap·tanh(scores / cap) and its slope; without a cap the scores themselves."""
-    if not cap:
-        return scores, 1.0
-    bent = jnp.tanh(scores / cap)
-    return cap * bent, 1.0 - jnp.square(bent)
 
 
 def _masked(scores, allowed):

@@ -1,0 +1,12 @@
+"""Capped scores (Gemma 2; Riviere et al. 2024, section 2)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def bend(scores: jax.Array, cap: float) -> tuple[jax.Array, jax.Array | float]:
+    """cap·tanh(scores / cap) and its slope; without a cap the scores themselves."""
+    if not cap:
+        return scores, 1.0
+    bent = jnp.tanh(scores / cap)
+    return cap * bent, 1.0 - jnp.square(bent)

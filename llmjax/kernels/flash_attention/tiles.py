@@ -1,0 +1,163 @@
+"""Which tiles of a kernel the mask leaves anything in: sizes, counts and ranges of blocks."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llmjax.kernels.flash_attention.mask import Mask
+
+Index = Any  # an int, or an int32 scalar in a kernel
+
+LANES = 128
+ROWS = 1024  # queries in a tile, those of all heads that share a key head together
+SCORES = 512 * 1024  # pairs in a tile
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """How the pairs of one key head are cut into tiles.
+
+    Attributes:
+        queries: S.
+        keys: T.
+        query_block: positions in a block of queries; with the heads that share a key head it makes
+            `groups` times as many rows.
+        key_block: positions in a block of keys.
+        groups: query heads to a key head.
+        causal: as in `Mask`.
+        window: as in `Mask`.
+        segments: whether the mask has any.
+    """
+
+    queries: int
+    keys: int
+    query_block: int
+    key_block: int
+    groups: int
+    causal: bool
+    window: int
+    segments: bool
+
+    @property
+    def rows(self) -> int:
+        """Queries in a tile."""
+        return self.groups * self.query_block
+
+    @property
+    def query_blocks(self) -> int:
+        """Blocks of queries; the last may be short."""
+        return -(-self.queries // self.query_block)
+
+    @property
+    def key_blocks(self) -> int:
+        """Blocks of keys; the last may be short."""
+        return -(-self.keys // self.key_block)
+
+    @property
+    def _behind(self) -> int | None:
+        """How far behind itself a query sees; None: to the start."""
+        return self.window - 1 if self.window else None
+
+    @property
+    def _ahead(self) -> int | None:
+        """How far ahead of itself a query sees; None: to the end."""
+        return 0 if self.causal else self._behind
+
+    def keys_of(self, block: Index, offset: Index) -> tuple[Index, Index]:
+        """The first and the last block of keys that a block of queries sees.
+
+        Args:
+            block: of queries.
+            offset: the position of query 0 among the keys.
+        """
+        start = offset + block * self.query_block
+        return self._range(
+            start,
+            start + self.query_block - 1,
+            self._behind,
+            self._ahead,
+            self.key_block,
+            self.key_blocks,
+        )
+
+    def queries_of(self, block: Index, offset: Index) -> tuple[Index, Index]:
+        """The first and the last block of queries that see a block of keys."""
+        start = block * self.key_block - offset
+        return self._range(
+            start,
+            start + self.key_block - 1,
+            self._ahead,
+            self._behind,
+            self.query_block,
+            self.query_blocks,
+        )
+
+    def _range(self, start, stop, before, after, size, count):
+        first = 0 if before is None else jnp.clip((start - before) // size, 0, count - 1)
+        last = count - 1 if after is None else jnp.minimum((stop + after) // size, count - 1)
+        return first, last
+
+    def whole(self, queries: Index, keys: Index, offset: Index) -> jax.Array | bool:
+        """Whether all pairs of a block of queries and a block of keys attend, by position."""
+        first_query = offset + queries * self.query_block
+        last_query = first_query + self.query_block - 1
+        first_key = keys * self.key_block
+        last_key = first_key + self.key_block - 1
+        whole = last_key < self.keys
+        if self._ahead is not None:
+            whole &= last_key - first_query <= self._ahead
+        if self._behind is not None:
+            whole &= last_query - first_key <= self._behind
+        return whole
+
+    def allowed(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+        """Whether a query at the position `queries` sees the key at `keys`; they are broadcast."""
+        allowed = keys < self.keys
+        if self._ahead is not None:
+            allowed &= keys - queries <= self._ahead
+        if self._behind is not None:
+            allowed &= queries - keys <= self._behind
+        return allowed
+
+    @property
+    def key_steps(self) -> int:
+        """The most blocks of keys that any block of queries sees."""
+        return self._steps(self.query_block, self.key_block, self.key_blocks)
+
+    @property
+    def query_steps(self) -> int:
+        """The most blocks of queries that see any block of keys."""
+        return self._steps(self.key_block, self.query_block, self.query_blocks)
+
+    def _steps(self, fixed: int, size: int, count: int) -> int:
+        if self._behind is None or self._ahead is None:
+            return count
+        span = fixed + self._behind + self._ahead
+        return min(count, -(-(span - 1) // size) + 1)
+
+    @property
+    def pairs(self) -> int:
+        """About how many pairs of a query head and a key the mask lets through, of one key head."""
+        width = self.keys
+        if self._behind is not None and self._ahead is not None:
+            width = min(width, self._behind + self._ahead + 1)
+        half = 2 if self.causal and not self.window else 1
+        return self.groups * self.queries * width // half
+
+
+def make_tiles(queries: int, keys: int, groups: int, mask: Mask) -> Tiles:
+    """Tiles of at most `ROWS` queries and `SCORES` pairs, as long as they have a lane's width."""
+    query_block = _block(queries, ROWS // groups)
+    key_block = _block(keys, SCORES // (groups * query_block))
+    segments = mask.segment_ids is not None
+    return Tiles(queries, keys, query_block, key_block, groups, mask.causal, mask.window, segments)
+
+
+def _block(length: int, limit: int) -> int:
+    """A power of two of lanes, no longer than needed."""
+    size = LANES
+    while size * 2 <= limit and size < length:
+        size *= 2
+    return size
