@@ -55,7 +55,7 @@ def electra_tiny() -> Recipe:
         replacement=ReplacementConfig(width_share=0.5),
         data=CONVERSATION,
         corpus="chitchat",
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, no_decay=NO_DECAY),
+        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, schedule="wsd", warmup_steps=20),
         steps=1000,
         batch_size=32,
         sequence_length=128,
