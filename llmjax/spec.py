@@ -6,7 +6,6 @@ so none of them can disagree with another.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -86,17 +85,15 @@ def init(key: jax.Array, spec: Tree, dtype: Any = jnp.float32) -> Tree:
     """
     trees.map_with_path(_check_divides, spec, is_leaf=is_param)
 
-    def one(path: str, param: Param) -> jax.Array:
-        return _draw(param.init, param.shape, param.axes, dtype, key, trees.path_hash(path))
+    @jax.jit
+    def draw(key):
+        def one(path: str, param: Param):
+            subkey = jax.random.fold_in(key, trees.path_hash(path))
+            return mesh.sharded(param.init, param.axes)(subkey, param.shape, dtype)
 
-    return trees.map_with_path(one, spec, is_leaf=is_param)
+        return trees.map_with_path(one, spec, is_leaf=is_param)
 
-
-# A program for each kind of weight, not one for all: layers in a list share it, and compiling
-# takes less memory than the state.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _draw(init, shape, axes, dtype, key, path_hash) -> jax.Array:
-    return mesh.sharded(init, axes)(jax.random.fold_in(key, path_hash), shape, dtype)
+    return draw(key)
 
 
 def _check_divides(path: str, param: Param) -> None:

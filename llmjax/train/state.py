@@ -29,14 +29,13 @@ class TrainState:
 
 def init_state(key: jax.Array, spec: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, in float32, sharded from birth on the current mesh."""
-    init_key, step_key = jax.random.split(key)
-    params = specs.init(init_key, spec)
 
-    # A program that sees the parameters, so that scalars too lie on the whole mesh, as they do
-    # after a step: a state that moved with the first step would compile the second one anew.
+    # All in one program, so that scalars too lie on the whole mesh, as they do after a step: a
+    # state that moved with the first step would compile the second one anew.
     @jax.jit
-    def rest(params: Any, key: jax.Array) -> tuple[Any, ...]:
-        return jnp.zeros((), jnp.int32), optimizer.init(params), key
+    def make(key: jax.Array) -> TrainState:
+        init_key, step_key = jax.random.split(key)
+        params = specs.init(init_key, spec)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), step_key)
 
-    step, opt_state, step_key = rest(params, step_key)
-    return TrainState(step, params, opt_state, step_key)
+    return make(key)

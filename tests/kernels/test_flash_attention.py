@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from llmjax import mesh
 from llmjax.kernels.flash_attention import Mask, flash_attention, reference, tiles, xla
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 0], [0, 1, 1, 1, 1, 1, 0, 2, 2]], np.int32)
@@ -179,6 +180,26 @@ def test_dropout_equals_reference_with_the_same_survivors(implementation):
         lambda q, k, v: reference.attention(q, k, v, mask, 6**-0.5, keep=keep), *arrays
     )
     for ours, theirs in zip(actual, (out, *pull(cotangent)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("case", ["segments", "window in a cache"])
+def test_every_device_does_its_rows_and_heads(case, monkeypatch):
+    """With the dropout that they have on one device, and gradients.
+
+    Pallas' interpreter does not know what varies over devices; compiled for TPUs it is checked.
+    """
+    monkeypatch.setattr(jax, "shard_map", functools.partial(jax.shard_map, check_vma=False))
+    *sizes, mask = CASES[case]
+    key = jax.random.key(3)
+    options = {"implementation": "pallas_tpu", "dropout_rate": 0.25, "dropout_key": key}
+    arrays = inputs(*sizes)
+    expected = run(*arrays, mask, **options)
+    config = mesh.MeshConfig(data=2, tensor=2)
+    with jax.set_mesh(mesh.make_mesh(config, jax.devices()[:4])):
+        placed = [mesh.place(jnp.asarray(x), ("batch", "heads", None, None)) for x in arrays]
+        actual = run(*placed, mask, **options)
+    for ours, theirs in zip(actual, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
 
 

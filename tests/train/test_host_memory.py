@@ -22,8 +22,8 @@ def resident_mb() -> float:
 
 
 @glibc
-def test_a_long_compilation_ends_with_less_memory():
-    end = host_memory.trim_after_compiling()
+def test_a_long_compilation_ends_with_less_memory(request):
+    request.addfinalizer(host_memory.trim_after_compiling())
     blocks = [bytes(2000) for _ in range(100_000)]
     kept = blocks[::100]  # without them glibc would give all of it back by itself
     del blocks
@@ -33,7 +33,6 @@ def test_a_long_compilation_ends_with_less_memory():
     jax.monitoring.record_event_duration_secs(host_memory.COMPILED, 2.0)
     assert resident_mb() < before - 100
     assert len(kept) == 1000
-    end()
 
 
 @glibc

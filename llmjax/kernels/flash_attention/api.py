@@ -36,8 +36,8 @@ def flash_attention(
         cap: scores are bent into ±cap by cap·tanh(score / cap) before the mask; 0 leaves them.
         dropout_rate: share of the attention weights that is dropped.
         dropout_key: randomness for that; None switches dropout off.
-        implementation: "xla" (blocks of queries), "pallas_tpu" (TPUs; elsewhere it is interpreted,
-            slowly), "cudnn" (NVIDIA GPUs), or "reference"; by default the fastest that the platform
+        implementation: "xla" (blocks of queries), "pallas_tpu" (TPUs; elsewhere interpreted,
+            slowly, on one device), "cudnn" (NVIDIA GPUs), or "reference"; by default the fastest that the platform
             and the mask allow.
 
     Returns:
@@ -49,24 +49,15 @@ def flash_attention(
     mask = Mask() if mask is None else mask
     _check_shapes(query, key, value, mask)
     if mask.offset is None and mask.window >= key.shape[2]:
-        mask = dataclasses.replace(
-            mask, window=0
-        )  # limits nothing, and faster implementations have none
+        # It limits nothing, and faster implementations have none.
+        mask = dataclasses.replace(mask, window=0)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     rate = 0.0 if dropout_key is None else dropout_rate
-    reason = _cudnn_refuses(query, mask, cap, rate)
-    if implementation is None:
-        implementation = "cudnn" if not reason else "xla"
-        if mesh.platform() == "tpu":
-            implementation = "pallas_tpu"
+    implementation = implementation or _fastest(query, mask, cap, rate)
     if implementation == "cudnn":
-        if reason:
+        if reason := _cudnn_refuses(query, mask, cap, rate):
             raise ValueError(f"flash_attention: implementation='cudnn' {reason}")
-        query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-        out = jax.nn.dot_product_attention(
-            query, key, value, scale=scale, is_causal=mask.causal, implementation="cudnn"
-        )
-        return jnp.swapaxes(out, 1, 2)
+        return _cudnn(query, key, value, mask, scale)
     if implementation == "reference":
         if rate:
             raise ValueError("flash_attention: implementation='reference' takes no dropout key")
@@ -81,28 +72,35 @@ def _on_tpu(query, key, value, mask, dropout_key, scale, cap, rate) -> jax.Array
     batch, kv_heads = key.shape[:2]
     draw = dropout.draw(dropout_key if rate else None, batch, kv_heads, query.shape[1] // kv_heads)
     options = pallas_tpu.Options(scale, cap, rate, mesh.platform() != "tpu")
-    limits = {
-        name: (value, axes)
-        for name, value, axes in (
-            ("segment_ids", mask.segment_ids, ("batch", None)),
-            ("offset", mask.offset, ("batch",)),
-        )
-        if value is not None
-    }
+    limits, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, mask))
 
-    def attend(query, key, value, seeds, heads, *rest):
-        local = mask.replace(**dict(zip(limits, rest, strict=True)))
+    def attend(query, key, value, seeds, heads, *limits):
+        local = jax.tree.unflatten(structure, limits)
         return pallas_tpu.attention(query, key, value, local, dropout.Draw(seeds, heads), options)
 
     queries, keys = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
-    axes = (queries, keys, keys, (None,), ("batch", "kv_heads"), *(a for _, a in limits.values()))
-    arrays = (jnp.asarray(array) for array, _ in limits.values())
-    return mesh.on_parts(attend, axes, queries)(query, key, value, *draw, *arrays)
+    by_row = tuple(("batch", None)[: limit.ndim] for limit in limits)
+    axes = (queries, keys, keys, (None,), ("batch", "kv_heads"), *by_row)
+    return mesh.on_parts(attend, axes, queries)(query, key, value, *draw, *limits)
+
+
+def _fastest(query: jax.Array, mask: Mask, cap: float, rate: float) -> Implementation:
+    if mesh.platform() == "tpu":
+        return "pallas_tpu"
+    return "xla" if _cudnn_refuses(query, mask, cap, rate) else "cudnn"
+
+
+def _cudnn(query, key, value, mask, scale) -> jax.Array:
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    out = jax.nn.dot_product_attention(
+        query, key, value, scale=scale, is_causal=mask.causal, implementation="cudnn"
+    )
+    return jnp.swapaxes(out, 1, 2)
 
 
 def _cudnn_refuses(query: jax.Array, mask: Mask, cap: float, rate: float) -> str:
     """Why cuDNN cannot run this, or an empty string."""
-    if jax.default_backend() != "gpu":
+    if mesh.platform() != "gpu":
         return "needs an NVIDIA GPU"
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"needs 16-bit inputs, not {query.dtype}"

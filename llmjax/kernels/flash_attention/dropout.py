@@ -25,7 +25,7 @@ def draw(key: jax.Array | None, batch: int, kv_heads: int, groups: int) -> Draw:
     return Draw(jax.lax.bitcast_convert_type(bits, jnp.int32), heads)
 
 
-def survives(seeds: tuple[jax.Array, jax.Array], head, query, key, rate: float) -> jax.Array:
+def survives(seeds, head, query, key, rate: float) -> jax.Array:
     """Whether the weight of a pair is kept, with probability 1 - rate.
 
     Args:

@@ -26,31 +26,47 @@ class Mask:
     causal: bool = struct.field(pytree_node=False, default=True)
     window: int = struct.field(pytree_node=False, default=0)
 
+    @property
+    def behind(self) -> int | None:
+        """How far behind itself a query sees; None: to the start."""
+        return self.window - 1 if self.window else None
+
+    @property
+    def ahead(self) -> int | None:
+        """How far ahead of itself a query sees; None: to the end."""
+        return 0 if self.causal else self.behind
+
     def key_range(self, start: int, stop: int, keys: int) -> tuple[int, int]:
         """The range of keys, out of `keys`, that queries [start, stop) may see at all."""
         if self.offset is not None:
             return 0, keys
-        first = max(0, start - self.window + 1) if self.window else 0
-        ahead = 0 if self.causal else self.window - 1 if self.window else keys
-        return min(first, keys), min(stop + ahead, keys)
+        first = 0 if self.behind is None else max(0, start - self.behind)
+        last = keys if self.ahead is None else stop + self.ahead
+        return min(first, keys), min(last, keys)
 
     def allowed(self, start: int, stop: int, keys: int, first: int = 0) -> jax.Array | None:
         """Whether queries [start, stop) see keys [first, keys): bool [B or 1, stop-start, ·].
 
         None when all do.
         """
-        limits = []
         rows = jnp.arange(start, stop)[None, :, None]
         if self.offset is not None:
             rows = rows + self.offset[:, None, None]
         columns = jnp.arange(first, keys)[None, None, :]
-        if self.causal:
-            limits.append(columns <= rows)
-        if self.window:
-            limits.append(rows - columns < self.window)
-        if self.window and not self.causal:
-            limits.append(columns - rows < self.window)
+        limits = within_reach(rows, columns, self.behind, self.ahead)
         if self.segment_ids is not None:
             queries = self.segment_ids[:, start:stop, None]
             limits.append((queries == self.segment_ids[:, None, first:keys]) & (queries != 0))
         return functools.reduce(operator.and_, limits) if limits else None
+
+
+def within_reach(
+    queries: jax.Array, keys: jax.Array, behind: int | None, ahead: int | None
+) -> list[jax.Array]:
+    """What must hold for queries at these positions to see keys at those, broadcast."""
+    limits = []
+    if ahead is not None:
+        limits.append(keys - queries <= ahead)
+    if behind is not None:
+        limits.append(queries - keys <= behind)
+    return limits

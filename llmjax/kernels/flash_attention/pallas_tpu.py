@@ -38,8 +38,8 @@ def attention(query, key, value, mask, draw: dropout.Draw, options: Options) -> 
 
 
 def _forward(query, key, value, mask, draw, options):
-    tiles = make_tiles(query.shape[2], key.shape[2], query.shape[1] // key.shape[1], mask)
-    inputs = _Inputs(query, key, value, mask, draw, tiles)
+    inputs = _Inputs(query, key, value, mask, draw)
+    tiles = inputs.tiles
     channels = query.shape[-1]
     out, log_sums = inputs.call(
         functools.partial(_forward_kernel, tiles, options),
@@ -55,8 +55,8 @@ def _forward(query, key, value, mask, draw, options):
 
 def _backward(options, residuals, grad):
     query, key, value, mask, draw, out, log_sums = residuals
-    tiles = make_tiles(query.shape[2], key.shape[2], query.shape[1] // key.shape[1], mask)
-    inputs = _Inputs(query, key, value, mask, draw, tiles)
+    inputs = _Inputs(query, key, value, mask, draw)
+    tiles = inputs.tiles
     grad = inputs.to_rows(grad)
     delta = inputs.per_query(jnp.sum(out.astype(jnp.float32) * grad, axis=-1))
     more = (("query", grad), ("per_query", log_sums), ("per_query", delta))
@@ -90,9 +90,10 @@ class _Inputs:
     "per_query", is [B, K, blocks, 1, rows].
     """
 
-    def __init__(self, query, key, value, mask, draw, tiles: Tiles) -> None:
-        self.tiles = tiles
-        self.batch, self.kv_heads, _, self.channels = key.shape
+    def __init__(self, query, key, value, mask, draw) -> None:
+        self.batch, self.kv_heads, keys, self.channels = key.shape
+        groups = query.shape[1] // self.kv_heads
+        self.tiles = tiles = make_tiles(query.shape[2], keys, groups, mask)
         self.dtype = query.dtype
         self.varying = jax.typeof(query).manual_axis_type
         offset = jnp.zeros(self.batch, jnp.int32) if mask.offset is None else mask.offset
@@ -160,7 +161,7 @@ class _Inputs:
         tiles = self.tiles
 
         def index(b, h, block, step, offset, *_):
-            queries, keys, _ = _tile(tiles, by_queries, block, step, offset[b])
+            queries, keys, _ = _blocks(tiles, by_queries, block, step, offset[b])
             return {
                 "query": (b, h, 0, queries, 0),
                 "key": (b, h, keys, 0),
@@ -189,7 +190,7 @@ class _Inputs:
         return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=self.varying)
 
 
-def _tile(tiles: Tiles, by_queries: bool, block, step, offset):
+def _blocks(tiles: Tiles, by_queries: bool, block, step, offset):
     """The blocks of queries and of keys in a step of the grid, and whether the mask lets it be.
 
     Steps behind the last repeat it, so that nothing is fetched for them.
@@ -211,7 +212,7 @@ class _Tile:
         batch, step = pl.program_id(0), pl.program_id(3)
         self._first_head = heads[batch, pl.program_id(1)]
         self._offset = offset[batch]
-        self._queries, self._keys, self._live = _tile(
+        self._queries, self._keys, self._live = _blocks(
             tiles, by_queries, pl.program_id(2), step, self._offset
         )
         self.is_first, self.is_last = step == 0, step == pl.num_programs(3) - 1
@@ -245,8 +246,7 @@ class _Tile:
         number = jax.lax.broadcasted_iota(jnp.int32, (1, tiles.rows), 1)
         head = self._first_head + number // tiles.query_block
         query = self._queries * tiles.query_block + number % tiles.query_block
-        seeds = self._seeds[0], self._seeds[1]
-        keep = dropout.survives(seeds, head, query, self._key_numbers(), rate)
+        keep = dropout.survives(self._seeds, head, query, self._key_numbers(), rate)
         return jnp.where(keep, weights / (1.0 - rate), 0.0)
 
     def _key_numbers(self):

@@ -1,12 +1,14 @@
 """Which tiles of a kernel the mask leaves anything in: sizes, counts and ranges of blocks."""
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from llmjax.kernels.flash_attention.mask import Mask
+from llmjax.kernels.flash_attention.mask import Mask, within_reach
 
 Index = Any  # an int, or an int32 scalar in a kernel
 
@@ -26,8 +28,8 @@ class Tiles:
             `groups` times as many rows.
         key_block: positions in a block of keys.
         groups: query heads to a key head.
-        causal: as in `Mask`.
-        window: as in `Mask`.
+        behind: as in `Mask`.
+        ahead: as in `Mask`.
         segments: whether the mask has any.
     """
 
@@ -36,8 +38,8 @@ class Tiles:
     query_block: int
     key_block: int
     groups: int
-    causal: bool
-    window: int
+    behind: int | None
+    ahead: int | None
     segments: bool
 
     @property
@@ -55,16 +57,6 @@ class Tiles:
         """Blocks of keys; the last may be short."""
         return -(-self.keys // self.key_block)
 
-    @property
-    def _behind(self) -> int | None:
-        """How far behind itself a query sees; None: to the start."""
-        return self.window - 1 if self.window else None
-
-    @property
-    def _ahead(self) -> int | None:
-        """How far ahead of itself a query sees; None: to the end."""
-        return 0 if self.causal else self._behind
-
     def keys_of(self, block: Index, offset: Index) -> tuple[Index, Index]:
         """The first and the last block of keys that a block of queries sees.
 
@@ -76,8 +68,8 @@ class Tiles:
         return self._range(
             start,
             start + self.query_block - 1,
-            self._behind,
-            self._ahead,
+            self.behind,
+            self.ahead,
             self.key_block,
             self.key_blocks,
         )
@@ -88,8 +80,8 @@ class Tiles:
         return self._range(
             start,
             start + self.key_block - 1,
-            self._ahead,
-            self._behind,
+            self.ahead,
+            self.behind,
             self.query_block,
             self.query_blocks,
         )
@@ -106,20 +98,16 @@ class Tiles:
         first_key = keys * self.key_block
         last_key = first_key + self.key_block - 1
         whole = last_key < self.keys
-        if self._ahead is not None:
-            whole &= last_key - first_query <= self._ahead
-        if self._behind is not None:
-            whole &= last_query - first_key <= self._behind
+        if self.ahead is not None:
+            whole &= last_key - first_query <= self.ahead
+        if self.behind is not None:
+            whole &= last_query - first_key <= self.behind
         return whole
 
     def allowed(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Whether a query at the position `queries` sees the key at `keys`; they are broadcast."""
-        allowed = keys < self.keys
-        if self._ahead is not None:
-            allowed &= keys - queries <= self._ahead
-        if self._behind is not None:
-            allowed &= queries - keys <= self._behind
-        return allowed
+        limits = within_reach(queries, keys, self.behind, self.ahead)
+        return functools.reduce(operator.and_, limits, keys < self.keys)
 
     @property
     def key_steps(self) -> int:
@@ -132,18 +120,18 @@ class Tiles:
         return self._steps(self.key_block, self.query_block, self.query_blocks)
 
     def _steps(self, fixed: int, size: int, count: int) -> int:
-        if self._behind is None or self._ahead is None:
+        if self.behind is None or self.ahead is None:
             return count
-        span = fixed + self._behind + self._ahead
+        span = fixed + self.behind + self.ahead
         return min(count, -(-(span - 1) // size) + 1)
 
     @property
     def pairs(self) -> int:
         """About how many pairs of a query head and a key the mask lets through, of one key head."""
         width = self.keys
-        if self._behind is not None and self._ahead is not None:
-            width = min(width, self._behind + self._ahead + 1)
-        half = 2 if self.causal and not self.window else 1
+        if self.behind is not None and self.ahead is not None:
+            width = min(width, self.behind + self.ahead + 1)
+        half = 2 if self.ahead == 0 and self.behind is None else 1
         return self.groups * self.queries * width // half
 
 
@@ -152,7 +140,7 @@ def make_tiles(queries: int, keys: int, groups: int, mask: Mask) -> Tiles:
     query_block = _block(queries, ROWS // groups)
     key_block = _block(keys, SCORES // (groups * query_block))
     segments = mask.segment_ids is not None
-    return Tiles(queries, keys, query_block, key_block, groups, mask.causal, mask.window, segments)
+    return Tiles(queries, keys, query_block, key_block, groups, mask.behind, mask.ahead, segments)
 
 
 def _block(length: int, limit: int) -> int:
