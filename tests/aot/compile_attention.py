@@ -1,4 +1,4 @@
-"""Compiles the attention kernels for one TPU chip; prints temporary bytes by length, as JSON.
+"""Compiles the attention kernels for one TPU chip; prints bytes by length, as JSON.
 
 A program of its own, run by test_tpu.py: libtpu reads its settings from the environment once.
 """
@@ -21,8 +21,8 @@ VARIANTS = {
 }
 
 
-def temporary(mesh, length, channels, window=0, segments=False, cap=0.0, rate=0.0) -> int:
-    """Bytes that the forward and backward pass hold beside arguments and results."""
+def memory(mesh, length, channels, window=0, segments=False, cap=0.0, rate=0.0) -> list[int]:
+    """Bytes that the forward and backward pass hold beside arguments and results, and of those."""
     rows = jax.sharding.NamedSharding(mesh, jax.P("data"))
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=rows)
     query, key = (shape((1, heads, length, channels), "bfloat16") for heads in (8, 2))
@@ -38,7 +38,8 @@ def temporary(mesh, length, channels, window=0, segments=False, cap=0.0, rate=0.
     arguments = (query, key, key, shape((1, length), "int32"), query)
     program = jax.jit(run).lower(*arguments).compile()
     assert "tpu_custom_call" in program.as_text()
-    return program.memory_analysis().temp_size_in_bytes
+    analysis = program.memory_analysis()
+    return [analysis.temp_size_in_bytes, analysis.argument_size_in_bytes]
 
 
 def main(topology: str) -> None:
@@ -49,7 +50,7 @@ def main(topology: str) -> None:
     with jax.set_mesh(mesh):
         for name, options in VARIANTS.items():
             for channels in CHANNELS:
-                sizes = [temporary(mesh, length, channels, **options) for length in LENGTHS]
+                sizes = [memory(mesh, length, channels, **options) for length in LENGTHS]
                 report[f"{name}, {channels} channels"] = sizes
     print(json.dumps(report))
 

@@ -1,7 +1,6 @@
 """The real training step compiles for TPU chips that are not there, and fits on them."""
 
 import importlib.util
-import itertools
 import json
 import os
 import pathlib
@@ -61,6 +60,7 @@ def test_a_sharded_training_step_compiles_for_eight_chips():
 def test_attention_compiles_and_its_memory_is_linear_in_the_length(topology):
     """2k, 8k and 32k tokens, heads of 64, 128 and 256: two minutes of compilation a chip."""
     for name, sizes in run("compile_attention.py", topology).items():
-        # A fourfold length has a fourfold memory, and room for what does not depend on it.
-        for shorter, longer in itertools.pairwise(sizes):
-            assert longer < 4 * shorter + 2**20, name
+        # Arguments are linear in the length. So small an array that it stays in the core's own
+        # memory is not counted, so lengths are not compared with each other.
+        for temporary, arguments in sizes:
+            assert temporary < 2 * arguments, name

@@ -149,6 +149,9 @@ def test_bfloat16_stays_near_float32(case, implementation):
         assert error < 0.015
 
 
+attend = jax.jit(flash_attention, static_argnames=("scale", "dropout_rate", "implementation"))
+
+
 def survivors(key, rate, mask, sizes, implementation):
     """Dropout's factors [B, H, S, T], seen in a product with the identity as the values."""
     _, kv_heads, _, keys = sizes
@@ -156,13 +159,9 @@ def survivors(key, rate, mask, sizes, implementation):
     identity = np.broadcast_to(np.eye(keys, dtype=np.float32), (2, kv_heads, keys, keys))
     # Channels of queries and keys that are zero do not change their products.
     query, keyed = (np.pad(x, [(0, 0)] * 3 + [(0, keys - x.shape[3])]) for x in (query, keyed))
-    attend = jax.jit(
-        functools.partial(
-            flash_attention, scale=6**-0.5, dropout_rate=rate, implementation=implementation
-        )
-    )
-    dropped = attend(query, keyed, identity, mask, dropout_key=key)
-    whole = attend(query, keyed, identity, mask)
+    options = {"scale": 6**-0.5, "dropout_rate": rate, "implementation": implementation}
+    dropped = attend(query, keyed, identity, mask, dropout_key=key, **options)
+    whole = attend(query, keyed, identity, mask, **options)
     return np.divide(dropped, whole, out=np.zeros_like(dropped), where=np.asarray(whole) > 0)
 
 

@@ -37,8 +37,8 @@ def flash_attention(
         dropout_rate: share of the attention weights that is dropped.
         dropout_key: randomness for that; None switches dropout off.
         implementation: "xla" (blocks of queries), "pallas_tpu" (TPUs; elsewhere interpreted,
-            slowly, on one device), "cudnn" (NVIDIA GPUs), or "reference"; by default the fastest that the platform
-            and the mask allow.
+            slowly, on one device), "cudnn" (NVIDIA GPUs), or "reference"; by default the fastest
+            that the platform and the mask allow.
 
     Returns:
         [B, H, S, C].
