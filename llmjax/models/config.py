@@ -4,9 +4,9 @@ import dataclasses
 import math
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 
+from llmjax import mesh
 from llmjax.checks import require_at_least, require_choices
 from llmjax.models.options import (
     Activation,
@@ -197,8 +197,8 @@ class ModelConfig:
 
     @property
     def compute_dtype(self) -> jnp.dtype:
-        """The precision of activations on the default device."""
+        """The precision of activations on the current mesh's devices."""
         if self.dtype == "auto":
-            on_cpu = jax.default_backend() == "cpu"
+            on_cpu = mesh.platform() == "cpu"
             return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
         return jnp.dtype(self.dtype)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llmjax import tree, weights
+from llmjax import mesh, tree, weights
 from llmjax.models.config import ModelConfig
 
 # The weights that blocks multiply by, and which of their axes the products contract.
@@ -66,4 +66,4 @@ def _lay_out(layers: Any, config: ModelConfig) -> list[Any]:
 
 
 def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    return mesh.platform() == "cpu"

@@ -142,7 +142,7 @@ def _count(probabilities, chosen, segment_ids) -> Routing:
 
 
 def _implementation(copies: int, count: int) -> Implementation:
-    if jax.default_backend() == "cpu":
+    if mesh.platform() == "cpu":
         return "blocks"
     return "gathered" if copies < count else "ragged"
 

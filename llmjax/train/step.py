@@ -85,8 +85,8 @@ def _inputs(batch: Batch) -> jax.Array:
 
 
 def _compiler_options() -> dict[str, str]:
-    """Of the default device's compiler."""
-    if jax.default_backend() != "cpu":
+    """Of the compiler for the current mesh's devices."""
+    if mesh.platform() != "cpu":
         return {}
     # LLVM prefers half the width of AVX-512 by default: 5 % of a step.
     return {"xla_cpu_prefer_vector_width": "512"}

@@ -17,6 +17,7 @@ pytestmark = [
     ),
 ]
 
+CHIPS = ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"]
 FOLDER = pathlib.Path(__file__).parent
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -56,7 +57,18 @@ def test_a_sharded_training_step_compiles_for_eight_chips():
     assert {"all-reduce", "reduce-scatter"} & set(report["collectives"])
 
 
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+@pytest.mark.parametrize("topology", CHIPS)
+def test_cross_entropy_compiles_and_holds_no_logits(topology):
+    """Loss and gradients of published heads: a minute and a half of compilation a chip."""
+    sizes = run("compile_cross_entropy.py", topology)
+    materialised = sizes.pop("llama 3, materialised")
+    assert materialised > 4 * 8192 * 128256
+    assert sizes["llama 3"] < 0.15 * materialised
+    # The tokens' hidden states, padded, say; logits would be ten times as large and more.
+    assert max(sizes.values()) < 64 * 2**20, sizes
+
+
+@pytest.mark.parametrize("topology", CHIPS)
 def test_attention_compiles_and_its_memory_is_linear_in_the_length(topology):
     """2k, 8k and 32k tokens, heads of 64, 128 and 256: two minutes of compilation a chip."""
     for name, sizes in run("compile_attention.py", topology).items():

@@ -1,5 +1,6 @@
-"""Law 8: cross entropy by chunks equals its reference, and holds no B·S×V array."""
+"""Law 8: cross entropy by chunks or tiles equals its reference, and holds no B·S×V array."""
 
+import functools
 import math
 import re
 
@@ -9,7 +10,13 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from llmjax.kernels.linear_cross_entropy import linear_cross_entropy, xla
+from llmjax import mesh
+from llmjax.kernels.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_log_probs,
+    pallas_tpu,
+    xla,
+)
 
 B, S, D, V = 2, 12, 8, 40
 OPTIONS = {
@@ -51,21 +58,108 @@ def chunks_of_3(monkeypatch):
     assert xla.chunks(B, S, V) == 4
 
 
+@pytest.fixture
+def tiles_of_8(monkeypatch):
+    """Several of tokens and, the last one ragged, of the vocabulary."""
+    for name, size in {"LANES": 8, "FIXED": 16, "PASSING": 8}.items():
+        monkeypatch.setattr(pallas_tpu, name, size)
+
+
+@pytest.fixture(params=["xla", "pallas_tpu"])
+def implementation(request, chunks_of_3, tiles_of_8):
+    """Every one that runs here, in several pieces; Pallas' kernels are interpreted."""
+    return request.param
+
+
 @pytest.mark.parametrize("options", OPTIONS)
-def test_equals_reference(options):
+def test_equals_reference(options, implementation):
+    expected = program(implementation="reference", **OPTIONS[options])(*inputs())
+    assert_equal(program(implementation=implementation, **OPTIONS[options])(*inputs()), expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_in_one_piece_equals_reference(options):
     expected = program(implementation="reference", **OPTIONS[options])(*inputs())
     assert_equal(program(implementation="xla", **OPTIONS[options])(*inputs()), expected)
 
 
-@pytest.mark.parametrize("options", ["plain", "both", "capped", "biased"])
-def test_chunked_equals_reference(options, chunks_of_3):
-    expected = program(implementation="reference", **OPTIONS[options])(*inputs())
-    assert_equal(program(**OPTIONS[options])(*inputs()), expected)
+def test_without_gradient_equals_reference(implementation):
+    run = functools.partial(linear_cross_entropy, implementation=implementation)
+    assert_equal(
+        jax.jit(run)(*inputs()), linear_cross_entropy(*inputs(), implementation="reference")
+    )
 
 
-def test_without_gradient_equals_reference(chunks_of_3):
-    actual = jax.jit(linear_cross_entropy)(*inputs())
-    assert_equal(actual, linear_cross_entropy(*inputs(), implementation="reference"))
+def log_probs(implementation, **options):
+    """Log-probabilities, entropies and the gradients of a weighted sum of both."""
+    random = np.random.RandomState(5)
+    weights = random.randn(2, B, S).astype(np.float32)
+
+    def weighted(hidden, weight, targets):
+        found = linear_log_probs(
+            hidden, weight, targets, entropy=True, implementation=implementation, **options
+        )
+        return sum(jnp.sum(x * w) for x, w in zip(found, weights, strict=True)), found
+
+    return jax.jit(jax.grad(weighted, argnums=(0, 1), has_aux=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": OPTIONS["biased"]["bias"], "cap": 3.0}])
+def test_log_probs_equal_reference(options, implementation):
+    expected = log_probs("reference", **options)(*inputs())
+    assert_equal(log_probs(implementation, **options)(*inputs()), expected)
+
+
+def test_log_probs_are_the_losses_with_another_sign(implementation):
+    found, entropies = linear_log_probs(*inputs(), implementation=implementation)
+    _, losses = linear_cross_entropy(*inputs(), implementation=implementation)
+    assert entropies is None
+    np.testing.assert_allclose(-found, losses, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tensor", [1, 4])
+def test_every_device_has_its_tokens_and_its_part_of_the_vocabulary(
+    tensor, implementation, monkeypatch
+):
+    """Pallas' interpreter does not know what varies over devices; compiled for TPUs it does."""
+    if implementation == "pallas_tpu":
+        monkeypatch.setattr(jax, "shard_map", functools.partial(jax.shard_map, check_vma=False))
+    hidden, weight, targets = (np.concatenate([x, x]) for x in inputs())
+    weight = weight[:V]
+    expected = log_probs_of_both(implementation)(hidden, weight, targets)
+    config = mesh.MeshConfig(data=4 // tensor, tensor=tensor)
+    with jax.set_mesh(mesh.make_mesh(config, jax.devices()[:4])):
+        placed = (
+            mesh.place(jnp.asarray(hidden), ("batch", None, None)),
+            mesh.place(jnp.asarray(weight), ("vocab", "embed")),
+            mesh.place(jnp.asarray(targets), ("batch", None)),
+        )
+        actual = log_probs_of_both(implementation)(*placed)
+    assert_equal(actual, expected)
+
+
+def log_probs_of_both(implementation):
+    """Losses, log-probabilities, entropies and gradients."""
+
+    def run(hidden, weight, targets):
+        found = linear_log_probs(
+            hidden, weight, targets, entropy=True, implementation=implementation
+        )
+        total, _ = linear_cross_entropy(
+            hidden, weight, targets, label_smoothing=0.1, implementation=implementation
+        )
+        return total + sum(jnp.sum(jnp.sin(x)) for x in found), found
+
+    return jax.jit(jax.grad(run, argnums=(0, 1), has_aux=True))
+
+
+def test_the_kernel_takes_its_room_into_account():
+    hidden, weight, targets = jax.eval_shape(
+        lambda: (jnp.zeros((1, 8, 2**15)), jnp.zeros((16, 2**15)), jnp.zeros((1, 8), jnp.int32))
+    )
+    run = functools.partial(linear_cross_entropy, implementation="pallas_tpu")
+    with pytest.raises(ValueError, match=r"room for \d+ channels of float32, not for 32768"):
+        jax.eval_shape(run, hidden, weight, targets)
 
 
 def test_reference_against_a_sum_over_the_vocabulary():
@@ -87,46 +181,53 @@ def test_reference_against_a_sum_over_the_vocabulary():
 def test_against_finite_differences(implementation, chunks_of_3):
     with jax.enable_x64(True):
         hidden, weight, targets = inputs(np.float64)
-        total = jax.jit(
-            lambda h, w: linear_cross_entropy(
-                h, w, targets, **OPTIONS["capped"], implementation=implementation
-            )[0]
-        )
-        check_grads(total, (hidden, weight), order=1, modes=("rev",), rtol=1e-6, atol=1e-6)
+        options = {"cap": 2.0, "implementation": implementation}
+
+        def total(hidden, weight):
+            arrays = (hidden, weight, targets)
+            loss, _ = linear_cross_entropy(*arrays, label_smoothing=0.1, z_loss=0.01, **options)
+            found = linear_log_probs(*arrays, entropy=True, **options)
+            return loss + sum(jnp.sum(jnp.sin(x)) for x in found)
+
+        check_grads(jax.jit(total), (hidden, weight), order=1, modes=("rev",), rtol=1e-6, atol=1e-6)
 
 
-def test_targets_of_minus_one_cost_nothing(chunks_of_3):
+def test_targets_of_minus_one_cost_nothing(implementation):
+    run = program(implementation=implementation, **OPTIONS["both"])
     hidden, weight, targets = inputs()
-    (grad_hidden, _), (_, losses) = program(**OPTIONS["both"])(hidden, weight, targets)
+    (grad_hidden, grad_weight), (_, losses) = run(hidden, weight, targets)
     assert np.array_equal(np.asarray(losses) == 0.0, targets < 0)
     assert not np.any(np.asarray(grad_hidden)[targets < 0])
     # Nor does it matter what their hidden states are.
     hidden[targets < 0] = 1e4
-    again = program(**OPTIONS["both"])(hidden, weight, targets)
-    assert_equal(again[0][1], program(**OPTIONS["both"])(*inputs())[0][1])
+    assert_equal(run(hidden, weight, targets)[0][1], grad_weight)
 
 
-def test_no_target_at_all_gives_zeros():
+def test_no_target_at_all_gives_zeros(implementation):
     hidden, weight, targets = inputs()
-    grads, (total, losses) = program(z_loss=0.01)(hidden, weight, np.full_like(targets, -1))
+    run = program(z_loss=0.01, implementation=implementation)
+    grads, (total, losses) = run(hidden, weight, np.full_like(targets, -1))
     assert not any(np.any(x) for x in (*grads, total, losses))
 
 
-def test_large_logits_do_not_overflow():
+def test_large_logits_do_not_overflow(implementation):
     hidden, weight, targets = inputs()
-    grads, (total, losses) = program()(1e3 * hidden, weight, targets)
+    grads, (total, losses) = program(implementation=implementation)(1e3 * hidden, weight, targets)
     assert all(np.all(np.isfinite(x)) for x in (*grads, total, losses))
 
 
-def test_bfloat16_stays_near_float32(chunks_of_3):
+@pytest.mark.parametrize("weights", [np.float32, jnp.bfloat16])
+def test_bfloat16_stays_near_float32(weights, implementation):
     """Logits of bfloat16 products are summed in float32, so only inputs and results are rounded."""
     hidden, weight, targets = inputs()
     hidden, rounded = hidden.astype(jnp.bfloat16), weight.astype(jnp.bfloat16).astype(np.float32)
-    (grad_hidden, grad_weight), (total, losses) = program()(hidden, rounded, targets)
-    assert (grad_hidden.dtype, grad_weight.dtype) == (jnp.bfloat16, jnp.float32)
+    run = program(implementation=implementation)
+    (grad_hidden, grad_weight), (total, losses) = run(hidden, rounded.astype(weights), targets)
+    assert (grad_hidden.dtype, grad_weight.dtype) == (jnp.bfloat16, weights)
     exact = program(implementation="reference")(hidden.astype(np.float32), rounded, targets)
     assert_equal((total, losses), exact[1], rtol=1e-4, atol=1e-4)
-    assert_equal((grad_hidden.astype(np.float32), grad_weight), exact[0], rtol=2e-2, atol=2e-2)
+    wide = [np.asarray(grad, np.float32) for grad in (grad_hidden, grad_weight)]
+    assert_equal(tuple(wide), exact[0], rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("length", [1, 12, 13, 64])

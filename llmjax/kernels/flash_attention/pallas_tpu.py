@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from llmjax.kernels.cap import bend
 from llmjax.kernels.flash_attention import dropout
-from llmjax.kernels.flash_attention.cap import bend
 from llmjax.kernels.flash_attention.tiles import Tiles, make_tiles
+from llmjax.kernels.tiles_tpu import column, pad, product
 
 LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: differences of it are no NaN
 
@@ -98,17 +99,17 @@ class _Inputs:
         self.varying = jax.typeof(query).manual_axis_type
         offset = jnp.zeros(self.batch, jnp.int32) if mask.offset is None else mask.offset
         self.scalars = (offset, *draw)
-        self.arrays = [("query", self.to_rows(query)), ("key", _pad(key, 2, tiles.key_block))]
-        self.arrays.append(("key", _pad(value, 2, tiles.key_block)))
+        self.arrays = [("query", self.to_rows(query)), ("key", pad(key, 2, tiles.key_block))]
+        self.arrays.append(("key", pad(value, 2, tiles.key_block)))
         if tiles.segments:
             segments = mask.segment_ids[:, None]
-            self.arrays.append(("query_segments", _pad(segments, 2, tiles.query_block)))
-            self.arrays.append(("key_segments", _pad(segments, 2, tiles.key_block)))
+            self.arrays.append(("query_segments", pad(segments, 2, tiles.query_block)))
+            self.arrays.append(("key_segments", pad(segments, 2, tiles.key_block)))
 
     def to_rows(self, x):
         """[B, K·G, S, C] to [B, K, G, S, C], padded."""
         x = x.reshape(self.batch, self.kv_heads, self.tiles.groups, *x.shape[2:])
-        return _pad(x, 3, self.tiles.query_block)
+        return pad(x, 3, self.tiles.query_block)
 
     def from_rows(self, x):
         """Inverts `to_rows`."""
@@ -234,7 +235,7 @@ class _Tile:
 
     def scores(self, masked: bool):
         """Scores [keys, rows], `LOWEST` where the mask forbids, and the slope of their bending."""
-        scores = _product(self.key[0, 0], self.query(), 1, 1) * self.options.scale
+        scores = product(self.key[0, 0], self.query(), 1, 1) * self.options.scale
         scores, slope = bend(scores, self.options.cap)
         return (jnp.where(self._allowed(), scores, LOWEST) if masked else scores), slope
 
@@ -262,7 +263,7 @@ class _Tile:
             return allowed
         queries, keys = (ref[0] for ref in self._segments)
         queries = jnp.concatenate([queries] * tiles.groups, axis=1)
-        keys = jnp.broadcast_to(keys, (8, tiles.key_block)).T[:, :1]
+        keys = column(keys)
         return allowed & (queries == keys) & (queries != 0)
 
 
@@ -288,7 +289,7 @@ def _forward_kernel(tiles: Tiles, options: Options, *refs) -> None:
         total[...] = total[...] * shrink + jnp.sum(weights, axis=0, keepdims=True)
         value = tile.value[0, 0]
         dropped = tile.drop(weights).astype(value.dtype)
-        mixed[...] = mixed[...] * shrink + _product(value, dropped, 0, 0)
+        mixed[...] = mixed[...] * shrink + product(value, dropped, 0, 0)
 
     @pl.when(tile.is_last)
     def _finish():
@@ -304,7 +305,7 @@ def _gradient(tile: _Tile, masked: bool):
     grad, log_sums, delta = tile.refs[:3]
     scores, slope = tile.scores(masked)
     weights = jnp.exp(scores - log_sums[0, 0, 0])
-    grad_weights = tile.drop(_product(tile.value[0, 0], _rows(grad), 1, 1))
+    grad_weights = tile.drop(product(tile.value[0, 0], _rows(grad), 1, 1))
     grad_scores = weights * (grad_weights - delta[0, 0, 0]) * slope * tile.options.scale
     return tile.drop(weights), grad_scores.astype(tile.key.dtype)
 
@@ -320,7 +321,7 @@ def _query_kernel(tiles: Tiles, options: Options, *refs) -> None:
     @tile.run
     def _add(masked):
         _, grad_scores = _gradient(tile, masked)
-        total[...] += _product(tile.key[0, 0], grad_scores, 0, 0)
+        total[...] += product(tile.key[0, 0], grad_scores, 0, 0)
 
     @pl.when(tile.is_last)
     def _finish():
@@ -340,25 +341,13 @@ def _key_kernel(tiles: Tiles, options: Options, *refs) -> None:
     def _add(masked):
         weights, grad_scores = _gradient(tile, masked)
         grad = _rows(tile.refs[0])
-        key_total[...] += _product(grad_scores, tile.query(), 1, 0)
-        value_total[...] += _product(weights.astype(grad.dtype), grad, 1, 0)
+        key_total[...] += product(grad_scores, tile.query(), 1, 0)
+        value_total[...] += product(weights.astype(grad.dtype), grad, 1, 0)
 
     @pl.when(tile.is_last)
     def _finish():
         grad_key[0, 0] = key_total[...].astype(grad_key.dtype)
         grad_value[0, 0] = value_total[...].astype(grad_value.dtype)
-
-
-def _product(left, right, left_axis: int, right_axis: int):
-    """A matrix product over one axis of each, in float32."""
-    exact = left.dtype == jnp.float32
-    return jax.lax.dot_general(
-        left,
-        right,
-        (((left_axis,), (right_axis,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST if exact else None,
-        preferred_element_type=jnp.float32,
-    )
 
 
 def _rows(ref):
@@ -369,11 +358,3 @@ def _rows(ref):
 def _store(ref, rows) -> None:
     """Inverts `_rows`."""
     ref[0, 0] = rows.reshape(ref.shape[2:]).astype(ref.dtype)
-
-
-def _pad(x, axis: int, block: int):
-    """With zeros, to whole blocks."""
-    short = -x.shape[axis] % block
-    if not short:
-        return x
-    return jnp.pad(x, [(0, short if i == axis else 0) for i in range(x.ndim)])

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from llmjax import mesh
-from llmjax.kernels.flash_attention.cap import bend
+from llmjax.kernels.cap import bend
 
 MAX_BLOCKS = 8  # more blocks skip more of the masked half; fewer make larger products
 MIN_BLOCK = 128

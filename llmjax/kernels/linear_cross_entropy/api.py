@@ -1,15 +1,17 @@
-"""The public operation from hidden states to the language-modelling loss."""
+"""The public operations from hidden states to losses and log-probabilities."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from llmjax.kernels.linear_cross_entropy import reference, xla
+from llmjax import mesh
+from llmjax.kernels.linear_cross_entropy import pallas_tpu, reference, xla
+from llmjax.kernels.linear_cross_entropy.statistics import Statistics, TokenLoss, Wanted, combine
 
 IGNORE = -1  # the target of a position that predicts nothing
 
-Implementation = Literal["xla", "reference"]
+Implementation = Literal["xla", "pallas_tpu", "reference"]
 
 
 def linear_cross_entropy(
@@ -37,32 +39,133 @@ def linear_cross_entropy(
         label_smoothing: ε.
         z_loss: weight of Z², which keeps log-sum-exps near 0 (1e-4 is usual).
         cap: logits are bent into ±cap by cap·tanh(logit / cap) first; 0 leaves them.
-        implementation: "xla" (chunks of tokens), the default, or "reference".
+        implementation: "xla" (chunks of tokens), "pallas_tpu" (TPUs; elsewhere interpreted,
+            slowly, on one device), or "reference"; by default the fastest that the platform and
+            the width allow.
 
     Returns:
         The float32 sum of the losses, which has gradients, and the loss of every token, float32
-        [B, S], which has none with "xla": it is there to be looked at.
+        [B, S], which need not have any: it is there to be looked at.
 
     Raises:
         ValueError: shapes that do not fit together or numbers out of range.
     """
-    if hidden.ndim != 3 or weight.ndim != 2 or hidden.shape[2] != weight.shape[1]:
+    if not 0.0 <= label_smoothing < 1.0 or z_loss < 0.0:
         raise ValueError(
-            f"linear_cross_entropy needs hidden [B,S,D] and weight [V,D], not {hidden.shape} and "
-            f"{weight.shape}"
+            f"linear_cross_entropy: label_smoothing={label_smoothing} must be in [0, 1) and "
+            f"z_loss={z_loss} at least 0"
         )
-    if targets.shape != hidden.shape[:2]:
-        raise ValueError(
-            f"linear_cross_entropy: targets {targets.shape} are not {hidden.shape[:2]}"
-        )
-    if not 0.0 <= label_smoothing < 1.0 or z_loss < 0.0 or cap < 0.0:
-        raise ValueError(
-            f"linear_cross_entropy: label_smoothing={label_smoothing} must be in [0, 1), "
-            f"z_loss={z_loss} and cap={cap} at least 0"
-        )
+    _check("linear_cross_entropy", hidden, weight, targets, bias, cap)
     if implementation == "reference":
         losses = reference.token_losses(hidden, weight, bias, targets, label_smoothing, z_loss, cap)
         return jnp.sum(losses), losses
-    # Host arrays have no lookup by index that takes a sharding.
-    hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
-    return xla.token_losses(hidden, weight, bias, targets, label_smoothing, z_loss, cap)
+    loss = TokenLoss(weight.shape[0], label_smoothing, z_loss)
+    hidden, weight, bias, targets = _on_device(hidden, weight, bias, targets)
+    if (implementation or _fastest(hidden)) == "xla":
+        return xla.token_losses(hidden, weight, bias, targets, loss, cap)
+    losses = loss(_on_tpu(hidden, weight, bias, targets, loss.wanted, cap), targets)
+    return jnp.sum(losses), losses
+
+
+def linear_log_probs(
+    hidden: jax.Array,
+    weight: jax.Array,
+    targets: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    cap: float = 0.0,
+    entropy: bool = False,
+    implementation: Implementation | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """log P(target) of every token, and the entropies, without B·S×V logits in memory.
+
+    What policies are trained and measured by: a ratio of PPO is exp(log P - old log P), say, and
+    an entropy bonus takes the second result. Both have gradients.
+
+    Args:
+        hidden: as in `linear_cross_entropy`; divide it by a temperature for that of the softmax.
+        weight: as there.
+        targets: as there.
+        bias: as there.
+        cap: as there.
+        entropy: whether entropies are wanted.
+        implementation: as there.
+
+    Returns:
+        Float32 [B, S], 0 where a target is -1: log P(target) in nats, and -Σ p·log p over the
+        vocabulary, or None.
+
+    Raises:
+        ValueError: as there.
+    """
+    _check("linear_log_probs", hidden, weight, targets, bias, cap)
+    if implementation == "reference":
+        log_probs, entropies = reference.log_probs(hidden, weight, bias, targets, cap)
+        return log_probs, entropies if entropy else None
+    hidden, weight, bias, targets = _on_device(hidden, weight, bias, targets)
+    chosen = implementation or _fastest(hidden)
+    statistics = xla.statistics if chosen == "xla" else _on_tpu
+    found = statistics(hidden, weight, bias, targets, Wanted(expected=entropy), cap)
+    there = targets >= 0
+    log_probs = jnp.where(there, found.target - found.log_sum, 0.0)
+    if found.expected is None:
+        return log_probs, None
+    return log_probs, jnp.where(there, found.log_sum - found.expected, 0.0)
+
+
+def _fastest(hidden: jax.Array) -> Implementation:
+    """On TPUs the kernel: about as fast by the compiler's estimate (BENCH.md), without memory."""
+    fits = hidden.shape[2] <= pallas_tpu.widest(hidden.dtype)
+    return "pallas_tpu" if mesh.platform() == "tpu" and fits else "xla"
+
+
+def _on_tpu(hidden, weight, bias, targets, wanted: Wanted, cap: float) -> Statistics:
+    """The kernel, on every device's tokens and part of the vocabulary."""
+    widest = pallas_tpu.widest(hidden.dtype)
+    if hidden.shape[2] > widest:
+        raise ValueError(
+            f"linear_cross_entropy: implementation='pallas_tpu' has room for {widest} channels of "
+            f"{hidden.dtype}, not for {hidden.shape[2]}"
+        )
+    parts = mesh.size("vocab")
+    starts = jnp.arange(parts, dtype=jnp.int32) * (weight.shape[0] // parts)
+    options = pallas_tpu.Options(wanted, cap, mesh.platform() != "tpu")
+
+    def local(hidden, targets, starts, weight, *bias):
+        found = pallas_tpu.statistics(
+            hidden.reshape(-1, hidden.shape[2]),
+            weight,
+            bias[0] if bias else None,
+            targets.reshape(-1) - starts[0],
+            options,
+        )
+        leaves = jnp.stack(jax.tree.leaves(found))
+        return leaves.reshape(1, len(leaves), *targets.shape)
+
+    biases = () if bias is None else (bias,)
+    arrays = (hidden, targets, starts, weight, *biases)
+    rows, head = ("batch", None), (("vocab", None), *[("vocab",) for _ in biases])
+    axes = ((*rows, None), rows, ("vocab",), *head)
+    leaves = mesh.on_parts(local, axes, ("vocab", None, *rows))(*arrays)
+    found = iter(jnp.moveaxis(leaves, 1, 0))
+    log_sum, target = next(found), next(found)
+    total = next(found) if wanted.total else None
+    return combine(Statistics(log_sum, target, total, next(found) if wanted.expected else None))
+
+
+def _on_device(*arrays: Any) -> Any:
+    """Host arrays have no lookup by index that takes a sharding."""
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+def _check(name: str, hidden, weight, targets, bias, cap: float) -> None:
+    if hidden.ndim != 3 or weight.ndim != 2 or hidden.shape[2] != weight.shape[1]:
+        raise ValueError(
+            f"{name} needs hidden [B,S,D] and weight [V,D], not {hidden.shape} and {weight.shape}"
+        )
+    if targets.shape != hidden.shape[:2]:
+        raise ValueError(f"{name}: targets {targets.shape} are not {hidden.shape[:2]}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{name}: bias {bias.shape} is not {weight.shape[:1]}")
+    if cap < 0.0:
+        raise ValueError(f"{name}: cap={cap} must be at least 0")

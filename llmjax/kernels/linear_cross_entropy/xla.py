@@ -1,135 +1,198 @@
-"""Cross entropy over chunks of tokens, with the gradient computed along with the loss.
+"""Statistics of logits, and gradients, over chunks of tokens.
 
-The loss is a sum, so its gradient with respect to the logits is known as soon as they are:
-softmax minus target. Each chunk of logits is therefore used for the loss and for both gradients
-while it exists, and never computed again: three matrix products in all, and one chunk of
-memory. Without differentiation only the first product runs.
+A loss that is a sum over tokens knows its gradient with respect to the logits as soon as they are
+there. `token_losses` therefore uses each chunk of logits for the loss and for both gradients while
+it exists, and never computes it again: three matrix products in all, and one chunk of memory.
+`statistics` does not know yet what will be made of them, and computes the logits again for the
+gradient: four products.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from llmjax import mesh
+from llmjax.kernels.cap import bend
+from llmjax.kernels.linear_cross_entropy.statistics import (
+    Slopes,
+    Statistics,
+    TokenLoss,
+    Wanted,
+    slopes,
+)
 
 CHUNK_BYTES = 64 * 2**20  # of one chunk of logits on one device, on CPUs
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def token_losses(
-    hidden, weight, bias, targets, label_smoothing, z_loss, cap
+    hidden, weight, bias, targets, loss: TokenLoss, cap: float
 ) -> tuple[jax.Array, jax.Array]:
     """(sum of losses, loss of every token [B, S]); only the sum has a gradient."""
-    losses, *_ = _run(hidden, weight, bias, targets, label_smoothing, z_loss, cap, grads=False)
+    losses = loss(statistics(hidden, weight, bias, targets, loss.wanted, cap), targets)
     return jnp.sum(losses), losses
 
 
-def _forward(hidden, weight, bias, targets, label_smoothing, z_loss, cap):
-    losses, *grads = _run(hidden, weight, bias, targets, label_smoothing, z_loss, cap, grads=True)
-    return (jnp.sum(losses), losses), grads
+def _losses_forward(hidden, weight, bias, targets, loss, cap):
+    def one(hidden, targets, head):
+        logits = _Logits(hidden, targets, head, cap, loss.wanted)
+        losses, pull = jax.vjp(lambda found: loss(found, targets), logits.statistics)
+        (cotangents,) = pull(jnp.ones_like(losses))
+        grad_hidden, grad_head = logits.gradients(slopes(logits.statistics, cotangents))
+        return (losses, grad_hidden), grad_head
+
+    outs, grad_head = _over_chunks(one, (hidden, targets), (weight, bias), grads=True)
+    losses, grad_hidden = outs
+    return (jnp.sum(losses), losses), (grad_hidden, *grad_head)
 
 
-def _backward(label_smoothing, z_loss, cap, grads, cotangents):
+def _losses_backward(loss, cap, grads, cotangents):
     cotangent, _ = cotangents
-    scaled = jax.tree.map(lambda grad: cotangent.astype(grad.dtype) * grad, tuple(grads))
+    scaled = jax.tree.map(lambda grad: cotangent.astype(grad.dtype) * grad, grads)
     return *scaled, None
 
 
-token_losses.defvjp(_forward, _backward)
+token_losses.defvjp(_losses_forward, _losses_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def statistics(hidden, weight, bias, targets, wanted: Wanted, cap: float) -> Statistics:
+    """Of every token's logits, [B, S] each; arguments as `api.linear_cross_entropy`."""
+
+    def one(hidden, targets, head):
+        return _Logits(hidden, targets, head, cap, wanted).statistics, None
+
+    return _over_chunks(one, (hidden, targets), (weight, bias))[0]
+
+
+def _statistics_forward(hidden, weight, bias, targets, wanted, cap):
+    found = statistics(hidden, weight, bias, targets, wanted, cap)
+    return found, (hidden, weight, bias, targets, found)
+
+
+def _statistics_backward(wanted, cap, residuals, cotangents):
+    hidden, weight, bias, targets, found = residuals
+
+    def one(hidden, targets, slopes, head):
+        return _Logits(hidden, targets, head, cap, wanted).gradients(slopes)
+
+    tokens = (hidden, targets, slopes(found, cotangents))
+    grad_hidden, grad_head = _over_chunks(one, tokens, (weight, bias), grads=True)
+    return grad_hidden, *grad_head, None
+
+
+statistics.defvjp(_statistics_forward, _statistics_backward)
+
+
+class _Head(NamedTuple):
+    weight: jax.Array  # [V, D], in the precision of the hidden states
+    bias: jax.Array | None  # [V]
+
+
+class _Logits:
+    """Those [N, V] of a chunk of N tokens, while it exists."""
+
+    def __init__(self, hidden, targets, head: _Head, cap: float, wanted: Wanted) -> None:
+        self.hidden, self.targets, self.head = hidden, targets, head
+        accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
+        self.product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
+        product = mesh.sharded(self.product, ("batch", "vocab"))
+        logits = product("nd,vd->nv", hidden, head.weight)
+        # Looked up in the weight, not in the logits: that works on a sharded vocabulary, and saves
+        # a pass over them.
+        index = jnp.maximum(targets, 0)
+        rows = mesh.sharded(head.weight.at[index].get, ("batch", None))()
+        at_target = self.product("nd,nd->n", hidden, rows)
+        if head.bias is not None:
+            bias = jnp.asarray(head.bias, accumulate)
+            logits += bias
+            at_target += mesh.sharded(bias.at[index].get, ("batch",))()
+        self.values, self.slope = bend(logits, cap)
+        at_target, _ = bend(at_target, cap)
+        highest = jnp.max(self.values, axis=-1, keepdims=True)
+        self.powers = jnp.exp(self.values - highest)
+        self.sum = jnp.sum(self.powers, axis=-1, keepdims=True)
+        self.statistics = Statistics(
+            (highest + jnp.log(self.sum))[:, 0],
+            at_target,
+            jnp.sum(self.values, axis=-1) if wanted.total else None,
+            jnp.sum(self.powers * self.values, axis=-1) / self.sum[:, 0]
+            if wanted.expected
+            else None,
+        )
+
+    def gradients(self, slopes: Slopes) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
+        """By the hidden states [N, D], and by weight [V, D] and bias [V]."""
+        columns = jax.tree.map(lambda x: x[:, None], slopes)
+        grad = self.powers * (columns.softmax / self.sum)
+        if columns.weighted is not None:
+            grad += self.powers * self.values * (columns.weighted / self.sum)
+        iota = jax.lax.broadcasted_iota(jnp.int32, grad.shape, 1)
+        grad += jnp.where(iota == self.targets[:, None], columns.target, 0.0)
+        if columns.every is not None:
+            grad += columns.every
+        grad = (grad * self.slope).astype(self.hidden.dtype)
+        grad_hidden = mesh.sharded(jnp.einsum, ("batch", None))("nv,vd->nd", grad, self.head.weight)
+        product = mesh.sharded(self.product, ("vocab", "embed"))
+        grad_weight = product("nv,nd->vd", grad, self.hidden)
+        grad_bias = None
+        if self.head.bias is not None:
+            # A product, since XLA:CPU sums columns slowly.
+            ones = jnp.ones_like(self.targets, grad.dtype)
+            product = mesh.sharded(self.product, ("vocab",))
+            grad_bias = product("nv,n->v", grad, ones).astype(self.head.bias.dtype)
+        return grad_hidden, (grad_weight, grad_bias)
 
 
 def chunks(batch: int, length: int, vocab: int) -> int:
     """Into how many pieces the sequence is cut: the fewest that divide it and fit."""
     rows = -(-batch // mesh.size("batch")) * -(-vocab // mesh.size("vocab"))
     # An H100 takes 21 ms with chunks of 64 MB where it takes 9 with larger ones; CPUs do not care.
-    limit = CHUNK_BYTES if jax.default_backend() == "cpu" else 8 * CHUNK_BYTES
+    limit = CHUNK_BYTES if mesh.platform() == "cpu" else 8 * CHUNK_BYTES
     fit = max(1, limit // (4 * rows))
     return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= fit)
 
 
-def _run(hidden, weight, bias, targets, label_smoothing, z_loss, cap, grads):
-    """Losses [B, S], and the sum's gradients by `hidden`, `weight` and `bias`, or None."""
+def _over_chunks(one: Callable, tokens: tuple, head: tuple, grads: bool = False) -> tuple:
+    """Runs `one(*chunks of tokens, head)` on each chunk in turn.
+
+    Args:
+        one: from chunks [N, ...] to arrays [N, ...] and, of `grads`, gradients by the head.
+        tokens: trees of arrays [B, S, ...], the hidden states first.
+        head: weight and bias.
+        grads: whether there are any.
+
+    Returns:
+        The arrays [B, S, ...], and the sums of the gradients, or None.
+    """
+    hidden, (weight, bias) = tokens[0], head
     batch, length, _ = hidden.shape
     count = chunks(batch, length, weight.shape[0])
-    one = functools.partial(
-        _chunk,
-        # The width is gathered here, once, rather than for every chunk.
-        weight=mesh.place(weight.astype(hidden.dtype), ("vocab", None)),
-        bias=bias,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        cap=cap,
-        grads=grads,
-    )
+    # The width is gathered here, once, rather than for every chunk.
+    ready = _Head(mesh.place(weight.astype(hidden.dtype), ("vocab", None)), bias)
+
+    def run(chunk):
+        return one(*jax.tree.map(_rows, chunk), ready)
+
+    def add(total, chunk):
+        outs, grad = run(chunk)
+        return jax.tree.map(jnp.add, total, grad), outs
+
+    def zeros(x):
+        return jnp.zeros_like(x, dtype=jnp.promote_types(x.dtype, jnp.float32))
+
+    start = jax.tree.map(zeros, head) if grads else None
     if count == 1:
-        losses, grad_hidden, grad_head = one(_rows(hidden), _rows(targets))
+        outs, total = run(tokens)
+        outs = jax.tree.map(lambda x: x[None], outs)
     else:
-
-        def body(total, chunk):
-            losses, grad_hidden, grad_head = one(*(_rows(x) for x in chunk))
-            return jax.tree.map(jnp.add, total, grad_head), (losses, grad_hidden)
-
-        start = jax.tree.map(jnp.zeros_like, (weight, bias)) if grads else (None, None)
-        cut = functools.partial(_cut, count=count)
-        grad_head, outs = jax.lax.scan(body, start, (cut(hidden), cut(targets)))
-        losses, grad_hidden = jax.tree.map(functools.partial(_join, batch=batch), outs)
-    restore = mesh.sharded(jnp.reshape, ("batch", None))
-    losses = restore(losses, targets.shape)
-    if grads:
-        restore = mesh.sharded(jnp.reshape, ("batch", None, None))
-        grad_hidden = restore(grad_hidden, hidden.shape)
-    return losses, grad_hidden, *grad_head
-
-
-def _chunk(hidden, targets, weight, bias, label_smoothing, z_loss, cap, grads):
-    """Losses [N], gradients [N, D], and ([V, D], [V] or None), of N tokens."""
-    accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
-    product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
-    logits = mesh.sharded(product, ("batch", "vocab"))("nd,vd->nv", hidden, weight)
-    # Looked up in the weight, not in the logits: that works on a sharded vocabulary, and saves a
-    # pass over them.
-    rows = mesh.sharded(weight.at[jnp.maximum(targets, 0)].get, ("batch", None))()
-    picked = product("nd,nd->n", hidden, rows)
-    if bias is not None:
-        bias = jnp.asarray(bias, accumulate)
-        logits += bias
-        picked += mesh.sharded(bias.at[jnp.maximum(targets, 0)].get, ("batch",))()
-    logits, slope = _bend(logits, cap)
-    picked, _ = _bend(picked, cap)
-    highest = jnp.max(logits, axis=-1, keepdims=True)
-    powers = jnp.exp(logits - highest)
-    total = jnp.sum(powers, axis=-1, keepdims=True)
-    log_sum = (highest + jnp.log(total))[:, 0]
-    expected = (1 - label_smoothing) * picked
-    if label_smoothing:
-        expected += label_smoothing * jnp.mean(logits, axis=-1)
-    counted = targets >= 0
-    losses = jnp.where(counted, log_sum - expected + z_loss * log_sum**2, 0.0)
-    if not grads:
-        return losses, None, (None, None)
-    scale = jnp.where(counted, 1 + 2 * z_loss * log_sum, 0.0)[:, None] / total
-    at_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
-    grad = powers * scale - jnp.where(at_target, 1 - label_smoothing, 0.0)
-    if label_smoothing:
-        grad -= jnp.where(counted, label_smoothing / logits.shape[-1], 0.0)[:, None]
-    grad = (grad * slope).astype(hidden.dtype)
-    grad_hidden = mesh.sharded(jnp.einsum, ("batch", None))("nv,vd->nd", grad, weight)
-    grad_weight = mesh.sharded(product, ("vocab", "embed"))("nv,nd->vd", grad, hidden)
-    grad_bias = None
-    if bias is not None:
-        # A product, since XLA:CPU sums columns slowly.
-        ones = jnp.ones_like(targets, grad.dtype)
-        grad_bias = mesh.sharded(product, ("vocab",))("nv,n->v", grad, ones).astype(bias.dtype)
-    return losses, grad_hidden, (grad_weight, grad_bias)
-
-
-def _bend(logits, cap):
-    """cap·tanh(logits / cap) and its slope; without a cap the logits themselves."""
-    if not cap:
-        return logits, 1.0
-    bent = jnp.tanh(logits / cap)
-    return cap * bent, 1.0 - jnp.square(bent)
+        cut = jax.tree.map(functools.partial(_cut, count=count), tokens)
+        total, outs = jax.lax.scan(add, start, cut)
+    outs = jax.tree.map(functools.partial(_join, batch=batch), outs)
+    return outs, jax.tree.map(lambda grad, x: grad.astype(x.dtype), total, head) if grads else None
 
 
 def _rows(x):

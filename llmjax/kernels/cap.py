@@ -1,4 +1,4 @@
-"""Capped scores (Gemma 2; Riviere et al. 2024, section 2)."""
+"""Capped scores and logits (Gemma 2; Riviere et al. 2024, section 2)."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,322 @@
+"""Statistics of logits, and gradients, by tiles that stay in a TPU core's memory.
+
+No logit is ever written: the forward pass folds each tile into running statistics, and the backward
+pass computes it again, once for the gradient of the hidden states and once for that of the weight.
+That makes five matrix products where the chunks of `xla` need three or four, without their traffic.
+Tiles hold vocabulary by tokens: sums over the vocabulary then run down the sublanes, and what a
+token has one of lies along the lanes, where it takes no padding.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from llmjax.kernels.cap import bend
+from llmjax.kernels.linear_cross_entropy.statistics import Statistics, Wanted, slopes
+from llmjax.kernels.tiles_tpu import LANES, column, pad, product
+
+LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: differences of it are no NaN
+FIXED = 1024  # the most rows of a block that stays while those of the other side pass by
+PASSING = 512  # the most rows of those
+BLOCKS_BYTES = 44 * 2**20  # of a kernel's blocks and sums
+MEMORY_BYTES = 60 * 2**20  # with its tiles; every chip has 64 MB or more
+
+
+class Options(NamedTuple):
+    """What a kernel is compiled for: statistics, the cap, and `interpret` of Pallas."""
+
+    wanted: Wanted
+    cap: float
+    interpret: bool
+
+
+class _Arrays(NamedTuple):
+    """What kernels read; in a kernel, references to blocks."""
+
+    targets: Any  # int32 [1, N]
+    hidden: Any  # [N, D]
+    weight: Any  # [V, D]
+    bias: Any  # [1, V] or None
+    slopes: Any  # [.., N] or None: log-sum-exps, and then what of `Slopes` is not None
+
+
+class _Sizes(NamedTuple):
+    vocab: int
+    tokens_block: int
+    vocab_block: int
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the last block of the vocabulary is short."""
+        return self.vocab % self.vocab_block > 0
+
+
+def widest(dtype: jnp.dtype) -> int:
+    """The most channels of hidden states in this precision of which the smallest blocks fit."""
+    size = jnp.dtype(dtype).itemsize
+    return BLOCKS_BYTES // (LANES * (4 + 2 * (size + 4) + 2 * size))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def statistics(hidden, weight, bias, targets, options: Options) -> Statistics:
+    """Of tokens' logits, [N] each.
+
+    Args:
+        hidden: [N, D].
+        weight: [V, D].
+        bias: [V] or None.
+        targets: int32 [N]; those outside of [0, V) have a logit of 0.
+        options: which statistics, and how.
+    """
+    return _forward(hidden, weight, bias, targets, options)[0]
+
+
+def _forward(hidden, weight, bias, targets, options):
+    arrays = _arrays(hidden, weight, bias, targets)
+    (rows,) = _call(
+        _statistics_kernel,
+        arrays,
+        options,
+        by_tokens=True,
+        outs=[("row", (4, arrays.hidden.shape[0]), jnp.float32)],
+        scratch=lambda sizes: [(1, sizes.tokens_block), (4, sizes.tokens_block)],
+    )
+    log_sum, target, total, expected = rows[:, : len(targets)]
+    wanted = options.wanted
+    found = Statistics(
+        log_sum, target, total if wanted.total else None, expected if wanted.expected else None
+    )
+    return found, (hidden, weight, bias, targets, found)
+
+
+def _backward(options, residuals, cotangents):
+    hidden, weight, bias, targets, found = residuals
+    rows = [found.log_sum, *jax.tree.leaves(slopes(found, cotangents))]
+    arrays = _arrays(hidden, weight, bias, targets, jnp.stack(rows))
+    width = hidden.shape[1]
+    call = functools.partial(_call, arrays=arrays, options=options)
+    (grad_hidden,) = call(
+        _hidden_kernel,
+        by_tokens=True,
+        outs=[("hidden", arrays.hidden.shape, hidden.dtype)],
+        scratch=lambda sizes: [(sizes.tokens_block, width)],
+    )
+    outs = [("weight", weight.shape, weight.dtype)]
+    if bias is not None:
+        outs.append(("bias", arrays.bias.shape, bias.dtype))
+    grad_weight, *grad_bias = call(
+        _weight_kernel,
+        by_tokens=False,
+        outs=outs,
+        scratch=lambda sizes: [(sizes.vocab_block, width), (8, sizes.vocab_block)][: len(outs)],
+    )
+    return grad_hidden[: len(targets)], grad_weight, grad_bias[0][0] if grad_bias else None, None
+
+
+statistics.defvjp(_forward, _backward)
+
+
+def _arrays(hidden, weight, bias, targets, rows=None) -> _Arrays:
+    """Padded to whole blocks of tokens, by an eighth or to 128."""
+    unit = LANES
+    while unit < FIXED and 16 * unit <= len(targets):
+        unit *= 2
+    # One behind the end must not be found in the last block, which may go farther.
+    targets = jnp.where(targets < weight.shape[0], targets, -1)
+    return _Arrays(
+        pad(targets[None], 1, unit, -1),
+        pad(hidden, 0, unit),
+        weight.astype(hidden.dtype),
+        None if bias is None else bias[None],
+        None if rows is None else pad(rows, 1, unit),
+    )
+
+
+def _sizes(arrays: _Arrays, by_tokens: bool, fixed_bytes: int) -> _Sizes:
+    """The largest blocks that fit, those of the vocabulary dividing it where they can.
+
+    Args:
+        arrays: the kernel's.
+        by_tokens: whether the tokens' block stays.
+        fixed_bytes: to an element of what is as large as the block that stays.
+    """
+    tokens, width = arrays.hidden.shape
+    vocab = arrays.weight.shape[0]
+    fixed, passing = FIXED, PASSING
+    passing_bytes = 2 * arrays.hidden.dtype.itemsize
+    while width * (fixed * fixed_bytes + passing * passing_bytes) > BLOCKS_BYTES:
+        fixed, passing = (fixed // 2, passing) if fixed >= passing else (fixed, passing // 2)
+    most_tokens, most_vocab = (fixed, passing) if by_tokens else (passing, fixed)
+    vocab_block = _largest(vocab, most_vocab, 16 if arrays.bias is None else LANES)
+    if 2 * vocab_block < most_vocab:
+        vocab_block = min(most_vocab, vocab)
+    return _Sizes(vocab, _largest(tokens, most_tokens, LANES), vocab_block)
+
+
+def _largest(length: int, limit: int, step: int) -> int:
+    """The largest multiple of a step, up to a limit, that divides a length; 0 if none does."""
+    return max((n for n in range(step, limit + 1, step) if length % n == 0), default=0)
+
+
+def _call(
+    kernel: Callable, arrays: _Arrays, options: Options, *, by_tokens: bool, outs, scratch
+) -> list[jax.Array]:
+    """Runs a kernel on every tile: all those of a block of tokens, or of the vocabulary, in turn.
+
+    Args:
+        kernel: of `_Sizes`, `Options`, references to `_Arrays`, results and scratch.
+        arrays: what it reads.
+        options: its.
+        by_tokens: whether the tokens' block stays, or the vocabulary's.
+        outs: kind, shape and type of each result.
+        scratch: shapes of float32 arrays, by `_Sizes`.
+    """
+    kinds = _Arrays("row", "hidden", "weight", "bias", "row")
+    fixed = ("hidden", "row") if by_tokens else ("weight", "bias")
+    # Blocks are held twice, while one is used the next comes; sums once.
+    dtypes = [arrays.hidden.dtype, *(dtype for kind, _, dtype in outs if kind in fixed)]
+    wide = [jnp.dtype(dtype).itemsize for dtype in dtypes]
+    sizes = _sizes(arrays, by_tokens, 4 + 2 * sum(wide))
+    count = (arrays.hidden.shape[0], sizes.vocab)
+    blocks = (count[0] // sizes.tokens_block, -(-count[1] // sizes.vocab_block))
+
+    def spec(kind: str, x: Any) -> pl.BlockSpec | None:
+        if x is None:
+            return None
+        shape, where = {
+            "row": ((x.shape[0], sizes.tokens_block), lambda t, v: (0, t)),
+            "hidden": ((sizes.tokens_block, x.shape[1]), lambda t, v: (t, 0)),
+            "weight": ((sizes.vocab_block, x.shape[1]), lambda t, v: (v, 0)),
+            "bias": ((1, sizes.vocab_block), lambda t, v: (0, v)),
+        }[kind]
+        return pl.BlockSpec(shape, where if by_tokens else lambda v, t: where(t, v))
+
+    varying = jax.typeof(arrays.hidden).manual_axis_type
+    shapes = [jax.ShapeDtypeStruct(s, d, manual_axis_type=varying) for _, s, d in outs]
+    run = pl.pallas_call(
+        functools.partial(kernel, sizes, options),
+        grid=blocks if by_tokens else blocks[::-1],
+        in_specs=[_Arrays(*map(spec, kinds, arrays))],
+        out_specs=[spec(kind, x) for (kind, *_), x in zip(outs, shapes, strict=True)],
+        out_shape=shapes,
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch(sizes)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=MEMORY_BYTES
+        ),
+        cost_estimate=_cost(arrays, blocks[0] if by_tokens else blocks[1], by_tokens),
+        interpret=options.interpret,
+        name=f"linear_cross_entropy{kernel.__name__}",
+    )
+    return run(arrays)
+
+
+def _cost(arrays: _Arrays, passes: int, by_tokens: bool) -> pl.CostEstimate:
+    """Of a kernel: one side is read once, the other as often as the first has blocks."""
+    logits = arrays.hidden.shape[0] * arrays.weight.shape[0]
+    products = 1 if arrays.slopes is None else 2
+    once, often = (arrays.hidden, arrays.weight)[:: 1 if by_tokens else -1]
+    return pl.CostEstimate(
+        flops=2 * products * logits * arrays.hidden.shape[1],
+        transcendentals=logits,
+        bytes_accessed=(once.size + passes * often.size) * once.dtype.itemsize,
+    )
+
+
+class _Tile:
+    """The logits [v, n] of a block of the vocabulary and a block of tokens."""
+
+    def __init__(self, sizes: _Sizes, options: Options, refs: _Arrays, block) -> None:
+        self.sizes, self.refs, self.wanted = sizes, refs, options.wanted
+        first = block * sizes.vocab_block
+        shape = (sizes.vocab_block, sizes.tokens_block)
+        self.ids = first + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+        self.weight = refs.weight[...]
+        if sizes.ragged:
+            # Behind the last row lies anything, and 0 times anything may be NaN.
+            rows = first + jax.lax.broadcasted_iota(jnp.int32, self.weight.shape, 0)
+            self.weight = jnp.where(rows < sizes.vocab, self.weight, 0)
+        values = product(self.weight, refs.hidden[...], 1, 1)
+        if refs.bias is not None:
+            values += column(refs.bias[...])
+        self.values, self.slope = bend(values, options.cap)
+
+    def there(self, x, other=0.0):
+        """x [v, n], `other` behind the end of the vocabulary."""
+        return jnp.where(self.ids < self.sizes.vocab, x, other) if self.sizes.ragged else x
+
+    def at_target(self, x):
+        """x [.., n] where the target is, else 0, [v, n]."""
+        return jnp.where(self.ids == self.refs.targets[...], x, 0.0)
+
+    def gradient(self):
+        """By the logits before the cap, [v, n], of `Slopes`; see `statistics`."""
+        rows = (self.refs.slopes[i : i + 1] for i in range(self.refs.slopes.shape[0]))
+        log_sum, softmax, target = (next(rows) for _ in range(3))
+        every = next(rows) if self.wanted.total else 0.0
+        if self.wanted.expected:
+            softmax = softmax + next(rows) * self.values
+        grad = jnp.exp(self.values - log_sum) * softmax + self.at_target(target) + every
+        return self.there(grad * self.slope).astype(self.weight.dtype)
+
+
+def _statistics_kernel(sizes, options, refs, out, highest, sums) -> None:
+    @pl.when(pl.program_id(1) == 0)
+    def _begin():
+        highest[...] = jnp.full(highest.shape, LOWEST)
+        sums[...] = jnp.zeros(sums.shape)
+
+    tile = _Tile(sizes, options, refs, pl.program_id(1))
+    values = tile.there(tile.values, LOWEST)
+    peak = jnp.maximum(highest[...], jnp.max(values, axis=0, keepdims=True))
+    powers, shrink = jnp.exp(values - peak), jnp.exp(highest[...] - peak)
+    highest[...] = peak
+    add = functools.partial(jnp.sum, axis=0, keepdims=True)
+    sums[0:1] = sums[0:1] * shrink + add(powers)
+    sums[1:2] += add(tile.at_target(values))
+    if options.wanted.total:
+        sums[2:3] += add(tile.there(values))
+    if options.wanted.expected:
+        sums[3:4] = sums[3:4] * shrink + add(powers * values)
+
+    @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
+    def _finish():
+        out[0:1] = highest[...] + jnp.log(sums[0:1])
+        out[1:3] = sums[1:3]
+        out[3:4] = sums[3:4] / sums[0:1]
+
+
+def _hidden_kernel(sizes, options, refs, grad_hidden, total) -> None:
+    tile = _Tile(sizes, options, refs, pl.program_id(1))
+    _accumulate(total, product(tile.gradient(), tile.weight, 0, 0), grad_hidden)
+
+
+def _weight_kernel(sizes, options, refs, grad_weight, *more) -> None:
+    tile = _Tile(sizes, options, refs, pl.program_id(0))
+    grad = tile.gradient()
+    if refs.bias is None:
+        (total,) = more
+    else:
+        grad_bias, total, bias_total = more
+        # A product turns the sums, which lie down the sublanes, along the lanes.
+        ones = jnp.ones((8, grad.shape[1]), grad.dtype)
+        _accumulate(bias_total, product(ones, grad, 1, 1), grad_bias)
+    _accumulate(total, product(grad, refs.hidden[...], 1, 0), grad_weight)
+
+
+def _accumulate(total, x, out) -> None:
+    """Adds x to a total that starts with 0, and writes it at the end."""
+
+    @pl.when(pl.program_id(1) == 0)
+    def _begin():
+        total[...] = jnp.zeros(total.shape)
+
+    total[...] += x
+
+    @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
+    def _finish():
+        out[...] = total[: out.shape[0]].astype(out.dtype)

@@ -1,0 +1,95 @@
+"""What losses need to know of a token's logits, and the gradient of all that by the logits.
+
+With logits l, p = softmax(l) and target y, every loss here is a function of four numbers: the
+log-sum-exp Z, l_y, Σ l and Σ p·l. Their gradients by l_i are p_i, [i = y], 1 and
+p_i (1 + l_i - Σ p·l), so that of any function of them is
+
+    p_i (softmax + weighted · l_i) + target · [i = y] + every
+
+with four numbers to a token again, `Slopes`. An implementation computes the first four and, from
+the second, gradients; the losses themselves are written once, in ordinary JAX.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Statistics(NamedTuple):
+    """Of each token's logits, float32; None where nobody asked.
+
+    Attributes:
+        log_sum: Z = log Σ exp(l).
+        target: l_y; any number where there is no target.
+        total: Σ l.
+        expected: Σ p·l.
+    """
+
+    log_sum: jax.Array
+    target: jax.Array
+    total: jax.Array | None = None
+    expected: jax.Array | None = None
+
+
+class Wanted(NamedTuple):
+    """Which of the statistics are asked for besides the first two."""
+
+    total: bool = False
+    expected: bool = False
+
+
+class Slopes(NamedTuple):
+    """The gradient by a token's logits, float32; see above. None is 0."""
+
+    softmax: jax.Array
+    target: jax.Array
+    every: jax.Array | None = None
+    weighted: jax.Array | None = None
+
+
+def slopes(statistics: Statistics, cotangents: Statistics) -> Slopes:
+    """From the gradient by the statistics."""
+    softmax = cotangents.log_sum
+    if statistics.expected is not None and cotangents.expected is not None:
+        softmax += cotangents.expected * (1 - statistics.expected)
+    return Slopes(softmax, cotangents.target, cotangents.total, cotangents.expected)
+
+
+def combine(parts: Statistics) -> Statistics:
+    """Those of a vocabulary in parts, from those of the parts, which lie along the first axis."""
+    log_sum = jax.nn.logsumexp(parts.log_sum, axis=0)
+    shares = jnp.exp(parts.log_sum - log_sum)
+    return Statistics(
+        log_sum,
+        jnp.sum(parts.target, axis=0),
+        None if parts.total is None else jnp.sum(parts.total, axis=0),
+        None if parts.expected is None else jnp.sum(shares * parts.expected, axis=0),
+    )
+
+
+class TokenLoss(NamedTuple):
+    """Z - (1-ε) l_y - ε mean(l) + z_loss · Z², as `api.linear_cross_entropy` says.
+
+    Attributes:
+        vocab_size: V.
+        label_smoothing: ε.
+        z_loss: weight of Z².
+    """
+
+    vocab_size: int
+    label_smoothing: float
+    z_loss: float
+
+    @property
+    def wanted(self) -> Wanted:
+        """What it is computed from."""
+        return Wanted(total=bool(self.label_smoothing))
+
+    def __call__(self, found: Statistics, targets: jax.Array) -> jax.Array:
+        """Of every token; 0 where its target is -1."""
+        expected = (1 - self.label_smoothing) * found.target
+        if found.total is not None:
+            expected += self.label_smoothing / self.vocab_size * found.total
+        losses = found.log_sum - expected + self.z_loss * found.log_sum**2
+        return jnp.where(targets >= 0, losses, 0.0)

@@ -1,0 +1,33 @@
+"""What kernels for TPUs have in common."""
+
+import jax
+import jax.numpy as jnp
+
+LANES = 128
+
+
+def product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
+    """A matrix product over one axis of each, in float32."""
+    exact = left.dtype == jnp.float32
+    return jax.lax.dot_general(
+        left,
+        right,
+        (((left_axis,), (right_axis,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if exact else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def pad(x: jax.Array, axis: int, block: int, value: int = 0) -> jax.Array:
+    """With `value`, to whole blocks."""
+    short = -x.shape[axis] % block
+    if not short:
+        return x
+    return jnp.pad(
+        x, [(0, short if i == axis else 0) for i in range(x.ndim)], constant_values=value
+    )
+
+
+def column(row: jax.Array) -> jax.Array:
+    """[1, n] as [n, 1]."""
+    return jnp.broadcast_to(row, (8, row.shape[1])).T[:, :1]
