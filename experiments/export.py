@@ -1,7 +1,7 @@
 """Writes a trained model as a Hugging Face checkpoint: config.json and safetensors.
 
-    python -m experiments.export --run_dir=runs/bert_tiny --output=exported/bert_tiny
-    python -m experiments.export --run_dir=runs/electra_tiny --part=generator --output=exported/g
+    python -m experiments.export --run_dir=runs/modernbert_tiny --output=exported/modernbert_tiny
+    python -m experiments.export --run_dir=runs/deberta_tiny --part=generator --output=exported/g
 
 Of a run with replaced tokens (rtd) the discriminator is written unless --part says otherwise. The
 tokenizer's files come along.
@@ -39,9 +39,11 @@ def main(argv: list[str]) -> None:
         raise flags.FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
     with jax.set_mesh(runs.make_mesh(saved)):
         model = runs.load(run_dir, best=CHECKPOINT.value == "best")
-        runs.export(model, output, part=PART.value, dtype=DTYPE.value)
+        left_out = runs.export(model, output, part=PART.value, dtype=DTYPE.value)
     hf.copy_tokenizer(runs.data_directory(run_dir, saved), output)
     print(f"{run_dir}, step {model.step}: wrote {output}")
+    if left_out:
+        print(f"without its head ({left_out}), for which such checkpoints have no place")
 
 
 if __name__ == "__main__":

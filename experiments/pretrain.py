@@ -1,8 +1,8 @@
 """Pretrains a language model: a decoder by the next token, or an encoder.
 
     python -m experiments.pretrain --recipe=tiny --run_dir=runs/tiny
-    python -m experiments.pretrain --recipe=bert_tiny --run_dir=runs/bert_tiny
-    python -m experiments.pretrain --recipe=electra_tiny --run_dir=runs/electra_tiny
+    python -m experiments.pretrain --recipe=modernbert_tiny --run_dir=runs/modernbert_tiny
+    python -m experiments.pretrain --recipe=deberta_tiny --run_dir=runs/deberta_tiny
     python -m experiments.pretrain --recipe=gpt2_small --data.sources=name=web,path=/data/web
 
 The recipe's objective is clm, mlm (tokens are hidden: BERT) or rtd (tokens are replaced: ELECTRA).

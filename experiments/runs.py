@@ -20,7 +20,7 @@ from experiments import fields, objective
 from experiments.flags import FlagError
 from experiments.recipe import Recipe, data_config
 from experiments.versions import versions
-from llmjax import data, hf, mesh
+from llmjax import data, hf, mesh, models
 from llmjax import spec as specs
 
 # What may differ between a run and its continuation: it changes what is seen, not what is learnt.
@@ -217,8 +217,12 @@ def evaluate_model(
 
 def export(
     model: TrainedModel, output: pathlib.Path, *, part: str | None = None, dtype: str
-) -> None:
+) -> str:
     """Writes one of the models of a run; `part` None is the one that is wanted.
+
+    Returns:
+        The kind of a head that was left out, since the family's checkpoints have no place for it
+        (replaced tokens in DeBERTa's), or "".
 
     Raises:
         FlagError: the run has no such part, the folder has a checkpoint already, or the family has
@@ -231,10 +235,16 @@ def export(
             "it out"
         )
     config, params = parts[part or next(iter(parts))]
+    left_out = ""
+    head = models.spec(config).get("head", {})
+    if not all(param.hf for param in jax.tree.leaves(head, is_leaf=specs.is_param)):
+        left_out, config = config.head.kind, models.with_head(config, "none")
+        params = {name: node for name, node in params.items() if name != "head"}
     try:
         hf.save(output, config, params, dtype=dtype, progress=True, extra=_ids(model.tokenizer))
     except (ValueError, OSError) as error:
         raise FlagError(f"--output={output}: {error}") from error
+    return left_out
 
 
 def _ids(tokenizer: data.Tokenizer) -> dict[str, int]:

@@ -31,6 +31,17 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 TUNING_SEED = 1_000  # of none of the runs that are compared
 
+# For two cores and an hour.
+SMALL: dict[str, Any] = {
+    "num_layers": 3,
+    "embed_dim": 128,
+    "length": 64,
+    "batch_size": 64,
+    "budget": 1e13,
+    "checkpoints": 3,
+    "epochs": 1,
+}
+
 # Enough to see that all of it works.
 QUICK: dict[str, Any] = {
     "num_layers": 1,
@@ -40,6 +51,7 @@ QUICK: dict[str, Any] = {
     "batch_size": 4,
     "budget": 2e8,
     "checkpoints": 3,
+    "warmup": 2,
     "rates": (1e-3, 3e-3),
     "epochs": 1,
 }
@@ -147,7 +159,7 @@ def _run(options: argparse.Namespace, say: Callable[[str], None]) -> None:
     from tools.encoders.data import Data
     from tools.encoders.pretraining import Settings
 
-    changes: dict[str, Any] = dict(QUICK) if options.quick else {}
+    changes: dict[str, Any] = dict(options.size)
     if options.budget:
         changes["budget"] = options.budget
     if options.learning_rates:
@@ -182,15 +194,24 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     run.add_argument("--data", required=True, help="the .npz file of `prepare`")
     run.add_argument("--out", required=True, help="folder for the results")
     run.add_argument("--seeds", type=int, default=3, help="of each objective (default: 3)")
-    run.add_argument("--budget", type=float, help="FLOPs of a pretraining (default: 2e15)")
+    run.add_argument(
+        "--budget", type=float, help="FLOPs of a pretraining (default: 2e15; small: 1e13)"
+    )
     run.add_argument(
         "--learning_rates",
         type=float,
         nargs="+",
         metavar="RATE",
-        help="to choose from, or one (default: 5e-4 1e-3 2e-3)",
+        help="to choose from, or one (default: 1e-3 3e-3 1e-2)",
     )
-    run.add_argument("--quick", action="store_true", help="a tiny model, to see that it works")
+    sizes = run.add_mutually_exclusive_group()
+    for name, size, text in (
+        ("small", SMALL, "a size for two cores and an hour"),
+        ("quick", QUICK, "a tiny model, to see that it works"),
+    ):
+        sizes.add_argument(
+            f"--{name}", dest="size", action="store_const", const=size, default={}, help=text
+        )
     report = stages.add_parser("report", help="write the table and the plot again")
     report.add_argument("--out", required=True, help="folder with results.json")
     options = parser.parse_args(arguments)

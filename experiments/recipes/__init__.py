@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from experiments.recipe import Recipe
 from experiments.recipes.benchmark import w1, w2
-from experiments.recipes.encoders import bert_base, bert_tiny, electra_base, electra_tiny
+from experiments.recipes.encoders import bert_base, deberta_tiny, electra_base, modernbert_tiny
 from experiments.recipes.gpt2 import gpt2_small
 from experiments.recipes.llama import llama3_8b
 from experiments.recipes.mixture import chapter_mixture
@@ -22,8 +22,8 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = types.MappingProxyType(
         for recipe in (
             tiny,
             quickstart,
-            bert_tiny,
-            electra_tiny,
+            modernbert_tiny,
+            deberta_tiny,
             nanogpt_cpu,
             chapter_mixture,
             gpt2_small,

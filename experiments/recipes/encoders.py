@@ -16,6 +16,9 @@ CONVERSATION = DataConfig(
     tokenizer=TokenizerConfig(vocab_size=2048, symbols=corpora.SPEAKERS), validation_share=0.02
 )
 
+# Relative positions in both: with BERT's learned absolute ones no attention finds its neighbours in
+# so few steps. After 400 of bert with these settings, all chosen tokens masked, the validation loss
+# is 6.23 nats, that of the tokens' frequencies; with rotary positions it is 4.66.
 SMALL: dict[str, Any] = {
     "vocab_size": 2048,
     "num_layers": 3,
@@ -26,42 +29,39 @@ SMALL: dict[str, Any] = {
     "scan_layers": False,
 }
 
+SHORT: dict[str, Any] = {
+    "data": CONVERSATION,
+    "corpus": "chitchat",
+    "optimizer": OptimizerConfig(name="muon", learning_rate=3e-3, schedule="wsd", warmup_steps=20),
+    "batch_size": 32,
+    "sequence_length": 128,
+    "evaluate_every": 150,
+    "evaluate_batches": 16,
+    "checkpoint_every": 150,
+}
 
-def bert_tiny() -> Recipe:
+
+def modernbert_tiny() -> Recipe:
     """Masked tokens of human conversation, small enough for two cores."""
     return Recipe(
-        name="bert_tiny",
+        name="modernbert_tiny",
         objective="mlm",
-        model=models.bert(**SMALL),
-        data=CONVERSATION,
-        corpus="chitchat",
-        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, schedule="wsd", warmup_steps=20),
+        model=models.modernbert(**SMALL),
         steps=600,
-        batch_size=32,
-        sequence_length=128,
-        evaluate_every=150,
-        evaluate_batches=16,
-        checkpoint_every=150,
+        **SHORT,
     )
 
 
-def electra_tiny() -> Recipe:
-    """Replaced tokens of human conversation, small enough for two cores."""
+def deberta_tiny() -> Recipe:
+    """Replaced tokens of human conversation, small enough for two cores; DeBERTa v3's way."""
     return Recipe(
-        name="electra_tiny",
+        name="deberta_tiny",
         objective="rtd",
-        model=models.electra(**SMALL),
+        model=models.with_head(models.deberta(**SMALL), "rtd"),
         masking=masking.ELECTRA,
-        replacement=ReplacementConfig(width_share=0.5),
-        data=CONVERSATION,
-        corpus="chitchat",
-        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, schedule="wsd", warmup_steps=20),
-        steps=1000,
-        batch_size=32,
-        sequence_length=128,
-        evaluate_every=250,
-        evaluate_batches=16,
-        checkpoint_every=250,
+        replacement=ReplacementConfig(width_share=1.0, layers_share=1 / 3, sharing="disentangled"),
+        steps=600,
+        **SHORT,
     )
 
 

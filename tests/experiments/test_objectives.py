@@ -6,13 +6,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import fields, flags, objective, runs, training
 from experiments.recipe import Recipe
-from experiments.recipes import RECIPES
-from llmjax import data, hf, models
+from experiments.recipes import RECIPES, encoders
+from llmjax import data, hf, models, objectives
+from llmjax import spec as specs
 from llmjax.data.tokenizer import ByteTokenizer
 
 DATA = data.DataConfig(tokenizer=data.TokenizerConfig(kind="bytes"), validation_share=0.1)
@@ -34,11 +36,20 @@ SMALLEST = {
 
 def smallest(name: str, **changes: object) -> Recipe:
     paths = {tuple(path.split(".")): value for path, value in (SMALLEST | changes).items()}
-    plain = dataclasses.replace(RECIPES[name](), data=DATA)
-    return fields.replace(plain, paths)
+    recipe = electra() if name == "electra" else RECIPES[name]()
+    return fields.replace(dataclasses.replace(recipe, data=DATA), paths)
 
 
-@pytest.fixture(scope="module", params=["bert_tiny", "electra_tiny"])
+def electra() -> Recipe:
+    """Replaced tokens, with a discriminator whose head transformers has."""
+    return dataclasses.replace(
+        RECIPES["deberta_tiny"](),
+        model=models.electra(**encoders.SMALL),
+        replacement=objectives.ReplacementConfig(),
+    )
+
+
+@pytest.fixture(scope="module", params=["modernbert_tiny", "electra"])
 def run_dir(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
@@ -75,7 +86,7 @@ def test_exported_models_load_elsewhere(run_dir: pathlib.Path, tmp_path: pathlib
     transformers = pytest.importorskip("transformers")
     model = runs.load(run_dir)
     classes = {
-        "model": transformers.BertForMaskedLM,
+        "model": transformers.ModernBertForMaskedLM,
         "discriminator": transformers.ElectraForPreTraining,
         "generator": transformers.ElectraForMaskedLM,
     }
@@ -95,6 +106,16 @@ def test_exported_models_load_elsewhere(run_dir: pathlib.Path, tmp_path: pathlib
             runs.export(model, tmp_path / "other", part="generator", dtype="float32")
 
 
+def test_a_head_without_a_place_in_checkpoints_is_left_out(tmp_path: pathlib.Path) -> None:
+    recipe = smallest("deberta_tiny")
+    params = specs.init(jax.random.key(0), objective.param_spec(recipe))
+    model = runs.TrainedModel(recipe, ByteTokenizer(), params, 0)
+    assert runs.export(model, tmp_path, dtype="float32") == "rtd"
+    config, read = hf.load(tmp_path)
+    assert config.head.kind == "none"
+    np.testing.assert_array_equal(read["embedding"], params["generator"]["embedding"])
+
+
 def test_an_encoder_does_not_write(run_dir: pathlib.Path) -> None:
     command = [sys.executable, "-m", "experiments.generate", f"--run_dir={run_dir}", "--prompt=a"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -103,7 +124,7 @@ def test_an_encoder_does_not_write(run_dir: pathlib.Path) -> None:
 
 
 def test_words_begin_with_white_space_for_whole_word_masking() -> None:
-    recipe = smallest("bert_tiny", **{"masking.whole_word": True, "model.vocab_size": 264})
+    recipe = smallest("modernbert_tiny", **{"masking.whole_word": True, "model.vocab_size": 264})
     tokenizer = ByteTokenizer()
     loss = objective.make_loss(recipe, tokenizer)
     rows = np.array(
@@ -122,7 +143,8 @@ def test_words_begin_with_white_space_for_whole_word_masking() -> None:
     assert (hidden[1:-1] > 0).all()
 
 
-def test_a_generator_that_cannot_share_is_answered() -> None:
-    recipe = smallest("electra_tiny", **{"replacement.sharing": "disentangled"})
+def test_a_narrower_generator_shares_the_discriminators_tables() -> None:
+    recipe = smallest("deberta_tiny", **{"replacement.width_share": 0.5})
     assert set(objective.param_spec(recipe)) == {"generator", "discriminator"}
-    assert objective.generator(recipe).embedding == models.Embedding(32, norm=True, token_types=2)
+    generator = objective.generator(recipe)
+    assert (generator.embed_dim, generator.embedding.dim) == (16, 32)

@@ -79,15 +79,19 @@ def test_what_does_not_fit_together_is_said(changes: dict[str, Any], message: st
     ("name", "changes", "message"),
     [
         ("tiny", {"objective": "mlm"}, "needs a model with head.kind=mlm and attention.causal=Fal"),
-        ("bert_tiny", {"objective": "clm"}, "needs a model with head.kind=lm and attention.causal"),
-        ("bert_tiny", {"model.attention.causal": True}, "but bert has mlm and True"),
-        ("bert_tiny", {"objective": "rtd"}, "head.kind=rtd"),
-        ("electra_tiny", {"objective": "mlm"}, "but electra has rtd and False"),
-        ("bert_tiny", {"sample_every": 5}, "sample_every=5 is for objective=clm"),
-        ("electra_tiny", {"z_loss": 0.1}, "z_loss=0.1 is for objective=clm"),
-        ("bert_tiny", {"masking.rate": 0.0}, "masking.rate=0.0"),
-        ("electra_tiny", {"replacement.width_share": 2.0}, "replacement.width_share=2.0"),
-        ("electra_tiny", {"replacement.weight": 0.0}, "replacement.weight=0.0"),
+        (
+            "modernbert_tiny",
+            {"objective": "clm"},
+            "needs a model with head.kind=lm and attention.causal",
+        ),
+        ("modernbert_tiny", {"model.attention.causal": True}, "but modernbert has mlm and True"),
+        ("modernbert_tiny", {"objective": "rtd"}, "head.kind=rtd"),
+        ("deberta_tiny", {"objective": "mlm"}, "but deberta-v2 has rtd and False"),
+        ("modernbert_tiny", {"sample_every": 5}, "sample_every=5 is for objective=clm"),
+        ("deberta_tiny", {"z_loss": 0.1}, "z_loss=0.1 is for objective=clm"),
+        ("modernbert_tiny", {"masking.rate": 0.0}, "masking.rate=0.0"),
+        ("deberta_tiny", {"replacement.width_share": 2.0}, "replacement.width_share=2.0"),
+        ("deberta_tiny", {"replacement.weight": 0.0}, "replacement.weight=0.0"),
     ],
 )
 def test_an_objective_and_its_model_fit_together(
