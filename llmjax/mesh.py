@@ -146,36 +146,46 @@ def sharded(op: Callable, axes: Axes) -> Callable:
     return op
 
 
-def on_parts(op: Callable, in_axes: tuple[Axes, ...], out_axes: Axes) -> Callable:
+def on_parts(
+    op: Callable, in_axes: tuple[Axes, ...], out_axes: Axes | tuple[Axes, ...]
+) -> Callable:
     """`op`, run by every device on its parts of the arguments (`jax.shard_map`).
 
-    As an einsum's, the result is summed over what splits an argument and not the result. Without
+    As an einsum's, a result is summed over what splits an argument and not the result. Without
     a mesh it is `op` itself.
 
     Args:
-        op: of arrays to one array; it sees the lengths that a device has.
+        op: of arrays to one array or a tuple of them; it sees the lengths that a device has.
         in_axes: the logical axes of each argument, which is moved there first.
-        out_axes: those of the result.
+        out_axes: those of the result, or of each.
     """
     current = _current()
     if current is None:
         return op
     specs = tuple(_visible(axes, current) for axes in in_axes)
-    result = _visible(out_axes, current)
+    several = any(isinstance(axes, tuple) for axes in out_axes)
+    listed: tuple[Any, ...] = out_axes if several else (out_axes,)
+    results = tuple(_visible(axes, current) for axes in listed)
     names = set().union(*map(_names, specs))
-    total = tuple(sorted(names - _names(result)))
+
+    def others(spec):
+        return tuple(sorted(names - _names(spec)))
 
     def part(*parts):
         # The gradient of what several devices hold alike is summed over them.
-        alike = [tuple(sorted(names - _names(spec))) for spec in specs]
+        alike = [others(spec) for spec in specs]
         varying = [
             jax.lax.pcast(x, over, to="varying") if over else x
             for x, over in zip(parts, alike, strict=True)
         ]
-        return jax.lax.psum(op(*varying), total)
+        found = op(*varying) if several else (op(*varying),)
+        sums = (jax.lax.psum(x, others(to)) for x, to in zip(found, results, strict=True))
+        return tuple(sums) if several else next(sums)
 
     free = set().union(*(_names(_visible((axis,), current)) for axis in RULES))
-    mapped = jax.shard_map(part, in_specs=specs, out_specs=result, axis_names=free)
+    mapped = jax.shard_map(
+        part, in_specs=specs, out_specs=results if several else results[0], axis_names=free
+    )
     return lambda *args: mapped(*map(place, args, in_axes))
 
 

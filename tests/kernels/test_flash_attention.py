@@ -11,7 +11,14 @@ import pytest
 from jax.test_util import check_grads
 
 from llmjax import mesh
-from llmjax.kernels.flash_attention import Mask, flash_attention, reference, tiles, xla
+from llmjax.kernels.flash_attention import (
+    Mask,
+    flash_attention,
+    flash_attention_with_log_sum,
+    reference,
+    tiles,
+    xla,
+)
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 0], [0, 1, 1, 1, 1, 1, 0, 2, 2]], np.int32)
 
@@ -152,6 +159,47 @@ def test_bfloat16_stays_near_float32(case, implementation):
 attend = jax.jit(flash_attention, static_argnames=("scale", "dropout_rate", "implementation"))
 
 
+@pytest.mark.parametrize("case", ["causal", "segments", "window in a cache"])
+def test_log_sums_and_sinks_equal_reference(case, implementation):
+    """With gradients of both results, and of the sinks."""
+    *sizes, mask = CASES[case]
+    *arrays, cotangent = inputs(*sizes)
+    sinks = np.random.RandomState(6).randn(sizes[0]).astype(np.float32)
+    expected = with_log_sums("reference", mask, cotangent)(*arrays, sinks)
+    actual = with_log_sums(implementation, mask, cotangent)(*arrays, sinks)
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=5e-6)
+
+
+def with_log_sums(implementation, mask, cotangent):
+    """Results without and with sinks, and gradients."""
+
+    def weighted(query, key, value, sinks):
+        run = functools.partial(
+            flash_attention_with_log_sum, query, key, value, mask, implementation=implementation
+        )
+        found = [run(), run(sinks=sinks)]
+        return sum(jnp.sum(out * cotangent) + sine(log_sum) for out, log_sum in found), found
+
+    def sine(log_sum):
+        return jnp.sum(jnp.sin(jnp.where(log_sum == -jnp.inf, 0.0, log_sum)))
+
+    return jax.jit(jax.grad(weighted, argnums=(0, 1, 2, 3), has_aux=True))
+
+
+def test_attention_over_parts_of_the_keys_adds_up(implementation):
+    """By the log-sum-exps: what a ring of devices does, or a cache in pages."""
+    query, key, value, _ = inputs(4, 2, 9, 16)
+    attend = functools.partial(
+        flash_attention_with_log_sum, mask=Mask(causal=False), implementation=implementation
+    )
+    whole, total = attend(query, key, value)
+    parts = [attend(query, key[:, :, part], value[:, :, part]) for part in (np.s_[:7], np.s_[7:])]
+    shares = [jnp.exp(log_sum - total)[..., None] for _, log_sum in parts]
+    added = sum(out * share for (out, _), share in zip(parts, shares, strict=True))
+    np.testing.assert_allclose(added, whole, rtol=2e-5, atol=2e-6)
+
+
 def survivors(key, rate, mask, sizes, implementation):
     """Dropout's factors [B, H, S, T], seen in a product with the identity as the values."""
     _, kv_heads, _, keys = sizes
@@ -176,14 +224,24 @@ def test_dropout_equals_reference_with_the_same_survivors(implementation):
     options = {"implementation": implementation, "dropout_rate": rate, "dropout_key": key}
     actual = run(*arrays, cotangent, mask, **options)
     out, pull = jax.vjp(
-        lambda q, k, v: reference.attention(q, k, v, mask, 6**-0.5, keep=keep), *arrays
+        lambda q, k, v: reference.attention(q, k, v, mask, 6**-0.5, keep=keep)[0], *arrays
     )
     for ours, theirs in zip(actual, (out, *pull(cotangent)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("case", ["segments", "window in a cache"])
-def test_every_device_does_its_rows_and_heads(case, monkeypatch):
+def test_every_implementation_drops_the_same_weights(case):
+    *sizes, mask = CASES[case]
+    one, other = (
+        survivors(jax.random.key(3), 0.25, mask, sizes, implementation) > 0
+        for implementation in ("xla", "pallas_tpu")
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("case", ["segments", "window in a cache"])
+def test_every_device_does_its_rows_and_heads(case, implementation, monkeypatch):
     """With the dropout that they have on one device, and gradients.
 
     Pallas' interpreter does not know what varies over devices; compiled for TPUs it is checked.
@@ -191,7 +249,7 @@ def test_every_device_does_its_rows_and_heads(case, monkeypatch):
     monkeypatch.setattr(jax, "shard_map", functools.partial(jax.shard_map, check_vma=False))
     *sizes, mask = CASES[case]
     key = jax.random.key(3)
-    options = {"implementation": "pallas_tpu", "dropout_rate": 0.25, "dropout_key": key}
+    options = {"implementation": implementation, "dropout_rate": 0.25, "dropout_key": key}
     arrays = inputs(*sizes)
     expected = run(*arrays, mask, **options)
     config = mesh.MeshConfig(data=2, tensor=2)

@@ -21,6 +21,7 @@ def flash_attention(
     *,
     scale: float | None = None,
     cap: float = 0.0,
+    sinks: jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     implementation: Implementation | None = None,
@@ -34,8 +35,11 @@ def flash_attention(
         mask: which pairs attend; by default causal. Rows that see nothing are zero.
         scale: of the scores; by default C^-0.5.
         cap: scores are bent into ±cap by cap·tanh(score / cap) before the mask; 0 leaves them.
+        sinks: [H], the score of one more key that every query of a head sees and whose value is
+            zero (Xiao et al. 2024, section 3.3); None has none.
         dropout_rate: share of the attention weights that is dropped.
-        dropout_key: randomness for that; None switches dropout off.
+        dropout_key: randomness for that; None switches dropout off. The same key drops the same
+            weights in every implementation and on every mesh.
         implementation: "xla" (blocks of queries), "pallas_tpu" (TPUs; elsewhere interpreted,
             slowly, on one device), "cudnn" (NVIDIA GPUs), or "reference"; by default the fastest
             that the platform and the mask allow.
@@ -46,31 +50,81 @@ def flash_attention(
     Raises:
         ValueError: shapes that do not fit together, or a forced implementation that cannot.
     """
-    mask = Mask() if mask is None else mask
-    _check_shapes(query, key, value, mask)
-    if mask.offset is None and mask.window >= key.shape[2]:
-        # It limits nothing, and faster implementations have none.
-        mask = dataclasses.replace(mask, window=0)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    mask, scale = _prepare(query, key, value, mask, scale, sinks)
     rate = 0.0 if dropout_key is None else dropout_rate
-    implementation = implementation or _fastest(query, mask, cap, rate)
-    if implementation == "cudnn":
-        if reason := _cudnn_refuses(query, mask, cap, rate):
-            raise ValueError(f"flash_attention: implementation='cudnn' {reason}")
+    reason = _cudnn_refuses(query, mask, cap, rate, sinks)
+    if implementation == "cudnn" and reason:
+        raise ValueError(f"flash_attention: implementation='cudnn' {reason}")
+    if implementation == "cudnn" or (implementation is None and not reason):
         return _cudnn(query, key, value, mask, scale)
+    out, _ = flash_attention_with_log_sum(
+        query,
+        key,
+        value,
+        mask,
+        scale=scale,
+        cap=cap,
+        sinks=sinks,
+        dropout_rate=dropout_rate,
+        dropout_key=dropout_key,
+        implementation=implementation,
+    )
+    return out
+
+
+def flash_attention_with_log_sum(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask | None = None,
+    *,
+    scale: float | None = None,
+    cap: float = 0.0,
+    sinks: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    implementation: Literal["xla", "pallas_tpu", "reference"] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """As `flash_attention`, and the log-sum-exp of every query's scores, float32 [B, H, S].
+
+    With these, attention over parts of the keys adds up to attention over all of them. Both have
+    gradients. Rows that see nothing have -inf.
+    """
+    mask, scale = _prepare(query, key, value, mask, scale, sinks)
+    rate = 0.0 if dropout_key is None else dropout_rate
+    implementation = implementation or ("pallas_tpu" if mesh.platform() == "tpu" else "xla")
     if implementation == "reference":
         if rate:
             raise ValueError("flash_attention: implementation='reference' takes no dropout key")
-        return reference.attention(query, key, value, mask, scale, cap)
-    if implementation == "pallas_tpu":
-        return _on_tpu(query, key, value, mask, dropout_key, scale, cap, rate)
-    return xla.attention(query, key, value, mask, dropout_key, scale, cap, rate)
-
-
-def _on_tpu(query, key, value, mask, dropout_key, scale, cap, rate) -> jax.Array:
-    """The kernel, on every device's rows and heads."""
+        return reference.attention(query, key, value, mask, scale, cap, sinks=sinks)
     batch, kv_heads = key.shape[:2]
     draw = dropout.draw(dropout_key if rate else None, batch, kv_heads, query.shape[1] // kv_heads)
+    attend = _on_tpu if implementation == "pallas_tpu" else xla.attention
+    out, log_sum = attend(query, key, value, mask, draw, scale, cap, rate)
+    if sinks is None:
+        return out, log_sum
+    sinks = sinks.astype(log_sum.dtype)[:, None]
+    # What the sink leaves of the others' weights.
+    share = jax.nn.sigmoid(log_sum - sinks)[..., None]
+    return out * share.astype(out.dtype), jnp.logaddexp(log_sum, sinks)
+
+
+def _prepare(query, key, value, mask, scale, sinks) -> tuple[Mask, float]:
+    """The mask and the scale, made explicit."""
+    mask = Mask() if mask is None else mask
+    _check_shapes(query, key, value, mask)
+    if sinks is not None and sinks.shape != query.shape[1:2]:
+        raise ValueError(
+            f"flash_attention: sinks {sinks.shape} are not {query.shape[1:2]}, by head"
+        )
+    if mask.offset is None and mask.window >= key.shape[2]:
+        # It limits nothing, and faster implementations have none.
+        mask = dataclasses.replace(mask, window=0)
+    return mask, query.shape[-1] ** -0.5 if scale is None else scale
+
+
+def _on_tpu(query, key, value, mask, draw, scale, cap, rate) -> tuple[jax.Array, jax.Array]:
+    """The kernel, on every device's rows and heads."""
     options = pallas_tpu.Options(scale, cap, rate, mesh.platform() != "tpu")
     limits, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, mask))
 
@@ -81,13 +135,8 @@ def _on_tpu(query, key, value, mask, dropout_key, scale, cap, rate) -> jax.Array
     queries, keys = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
     by_row = tuple(("batch", None)[: limit.ndim] for limit in limits)
     axes = (queries, keys, keys, (None,), ("batch", "kv_heads"), *by_row)
-    return mesh.on_parts(attend, axes, queries)(query, key, value, *draw, *limits)
-
-
-def _fastest(query: jax.Array, mask: Mask, cap: float, rate: float) -> Implementation:
-    if mesh.platform() == "tpu":
-        return "pallas_tpu"
-    return "xla" if _cudnn_refuses(query, mask, cap, rate) else "cudnn"
+    attend = mesh.on_parts(attend, axes, (queries, queries[:3]))
+    return attend(query, key, value, *draw, *limits)
 
 
 def _cudnn(query, key, value, mask, scale) -> jax.Array:
@@ -98,7 +147,7 @@ def _cudnn(query, key, value, mask, scale) -> jax.Array:
     return jnp.swapaxes(out, 1, 2)
 
 
-def _cudnn_refuses(query: jax.Array, mask: Mask, cap: float, rate: float) -> str:
+def _cudnn_refuses(query: jax.Array, mask: Mask, cap: float, rate: float, sinks) -> str:
     """Why cuDNN cannot run this, or an empty string."""
     if mesh.platform() != "gpu":
         return "needs an NVIDIA GPU"
@@ -110,7 +159,7 @@ def _cudnn_refuses(query: jax.Array, mask: Mask, cap: float, rate: float) -> str
         return "takes no segments or cache offsets here"
     if mask.window or cap:
         return "has no windows and caps no scores here"
-    return "has no dropout here" if rate else ""
+    return "has no dropout and no sinks here" if rate or sinks is not None else ""
 
 
 def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> None:

@@ -36,6 +36,7 @@ def survives(seeds, head, query, key, rate: float) -> jax.Array:
             is best given without an axis for them.
         rate: the share to drop.
     """
+    head, query, key = (jnp.asarray(number, jnp.int32) for number in (head, query, key))
     state = _mix(_mix(seeds[0] ^ head) ^ query)
     state = _mix(state ^ (seeds[1] + key * jnp.int32(-1640531527)))
     return jax.lax.shift_right_logical(state, jnp.int32(8)) >= round(rate * 2**24)

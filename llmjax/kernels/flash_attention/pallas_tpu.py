@@ -33,8 +33,10 @@ class Options(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def attention(query, key, value, mask, draw: dropout.Draw, options: Options) -> jax.Array:
-    """As `api.flash_attention`."""
+def attention(
+    query, key, value, mask, draw: dropout.Draw, options: Options
+) -> tuple[jax.Array, jax.Array]:
+    """As `api.flash_attention_with_log_sum`."""
     return _forward(query, key, value, mask, draw, options)[0]
 
 
@@ -51,15 +53,18 @@ def _forward(query, key, value, mask, draw, options):
         products=2,
         interpret=options.interpret,
     )
-    return inputs.from_rows(out), (query, key, value, mask, draw, out, log_sums)
+    found = inputs.per_row(log_sums)
+    found = jnp.where(found == jnp.inf, -jnp.inf, found)
+    return (inputs.from_rows(out), found), (query, key, value, mask, draw, out, log_sums)
 
 
-def _backward(options, residuals, grad):
+def _backward(options, residuals, grads):
     query, key, value, mask, draw, out, log_sums = residuals
     inputs = _Inputs(query, key, value, mask, draw)
     tiles = inputs.tiles
-    grad = inputs.to_rows(grad)
-    delta = inputs.per_query(jnp.sum(out.astype(jnp.float32) * grad, axis=-1))
+    grad, grad_sum = (inputs.to_rows(x) for x in grads)
+    # As in `xla`: the log-sum-exp's gradient is part of what a row's scores have in common.
+    delta = inputs.per_query(jnp.sum(out.astype(jnp.float32) * grad, axis=-1) - grad_sum)
     more = (("query", grad), ("per_query", log_sums), ("per_query", delta))
     channels = query.shape[-1]
     call = functools.partial(inputs.call, more=more, interpret=options.interpret)
@@ -107,7 +112,7 @@ class _Inputs:
             self.arrays.append(("key_segments", pad(segments, 2, tiles.key_block)))
 
     def to_rows(self, x):
-        """[B, K·G, S, C] to [B, K, G, S, C], padded."""
+        """[B, K·G, S, ...] to [B, K, G, S, ...], padded."""
         x = x.reshape(self.batch, self.kv_heads, self.tiles.groups, *x.shape[2:])
         return pad(x, 3, self.tiles.query_block)
 
@@ -121,6 +126,12 @@ class _Inputs:
         blocks = x.reshape(*x.shape[:3], self.tiles.query_blocks, self.tiles.query_block)
         rows = jnp.swapaxes(blocks, 2, 3)
         return rows.reshape(*rows.shape[:3], 1, self.tiles.rows)
+
+    def per_row(self, x):
+        """Inverts `per_query`, to [B, K·G, S]."""
+        blocks = x.reshape(*x.shape[:3], self.tiles.groups, self.tiles.query_block)
+        rows = jnp.swapaxes(blocks, 2, 3)
+        return self.from_rows(rows.reshape(*rows.shape[:3], -1))
 
     def call(self, kernel, *, by_queries, more, outs, scratch, products, interpret):
         """Runs a kernel on each tile: all those of a block of queries, or of keys, in turn."""

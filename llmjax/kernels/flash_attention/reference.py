@@ -6,11 +6,13 @@ import jax.numpy as jnp
 from llmjax.kernels.flash_attention.mask import Mask
 
 
-def attention(query, key, value, mask: Mask, scale: float, cap=0.0, keep=None) -> jax.Array:
+def attention(
+    query, key, value, mask: Mask, scale: float, cap=0.0, keep=None, sinks=None
+) -> tuple[jax.Array, jax.Array]:
     """softmax(q kᵀ · scale) v over the allowed pairs (Vaswani et al. 2017, equation 1).
 
-    Shapes as in `api.flash_attention`. Rows that may attend to nothing are zero. `keep`
-    [B, H, S, T], if given, multiplies the weights: dropout's survivors, scaled up.
+    Shapes and results as in `api.flash_attention_with_log_sum`. Rows that may attend to nothing
+    are zero. `keep` [B, H, S, T], if given, multiplies the weights: dropout's survivors, scaled up.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = (jnp.repeat(x, groups, axis=1) for x in (key, value))
@@ -19,7 +21,14 @@ def attention(query, key, value, mask: Mask, scale: float, cap=0.0, keep=None) -
     scores = cap * jnp.tanh(scores / cap) if cap else scores
     allowed = mask.allowed(0, query.shape[2], key.shape[2])
     allowed = jnp.ones((1, 1, 1), bool) if allowed is None else allowed
-    weights = jax.nn.softmax(scores, axis=-1, where=allowed[:, None])
-    weights = jnp.where(jnp.any(allowed, axis=-1)[:, None, :, None], weights, 0.0)
+    scores = jnp.where(allowed[:, None], scores, -jnp.inf)
+    if sinks is not None:
+        # One more key that every query sees, whose value is zero.
+        column = jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:3], 1))
+        scores = jnp.concatenate([scores, column], axis=-1)
+    seen = jnp.any(scores > -jnp.inf, axis=-1, keepdims=True)
+    weights = jax.nn.softmax(scores, axis=-1, where=scores > -jnp.inf)
+    weights = jnp.where(seen, weights, 0.0)[..., : key.shape[2]]
     weights = weights if keep is None else weights * keep
-    return jnp.einsum("bhst,bhtc->bhsc", weights.astype(value.dtype), value)
+    out = jnp.einsum("bhst,bhtc->bhsc", weights.astype(value.dtype), value)
+    return out, jax.nn.logsumexp(scores, axis=-1)

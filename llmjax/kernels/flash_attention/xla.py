@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from llmjax import mesh
 from llmjax.kernels.cap import bend
+from llmjax.kernels.flash_attention import dropout
 
 MAX_BLOCKS = 8  # more blocks skip more of the masked half; fewer make larger products
 MIN_BLOCK = 128
@@ -26,13 +27,15 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def attention(query, key, value, mask, dropout_key, scale, cap, rate) -> jax.Array:
-    """As `api.flash_attention`."""
-    return _forward(query, key, value, mask, dropout_key, scale, cap, rate)[0]
+def attention(
+    query, key, value, mask, draw: dropout.Draw, scale, cap, rate
+) -> tuple[jax.Array, jax.Array]:
+    """As `api.flash_attention_with_log_sum`."""
+    return _forward(query, key, value, mask, draw, scale, cap, rate)[0]
 
 
-def _forward(query, key, value, mask, dropout_key, scale, cap, rate):
-    outs, sums = [], []
+def _forward(query, key, value, mask, draw, scale, cap, rate):
+    outs, sums, log_sums = [], [], []
     for start, stop in _blocks(query.shape[2]):
         seen = slice(*mask.key_range(start, stop, key.shape[2]))
         block = _fold(query[:, :, start:stop], key.shape[1])
@@ -44,45 +47,51 @@ def _forward(query, key, value, mask, dropout_key, scale, cap, rate):
         highest = jnp.where(highest == -jnp.inf, 0.0, highest)
         weights = jnp.exp(scores - highest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        weights = _drop(weights, dropout_key, start, rate).astype(value.dtype)
+        keep = _survivors(draw, rate, (start, stop), seen, block)
+        weights = _drop(weights, keep, rate).astype(value.dtype)
         out = jnp.einsum("bknt,bktc->bknc", weights, value[:, :, seen])
         out = out / jnp.where(total > 0, total, 1.0).astype(out.dtype)
         outs.append(_unfold(out, query.shape[1]))
         # The row that sees nothing gets +inf, for which the backward pass finds weights of 0.
-        sums.append(jnp.where(total > 0, highest + jnp.log(total), jnp.inf))
+        log_sum = highest + jnp.log(total)
+        sums.append(jnp.where(total > 0, log_sum, jnp.inf))
+        log_sums.append(_unfold(log_sum, query.shape[1]))
     out = jnp.concatenate(outs, axis=2)
-    return out, (query, key, value, mask, dropout_key, out, sums)
+    log_sum = jnp.concatenate(log_sums, axis=2)[..., 0]
+    return (out, log_sum), (query, key, value, mask, draw, out, sums)
 
 
-def _backward(scale, cap, rate, residuals, grad):
+def _backward(scale, cap, rate, residuals, grads):
     """Keys by queries, unlike the forward pass.
 
     Two of the three gradients are then plain products. And XLA, which takes equal expressions for
     one, cannot keep the forward pass's scores for this one.
     """
-    query, key, value, mask, dropout_key, out, sums = residuals
+    query, key, value, mask, draw, out, sums = residuals
+    grad, grad_sum = grads
+    # A score's gradient is its weight times that by the weight, less `delta`: what the row's
+    # scores have in common. The log-sum-exp's gradient by it is the weight, too.
+    deltas = jnp.sum(out * grad, axis=-1).astype(grad_sum.dtype) - grad_sum
     grad_key, grad_value, grad_queries = jnp.zeros_like(key), jnp.zeros_like(value), []
     for (start, stop), log_sum in zip(_blocks(query.shape[2]), sums, strict=True):
         seen = slice(*mask.key_range(start, stop, key.shape[2]))
-        block, block_out, block_grad = (
-            _fold(x[:, :, start:stop], key.shape[1]) for x in (query, out, grad)
+        block, block_grad, delta = (
+            _fold(x[:, :, start:stop], key.shape[1]) for x in (query, grad, deltas[..., None])
         )
         # Waits for the gradient by way of a zero: nothing here is to be done ahead and held.
         waiting = block + 0 * block_grad.astype(block.dtype)
         scores = jnp.einsum("bktc,bknc->bktn", key[:, :, seen], waiting)
         scores, slope = bend(_scaled(scores, scale), cap)
         allowed = _allowed(mask, start, stop, seen, block)
-        scores = _masked(scores, None if allowed is None else _swap(allowed))
+        scores = _masked(scores, _swap(allowed))
         weights = jnp.exp(scores - _swap(log_sum))
-        kept = _swap(_drop(_swap(weights), dropout_key, start, rate)).astype(value.dtype)
+        keep = _swap(_survivors(draw, rate, (start, stop), seen, block))
+        kept = _drop(weights, keep, rate).astype(value.dtype)
         grad_value = grad_value.at[:, :, seen].add(jnp.einsum("bktn,bknc->bktc", kept, block_grad))
         grad_weights = jnp.einsum("bktc,bknc->bktn", value[:, :, seen], block_grad)
-        grad_weights = _swap(grad_weights.astype(weights.dtype))
-        grad_weights = _swap(_drop(grad_weights, dropout_key, start, rate))
-        delta = _swap(jnp.sum(block_out * block_grad, axis=-1, keepdims=True))
-        grad_scores = (
-            weights * (grad_weights - delta.astype(weights.dtype)) * slope * scale
-        ).astype(query.dtype)
+        grad_weights = _drop(grad_weights.astype(weights.dtype), keep, rate)
+        grad_scores = weights * (grad_weights - _swap(delta)) * slope * scale
+        grad_scores = grad_scores.astype(query.dtype)
         grad_query = jnp.einsum("bktn,bktc->bknc", grad_scores, key[:, :, seen])
         grad_queries.append(_unfold(grad_query, query.shape[1]))
         grad_key = grad_key.at[:, :, seen].add(jnp.einsum("bktn,bknc->bktc", grad_scores, block))
@@ -110,16 +119,23 @@ def _masked(scores, allowed):
 
 
 def _swap(x):
-    return jnp.swapaxes(x, -1, -2)
+    return None if x is None else jnp.swapaxes(x, -1, -2)
 
 
-def _drop(weights, dropout_key, start, rate):
-    """Dropout, the same for the same key and block: forward and backward draw it alike."""
-    if dropout_key is None or rate == 0.0:
-        return weights
-    key = jax.random.fold_in(dropout_key, start)
-    keep = jax.random.bernoulli(key, 1.0 - rate, weights.shape)
-    return jnp.where(keep, weights / (1.0 - rate), 0.0)
+def _survivors(draw, rate, queries, seen, block):
+    """Which weights of a folded block dropout keeps: bool [B, K, G·n, t], or None for all."""
+    if not rate:
+        return None
+    start, stop = queries
+    number = jnp.arange(block.shape[2])[:, None]
+    head = draw.heads[..., None, None] + number // (stop - start)
+    query = start + number % (stop - start)
+    return dropout.survives(draw.seeds, head, query, jnp.arange(seen.start, seen.stop), rate)
+
+
+def _drop(weights, keep, rate):
+    """Zeroes some and scales up the rest."""
+    return weights if keep is None else jnp.where(keep, weights / (1.0 - rate), 0.0)
 
 
 def _fold(x, kv_heads):
