@@ -42,7 +42,11 @@ SHORT: dict[str, Any] = {
 
 
 def modernbert_tiny() -> Recipe:
-    """Masked tokens of human conversation, small enough for two cores."""
+    """Masked tokens of human conversation, small enough for two cores.
+
+    It has learned from what stands around a token if its validation loss ends below 4.5 nats; the
+    tokens' frequencies alone give 6.2 for a hidden one. Seen: 3.98, on one core in 11 minutes.
+    """
     return Recipe(
         name="modernbert_tiny",
         objective="mlm",
@@ -53,7 +57,12 @@ def modernbert_tiny() -> Recipe:
 
 
 def deberta_tiny() -> Recipe:
-    """Replaced tokens of human conversation, small enough for two cores; DeBERTa v3's way."""
+    """Replaced tokens of human conversation, small enough for two cores; DeBERTa v3's way.
+
+    The discriminator has learned if its validation loss ends 0.01 nats or more below the entropy of
+    whether a token is replaced, which it knows from their share alone. Seen: 0.317, and 0.340 of
+    the share; the generator's loss is 3.25. On one core in 14 minutes.
+    """
     return Recipe(
         name="deberta_tiny",
         objective="rtd",
