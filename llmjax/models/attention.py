@@ -1,5 +1,6 @@
 """Self-attention with grouped heads, and its key/value cache."""
 
+import functools
 from typing import Any
 
 import jax
@@ -22,8 +23,8 @@ class KVCache:
     """Keys and values of the tokens so far, and how many each row has.
 
     Attributes:
-        layers: for each layer {"key": [B, K, C, T], "value": [B, K, T, C]}: as the products with
-            a single query read them fastest on CPUs.
+        layers: for each layer {"key": [B, K, T, C], "value": [B, K, T, C]}; on CPUs a key is a
+            column, [B, K, C, T], as the products with a single query read it fastest.
         length: int32 [B], tokens in each row; what lies beyond is never attended to.
     """
 
@@ -50,7 +51,10 @@ def empty_cache(config: ModelConfig, batch_size: int, capacity: int) -> KVCache:
 
     channels = config.channels
     filled = [
-        {"key": zeros(channels, capacity), "value": zeros(capacity, channels)}
+        {
+            "key": zeros(*((channels, capacity) if _in_columns() else (capacity, channels))),
+            "value": zeros(capacity, channels),
+        }
         for _ in range(config.num_layers)
     ]
     length = mesh.sharded(jnp.zeros, ("batch",))((batch_size,), jnp.int32)
@@ -133,7 +137,7 @@ def attention(
     queries, keys, values = again(prepare)(x, params, norm, rope_tables)
     if cache is not None:
         cache = _append(cache, keys, values, mask.offset)
-        keys, values = jnp.swapaxes(cache["key"], 2, 3), cache["value"]
+        keys, values = _turned(cache["key"]), cache["value"]
     mixed = flash_attention(
         queries,
         keys,
@@ -154,16 +158,25 @@ def project(params: dict[str, Any], name: str, x: jax.Array, heads: str = "heads
     return layers.add_bias(out, params, name)
 
 
+def _in_columns() -> bool:
+    """Whether a cache holds keys in columns."""
+    return mesh.platform() == "cpu"
+
+
+def _turned(keys: jax.Array) -> jax.Array:
+    """Keys [B, K, T, C] as a cache holds them, or the other way around."""
+    return jnp.swapaxes(keys, 2, 3) if _in_columns() else keys
+
+
 def _append(cache, keys, values, offset):
     """Writes keys and values [B, K, S, C] behind the `offset` tokens that each row has."""
 
-    def write_key(row, update, start):
-        return jax.lax.dynamic_update_slice(row, update, (0, 0, start))
+    def write(axis, row, update, start):
+        return jax.lax.dynamic_update_slice_in_dim(row, update, start, axis)
 
-    def write_value(row, update, start):
-        return jax.lax.dynamic_update_slice(row, update, (0, start, 0))
-
+    columns = jax.vmap(functools.partial(write, 2 if _in_columns() else 1))
+    rows = jax.vmap(functools.partial(write, 1))
     return {
-        "key": jax.vmap(write_key)(cache["key"], jnp.swapaxes(keys, 2, 3), offset),
-        "value": jax.vmap(write_value)(cache["value"], values, offset),
+        "key": columns(cache["key"], _turned(keys), offset),
+        "value": rows(cache["value"], values, offset),
     }

@@ -14,6 +14,7 @@ import numpy as np
 from jax.nn import initializers
 
 from llmjax import mesh
+from llmjax.kernels import disentangled_attention as kernels
 from llmjax.kernels.flash_attention import Mask
 from llmjax.models import layers, remat
 from llmjax.models.attention import project
@@ -21,13 +22,6 @@ from llmjax.models.config import ModelConfig
 from llmjax.models.mlp import ACTIVATIONS
 from llmjax.spec import Param
 from llmjax.weights import einsum
-
-SCORES = ("batch", "heads", None, None)  # logical axes of attention scores [B, H, S, S]
-
-# Of scores by distance, a block of n rows computes n - 1 columns too many, each of its products
-# with C channels: fewer blocks waste more, more blocks take longer to compile.
-MAX_BLOCKS = 8
-MIN_BLOCK = 128
 
 
 def disentangled_spec(config: ModelConfig) -> dict[str, Param]:
@@ -148,10 +142,25 @@ def disentangled_attention(
 
     again = remat.at_level(config, "dots")
     content, positions = again(prepare)((queries, x, relative), params, norm)
-    mix = functools.partial(_mix, config)
-    mixed = again(mix)((content, positions), mask, keys[1])
+    mixed = again(functools.partial(_attend, config))(content, positions, mask, keys[1])
     out = einsum("bshc,hcd->bsd", jnp.swapaxes(mixed, 1, 2), params["out"], layers.HIDDEN)
     return layers.add_bias(out, params, "out")
+
+
+def _attend(config, content, positions, mask, key) -> jax.Array:
+    """Values weighted by the softmax of the scores: [B, H, S, C]."""
+    query, keyed, value = content
+    return kernels.disentangled_attention(
+        query,
+        keyed,
+        value,
+        relative_rows(query.shape[2], config),
+        mask,
+        **positions,
+        scale=config.score_scale,
+        dropout_rate=config.dropout.attention,
+        dropout_key=key,
+    )
 
 
 def _project_positions(params, relative, config) -> dict[str, jax.Array]:
@@ -167,73 +176,6 @@ def _project_positions(params, relative, config) -> dict[str, jax.Array]:
         out = einsum("pd,dhc->phc", relative, params[name], (None, "heads", None))
         projected[term] = jnp.swapaxes(layers.add_bias(out, params, name), 0, 1)
     return projected
-
-
-def _mix(config, states, mask, key) -> jax.Array:
-    """Values weighted by the softmax of the scores: [B, H, S, C]."""
-    (queries, keys, values), positions = states
-    length = queries.shape[2]
-    wide = jnp.promote_types(queries.dtype, jnp.float32)
-    scores = jnp.einsum("bhsc,bhtc->bhst", queries, keys).astype(wide)
-    rows = relative_rows(length, config)
-    if "c2p" in positions:
-        scores = scores + _by_distance(queries, positions["c2p"], rows).astype(wide)
-    if "p2c" in positions:
-        # From the keys' side, where distances have the other sign.
-        by_key = _by_distance(keys, positions["p2c"], rows[::-1])
-        scores = scores + jnp.swapaxes(by_key, 2, 3).astype(wide)
-    scores = scores * config.score_scale
-    allowed = mask.allowed(0, length, length)
-    if allowed is None:
-        weights = jax.nn.softmax(scores, axis=-1)
-    else:
-        # A finite floor keeps rows that see nothing free of NaN, in the gradient too.
-        scores = jnp.where(allowed[:, None], scores, jnp.finfo(wide).min)
-        weights = jnp.where(allowed[:, None], jax.nn.softmax(scores, axis=-1), 0.0)
-    weights = layers.dropout(weights, config.dropout.attention, key, SCORES)
-    return jnp.einsum("bhst,bhtc->bhsc", weights.astype(values.dtype), values)
-
-
-def _by_distance(states: jax.Array, positions: jax.Array, rows: np.ndarray) -> jax.Array:
-    """states_i · positions_rows(i - j) for all pairs (i, j): [B, H, S, S].
-
-    Products with the positions at all distances in turn, whose rows are then slid over one
-    another: nothing of size [B, H, S, S] is gathered or, in the backward pass, scattered.
-
-    Args:
-        states: [B, H, S, C].
-        positions: [H, 2·span, C].
-        rows: int [2·S - 1], of i - j from S - 1 down to 1 - S.
-    """
-    length = states.shape[2]
-    size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
-    # Many distances share a row: its gradient is summed in float32.
-    wide = positions.astype(jnp.promote_types(positions.dtype, jnp.float32))
-    blocks = []
-    for start in range(0, length, size):
-        stop = min(start + size, length)
-        seen = rows[length - stop : 2 * length - 1 - start]
-        ordered = mesh.sharded(wide.at[:, seen].get, ("heads", None, None))()
-        scores = jnp.einsum(
-            "bhsc,hpc->bhsp", states[:, :, start:stop], ordered.astype(states.dtype)
-        )
-        blocks.append(_slide(scores, length))
-    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=2)
-
-
-def _slide(scores: jax.Array, length: int) -> jax.Array:
-    """[B, H, n, n + S - 1] to [B, H, n, S], whose row i starts at column n - 1 - i.
-
-    Flat, these starts are n + S - 2 apart, one less than the rows: reading the numbers in rows of
-    that length is all (the shift of Dai et al. 2019, appendix B).
-    """
-    batch, heads, count, columns = scores.shape
-    if count == 1:
-        return scores
-    flat = mesh.sharded(jnp.reshape, SCORES[:3])(scores, (batch, heads, count * columns))
-    flat = flat[:, :, count - 1 : count - 1 + count * (columns - 1)]
-    shape = (batch, heads, count, columns - 1)
-    return mesh.sharded(jnp.reshape, SCORES)(flat, shape)[..., :length]
 
 
 def convolution_spec(config: ModelConfig) -> dict[str, Any]:

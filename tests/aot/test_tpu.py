@@ -57,6 +57,14 @@ def test_a_sharded_training_step_compiles_for_eight_chips():
     assert {"all-reduce", "reduce-scatter"} & set(report["collectives"])
 
 
+def test_writing_a_token_copies_no_cache():
+    """Rows of a cache are read by the kernel where they lie, and written in place."""
+    report = run("compile_decoding.py", "v5e:2x2")
+    assert report["attention_kernels"]
+    assert report["aliased"] >= report["cache"]
+    assert report["temporary"] < report["cache"] / 8  # there are 8 arrays
+
+
 @pytest.mark.parametrize("topology", CHIPS)
 def test_cross_entropy_compiles_and_holds_no_logits(topology):
     """Loss and gradients of published heads: a minute and a half of compilation a chip."""

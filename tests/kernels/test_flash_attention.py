@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from llmjax import mesh
@@ -119,6 +120,29 @@ def test_any_segments_equal_reference_and_padding_is_inert(implementation, segme
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
         # Result, and gradients by query, key and value, of positions that are padding.
         assert not np.any(np.swapaxes(ours, 1, 2)[segments == 0])
+
+
+@hypothesis.given(
+    heads=st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1), (6, 2), (8, 1)]),
+    lengths=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    causal=st.booleans(),
+    window=st.integers(0, 6),
+    offset=st.none() | st.tuples(st.integers(0, 12), st.integers(0, 12)),
+    cap=st.sampled_from([0.0, 0.7]),
+)
+@hypothesis.settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_any_shape_equals_reference(implementation, heads, lengths, causal, window, offset, cap):
+    offset = None if offset is None else np.array(offset, np.int32)
+    arrays = inputs(*heads, *lengths)
+    mask = Mask(offset=offset, causal=causal, window=window)
+    actual = run(*arrays, mask, cap=cap, implementation=implementation)
+    expected = run(*arrays, mask, cap=cap, implementation="reference")
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize(

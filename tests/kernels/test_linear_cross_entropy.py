@@ -4,10 +4,12 @@ import functools
 import math
 import re
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from llmjax import mesh
@@ -88,6 +90,33 @@ def test_without_gradient_equals_reference(implementation):
     assert_equal(
         jax.jit(run)(*inputs()), linear_cross_entropy(*inputs(), implementation="reference")
     )
+
+
+@hypothesis.given(
+    sizes=st.tuples(st.integers(1, 2), st.integers(1, 20), st.integers(1, 9), st.integers(2, 70)),
+    cap=st.sampled_from([0.0, 2.0]),
+    label_smoothing=st.sampled_from([0.0, 0.1]),
+    biased=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@hypothesis.settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_any_shape_equals_reference(implementation, sizes, cap, label_smoothing, biased, seed):
+    batch, length, width, vocab = sizes
+    random = np.random.RandomState(seed)
+    hidden, weight = (
+        random.randn(*shape).astype(np.float32)
+        for shape in ((batch, length, width), (vocab, width))
+    )
+    targets = random.randint(-1, vocab, (batch, length)).astype(np.int32)
+    options = {"cap": cap, "label_smoothing": label_smoothing, "z_loss": 0.01}
+    options["bias"] = random.randn(vocab).astype(np.float32) if biased else None
+    actual = program(implementation=implementation, **options)(hidden, weight, targets)
+    expected = program(implementation="reference", **options)(hidden, weight, targets)
+    assert_equal(actual, expected, atol=2e-5)
 
 
 def log_probs(implementation, **options):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llmjax import mesh, models, tree
+from llmjax.kernels.disentangled_attention import xla
 from llmjax.kernels.flash_attention import Mask
 from llmjax.models import blocks, disentangled
 from llmjax.models.attention import attention_spec
@@ -23,7 +24,6 @@ OPTIONS = {
     "p2c": models.Disentangled(("p2c",), 3, shared=False),
     "p2c first, shared": models.Disentangled(("p2c", "c2p"), 9, 4),
 }
-# The second document of the second row is as long as the first of the first; the last is empty.
 SEGMENTS = np.array(
     [
         [1, 1, 1, 1, 2, 2, 2, 2, 2, 0],
@@ -38,7 +38,7 @@ SEGMENTS = np.array(
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Three blocks of rows, the last one shorter."""
-    monkeypatch.setattr(disentangled, "MIN_BLOCK", 4)
+    monkeypatch.setattr(xla, "MIN_BLOCK", 4)
 
 
 def make_config(options, **fields):
@@ -167,8 +167,8 @@ def test_options_without_meaning_here_are_named():
 
 def test_parameters_beside_those_of_attention():
     both, one = (make_config(OPTIONS[name]) for name in ("both, of their own", "p2c"))
-    names = {"position_key", "position_key_bias", "position_query", "position_query_bias"}
-    assert set(disentangled.disentangled_spec(both)) == names
+    sides = {"position_key", "position_query"}
+    assert set(disentangled.disentangled_spec(both)) == sides | {f"{side}_bias" for side in sides}
     assert set(disentangled.disentangled_spec(one)) == {"position_query", "position_query_bias"}
     unbiased = dataclasses.replace(one, bias="none")
     assert set(disentangled.disentangled_spec(unbiased)) == {"position_query"}
@@ -253,7 +253,7 @@ def test_mask_decoder_is_the_papers(applications, draw):
 
 def test_a_mesh_equals_one_device(draw, monkeypatch):
     """Values and gradients, with dropout; the mesh also computes activations again."""
-    monkeypatch.setattr(disentangled, "MIN_BLOCK", 8)
+    monkeypatch.setattr(xla, "MIN_BLOCK", 8)
     options = models.Disentangled(BOTH, 8, 6, shared=False, norm=True, convolution=3)
     config = dataclasses.replace(
         make_config(options, dtype="float32"),

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from llmjax import mesh
-from llmjax.kernels.flash_attention import dropout, pallas_tpu, reference, xla
+from llmjax.kernels import dropout
+from llmjax.kernels.flash_attention import pallas_tpu, reference, xla
 from llmjax.kernels.flash_attention.mask import Mask
 
 Implementation = Literal["xla", "pallas_tpu", "cudnn", "reference"]

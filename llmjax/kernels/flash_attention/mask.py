@@ -37,12 +37,12 @@ class Mask:
         return 0 if self.causal else self.behind
 
     def key_range(self, start: int, stop: int, keys: int) -> tuple[int, int]:
-        """The range of keys, out of `keys`, that queries [start, stop) may see at all."""
+        """The range of keys, out of `keys`, that queries [start, stop) may see; never empty."""
         if self.offset is not None:
             return 0, keys
         first = 0 if self.behind is None else max(0, start - self.behind)
         last = keys if self.ahead is None else stop + self.ahead
-        return min(first, keys), min(last, keys)
+        return min(first, keys - 1), min(last, keys)
 
     def allowed(self, start: int, stop: int, keys: int, first: int = 0) -> jax.Array | None:
         """Whether queries [start, stop) see keys [first, keys): bool [B or 1, stop-start, ·].

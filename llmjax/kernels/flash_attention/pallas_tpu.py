@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from llmjax.kernels import dropout
 from llmjax.kernels.cap import bend
-from llmjax.kernels.flash_attention import dropout
 from llmjax.kernels.flash_attention.tiles import Tiles, make_tiles
 from llmjax.kernels.tiles_tpu import column, pad, product
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import operator
 from typing import Any
 
@@ -136,16 +137,23 @@ class Tiles:
 
 
 def make_tiles(queries: int, keys: int, groups: int, mask: Mask) -> Tiles:
-    """Tiles of at most `ROWS` queries and `SCORES` pairs, as long as they have a lane's width."""
-    query_block = _block(queries, ROWS // groups)
-    key_block = _block(keys, SCORES // (groups * query_block))
+    """Tiles of at most `ROWS` queries and `SCORES` pairs, as long as they have a lane's width.
+
+    Few queries, of a model that writes, get no more rows than the lanes: of 4 heads to a key head
+    32 positions each, in which one query costs less than its keys take to come.
+    """
+    start = LANES if queries > LANES else min(LANES, max(16, LANES // math.gcd(groups, LANES)))
+    query_block = _block(queries, start, ROWS // groups)
+    key_block = _block(keys, LANES, SCORES // (groups * query_block))
+    # Blocks that divide the keys spare copying a cache in order to pad it.
+    fair = range(max(LANES, key_block // 2), key_block + 1, LANES)
+    key_block = max((size for size in fair if keys % size == 0), default=key_block)
     segments = mask.segment_ids is not None
     return Tiles(queries, keys, query_block, key_block, groups, mask.behind, mask.ahead, segments)
 
 
-def _block(length: int, limit: int) -> int:
-    """A power of two of lanes, no longer than needed."""
-    size = LANES
+def _block(length: int, size: int, limit: int) -> int:
+    """The size, doubled up to a limit and no more than needed."""
     while size * 2 <= limit and size < length:
         size *= 2
     return size

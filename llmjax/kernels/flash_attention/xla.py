@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from llmjax import mesh
+from llmjax.kernels import dropout
 from llmjax.kernels.cap import bend
-from llmjax.kernels.flash_attention import dropout
 
 MAX_BLOCKS = 8  # more blocks skip more of the masked half; fewer make larger products
 MIN_BLOCK = 128

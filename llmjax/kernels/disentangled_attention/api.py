@@ -1,0 +1,80 @@
+"""The public operation of disentangled attention."""
+
+from typing import Literal
+
+import jax
+import numpy as np
+
+from llmjax.kernels import dropout
+from llmjax.kernels.disentangled_attention import reference, xla
+from llmjax.kernels.flash_attention import Mask
+
+Implementation = Literal["xla", "reference"]
+
+
+def disentangled_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    rows: np.ndarray,
+    mask: Mask,
+    *,
+    c2p: jax.Array | None = None,
+    p2c: jax.Array | None = None,
+    scale: float,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """Attention by content and relative position (He et al. 2021, equation 4).
+
+    The score of query i and key j is, scaled, Q_i · K_j + Q_i · c2p_δ(i-j) + K_j · p2c_δ(i-j).
+
+    Args:
+        query: [B, H, S, C].
+        key: [B, H, S, C].
+        value: [B, H, S, C].
+        rows: int [2·S - 1], δ: the row of c2p and p2c for each distance from S - 1 down to 1 - S.
+        mask: which pairs attend, without an offset. Rows that see nothing are zero.
+        c2p: keys of relative positions, [H, R, C]; None leaves the term out.
+        p2c: queries of relative positions, [H, R, C]; None leaves the term out.
+        scale: of the sum.
+        dropout_rate: share of the attention weights that is dropped.
+        dropout_key: randomness for that; None switches dropout off.
+        implementation: "xla" (the weights of all pairs in memory), the default, or "reference",
+            which gathers a position for every pair.
+
+    Returns:
+        [B, H, S, C].
+
+    Raises:
+        ValueError: shapes that do not fit together, or a mask with an offset.
+    """
+    _check(query, key, value, rows, mask, c2p, p2c)
+    rate = 0.0 if dropout_key is None else dropout_rate
+    if implementation == "reference":
+        if rate:
+            raise ValueError("disentangled_attention: 'reference' takes no dropout key")
+        return reference.attention(query, key, value, rows, mask, c2p, p2c, scale)
+    batch, heads = query.shape[:2]
+    draw = dropout.draw(dropout_key if rate else None, batch, heads, 1)
+    tables = xla.by_distance(c2p, p2c, np.asarray(rows))
+    return xla.attention(query, key, value, mask, draw, tables, scale, rate)
+
+
+def _check(query, key, value, rows, mask, c2p, p2c) -> None:
+    if query.ndim != 4 or not query.shape == key.shape == value.shape:
+        raise ValueError(
+            f"disentangled_attention needs [B,H,S,C] three times, not {query.shape}, {key.shape} "
+            f"and {value.shape}"
+        )
+    _, heads, length, channels = query.shape
+    if rows.shape != (2 * length - 1,):
+        raise ValueError(f"disentangled_attention: rows {rows.shape} are not {(2 * length - 1,)}")
+    for name, table in (("c2p", c2p), ("p2c", p2c)):
+        if table is not None and (table.ndim, *table.shape[::2]) != (3, heads, channels):
+            raise ValueError(
+                f"disentangled_attention: {name} {table.shape} is not ({heads}, R, {channels})"
+            )
+    if mask.offset is not None:
+        raise ValueError("disentangled_attention has no cache: leave the mask's offset out")

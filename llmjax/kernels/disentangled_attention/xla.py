@@ -1,0 +1,106 @@
+"""Disentangled attention with the weights of all pairs in memory.
+
+Products with the positions at all distances in turn are slid over one another, row by row: nothing
+of S×S is gathered or, in the backward pass, scattered.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmjax import mesh
+from llmjax.kernels import dropout
+
+MAX_BLOCKS = 8
+MIN_BLOCK = 128
+SCORES = ("batch", "heads", None, None)  # logical axes of [B, H, n, m]
+
+
+class Tables(NamedTuple):
+    """Positions by distance, float32 [H, 2·S - 1, C] each, or None.
+
+    Attributes:
+        c2p: from distance S - 1 down to 1 - S.
+        p2c: from distance 1 - S up to S - 1.
+    """
+
+    c2p: jax.Array | None
+    p2c: jax.Array | None
+
+
+def by_distance(c2p: jax.Array | None, p2c: jax.Array | None, rows: np.ndarray) -> Tables:
+    """From tables [H, R, C]. Many distances share a row: its gradient is summed in float32."""
+
+    def spread(table, rows):
+        if table is None:
+            return None
+        wide = jnp.asarray(table, jnp.promote_types(table.dtype, jnp.float32))
+        return mesh.sharded(wide.at[:, rows].get, ("heads", None, None))()
+
+    return Tables(spread(c2p, rows), spread(p2c, rows[::-1]))
+
+
+def attention(query, key, value, mask, draw, tables: Tables, scale, rate) -> jax.Array:
+    """As `api.disentangled_attention`."""
+    scores = jnp.einsum("bhsc,bhtc->bhst", query, key)
+    if tables.c2p is not None:
+        scores += _all_by_distance(query, tables.c2p)
+    if tables.p2c is not None:
+        scores += jnp.swapaxes(_all_by_distance(key, tables.p2c), 2, 3)
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * scale
+    length = query.shape[2]
+    allowed = mask.allowed(0, length, length)
+    if allowed is None:
+        weights = jax.nn.softmax(scores, axis=-1)
+    else:
+        # A finite floor keeps rows that see nothing free of NaN, in the gradient too.
+        scores = jnp.where(allowed[:, None], scores, jnp.finfo(scores.dtype).min)
+        weights = jnp.where(allowed[:, None], jax.nn.softmax(scores, axis=-1), 0.0)
+    if rate:
+        at, heads = jnp.arange(length), draw.heads[..., None, None]
+        keep = dropout.survives(draw.seeds, heads, at[:, None], at, rate)
+        weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
+    return jnp.einsum("bhst,bhtc->bhsc", weights.astype(value.dtype), value)
+
+
+def _all_by_distance(states: jax.Array, table: jax.Array) -> jax.Array:
+    """states_i · table by distance for all pairs (i, j), [B, H, S, S].
+
+    A block of n rows computes n - 1 columns too many: fewer blocks waste more, more blocks take
+    longer to compile.
+    """
+    length = states.shape[2]
+    blocks = [
+        _by_distance(states[:, :, start:stop], table[:, length - stop : 2 * length - 1 - start])
+        for start, stop in _blocks(length)
+    ]
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=2)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _by_distance(states: jax.Array, positions: jax.Array) -> jax.Array:
+    """states_i · positions_(n - 1 - i + j), [B, H, n, m], of [B, H, n, C] and [H, n + m - 1, C]."""
+    scores = jnp.einsum("bhsc,hpc->bhsp", states, positions.astype(states.dtype))
+    return _slide(scores)
+
+
+def _slide(scores: jax.Array) -> jax.Array:
+    """[B, H, n, n + m - 1] to [B, H, n, m], whose row i starts at column n - 1 - i.
+
+    Flat, these starts are n + m - 2 apart, one less than the rows: reading the numbers in rows of
+    that length is all (the shift of Dai et al. 2019, appendix B).
+    """
+    batch, heads, count, columns = scores.shape
+    if count == 1:
+        return scores
+    length = columns - count + 1
+    flat = mesh.sharded(jnp.reshape, SCORES[:3])(scores, (batch, heads, count * columns))
+    flat = flat[:, :, count - 1 : count - 1 + count * (columns - 1)]
+    shape = (batch, heads, count, columns - 1)
+    return mesh.sharded(jnp.reshape, SCORES)(flat, shape)[..., :length]

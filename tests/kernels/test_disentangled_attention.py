@@ -1,0 +1,120 @@
+"""Law 8: disentangled attention equals its reference.
+
+That the reference is the papers' and transformers' is in tests/models/test_disentangled.py, by way
+of the model.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from llmjax import mesh
+from llmjax.kernels.disentangled_attention import disentangled_attention, xla
+from llmjax.kernels.flash_attention import Mask
+
+B, H, S, C, R = 2, 4, 11, 6, 7
+SEGMENTS = np.array([[1] * 6 + [2] * 5, [0, 0] + [1] * 8 + [0]], np.int32)
+MASKS = {"all": Mask(causal=False), "segments": Mask(SEGMENTS, causal=False), "causal": Mask()}
+TERMS = {"both": ("c2p", "p2c"), "c2p": ("c2p",), "p2c": ("p2c",), "neither": ()}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Three blocks of rows, the last one shorter."""
+    monkeypatch.setattr(xla, "MIN_BLOCK", 4)
+
+
+def inputs(dtype=np.float32, length=S):
+    """Query, key, value, c2p, p2c and a cotangent of the result; and rows by distance."""
+    random = np.random.RandomState(1)
+    arrays = [random.randn(B, H, length, C) for _ in range(3)]
+    tables = [random.randn(H, R, C) for _ in range(2)]
+    rows = np.clip(np.arange(length - 1, -length, -1) // 2 + R // 2, 0, R - 1)
+    cotangent = random.randn(B, H, length, C)
+    return [x.astype(dtype) for x in (*arrays, *tables, cotangent)], rows
+
+
+def program(mask, rows, terms=TERMS["both"], **options):
+    """The result and the gradients by all five arrays."""
+
+    def attend(query, key, value, c2p, p2c):
+        tables = {"c2p": c2p, "p2c": p2c}
+        tables = {name: tables[name] for name in terms}
+        return disentangled_attention(query, key, value, rows, mask, scale=0.2, **tables, **options)
+
+    def run(*arrays):
+        *given, cotangent = arrays
+        out, pull = jax.vjp(attend, *given)
+        return out, *pull(cotangent)
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("terms", TERMS)
+def test_equals_reference(mask, terms):
+    arrays, rows = inputs()
+    options = {"mask": MASKS[mask], "rows": rows, "terms": TERMS[terms]}
+    expected = program(**options, implementation="reference")(*arrays)
+    for ours, theirs in zip(program(**options)(*arrays), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=5e-6)
+
+
+def test_reference_against_finite_differences():
+    with jax.enable_x64(True):
+        (*arrays, _), rows = inputs(np.float64)
+
+        def attend(query, key, value, c2p, p2c):
+            return disentangled_attention(
+                query,
+                key,
+                value,
+                rows,
+                MASKS["segments"],
+                c2p=c2p,
+                p2c=p2c,
+                scale=0.2,
+                implementation="reference",
+            )
+
+        check_grads(jax.jit(attend), arrays, order=1, modes=("rev",), rtol=1e-6, atol=1e-6)
+
+
+def test_dropout_keeps_the_mean_and_is_the_same_on_a_mesh():
+    arrays, rows = inputs()
+    options = {"mask": MASKS["segments"], "rows": rows, "dropout_rate": 0.25}
+    keys = jax.random.split(jax.random.key(0), 300)
+    attend = functools.partial(program, **options)
+    out = jax.lax.map(lambda key: attend(dropout_key=key)(*arrays)[0], keys)
+    whole = program(MASKS["segments"], rows)(*arrays)[0]
+    # 5 standard errors of the mean of 300 draws, by the spread of each number over them.
+    error = np.abs(np.mean(out, axis=0) - whole)
+    assert np.all(error <= 5 * np.std(out, axis=0) / 300**0.5 + 1e-6)
+
+    expected = attend(dropout_key=keys[0])(*arrays)
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(data=2, tensor=2), jax.devices()[:4])):
+        axes = [("batch", "heads", None, None)] * 3 + [("heads", None, None)] * 2
+        axes.append(axes[0])
+        placed = [mesh.place(jnp.asarray(x), where) for x, where in zip(arrays, axes, strict=True)]
+        actual = attend(dropout_key=keys[0])(*placed)
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": np.zeros(S, int)}, r"rows \(11,\) are not \(21,\)"),
+        ({"c2p": np.zeros((H, R, C + 1))}, r"c2p \(4, 7, 7\) is not \(4, R, 6\)"),
+        ({"mask": Mask(offset=np.zeros(B, np.int32))}, "no cache"),
+    ],
+)
+def test_what_does_not_fit_is_said(change, message):
+    (query, key, value, c2p, p2c, _), rows = inputs()
+    given = {"rows": rows, "mask": Mask(causal=False), "c2p": c2p, "p2c": p2c} | change
+    with pytest.raises(ValueError, match=message):
+        disentangled_attention(query, key, value, scale=1.0, **given)
