@@ -31,7 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 TUNING_SEED = 1_000  # of none of the runs that are compared
 
-# For two cores and an hour.
+# For two cores and two hours.
 SMALL: dict[str, Any] = {
     "num_layers": 3,
     "embed_dim": 128,
@@ -206,7 +206,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     sizes = run.add_mutually_exclusive_group()
     for name, size, text in (
-        ("small", SMALL, "a size for two cores and an hour"),
+        ("small", SMALL, "a size for two cores and two hours"),
         ("quick", QUICK, "a tiny model, to see that it works"),
     ):
         sizes.add_argument(

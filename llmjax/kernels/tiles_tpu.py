@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 LANES = 128
+LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: differences of it are no NaN
 
 
 def product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:

@@ -44,12 +44,14 @@ def by_distance(c2p: jax.Array | None, p2c: jax.Array | None, rows: np.ndarray) 
 
 def attention(query, key, value, mask, draw, tables: Tables, scale, rate) -> jax.Array:
     """As `api.disentangled_attention`."""
-    scores = jnp.einsum("bhsc,bhtc->bhst", query, key)
+    # The terms are added in float32, whatever precision they are computed in.
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bhsc,bhtc->bhst", query, key).astype(wide)
     if tables.c2p is not None:
-        scores += _all_by_distance(query, tables.c2p)
+        scores += _all_by_distance(query, tables.c2p).astype(wide)
     if tables.p2c is not None:
-        scores += jnp.swapaxes(_all_by_distance(key, tables.p2c), 2, 3)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * scale
+        scores += jnp.swapaxes(_all_by_distance(key, tables.p2c), 2, 3).astype(wide)
+    scores = scores * scale
     length = query.shape[2]
     allowed = mask.allowed(0, length, length)
     if allowed is None:

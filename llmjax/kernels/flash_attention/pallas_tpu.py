@@ -18,9 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from llmjax.kernels import dropout
 from llmjax.kernels.cap import bend
 from llmjax.kernels.flash_attention.tiles import Tiles, make_tiles
-from llmjax.kernels.tiles_tpu import column, pad, product
-
-LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: differences of it are no NaN
+from llmjax.kernels.tiles_tpu import LOWEST, column, pad, product
 
 
 class Options(NamedTuple):

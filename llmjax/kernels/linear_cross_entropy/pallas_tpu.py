@@ -18,9 +18,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from llmjax.kernels.cap import bend
 from llmjax.kernels.linear_cross_entropy.statistics import Statistics, Wanted, slopes
-from llmjax.kernels.tiles_tpu import LANES, column, pad, product
+from llmjax.kernels.tiles_tpu import LANES, LOWEST, column, pad, product
 
-LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: differences of it are no NaN
 FIXED = 1024  # the most rows of a block that stays while those of the other side pass by
 PASSING = 512  # the most rows of those
 BLOCKS_BYTES = 44 * 2**20  # of a kernel's blocks and sums
