@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from llmjax.kernels import dropout
 from llmjax.kernels.cap import bend
 from llmjax.kernels.flash_attention.tiles import Tiles, make_tiles
-from llmjax.kernels.tiles_tpu import LOWEST, column, pad, product
+from llmjax.kernels.tiling import LOWEST, column, pad, product
 
 
 class Options(NamedTuple):

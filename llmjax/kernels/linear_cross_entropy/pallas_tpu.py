@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from llmjax.kernels.cap import bend
 from llmjax.kernels.linear_cross_entropy.statistics import Statistics, Wanted, slopes
-from llmjax.kernels.tiles_tpu import LANES, LOWEST, column, pad, product
+from llmjax.kernels.tiling import LANES, LOWEST, column, pad, product
 
 FIXED = 1024  # the most rows of a block that stays while those of the other side pass by
 PASSING = 512  # the most rows of those

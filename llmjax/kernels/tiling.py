@@ -1,4 +1,4 @@
-"""What kernels for TPUs have in common."""
+"""What kernels that work by tiles have in common."""
 
 import jax
 import jax.numpy as jnp
