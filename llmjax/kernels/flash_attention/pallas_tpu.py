@@ -1,14 +1,11 @@
 """Attention by tiles that stay in a TPU core's memory (FlashAttention-2, Dao 2023).
 
-Tiles hold keys by queries: maxima and sums over keys then run down the sublanes, and the numbers
-that a query has one of (its log-sum-exp, say) lie along the lanes, where they take no padding.
 The query heads of a group are rows of one tile, so keys and values are read once for all of them.
 The grid has as many steps as the mask leaves blocks: a window costs its width. A causal mask skips
 the rest of a row of tiles, whose keys are not even fetched.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +13,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from llmjax.kernels import dropout
-from llmjax.kernels.cap import bend
+from llmjax.kernels.flash_attention.tile_tpu import (
+    Options,
+    Place,
+    Tile,
+    forward,
+    gradient,
+    load,
+    store,
+)
 from llmjax.kernels.flash_attention.tiles import Tiles, make_tiles
-from llmjax.kernels.tiling import LOWEST, column, pad, product
-
-
-class Options(NamedTuple):
-    """What a kernel is compiled for: of `api.flash_attention`, and `interpret` of Pallas."""
-
-    scale: float
-    cap: float
-    rate: float
-    interpret: bool
+from llmjax.kernels.tiling import pad, product
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -211,159 +207,55 @@ def _blocks(tiles: Tiles, by_queries: bool, block, step, offset):
     return queries, keys, first + step <= last
 
 
-class _Tile:
-    """What one step of a grid works on: keys by queries."""
-
-    def __init__(self, tiles: Tiles, options: Options, by_queries: bool, refs) -> None:
-        self.tiles, self.options = tiles, options
-        offset, self._seeds, heads, query, key, value, *rest = refs
-        count = 2 if tiles.segments else 0
-        self._segments, self.refs = rest[:count], rest[count:]
-        batch, step = pl.program_id(0), pl.program_id(3)
-        self._first_head = heads[batch, pl.program_id(1)]
-        self._offset = offset[batch]
-        self._queries, self._keys, self._live = _blocks(
-            tiles, by_queries, pl.program_id(2), step, self._offset
-        )
-        self.is_first, self.is_last = step == 0, step == pl.num_programs(3) - 1
-        self.key, self.value = key, value
-        self._query = query
-
-    def query(self):
-        """[rows, C]."""
-        return _rows(self._query)
-
-    def run(self, body) -> None:
-        """Runs `body(masked)` if the mask leaves anything; not masked if it leaves everything."""
-        if self.tiles.segments:
-            pl.when(self._live)(lambda: body(True))
-            return
-        whole = self.tiles.whole(self._queries, self._keys, self._offset)
-        pl.when(self._live & whole)(lambda: body(False))
-        pl.when(self._live & ~whole)(lambda: body(True))
-
-    def scores(self, masked: bool):
-        """Scores [keys, rows], `LOWEST` where the mask forbids, and the slope of their bending."""
-        scores = product(self.key[0, 0], self.query(), 1, 1) * self.options.scale
-        scores, slope = bend(scores, self.options.cap)
-        return (jnp.where(self._allowed(), scores, LOWEST) if masked else scores), slope
-
-    def drop(self, weights):
-        """Dropout: weights [keys, rows] with some zeroed and the rest scaled up."""
-        rate, tiles = self.options.rate, self.tiles
-        if not rate:
-            return weights
-        number = jax.lax.broadcasted_iota(jnp.int32, (1, tiles.rows), 1)
-        head = self._first_head + number // tiles.query_block
-        query = self._queries * tiles.query_block + number % tiles.query_block
-        keep = dropout.survives(self._seeds, head, query, self._key_numbers(), rate)
-        return jnp.where(keep, weights / (1.0 - rate), 0.0)
-
-    def _key_numbers(self):
-        numbers = jax.lax.broadcasted_iota(jnp.int32, (self.tiles.key_block, 1), 0)
-        return self._keys * self.tiles.key_block + numbers
-
-    def _allowed(self):
-        tiles = self.tiles
-        rows = jax.lax.broadcasted_iota(jnp.int32, (1, tiles.rows), 1) % tiles.query_block
-        positions = self._offset + self._queries * tiles.query_block + rows
-        allowed = tiles.allowed(positions, self._key_numbers())
-        if not self._segments:
-            return allowed
-        queries, keys = (ref[0] for ref in self._segments)
-        queries = jnp.concatenate([queries] * tiles.groups, axis=1)
-        keys = column(keys)
-        return allowed & (queries == keys) & (queries != 0)
+def _tile(tiles: Tiles, options: Options, by_queries: bool, refs) -> Tile:
+    """That of the step of the grid that runs."""
+    batch, head, block, step = (pl.program_id(axis) for axis in range(4))
+    queries, keys, live = _blocks(tiles, by_queries, block, step, refs[0][batch])
+    ends = step == 0, step == pl.num_programs(3) - 1
+    return Tile(tiles, options, Place(batch, head, queries, keys, live, *ends), refs)
 
 
 def _forward_kernel(tiles: Tiles, options: Options, *refs) -> None:
-    tile = _Tile(tiles, options, True, refs)
-    out, log_sums, highest, total, mixed = tile.refs
-
-    @pl.when(tile.is_first)
-    def _begin():
-        highest[...] = jnp.full(highest.shape, LOWEST)
-        total[...] = jnp.zeros(total.shape)
-        mixed[...] = jnp.zeros(mixed.shape)
-
-    @tile.run
-    def _attend(masked):
-        scores, _ = tile.scores(masked)
-        peak = jnp.maximum(highest[...], jnp.max(scores, axis=0, keepdims=True))
-        # While a row has seen nothing, its weights must come out as exp(LOWEST - 0) = 0.
-        base = jnp.where(peak == LOWEST, 0.0, peak) if masked else peak
-        weights = jnp.exp(scores - base)
-        shrink = jnp.exp(highest[...] - base)
-        highest[...] = peak
-        total[...] = total[...] * shrink + jnp.sum(weights, axis=0, keepdims=True)
-        value = tile.value[0, 0]
-        dropped = tile.drop(weights).astype(value.dtype)
-        mixed[...] = mixed[...] * shrink + product(value, dropped, 0, 0)
-
-    @pl.when(tile.is_last)
-    def _finish():
-        seen = total[...] > 0
-        divisor = jnp.where(seen, total[...], 1.0)
-        _store(out, (mixed[...] / divisor).T)
-        # The row that sees nothing gets +inf, for which the backward pass finds weights of 0.
-        log_sums[0, 0, 0] = jnp.where(seen, highest[...] + jnp.log(divisor), jnp.inf)
-
-
-def _gradient(tile: _Tile, masked: bool):
-    """The weights after dropout, and the gradient by the scores before scaling, [keys, rows]."""
-    grad, log_sums, delta = tile.refs[:3]
-    scores, slope = tile.scores(masked)
-    weights = jnp.exp(scores - log_sums[0, 0, 0])
-    grad_weights = tile.drop(product(tile.value[0, 0], _rows(grad), 1, 1))
-    grad_scores = weights * (grad_weights - delta[0, 0, 0]) * slope * tile.options.scale
-    return tile.drop(weights), grad_scores.astype(tile.key.dtype)
+    tile = _tile(tiles, options, True, refs)
+    forward(tile, *tile.refs)
 
 
 def _query_kernel(tiles: Tiles, options: Options, *refs) -> None:
-    tile = _Tile(tiles, options, True, refs)
-    grad_query, total = tile.refs[3:]
+    tile = _tile(tiles, options, True, refs)
+    *given, grad_query, total = tile.refs
 
-    @pl.when(tile.is_first)
+    @pl.when(tile.place.is_first)
     def _begin():
         total[...] = jnp.zeros(total.shape)
 
     @tile.run
     def _add(masked):
-        _, grad_scores = _gradient(tile, masked)
-        total[...] += product(tile.key[0, 0], grad_scores, 0, 0)
+        _, grad_scores = gradient(tile, masked, *given)
+        key = tile.key[0, 0]
+        total[...] += product(key, grad_scores.astype(key.dtype), 0, 0)
 
-    @pl.when(tile.is_last)
+    @pl.when(tile.place.is_last)
     def _finish():
-        _store(grad_query, total[...].T)
+        store(grad_query, total[...].T)
 
 
 def _key_kernel(tiles: Tiles, options: Options, *refs) -> None:
-    tile = _Tile(tiles, options, False, refs)
-    grad_key, grad_value, key_total, value_total = tile.refs[3:]
+    tile = _tile(tiles, options, False, refs)
+    *given, grad_key, grad_value, key_total, value_total = tile.refs
 
-    @pl.when(tile.is_first)
+    @pl.when(tile.place.is_first)
     def _begin():
         key_total[...] = jnp.zeros(key_total.shape)
         value_total[...] = jnp.zeros(value_total.shape)
 
     @tile.run
     def _add(masked):
-        weights, grad_scores = _gradient(tile, masked)
-        grad = _rows(tile.refs[0])
-        key_total[...] += product(grad_scores, tile.query(), 1, 0)
+        weights, grad_scores = gradient(tile, masked, *given)
+        query, grad = tile.query(), load(given[0])
+        key_total[...] += product(grad_scores.astype(query.dtype), query, 1, 0)
         value_total[...] += product(weights.astype(grad.dtype), grad, 1, 0)
 
-    @pl.when(tile.is_last)
+    @pl.when(tile.place.is_last)
     def _finish():
-        grad_key[0, 0] = key_total[...].astype(grad_key.dtype)
-        grad_value[0, 0] = value_total[...].astype(grad_value.dtype)
-
-
-def _rows(ref):
-    """A block [1, 1, G, n, C] as [G·n, C]."""
-    return ref[0, 0].reshape(-1, ref.shape[-1])
-
-
-def _store(ref, rows) -> None:
-    """Inverts `_rows`."""
-    ref[0, 0] = rows.reshape(ref.shape[2:]).astype(ref.dtype)
+        store(grad_key, key_total[...])
+        store(grad_value, value_total[...])
