@@ -84,3 +84,10 @@ def test_attention_compiles_and_its_memory_is_linear_in_the_length(topology):
         # memory is not counted, so lengths are not compared with each other.
         for temporary, arguments in sizes:
             assert temporary < 2 * arguments, name
+
+
+@pytest.mark.parametrize("topology", CHIPS)
+def test_disentangled_attention_compiles_and_its_memory_is_linear_in_the_length(topology):
+    """As attention's; its tables by distance, and their gradients, are several times the keys."""
+    for name, (temporary, arguments) in run("compile_disentangled.py", topology).items():
+        assert temporary < 10 * arguments, name

@@ -4,42 +4,16 @@ Products with the positions at all distances in turn are slid over one another, 
 of S×S is gathered or, in the backward pass, scattered.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from llmjax import mesh
 from llmjax.kernels import dropout
+from llmjax.kernels.disentangled_attention.tables import Tables
 
 MAX_BLOCKS = 8
 MIN_BLOCK = 128
 SCORES = ("batch", "heads", None, None)  # logical axes of [B, H, n, m]
-
-
-class Tables(NamedTuple):
-    """Positions by distance, float32 [H, 2·S - 1, C] each, or None.
-
-    Attributes:
-        c2p: from distance S - 1 down to 1 - S.
-        p2c: from distance 1 - S up to S - 1.
-    """
-
-    c2p: jax.Array | None
-    p2c: jax.Array | None
-
-
-def by_distance(c2p: jax.Array | None, p2c: jax.Array | None, rows: np.ndarray) -> Tables:
-    """From tables [H, R, C]. Many distances share a row: its gradient is summed in float32."""
-
-    def spread(table, rows):
-        if table is None:
-            return None
-        wide = jnp.asarray(table, jnp.promote_types(table.dtype, jnp.float32))
-        return mesh.sharded(wide.at[:, rows].get, ("heads", None, None))()
-
-    return Tables(spread(c2p, rows), spread(p2c, rows[::-1]))
 
 
 def attention(query, key, value, mask, draw, tables: Tables, scale, rate) -> jax.Array:
