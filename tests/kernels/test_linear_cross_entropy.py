@@ -16,6 +16,7 @@ from llmjax import mesh
 from llmjax.kernels.linear_cross_entropy import (
     linear_cross_entropy,
     linear_log_probs,
+    pallas_gpu,
     pallas_tpu,
     xla,
 )
@@ -65,9 +66,13 @@ def tiles_of_8(monkeypatch):
     """Several of tokens and, the last one ragged, of the vocabulary."""
     for name, size in {"LANES": 8, "FIXED": 16, "PASSING": 8}.items():
         monkeypatch.setattr(pallas_tpu, name, size)
+    blocks = pallas_gpu.Blocks(tokens=16, vocab=16, width=4)
+    monkeypatch.setattr(pallas_gpu, "BLOCKS", {"float32": blocks, "bfloat16": blocks})
+    for name, size in {"SMALLEST": 4, "CHUNK": 32, "PROCESSORS": 3, "SPLITS": 2}.items():
+        monkeypatch.setattr(pallas_gpu, name, size)
 
 
-@pytest.fixture(params=["xla", "pallas_tpu"])
+@pytest.fixture(params=["xla", "pallas_tpu", "pallas_gpu"])
 def implementation(request, chunks_of_3, tiles_of_8):
     """Every one that runs here, in several pieces; Pallas' kernels are interpreted."""
     return request.param
@@ -151,7 +156,7 @@ def test_every_device_has_its_tokens_and_its_part_of_the_vocabulary(
     tensor, implementation, monkeypatch
 ):
     """Pallas' interpreter does not know what varies over devices; compiled for TPUs it does."""
-    if implementation == "pallas_tpu":
+    if implementation.startswith("pallas"):
         monkeypatch.setattr(jax, "shard_map", functools.partial(jax.shard_map, check_vma=False))
     hidden, weight, targets = (np.concatenate([x, x]) for x in inputs())
     weight = weight[:V]
@@ -165,6 +170,17 @@ def test_every_device_has_its_tokens_and_its_part_of_the_vocabulary(
         )
         actual = log_probs_of_both(implementation)(*placed)
     assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize("length", [3, S])
+def test_a_batch_of_one_row_on_a_mesh(length, chunks_of_3):
+    """In one chunk and in several."""
+    hidden, weight, targets = (x[:1, :length] if x.shape[0] == B else x for x in inputs())
+    expected = program(implementation="reference")(hidden, weight, targets)
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(), jax.devices()[:1])):
+        placed = mesh.shard_batch({"hidden": hidden, "targets": targets})
+        arrays = placed["hidden"], mesh.place(jnp.asarray(weight), ("vocab", "embed"))
+        assert_equal(program(implementation="xla")(*arrays, placed["targets"]), expected)
 
 
 def log_probs_of_both(implementation):

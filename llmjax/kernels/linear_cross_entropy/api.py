@@ -1,17 +1,25 @@
 """The public operations from hidden states to losses and log-probabilities."""
 
+import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from llmjax import mesh
-from llmjax.kernels.linear_cross_entropy import pallas_tpu, reference, xla
-from llmjax.kernels.linear_cross_entropy.statistics import Statistics, TokenLoss, Wanted, combine
+from llmjax.kernels.linear_cross_entropy import pallas_gpu, pallas_tpu, reference, xla
+from llmjax.kernels.linear_cross_entropy.statistics import (
+    Options,
+    Statistics,
+    TokenLoss,
+    Wanted,
+    combine,
+)
 
 IGNORE = -1  # the target of a position that predicts nothing
 
-Implementation = Literal["xla", "pallas_tpu", "reference"]
+Implementation = Literal["xla", "pallas_tpu", "pallas_gpu", "reference"]
+KERNELS: dict[Implementation, Any] = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 
 
 def linear_cross_entropy(
@@ -39,9 +47,10 @@ def linear_cross_entropy(
         label_smoothing: ε.
         z_loss: weight of Z², which keeps log-sum-exps near 0 (1e-4 is usual).
         cap: logits are bent into ±cap by cap·tanh(logit / cap) first; 0 leaves them.
-        implementation: "xla" (chunks of tokens), "pallas_tpu" (TPUs; elsewhere interpreted,
-            slowly, on one device), or "reference"; by default the fastest that the platform and
-            the width allow.
+        implementation: "xla" (chunks of tokens), "pallas_tpu" or "pallas_gpu" (kernels for TPUs
+            and GPUs; elsewhere interpreted, slowly, on one device), or "reference". By default
+            "pallas_tpu" on TPUs where the width allows it, and "xla" elsewhere: on GPUs too, where
+            the kernel needs less memory and a product more, and has not been timed yet.
 
     Returns:
         The float32 sum of the losses, which has gradients, and the loss of every token, float32
@@ -61,9 +70,10 @@ def linear_cross_entropy(
         return jnp.sum(losses), losses
     loss = TokenLoss(weight.shape[0], label_smoothing, z_loss)
     hidden, weight, bias, targets = _on_device(hidden, weight, bias, targets)
-    if (implementation or _fastest(hidden)) == "xla":
+    chosen = implementation or _fastest(hidden)
+    if chosen == "xla":
         return xla.token_losses(hidden, weight, bias, targets, loss, cap)
-    losses = loss(_on_tpu(hidden, weight, bias, targets, loss.wanted, cap), targets)
+    losses = loss(_by_kernel(chosen, hidden, weight, bias, targets, loss.wanted, cap), targets)
     return jnp.sum(losses), losses
 
 
@@ -104,7 +114,7 @@ def linear_log_probs(
         return log_probs, entropies if entropy else None
     hidden, weight, bias, targets = _on_device(hidden, weight, bias, targets)
     chosen = implementation or _fastest(hidden)
-    statistics = xla.statistics if chosen == "xla" else _on_tpu
+    statistics = xla.statistics if chosen == "xla" else functools.partial(_by_kernel, chosen)
     found = statistics(hidden, weight, bias, targets, Wanted(expected=entropy), cap)
     there = targets >= 0
     log_probs = jnp.where(there, found.target - found.log_sum, 0.0)
@@ -119,20 +129,22 @@ def _fastest(hidden: jax.Array) -> Implementation:
     return "pallas_tpu" if mesh.platform() == "tpu" and fits else "xla"
 
 
-def _on_tpu(hidden, weight, bias, targets, wanted: Wanted, cap: float) -> Statistics:
-    """The kernel, on every device's tokens and part of the vocabulary."""
+def _by_kernel(
+    name: Implementation, hidden, weight, bias, targets, wanted: Wanted, cap: float
+) -> Statistics:
+    """By one of `KERNELS`, on every device's tokens and part of the vocabulary."""
     widest = pallas_tpu.widest(hidden.dtype)
-    if hidden.shape[2] > widest:
+    if name == "pallas_tpu" and hidden.shape[2] > widest:
         raise ValueError(
             f"linear_cross_entropy: implementation='pallas_tpu' has room for {widest} channels of "
             f"{hidden.dtype}, not for {hidden.shape[2]}"
         )
     parts = mesh.size("vocab")
     starts = jnp.arange(parts, dtype=jnp.int32) * (weight.shape[0] // parts)
-    options = pallas_tpu.Options(wanted, cap, mesh.platform() != "tpu")
+    options = Options(wanted, cap, mesh.platform() != name.removeprefix("pallas_"))
 
     def local(hidden, targets, starts, weight, *bias):
-        found = pallas_tpu.statistics(
+        found = KERNELS[name].statistics(
             hidden.reshape(-1, hidden.shape[2]),
             weight,
             bias[0] if bias else None,
@@ -147,10 +159,7 @@ def _on_tpu(hidden, weight, bias, targets, wanted: Wanted, cap: float) -> Statis
     rows, head = ("batch", None), (("vocab", None), *[("vocab",) for _ in biases])
     axes = ((*rows, None), rows, ("vocab",), *head)
     leaves = mesh.on_parts(local, axes, ("vocab", None, *rows))(*arrays)
-    found = iter(jnp.moveaxis(leaves, 1, 0))
-    log_sum, target = next(found), next(found)
-    total = next(found) if wanted.total else None
-    return combine(Statistics(log_sum, target, total, next(found) if wanted.expected else None))
+    return combine(wanted.statistics(jnp.moveaxis(leaves, 1, 0)))
 
 
 def _on_device(*arrays: Any) -> Any:

@@ -17,21 +17,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from llmjax.kernels.cap import bend
-from llmjax.kernels.linear_cross_entropy.statistics import Statistics, Wanted, slopes
-from llmjax.kernels.tiling import LANES, LOWEST, column, pad, product
+from llmjax.kernels.linear_cross_entropy.statistics import Options, Statistics, slopes
+from llmjax.kernels.linear_cross_entropy.tile import Tile, start
+from llmjax.kernels.tiling import LANES, column, pad, product
 
 FIXED = 1024  # the most rows of a block that stays while those of the other side pass by
 PASSING = 512  # the most rows of those
 BLOCKS_BYTES = 44 * 2**20  # of a kernel's blocks and sums
 MEMORY_BYTES = 60 * 2**20  # with its tiles; every chip has 64 MB or more
-
-
-class Options(NamedTuple):
-    """What a kernel is compiled for: statistics, the cap, and `interpret` of Pallas."""
-
-    wanted: Wanted
-    cap: float
-    interpret: bool
 
 
 class _Arrays(NamedTuple):
@@ -77,19 +70,16 @@ def statistics(hidden, weight, bias, targets, options: Options) -> Statistics:
 
 def _forward(hidden, weight, bias, targets, options):
     arrays = _arrays(hidden, weight, bias, targets)
+    count = options.wanted.rows
     (rows,) = _call(
         _statistics_kernel,
         arrays,
         options,
         by_tokens=True,
-        outs=[("row", (4, arrays.hidden.shape[0]), jnp.float32)],
-        scratch=lambda sizes: [(1, sizes.tokens_block), (4, sizes.tokens_block)],
+        outs=[("row", (count, arrays.hidden.shape[0]), jnp.float32)],
+        scratch=lambda sizes: [(count + 1, sizes.tokens_block)],
     )
-    log_sum, target, total, expected = rows[:, : len(targets)]
-    wanted = options.wanted
-    found = Statistics(
-        log_sum, target, total if wanted.total else None, expected if wanted.expected else None
-    )
+    found = options.wanted.statistics(rows[:, : len(targets)])
     return found, (hidden, weight, bias, targets, found)
 
 
@@ -226,77 +216,62 @@ def _cost(arrays: _Arrays, passes: int, by_tokens: bool) -> pl.CostEstimate:
     )
 
 
-class _Tile:
-    """The logits [v, n] of a block of the vocabulary and a block of tokens."""
-
-    def __init__(self, sizes: _Sizes, options: Options, refs: _Arrays, block) -> None:
-        self.sizes, self.refs, self.wanted = sizes, refs, options.wanted
-        first = block * sizes.vocab_block
-        shape = (sizes.vocab_block, sizes.tokens_block)
-        self.ids = first + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-        self.weight = refs.weight[...]
-        if sizes.ragged:
-            # Behind the last row lies anything, and 0 times anything may be NaN.
-            rows = first + jax.lax.broadcasted_iota(jnp.int32, self.weight.shape, 0)
-            self.weight = jnp.where(rows < sizes.vocab, self.weight, 0)
-        values = product(self.weight, refs.hidden[...], 1, 1)
-        if refs.bias is not None:
-            values += column(refs.bias[...])
-        self.values, self.slope = bend(values, options.cap)
-
-    def there(self, x, other=0.0):
-        """x [v, n], `other` behind the end of the vocabulary."""
-        return jnp.where(self.ids < self.sizes.vocab, x, other) if self.sizes.ragged else x
-
-    def at_target(self, x):
-        """x [.., n] where the target is, else 0, [v, n]."""
-        return jnp.where(self.ids == self.refs.targets[...], x, 0.0)
-
-    def gradient(self):
-        """By the logits before the cap, [v, n], of `Slopes`; see `statistics`."""
-        rows = (self.refs.slopes[i : i + 1] for i in range(self.refs.slopes.shape[0]))
-        log_sum, softmax, target = (next(rows) for _ in range(3))
-        every = next(rows) if self.wanted.total else 0.0
-        if self.wanted.expected:
-            softmax = softmax + next(rows) * self.values
-        grad = jnp.exp(self.values - log_sum) * softmax + self.at_target(target) + every
-        return self.there(grad * self.slope).astype(self.weight.dtype)
+def _tile(sizes: _Sizes, options: Options, refs: _Arrays, block) -> tuple[Tile, jax.Array]:
+    """Logits [v, n] of a block of the vocabulary and one of tokens, and the weight's block."""
+    first = block * sizes.vocab_block
+    shape = (sizes.vocab_block, sizes.tokens_block)
+    ids = first + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    weight, inside = refs.weight[...], None
+    if sizes.ragged:
+        # Behind the last row lies anything, and 0 times anything may be NaN.
+        rows = first + jax.lax.broadcasted_iota(jnp.int32, weight.shape, 0)
+        weight, inside = jnp.where(rows < sizes.vocab, weight, 0), ids < sizes.vocab
+    values = product(weight, refs.hidden[...], 1, 1)
+    if refs.bias is not None:
+        values += column(refs.bias[...])
+    return Tile(*bend(values, options.cap), ids == refs.targets[...], inside, axis=0), weight
 
 
-def _statistics_kernel(sizes, options, refs, out, highest, sums) -> None:
+def _gradient(sizes, options, refs, block) -> tuple[jax.Array, jax.Array]:
+    """By the logits before the cap, [v, n], and the weight's block."""
+    tile, weight = _tile(sizes, options, refs, block)
+    return tile.gradient(_rows(refs.slopes), options.wanted).astype(weight.dtype), weight
+
+
+def _statistics_kernel(sizes, options, refs, out, running) -> None:
+    nothing = start((1, sizes.tokens_block), options.wanted)
+
     @pl.when(pl.program_id(1) == 0)
     def _begin():
-        highest[...] = jnp.full(highest.shape, LOWEST)
-        sums[...] = jnp.zeros(sums.shape)
+        _write(running, nothing)
 
-    tile = _Tile(sizes, options, refs, pl.program_id(1))
-    values = tile.there(tile.values, LOWEST)
-    peak = jnp.maximum(highest[...], jnp.max(values, axis=0, keepdims=True))
-    powers, shrink = jnp.exp(values - peak), jnp.exp(highest[...] - peak)
-    highest[...] = peak
-    add = functools.partial(jnp.sum, axis=0, keepdims=True)
-    sums[0:1] = sums[0:1] * shrink + add(powers)
-    sums[1:2] += add(tile.at_target(values))
-    if options.wanted.total:
-        sums[2:3] += add(tile.there(values))
-    if options.wanted.expected:
-        sums[3:4] = sums[3:4] * shrink + add(powers * values)
+    past = jax.tree.unflatten(jax.tree.structure(nothing), _rows(running))
+    tile, _ = _tile(sizes, options, refs, pl.program_id(1))
+    found = tile.fold(past)
+    _write(running, found)
 
     @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
     def _finish():
-        out[0:1] = highest[...] + jnp.log(sums[0:1])
-        out[1:3] = sums[1:3]
-        out[3:4] = sums[3:4] / sums[0:1]
+        _write(out, found.statistics())
+
+
+def _rows(ref) -> list[jax.Array]:
+    """[1, n] each."""
+    return [ref[i : i + 1] for i in range(ref.shape[0])]
+
+
+def _write(ref, rows) -> None:
+    for i, row in enumerate(jax.tree.leaves(rows)):
+        ref[i : i + 1] = row
 
 
 def _hidden_kernel(sizes, options, refs, grad_hidden, total) -> None:
-    tile = _Tile(sizes, options, refs, pl.program_id(1))
-    _accumulate(total, product(tile.gradient(), tile.weight, 0, 0), grad_hidden)
+    grad, weight = _gradient(sizes, options, refs, pl.program_id(1))
+    _accumulate(total, product(grad, weight, 0, 0), grad_hidden)
 
 
 def _weight_kernel(sizes, options, refs, grad_weight, *more) -> None:
-    tile = _Tile(sizes, options, refs, pl.program_id(0))
-    grad = tile.gradient()
+    grad, _ = _gradient(sizes, options, refs, pl.program_id(0))
     if refs.bias is None:
         (total,) = more
     else:

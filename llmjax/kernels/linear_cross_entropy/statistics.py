@@ -10,6 +10,7 @@ with four numbers to a token again, `Slopes`. An implementation computes the fir
 the second, gradients; the losses themselves are written once, in ordinary JAX.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -37,6 +38,26 @@ class Wanted(NamedTuple):
 
     total: bool = False
     expected: bool = False
+
+    @property
+    def rows(self) -> int:
+        """How many statistics there are in all."""
+        return 2 + self.total + self.expected
+
+    def statistics(self, rows: Iterable[jax.Array]) -> Statistics:
+        """From the leaves of such."""
+        found = iter(rows)
+        log_sum, target = next(found), next(found)
+        total = next(found) if self.total else None
+        return Statistics(log_sum, target, total, next(found) if self.expected else None)
+
+
+class Options(NamedTuple):
+    """What a kernel is compiled for: statistics, the cap, and `interpret` of Pallas."""
+
+    wanted: Wanted
+    cap: float
+    interpret: bool
 
 
 class Slopes(NamedTuple):

@@ -197,7 +197,13 @@ def _over_chunks(one: Callable, tokens: tuple, head: tuple, grads: bool = False)
 
 def _rows(x):
     """[B, s, ...] to [N, ...]."""
-    return x.reshape(-1, *x.shape[2:])
+    batch, length, *rest = x.shape
+    return _reshape(x, batch * length, *rest)
+
+
+def _reshape(x, *shape):
+    """JAX knows how the first axis is split after it, unless a length is 1."""
+    return mesh.sharded(jnp.reshape, ("batch", *(None for _ in shape[1:])))(x, shape)
 
 
 def _cut(x, count):
@@ -211,4 +217,4 @@ def _join(x, batch):
     count, rows, *rest = x.shape
     split = mesh.sharded(jnp.reshape, (None, "batch", *(None for _ in (rows, *rest))))
     x = jnp.moveaxis(split(x, (count, batch, rows // batch, *rest)), 0, 1)
-    return x.reshape(batch, count * (rows // batch), *rest)
+    return _reshape(x, batch, count * (rows // batch), *rest)

@@ -1,0 +1,288 @@
+"""Statistics of logits, and gradients, by tiles in the registers of a GPU, with Triton.
+
+The forward pass folds every tile of logits into running statistics and writes none. Its programs
+share the vocabulary as well as the tokens, so that few tokens keep all multiprocessors at work too.
+
+For the backward pass a program would have to hold a sum as wide as the hidden states, which no
+registers can. A kernel therefore computes the logits again for one chunk of the vocabulary, and
+writes the gradient by them, [N, C], in the precision of the hidden states; both products with it
+are XLA's. A chunk of the vocabulary finishes its rows of the weight's gradient, so that only the
+hidden states' is summed over the chunks, in float32. Chunks of tokens would sum the weight's: 2 GB
+for 4,096 channels and a vocabulary of 128,256, read and written for every chunk.
+
+That makes four matrix products of 2·N·D·V operations where the chunks of `xla` need three. Beside
+them the gradient by the logits is written once and read twice (6·N·V bytes in bfloat16), and the
+sum of the hidden states' gradient read and written for every chunk (8·N·D·V/C bytes): with
+N = 8,192, D = 4,096, V = 128,256 and C = 8,192 some 11 GB, or 3 ms of an H100, while its tensor
+cores need 35 ms for the products at their peak. What is held is that sum, a chunk, and its rows of
+the weight and of its gradient: 4·N·D + 2·N·C + 4·C·D bytes.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from llmjax.kernels.cap import bend
+from llmjax.kernels.linear_cross_entropy.statistics import Options, Statistics, combine, slopes
+from llmjax.kernels.linear_cross_entropy.tile import Tile, start
+from llmjax.kernels.tiling import pad, product
+
+CHUNK = 8192  # the most of the vocabulary whose gradient is held
+GROUP = 8  # tiles of the vocabulary that programs of the same time share, for the sake of the cache
+SPLITS = 16  # of the vocabulary, unless there are too few tokens for so many
+PROCESSORS = 132  # of an H100
+SMALLEST = 16  # of the sides of a tile, for the tensor cores
+
+
+class Blocks(NamedTuple):
+    """The sides of a tile, powers of two, and how a program runs it; what is usual for an H100."""
+
+    tokens: int = 128
+    vocab: int = 256
+    width: int = 64  # of the parts in which the channels are multiplied
+    num_warps: int = 8
+    num_stages: int = 3
+
+
+BLOCKS = {"bfloat16": Blocks(), "float32": Blocks(tokens=64, vocab=64, width=32, num_warps=4)}
+
+
+class _Arrays(NamedTuple):
+    """What kernels read, in whole blocks; in a kernel, references."""
+
+    targets: Any  # int32 [N]
+    hidden: Any  # [N, D]
+    weight: Any  # [V, D]; V need be no multiple of a block, but has one
+    bias: Any  # [V] or None
+    slopes: Any  # [.., N] or None: log-sum-exps, and then what of `Slopes` is not None
+
+
+class _Sizes(NamedTuple):
+    vocab: int  # V, without padding
+    blocks: Blocks
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def statistics(hidden, weight, bias, targets, options: Options) -> Statistics:
+    """Of tokens' logits, [N] each.
+
+    Args:
+        hidden: [N, D].
+        weight: [V, D].
+        bias: [V] or None.
+        targets: int32 [N]; those outside of [0, V) have a logit of 0.
+        options: which statistics, and how.
+    """
+    return _forward(hidden, weight, bias, targets, options)[0]
+
+
+def _forward(hidden, weight, bias, targets, options):
+    sizes, arrays = _arrays(hidden, weight, bias, targets)
+    length = arrays.hidden.shape[0]
+    rows, tiles = length // sizes.blocks.tokens, pl.cdiv(sizes.vocab, sizes.blocks.vocab)
+    run = _run(rows, tiles)
+    splits = pl.cdiv(tiles, run)
+    # Programs that run at the same time share rows of hidden states and have the splits in step.
+    parts = _call(
+        functools.partial(_statistics_kernel, run),
+        (splits, rows),
+        sizes,
+        options,
+        arrays,
+        out=((splits, options.wanted.rows, length), jnp.float32),
+    )
+    found = combine(options.wanted.statistics(jnp.moveaxis(parts, 1, 0)))
+    found = jax.tree.map(lambda x: x[: len(targets)], found)
+    return found, (hidden, weight, bias, targets, found)
+
+
+def _backward(options, residuals, cotangents):
+    hidden, weight, bias, targets, found = residuals
+    rows = [found.log_sum, *jax.tree.leaves(slopes(found, cotangents))]
+    sizes, arrays = _arrays(hidden, weight, bias, targets, jnp.stack(rows))
+    grid, width, places = _chunks(sizes, arrays)
+    out = (arrays.hidden.shape[0], width), hidden.dtype
+
+    def add(grads, place):
+        # By the logits of a chunk, [N, C].
+        grad = _call(_gradient_kernel, grid, sizes, options, arrays, place, out=out)
+        grad_hidden, *grad_head = grads
+        rows = jax.lax.dynamic_slice_in_dim(arrays.weight, place[0], width)
+        grad_hidden += product(grad, rows, 1, 0)
+        finished = [product(grad, arrays.hidden, 0, 0), jnp.sum(grad, 0, jnp.float32)]
+        grad_head = [
+            jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), place[0], 0)
+            for whole, part in zip(grad_head, finished, strict=False)
+        ]
+        return (grad_hidden, *grad_head), None
+
+    zeros = [jnp.zeros_like(arrays.hidden, jnp.float32)]
+    zeros.append(jnp.zeros_like(arrays.weight, weight.dtype))
+    if bias is not None:
+        zeros.append(jnp.zeros_like(arrays.bias))
+    (grad_hidden, grad_weight, *grad_bias), _ = jax.lax.scan(add, tuple(zeros), places)
+    tokens, channels = hidden.shape
+    return (
+        grad_hidden[:tokens, :channels].astype(hidden.dtype),
+        grad_weight[: sizes.vocab, :channels],
+        grad_bias[0][: sizes.vocab] if grad_bias else None,
+        None,
+    )
+
+
+statistics.defvjp(_forward, _backward)
+
+
+def _arrays(hidden, weight, bias, targets, rows=None) -> tuple[_Sizes, _Arrays]:
+    """In whole blocks: hidden states are copied to more tokens, the weight only if it is small.
+
+    Or if its channels are no multiple of a block's, which those of models are.
+    """
+    blocks = BLOCKS[hidden.dtype.name]
+    vocab = weight.shape[0]
+    blocks = blocks._replace(
+        tokens=_side(blocks.tokens, len(targets)),
+        vocab=_side(blocks.vocab, vocab),
+        width=_side(blocks.width, hidden.shape[1]),
+    )
+
+    def wide(x):
+        return pad(x, 1, blocks.width)
+
+    def high(x):
+        return pad(x, 0, blocks.vocab) if vocab < blocks.vocab else x
+
+    return _Sizes(vocab, blocks), _Arrays(
+        pad(targets, 0, blocks.tokens, -1),
+        pad(wide(hidden), 0, blocks.tokens),
+        high(wide(weight.astype(hidden.dtype))),
+        None if bias is None else high(bias),
+        None if rows is None else pad(rows, 1, blocks.tokens),
+    )
+
+
+def _side(limit: int, length: int) -> int:
+    """Of a tile: the limit, or for a shorter length the next power of two."""
+    return min(limit, max(SMALLEST, pl.next_power_of_2(length)))
+
+
+def _run(rows: int, tiles: int) -> int:
+    """Of how many tiles of the vocabulary a program takes care, in the forward pass.
+
+    As many as let all programs end soonest, if each has a multiprocessor to itself. More splits
+    than this for many rows would take the weight out of the cache before all have read it.
+    """
+    most = max(SPLITS, pl.cdiv(PROCESSORS, rows))
+    runs = [pl.cdiv(tiles, splits) for splits in range(1, most + 1)]
+    return min(runs, key=lambda run: (pl.cdiv(rows * pl.cdiv(tiles, run), PROCESSORS) * run, -run))
+
+
+def _chunks(sizes: _Sizes, arrays: _Arrays) -> tuple[tuple[int], int, jax.Array]:
+    """How the backward pass cuts the vocabulary: grid, length of a chunk, and [chunks, 2].
+
+    All chunks have the same length, in whole blocks. To end with the vocabulary the last one
+    starts before the end of the one before, and leaves what is there out: it starts at the first
+    number and counts from the second. It is the first to be computed, so that rows of the
+    weight's gradient that it leaves out are written again.
+    """
+    blocks, vocab = sizes.blocks, arrays.weight.shape[0]
+    count = pl.cdiv(vocab, CHUNK)
+    while (width := pl.cdiv(pl.cdiv(vocab, count), blocks.vocab) * blocks.vocab) > vocab:
+        count += 1
+    starts = [(vocab - width, (count - 1) * width)]
+    starts += [(i * width, i * width) for i in range(count - 1)]
+    programs = arrays.hidden.shape[0] // blocks.tokens * (width // blocks.vocab)
+    return (programs,), width, jnp.array(starts, jnp.int32)
+
+
+def _call(kernel, grid, sizes: _Sizes, options: Options, *arrays, out) -> jax.Array:
+    """Runs a kernel of sizes, options, references to arrays and the result."""
+    shape, dtype = out
+    varying = jax.typeof(arrays[0].hidden).manual_axis_type
+    blocks = sizes.blocks
+    name = getattr(kernel, "func", kernel).__name__
+    run = pl.pallas_call(
+        functools.partial(kernel, sizes, options),
+        grid=grid,
+        out_shape=jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying),
+        compiler_params=plgpu.CompilerParams(
+            num_warps=blocks.num_warps, num_stages=blocks.num_stages
+        ),
+        interpret=options.interpret,
+        name=f"linear_cross_entropy{name}",
+    )
+    return run(*arrays)
+
+
+def _tile(sizes: _Sizes, options: Options, refs: _Arrays, rows, first, counted) -> Tile:
+    """Logits [n, v] of some tokens and of a block of the vocabulary.
+
+    Args:
+        sizes: of the tile.
+        options: the kernel's.
+        refs: of its arrays.
+        rows: which tokens.
+        first: where the block starts; none goes beyond the end.
+        counted: from where on it counts.
+    """
+    blocks = sizes.blocks
+    shape = (blocks.tokens, blocks.vocab)
+    columns = pl.ds(first, blocks.vocab)
+
+    def add(i, total):
+        part = pl.ds(i * blocks.width, blocks.width)
+        return total + product(refs.hidden[rows, part], refs.weight[columns, part], 1, 1)
+
+    parts = refs.hidden.shape[1] // blocks.width
+    values = jax.lax.fori_loop(0, parts, add, jnp.zeros(shape))
+    if refs.bias is not None:
+        values += refs.bias[columns][None, :]
+    ids = first + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    inside = (ids >= counted) & (ids < sizes.vocab)
+    hits = inside & (ids == refs.targets[rows][:, None])
+    return Tile(*bend(values, options.cap), hits, inside, axis=1)
+
+
+def _statistics_kernel(run: int, sizes: _Sizes, options: Options, refs: _Arrays, out) -> None:
+    """Of a block of tokens and `run` tiles of the vocabulary, or fewer at its end."""
+    blocks, vocab = sizes.blocks, refs.weight.shape[0]
+    split = pl.program_id(0)
+    rows = pl.ds(pl.program_id(1) * blocks.tokens, blocks.tokens)
+
+    def fold(i, past):
+        counted = i * blocks.vocab
+        first = jnp.minimum(counted, vocab - blocks.vocab)
+        return _tile(sizes, options, refs, rows, first, counted).fold(past)
+
+    last = jnp.minimum((split + 1) * run, pl.cdiv(vocab, blocks.vocab))
+    nothing = start((blocks.tokens, 1), options.wanted)
+    found = jax.lax.fori_loop(split * run, last, fold, nothing).statistics()
+    for i, x in enumerate(jax.tree.leaves(found)):
+        out[split, i, rows] = x.reshape(blocks.tokens)
+
+
+def _gradient_kernel(sizes: _Sizes, options: Options, refs: _Arrays, places, out) -> None:
+    """By the logits of a tile of the chunk that starts at the first of two places; see `_chunks`.
+
+    Programs that run at the same time are those of `GROUP` tiles and some blocks of tokens.
+    """
+    blocks = sizes.blocks
+    height, tiles = out.shape[0] // blocks.tokens, out.shape[1] // blocks.vocab
+    group, i = _divide(pl.program_id(0), GROUP * height)
+    row, column = _divide(i, jnp.minimum(GROUP, tiles - GROUP * group))
+    rows = pl.ds(row * blocks.tokens, blocks.tokens)
+    columns = (GROUP * group + column) * blocks.vocab
+    tile = _tile(sizes, options, refs, rows, places[0] + columns, places[1])
+    slopes = [refs.slopes[i, rows][:, None] for i in range(refs.slopes.shape[0])]
+    grad = tile.gradient(slopes, options.wanted)
+    out[rows, pl.ds(columns, blocks.vocab)] = grad.astype(out.dtype)
+
+
+def _divide(x, by) -> tuple[jax.Array, jax.Array]:
+    """Quotient and remainder of numbers that are not negative, without a word about signs."""
+    by = jnp.asarray(by, x.dtype)
+    return jax.lax.div(x, by), jax.lax.rem(x, by)
