@@ -214,9 +214,19 @@ def devices() -> int:
 
 def platform() -> str:
     """Of the current mesh's devices, which need not be here; without one, of the default device."""
-    current = _current()
-    device = None if current is None else current.abstract_device
+    device = _abstract_device()
     return jax.default_backend() if device is None else device.platform
+
+
+def device_kind() -> str:
+    """What the same devices call themselves, "NVIDIA H100 80GB HBM3" say."""
+    device = _abstract_device()
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
+def _abstract_device() -> jax.sharding.AbstractDevice | None:
+    current = _current()
+    return None if current is None else current.abstract_device
 
 
 def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -8,6 +8,7 @@
     tools/bench.py --workload=MLM,RTD --against=torch    masked and replaced tokens
     tools/bench.py --workload=G1,G2 --against=torch      on a GPU: GPT-2 small and BERT base
     tools/bench.py --workload=W1,data                  how many W1 steps the loader could feed
+    tools/bench.py --kernels                           attention and cross entropy on a processor
 
 Every engine runs in a process of its own; all stay alive and take turns, so that figures beside
 each other are from the same minutes. Nothing is cached between runs. The workloads are those of
@@ -29,6 +30,7 @@ import rich.table
 # As a script, Python looks for modules in tools/ alone.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+from tools.benchmark import kernel_cases, kernels
 from tools.benchmark.session import Result, measure
 from tools.benchmark.worker import ENGINES
 from tools.benchmark.workloads import WORKLOADS
@@ -37,6 +39,9 @@ from tools.benchmark.workloads import WORKLOADS
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     options = _options(arguments)
+    if options.kernels:
+        kernels.show(kernel_cases.cpu(), options.rounds, as_json=options.json)
+        return
     stderr = rich.console.Console(stderr=True, highlight=False)
     results: list[Result] = []
     for name in options.workload:
@@ -140,6 +145,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--threads", type=int, default=cores, help=f"cores for each engine (default: {cores})"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="operations instead, beside XLA with scores and logits in memory, in one process",
+    )
     options = parser.parse_args(arguments)
     for name in ("rounds", "threads"):
         if getattr(options, name) < 1:

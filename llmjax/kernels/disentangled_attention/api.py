@@ -66,7 +66,7 @@ def disentangled_attention(
     arrays, rows = (query, key, value), np.asarray(rows)
     if (implementation or ("pallas_tpu" if mesh.platform() == "tpu" else "xla")) == "xla":
         return xla.attention(*arrays, mask, draw, by_distance(c2p, p2c, rows), scale, rate)
-    tables = by_distance(c2p, p2c, rows, pallas_tpu.padding(query.shape[2]))
+    tables = by_distance(c2p, p2c, rows, pallas_tpu.padding(query))
     options = Options(scale, 0.0, rate, mesh.platform() != "tpu")
     return _on_tpu(*arrays, mask, draw, tables, options)
 

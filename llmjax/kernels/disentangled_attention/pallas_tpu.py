@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from llmjax.kernels import dropout
+from llmjax.kernels import dropout, tuning
 from llmjax.kernels.disentangled_attention.tables import Tables
 from llmjax.kernels.flash_attention.tile_tpu import (
     Options,
@@ -35,15 +35,24 @@ SUBLANES = 8
 MEMORY_BYTES = 60 * 2**20  # every chip has 64 MB or more
 
 
-def block(length: int) -> int:
+class Sizes(NamedTuple):
+    """What `tuning` knows of: the most queries, and keys, of a tile."""
+
+    block: int
+
+
+def block(query: jax.Array) -> int:
     """Queries, and keys, of a tile: as few tiles as `BLOCK` allows, of equal size."""
-    tiles = -(-length // BLOCK)
+    *_, length, channels = query.shape
+    case = tuning.case(query.dtype, channels)
+    most = tuning.sizes("disentangled_attention.pallas_tpu", case, Sizes(BLOCK)).block
+    tiles = -(-length // most)
     return -(-length // (tiles * LANES)) * LANES
 
 
-def padding(length: int) -> tuple[int, int]:
+def padding(query: jax.Array) -> tuple[int, int]:
     """What tables by distance need in front and behind to be whole blocks."""
-    short = -length % block(length)
+    short = -query.shape[2] % block(query)
     return short, short + 1
 
 
@@ -137,7 +146,7 @@ class _Inputs:
 
     def __init__(self, query, key, value, mask, draw, tables) -> None:
         self.batch, self.heads, length, self.channels = query.shape
-        size = block(length)
+        size = block(query)
         segments = mask.segment_ids is not None
         self.tiles = Tiles(length, length, size, size, 1, mask.behind, mask.ahead, segments)
         self.dtype, self.varying = query.dtype, jax.typeof(query).manual_axis_type
