@@ -85,7 +85,7 @@ def _backward(options, residuals, grad):
     grad = inputs.to_rows(grad)
     delta = inputs.per_query(jnp.sum(out.astype(jnp.float32) * grad, axis=-1))
     more = (("query", grad), ("per_query", log_sums), ("per_query", delta))
-    found = {}
+    found: dict[str, jax.Array] = {}
     for walk, wanted in _walks(inputs):
         outs = inputs.call(
             functools.partial(_backward_kernel, wanted),

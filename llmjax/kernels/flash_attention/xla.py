@@ -8,21 +8,32 @@ multiplication and keys are never repeated.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from llmjax import mesh
-from llmjax.kernels import dropout
+from llmjax.kernels import dropout, tuning
 from llmjax.kernels.cap import bend
 
 MAX_BLOCKS = 8  # more blocks skip more of the masked half; fewer make larger products
 MIN_BLOCK = 128
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    """Cuts `length` queries into at most `MAX_BLOCKS` ranges of equal size but for the last."""
-    size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
+class Blocks(NamedTuple):
+    """What `tuning` knows of: the most blocks, and the least queries of one."""
+
+    most: int
+    least: int
+
+
+def _blocks(query: jax.Array) -> list[tuple[int, int]]:
+    """Cuts the queries into ranges of equal size but for the last."""
+    *_, length, channels = query.shape
+    case = tuning.case(query.dtype, channels)
+    most, least = tuning.sizes("flash_attention.xla", case, Blocks(MAX_BLOCKS, MIN_BLOCK))
+    size = max(least, -(-length // most))
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
@@ -36,7 +47,7 @@ def attention(
 
 def _forward(query, key, value, mask, draw, scale, cap, rate):
     outs, sums, log_sums = [], [], []
-    for start, stop in _blocks(query.shape[2]):
+    for start, stop in _blocks(query):
         seen = slice(*mask.key_range(start, stop, key.shape[2]))
         block = _fold(query[:, :, start:stop], key.shape[1])
         scores = jnp.einsum("bknc,bktc->bknt", block, key[:, :, seen])
@@ -73,7 +84,7 @@ def _backward(scale, cap, rate, residuals, grads):
     # scores have in common. The log-sum-exp's gradient by it is the weight, too.
     deltas = jnp.sum(out * grad, axis=-1).astype(grad_sum.dtype) - grad_sum
     grad_key, grad_value, grad_queries = jnp.zeros_like(key), jnp.zeros_like(value), []
-    for (start, stop), log_sum in zip(_blocks(query.shape[2]), sums, strict=True):
+    for (start, stop), log_sum in zip(_blocks(query), sums, strict=True):
         seen = slice(*mask.key_range(start, stop, key.shape[2]))
         block, block_grad, delta = (
             _fold(x[:, :, start:stop], key.shape[1]) for x in (query, grad, deltas[..., None])

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from llmjax.kernels import tuning
 from llmjax.kernels.cap import bend
 from llmjax.kernels.linear_cross_entropy.statistics import Options, Statistics, slopes
 from llmjax.kernels.linear_cross_entropy.tile import Tile, start
@@ -25,6 +26,13 @@ FIXED = 1024  # the most rows of a block that stays while those of the other sid
 PASSING = 512  # the most rows of those
 BLOCKS_BYTES = 44 * 2**20  # of a kernel's blocks and sums
 MEMORY_BYTES = 60 * 2**20  # with its tiles; every chip has 64 MB or more
+
+
+class Most(NamedTuple):
+    """What `tuning` knows of: the most rows of both blocks, powers of two."""
+
+    fixed: int
+    passing: int
 
 
 class _Arrays(NamedTuple):
@@ -136,7 +144,8 @@ def _sizes(arrays: _Arrays, by_tokens: bool, fixed_bytes: int) -> _Sizes:
     """
     tokens, width = arrays.hidden.shape
     vocab = arrays.weight.shape[0]
-    fixed, passing = FIXED, PASSING
+    case = tuning.case(arrays.hidden.dtype, width)
+    fixed, passing = tuning.sizes("linear_cross_entropy.pallas_tpu", case, Most(FIXED, PASSING))
     passing_bytes = 2 * arrays.hidden.dtype.itemsize
     while width * (fixed * fixed_bytes + passing * passing_bytes) > BLOCKS_BYTES:
         fixed, passing = (fixed // 2, passing) if fixed >= passing else (fixed, passing // 2)
