@@ -67,8 +67,9 @@ def tiles_of_8(monkeypatch):
     for name, size in {"LANES": 8, "FIXED": 16, "PASSING": 8}.items():
         monkeypatch.setattr(pallas_tpu, name, size)
     blocks = pallas_gpu.Blocks(tokens=16, vocab=16, width=4)
-    monkeypatch.setattr(pallas_gpu, "BLOCKS", {"float32": blocks, "bfloat16": blocks})
-    for name, size in {"SMALLEST": 4, "CHUNK": 32, "PROCESSORS": 3, "SPLITS": 2}.items():
+    monkeypatch.setattr(pallas_gpu, "BLOCKS", {2: blocks, 4: blocks})
+    sizes = {"SMALLEST": 4, "CHUNK": 48, "GROUP": 2, "PROCESSORS": 3, "SPLITS": 2}
+    for name, size in sizes.items():
         monkeypatch.setattr(pallas_gpu, name, size)
 
 

@@ -48,7 +48,8 @@ class Blocks(NamedTuple):
     num_stages: int = 3
 
 
-BLOCKS = {"bfloat16": Blocks(), "float32": Blocks(tokens=64, vocab=64, width=32, num_warps=4)}
+# By the bytes of an element.
+BLOCKS = {2: Blocks(), 4: Blocks(tokens=64, vocab=64, width=32, num_warps=4)}
 
 
 class _Arrays(NamedTuple):
@@ -86,7 +87,7 @@ def _forward(hidden, weight, bias, targets, options):
     rows, tiles = length // sizes.blocks.tokens, pl.cdiv(sizes.vocab, sizes.blocks.vocab)
     run = _run(rows, tiles)
     splits = pl.cdiv(tiles, run)
-    # Programs that run at the same time share rows of hidden states and have the splits in step.
+    # Splits come first, so that programs of one time share hidden states and parts of the weight.
     parts = _call(
         functools.partial(_statistics_kernel, run),
         (splits, rows),
@@ -138,12 +139,12 @@ statistics.defvjp(_forward, _backward)
 
 
 def _arrays(hidden, weight, bias, targets, rows=None) -> tuple[_Sizes, _Arrays]:
-    """In whole blocks: hidden states are copied to more tokens, the weight only if it is small.
+    """In whole blocks, which copies hidden states of a ragged number of tokens.
 
-    Or if its channels are no multiple of a block's, which those of models are.
+    The weight is copied only if it has less than one block, or channels that are no multiple of
+    one's, which models avoid.
     """
-    blocks = BLOCKS[hidden.dtype.name]
-    vocab = weight.shape[0]
+    blocks, vocab = BLOCKS[hidden.dtype.itemsize], weight.shape[0]
     blocks = blocks._replace(
         tokens=_side(blocks.tokens, len(targets)),
         vocab=_side(blocks.vocab, vocab),
@@ -171,10 +172,10 @@ def _side(limit: int, length: int) -> int:
 
 
 def _run(rows: int, tiles: int) -> int:
-    """Of how many tiles of the vocabulary a program takes care, in the forward pass.
+    """How many tiles of the vocabulary a program folds: those with which all end soonest.
 
-    As many as let all programs end soonest, if each has a multiprocessor to itself. More splits
-    than this for many rows would take the weight out of the cache before all have read it.
+    Each is taken to have a multiprocessor to itself. Splits are few, since all those of one time
+    read different parts of the weight, which stay in the cache until the next rows need them.
     """
     most = max(SPLITS, pl.cdiv(PROCESSORS, rows))
     runs = [pl.cdiv(tiles, splits) for splits in range(1, most + 1)]
