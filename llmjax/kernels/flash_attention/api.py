@@ -8,10 +8,12 @@ import jax.numpy as jnp
 
 from llmjax import mesh
 from llmjax.kernels import dropout
-from llmjax.kernels.flash_attention import pallas_tpu, reference, xla
+from llmjax.kernels.flash_attention import pallas_gpu, pallas_tpu, reference, xla
 from llmjax.kernels.flash_attention.mask import Mask
+from llmjax.kernels.flash_attention.tiles import Options
 
-Implementation = Literal["xla", "pallas_tpu", "cudnn", "reference"]
+Implementation = Literal["xla", "pallas_tpu", "pallas_gpu", "cudnn", "reference"]
+KERNELS = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
 
 
 def flash_attention(
@@ -41,9 +43,9 @@ def flash_attention(
         dropout_rate: share of the attention weights that is dropped.
         dropout_key: randomness for that; None switches dropout off. The same key drops the same
             weights in every implementation and on every mesh.
-        implementation: "xla" (blocks of queries), "pallas_tpu" (TPUs; elsewhere interpreted,
-            slowly, on one device), "cudnn" (NVIDIA GPUs), or "reference"; by default the fastest
-            that the platform and the mask allow.
+        implementation: "xla" (blocks of queries), "pallas_tpu" (TPUs), "pallas_gpu" (NVIDIA GPUs,
+            as "cudnn", which takes fewer masks), or "reference"; by default the fastest that the
+            platform and the mask allow. Elsewhere, Pallas' are interpreted, slowly, on one device.
 
     Returns:
         [B, H, S, C].
@@ -53,7 +55,7 @@ def flash_attention(
     """
     mask, scale = _prepare(query, key, value, mask, scale, sinks)
     rate = 0.0 if dropout_key is None else dropout_rate
-    reason = _cudnn_refuses(query, mask, cap, rate, sinks)
+    reason = _cudnn_refuses(query, key, mask, cap, rate, sinks)
     if implementation == "cudnn" and reason:
         raise ValueError(f"flash_attention: implementation='cudnn' {reason}")
     if implementation == "cudnn" or (implementation is None and not reason):
@@ -84,7 +86,7 @@ def flash_attention_with_log_sum(
     sinks: jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
-    implementation: Literal["xla", "pallas_tpu", "reference"] | None = None,
+    implementation: Literal["xla", "pallas_tpu", "pallas_gpu", "reference"] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """As `flash_attention`, and the log-sum-exp of every query's scores, float32 [B, H, S].
 
@@ -93,15 +95,19 @@ def flash_attention_with_log_sum(
     """
     mask, scale = _prepare(query, key, value, mask, scale, sinks)
     rate = 0.0 if dropout_key is None else dropout_rate
-    implementation = implementation or ("pallas_tpu" if mesh.platform() == "tpu" else "xla")
-    if implementation == "reference":
+    best = KERNELS.get(mesh.platform())
+    chosen = implementation or best or "xla"
+    if chosen == "reference":
         if rate:
             raise ValueError("flash_attention: implementation='reference' takes no dropout key")
         return reference.attention(query, key, value, mask, scale, cap, sinks=sinks)
     batch, kv_heads = key.shape[:2]
     draw = dropout.draw(dropout_key if rate else None, batch, kv_heads, query.shape[1] // kv_heads)
-    attend = _on_tpu if implementation == "pallas_tpu" else xla.attention
-    out, log_sum = attend(query, key, value, mask, draw, scale, cap, rate)
+    if chosen == "xla":
+        out, log_sum = xla.attention(query, key, value, mask, draw, scale, cap, rate)
+    else:
+        options = Options(scale, cap, rate, interpret=chosen != best)
+        out, log_sum = _on_parts(chosen, query, key, value, mask, draw, options)
     if sinks is None:
         return out, log_sum
     sinks = sinks.astype(log_sum.dtype)[:, None]
@@ -124,14 +130,16 @@ def _prepare(query, key, value, mask, scale, sinks) -> tuple[Mask, float]:
     return mask, query.shape[-1] ** -0.5 if scale is None else scale
 
 
-def _on_tpu(query, key, value, mask, draw, scale, cap, rate) -> tuple[jax.Array, jax.Array]:
-    """The kernel, on every device's rows and heads."""
-    options = pallas_tpu.Options(scale, cap, rate, mesh.platform() != "tpu")
+def _on_parts(
+    implementation, query, key, value, mask, draw, options
+) -> tuple[jax.Array, jax.Array]:
+    """A Pallas kernel, on every device's rows and heads."""
+    kernel = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}[implementation]
     limits, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, mask))
 
     def attend(query, key, value, seeds, heads, *limits):
         local = jax.tree.unflatten(structure, limits)
-        return pallas_tpu.attention(query, key, value, local, dropout.Draw(seeds, heads), options)
+        return kernel.attention(query, key, value, local, dropout.Draw(seeds, heads), options)
 
     queries, keys = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
     by_row = tuple(("batch", None)[: limit.ndim] for limit in limits)
@@ -143,24 +151,39 @@ def _on_tpu(query, key, value, mask, draw, scale, cap, rate) -> tuple[jax.Array,
 def _cudnn(query, key, value, mask, scale) -> jax.Array:
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     out = jax.nn.dot_product_attention(
-        query, key, value, scale=scale, is_causal=mask.causal, implementation="cudnn"
+        query,
+        key,
+        value,
+        scale=scale,
+        is_causal=mask.causal,
+        local_window_size=(mask.window - 1, 0) if mask.window else None,
+        implementation="cudnn",
     )
     return jnp.swapaxes(out, 1, 2)
 
 
-def _cudnn_refuses(query: jax.Array, mask: Mask, cap: float, rate: float, sinks) -> str:
+def _cudnn_refuses(query, key, mask: Mask, cap: float, rate: float, sinks) -> str:
     """Why cuDNN cannot run this, or an empty string."""
     if mesh.platform() != "gpu":
         return "needs an NVIDIA GPU"
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"needs 16-bit inputs, not {query.dtype}"
-    if query.shape[-1] % 8 or query.shape[-1] > 256:
-        return f"needs head channels that are a multiple of 8 up to 256, not {query.shape[-1]}"
+    most = _cudnn_channels()
+    if query.shape[-1] % 8 or query.shape[-1] > most:
+        return f"needs head channels that are a multiple of 8 up to {most}, not {query.shape[-1]}"
     if mask.segment_ids is not None or mask.offset is not None:
         return "takes no segments or cache offsets here"
-    if mask.window or cap:
-        return "has no windows and caps no scores here"
-    return "has no dropout and no sinks here" if rate or sinks is not None else ""
+    if mask.window and (not mask.causal or query.shape[2] != key.shape[2]):
+        return "has windows in causal self-attention only"
+    extras = cap or rate or sinks is not None
+    return "caps no scores and has no dropout and no sinks here" if extras else ""
+
+
+def _cudnn_channels() -> int:
+    """How long heads may be by the GPU that is here: longer ones from Hopper on."""
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", "0"))
+    major = capability.split(".")[0]
+    return 256 if major.isdigit() and int(major) >= 9 else 128
 
 
 def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> None:

@@ -14,7 +14,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from llmjax.kernels import dropout
 from llmjax.kernels.flash_attention.tile_tpu import (
-    Options,
     Place,
     Tile,
     forward,
@@ -22,7 +21,7 @@ from llmjax.kernels.flash_attention.tile_tpu import (
     load,
     store,
 )
-from llmjax.kernels.flash_attention.tiles import Tiles, make_tiles
+from llmjax.kernels.flash_attention.tiles import Options, Tiles, make_tiles
 from llmjax.kernels.tiling import pad, product
 
 

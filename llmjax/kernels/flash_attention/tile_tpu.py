@@ -12,17 +12,8 @@ from jax.experimental import pallas as pl
 
 from llmjax.kernels import dropout
 from llmjax.kernels.cap import bend
-from llmjax.kernels.flash_attention.tiles import Tiles
+from llmjax.kernels.flash_attention.tiles import Options, Tiles
 from llmjax.kernels.tiling import LOWEST, column, product
-
-
-class Options(NamedTuple):
-    """What a kernel is compiled for: of `api.flash_attention`, and `interpret` of Pallas."""
-
-    scale: float
-    cap: float
-    rate: float
-    interpret: bool
 
 
 class Place(NamedTuple):

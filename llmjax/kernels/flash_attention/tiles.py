@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,15 @@ Index = Any  # an int, or an int32 scalar in a kernel
 LANES = 128
 ROWS = 1024  # queries in a tile, those of all heads that share a key head together
 SCORES = 512 * 1024  # pairs in a tile
+
+
+class Options(NamedTuple):
+    """What a kernel is compiled for: of `api.flash_attention`, and `interpret` of Pallas."""
+
+    scale: float
+    cap: float
+    rate: float
+    interpret: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +100,29 @@ class Tiles:
         first = 0 if before is None else jnp.clip((start - before) // size, 0, count - 1)
         last = count - 1 if after is None else jnp.minimum((stop + after) // size, count - 1)
         return first, last
+
+    def whole_keys_of(self, block: Index, offset: Index) -> tuple[Index | None, Index | None]:
+        """Blocks [first, stop) of keys of which all queries of a block see all, by position.
+
+        None: from the first, to the last. Bounds may lie outside of the blocks, and stop before
+        first where there are none.
+        """
+        start = offset + block * self.query_block
+        size = self.query_block
+        first, stop = self._whole_range(start, size, self.behind, self.ahead, self.key_block)
+        if self.keys % self.key_block == 0:
+            return first, stop
+        full = self.keys // self.key_block
+        return first, full if stop is None else jnp.minimum(stop, full)
+
+    def whole_queries_of(self, block: Index, offset: Index) -> tuple[Index | None, Index | None]:
+        """Blocks [first, stop) of queries that all see all keys of a block that are; as above."""
+        start = block * self.key_block - offset
+        return self._whole_range(start, self.key_block, self.ahead, self.behind, self.query_block)
+
+    def _whole_range(self, start, length, before, after, size):
+        first = None if before is None else (start + length - 1 - before + size - 1) // size
+        return first, None if after is None else (start + after + 1) // size
 
     def whole(self, queries: Index, keys: Index, offset: Index) -> jax.Array | bool:
         """Whether all pairs of a block of queries and a block of keys attend, by position."""
