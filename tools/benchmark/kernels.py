@@ -308,7 +308,8 @@ def show(cases: Sequence[Case], rounds: int, *, as_json: bool) -> None:
         except DisagreementError as error:
             sys.exit(f"bench: {error}")
     if not as_json:
-        console = rich.console.Console(highlight=False)
+        # A file has no width, and rich would squeeze the table into 80 columns.
+        console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 120)
         console.print(table(rows))
         device, load = jax.devices()[0].device_kind, os.getloadavg()[0]
         console.print(f"jax {jax.__version__}; {device}; load average {load:.1f}")

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from llmjax.kernels import tuning
 from llmjax.kernels.cap import bend
 from llmjax.kernels.linear_cross_entropy.statistics import Options, Statistics, combine, slopes
 from llmjax.kernels.linear_cross_entropy.tile import Tile, start
@@ -144,7 +145,9 @@ def _arrays(hidden, weight, bias, targets, rows=None) -> tuple[_Sizes, _Arrays]:
     The weight is copied only if it has less than one block, or channels that are no multiple of
     one's, which models avoid.
     """
-    blocks, vocab = BLOCKS[hidden.dtype.itemsize], weight.shape[0]
+    case, vocab = tuning.case(hidden.dtype, hidden.shape[1]), weight.shape[0]
+    usual = BLOCKS[hidden.dtype.itemsize]
+    blocks = tuning.sizes("linear_cross_entropy.pallas_gpu", case, usual)
     blocks = blocks._replace(
         tokens=_side(blocks.tokens, len(targets)),
         vocab=_side(blocks.vocab, vocab),

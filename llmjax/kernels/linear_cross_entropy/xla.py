@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from llmjax import mesh
+from llmjax.kernels import tuning
 from llmjax.kernels.cap import bend
 from llmjax.kernels.linear_cross_entropy.statistics import (
     Slopes,
@@ -147,13 +148,22 @@ class _Logits:
         return grad_hidden, (grad_weight, grad_bias)
 
 
-def chunks(batch: int, length: int, vocab: int) -> int:
-    """Into how many pieces the sequence is cut: the fewest that divide it and fit."""
+class Chunk(NamedTuple):
+    """What `tuning` knows of: bytes of a chunk of logits on one device."""
+
+    chunk_bytes: int
+
+
+def chunks(hidden: jax.Array, vocab: int) -> int:
+    """Into how many pieces the sequence of [B, S, D] is cut: the fewest that divide it and fit."""
+    batch, length, width = hidden.shape
     rows = -(-batch // mesh.size("batch")) * -(-vocab // mesh.size("vocab"))
     # An H100 takes 21 ms with chunks of 64 MB where it takes 9 with larger ones; CPUs do not care.
     # Every chunk reads and writes the sum of the weight's gradient, in float32: 2.1 GB for 4,096
     # channels and a vocabulary of 128,256, so that smaller ones would save little besides.
-    limit = CHUNK_BYTES if mesh.platform() == "cpu" else 8 * CHUNK_BYTES
+    usual = CHUNK_BYTES if mesh.platform() == "cpu" else 8 * CHUNK_BYTES
+    case = tuning.case(hidden.dtype, width)
+    limit = tuning.sizes("linear_cross_entropy.xla", case, Chunk(usual)).chunk_bytes
     fit = max(1, limit // (4 * rows))
     return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= fit)
 
@@ -171,8 +181,8 @@ def _over_chunks(one: Callable, tokens: tuple, head: tuple, grads: bool = False)
         The arrays [B, S, ...], and the sums of the gradients, or None.
     """
     hidden, (weight, bias) = tokens[0], head
-    batch, length, _ = hidden.shape
-    count = chunks(batch, length, weight.shape[0])
+    batch = hidden.shape[0]
+    count = chunks(hidden, weight.shape[0])
     # The width is gathered here, once, rather than for every chunk.
     ready = _Head(mesh.place(weight.astype(hidden.dtype), ("vocab", None)), bias)
 
