@@ -5,7 +5,7 @@ registers. A tile's float32 sums stay in registers, so long heads take more warp
 its keys and values lie in shared memory, once for each stage.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -72,16 +72,16 @@ HALF = {
 # Exact float32 products are not the tensor cores': they need registers for all operands.
 SINGLE = {
     128: Schedule(
-        forward=Blocks(32, 32, 4, 2),
+        forward=Blocks(32, 16, 8, 2),
         few=Blocks(16, 32, 4, 2),
-        query=Blocks(32, 32, 4, 2),
-        key=Blocks(32, 32, 4, 2),
+        query=Blocks(32, 32, 8, 2),
+        key=Blocks(32, 32, 8, 2),
     ),
     256: Schedule(
-        forward=Blocks(32, 16, 4, 2),
+        forward=Blocks(32, 16, 8, 2),
         few=Blocks(16, 16, 4, 2),
-        query=Blocks(32, 16, 4, 2),
-        key=Blocks(16, 32, 4, 2),
+        query=Blocks(32, 16, 8, 2),
+        key=Blocks(16, 32, 8, 2),
     ),
 }
 
@@ -91,7 +91,7 @@ def choose(channels: int, dtype: DTypeLike) -> Schedule:
     table = HALF if jnp.dtype(dtype).itemsize == 2 else SINGLE
     default = next((table[most] for most in table if channels <= most), table[256])
     case = tuning.case(dtype, channels)
-    measured = {
+    measured: dict[str, Any] = {
         name: tuning.sizes(f"flash_attention.pallas_gpu.{name}", case, blocks)
         for name, blocks in default._asdict().items()
         if isinstance(blocks, Blocks)

@@ -49,7 +49,7 @@ def _forward(query, key, value, mask, draw, options):
     if length * groups <= blocks.queries:
         packed = groups
         rows = max(schedule.few.queries, pl.next_power_of_2(length * groups))
-        blocks = schedule.few._replace(queries=rows)
+        blocks = (schedule.few if rows < blocks.queries else blocks)._replace(queries=rows)
         splits = max(1, schedule.programs // (batch * key.shape[1]))
     tiles = _tiles(query, key, mask, blocks, packed)
     splits = min(splits, tiles.key_blocks)
