@@ -147,7 +147,11 @@ def sharded(op: Callable, axes: Axes) -> Callable:
 
 
 def on_parts(
-    op: Callable, in_axes: tuple[Axes, ...], out_axes: Axes | tuple[Axes, ...]
+    op: Callable,
+    in_axes: tuple[Axes, ...],
+    out_axes: Axes | tuple[Axes, ...],
+    *,
+    check: bool = True,
 ) -> Callable:
     """`op`, run by every device on its parts of the arguments (`jax.shard_map`).
 
@@ -158,6 +162,8 @@ def on_parts(
         op: of arrays to one array or a tuple of them; it sees the lengths that a device has.
         in_axes: the logical axes of each argument, which is moved there first.
         out_axes: those of the result, or of each.
+        check: whether jax checks what varies over devices, of which Pallas' interpreter knows
+            nothing.
     """
     current = _current()
     if current is None:
@@ -184,7 +190,11 @@ def on_parts(
 
     free = set().union(*(_names(_visible((axis,), current)) for axis in RULES))
     mapped = jax.shard_map(
-        part, in_specs=specs, out_specs=results if several else results[0], axis_names=free
+        part,
+        in_specs=specs,
+        out_specs=results if several else results[0],
+        axis_names=free,
+        check_vma=check,
     )
     return lambda *args: mapped(*map(place, args, in_axes))
 

@@ -15,6 +15,7 @@ import argparse
 import pathlib
 import sys
 
+import absl.flags
 import jax
 
 # As a script, Python looks for modules in tools/ alone.
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--rounds={options.rounds}: give 1 or more")
     if not options.rehearse and jax.default_backend() != "gpu":
         parser.error(f"jax finds no GPU, only {jax.devices()[0].device_kind}; try --rehearse")
+    absl.flags.FLAGS.mark_as_parsed()  # or some releases of tokamax read our command line
     cases = kernel_cases.rehearsal() if options.rehearse else kernel_cases.gpu()
     kernels.show(cases, options.rounds, as_json=options.json)
 

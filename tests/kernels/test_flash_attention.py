@@ -274,12 +274,8 @@ def test_every_implementation_drops_the_same_weights(case):
 
 
 @pytest.mark.parametrize("case", ["segments", "window in a cache"])
-def test_every_device_does_its_rows_and_heads(case, implementation, monkeypatch):
-    """With the dropout that they have on one device, and gradients.
-
-    Pallas' interpreter does not know what varies over devices; compiled for TPUs it is checked.
-    """
-    monkeypatch.setattr(jax, "shard_map", functools.partial(jax.shard_map, check_vma=False))
+def test_every_device_does_its_rows_and_heads(case, implementation):
+    """With the dropout that they have on one device, and gradients."""
     *sizes, mask = CASES[case]
     key = jax.random.key(3)
     options = {"implementation": implementation, "dropout_rate": 0.25, "dropout_key": key}
@@ -347,6 +343,22 @@ def test_a_window_is_a_distance(causal, implementation):
 
 
 @pytest.mark.parametrize(
+    ("kind", "large"),
+    [
+        ("NVIDIA H100 80GB HBM3", True),
+        ("NVIDIA GH200 480GB", True),
+        ("NVIDIA B200", True),
+        ("NVIDIA A100-SXM4-80GB", False),
+        ("NVIDIA GeForce RTX 4090", False),
+        ("NVIDIA GB10", False),
+    ],
+)
+def test_only_large_gpus_hold_the_tiles(kind, large, monkeypatch):
+    monkeypatch.setattr(mesh, "device_kind", lambda: kind)
+    assert gpu_schedule.fits() == large
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"key": np.zeros((2, 3, 9, 6))}, "key"),  # not the shape of value
@@ -354,6 +366,7 @@ def test_a_window_is_a_distance(causal, implementation):
         ({"query": np.zeros((2, 9, 6))}, "B,H,S,C"),
         ({"mask": Mask(SEGMENTS[:, :4])}, "segment_ids"),
         ({"implementation": "cudnn"}, "GPU"),
+        ({"implementation": "fastest"}, "'fastest' is none of xla"),
         ({"implementation": "reference", "dropout_rate": 0.1, "dropout_key": 1}, "dropout"),
     ],
 )

@@ -153,12 +153,7 @@ def test_log_probs_are_the_losses_with_another_sign(implementation):
 
 
 @pytest.mark.parametrize("tensor", [1, 4])
-def test_every_device_has_its_tokens_and_its_part_of_the_vocabulary(
-    tensor, implementation, monkeypatch
-):
-    """Pallas' interpreter does not know what varies over devices; compiled for TPUs it does."""
-    if implementation.startswith("pallas"):
-        monkeypatch.setattr(jax, "shard_map", functools.partial(jax.shard_map, check_vma=False))
+def test_every_device_has_its_tokens_and_its_part_of_the_vocabulary(tensor, implementation):
     hidden, weight, targets = (np.concatenate([x, x]) for x in inputs())
     weight = weight[:V]
     expected = log_probs_of_both(implementation)(hidden, weight, targets)

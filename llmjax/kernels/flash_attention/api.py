@@ -8,12 +8,23 @@ import jax.numpy as jnp
 
 from llmjax import mesh
 from llmjax.kernels import dropout
-from llmjax.kernels.flash_attention import pallas_gpu, pallas_tpu, reference, xla
+from llmjax.kernels.flash_attention import (
+    gpu_schedule,
+    libraries,
+    pallas_gpu,
+    pallas_tpu,
+    reference,
+    xla,
+)
 from llmjax.kernels.flash_attention.mask import Mask
 from llmjax.kernels.flash_attention.tiles import Options
 
-Implementation = Literal["xla", "pallas_tpu", "pallas_gpu", "cudnn", "reference"]
-KERNELS = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}
+Implementation = Literal["xla", "pallas_tpu", "pallas_gpu", "cudnn", "tokamax", "reference"]
+KERNELS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}  # and where they run
+LIBRARIES = {
+    "cudnn": (libraries.cudnn, libraries.cudnn_refuses),
+    "tokamax": (libraries.tokamax, libraries.tokamax_refuses),
+}
 
 
 def flash_attention(
@@ -44,8 +55,10 @@ def flash_attention(
         dropout_key: randomness for that; None switches dropout off. The same key drops the same
             weights in every implementation and on every mesh.
         implementation: "xla" (blocks of queries), "pallas_tpu" (TPUs), "pallas_gpu" (NVIDIA GPUs,
-            as "cudnn", which takes fewer masks), or "reference"; by default the fastest that the
-            platform and the mask allow. Elsewhere, Pallas' are interpreted, slowly, on one device.
+            as "cudnn", which takes fewer masks), "tokamax" (the kernels of that library, of the
+            extra of its name), or "reference". By default "pallas_tpu" on TPUs; on GPUs "cudnn",
+            or else, for 16-bit arrays on Hopper and Blackwell, "pallas_gpu"; "xla" anywhere else.
+            Where they do not run, Pallas' are interpreted, slowly.
 
     Returns:
         [B, H, S, C].
@@ -55,11 +68,13 @@ def flash_attention(
     """
     mask, scale = _prepare(query, key, value, mask, scale, sinks)
     rate = 0.0 if dropout_key is None else dropout_rate
-    reason = _cudnn_refuses(query, key, mask, cap, rate, sinks)
-    if implementation == "cudnn" and reason:
-        raise ValueError(f"flash_attention: implementation='cudnn' {reason}")
-    if implementation == "cudnn" or (implementation is None and not reason):
-        return _cudnn(query, key, value, mask, scale)
+    if implementation is None and not libraries.cudnn_refuses(query, key, mask, cap, rate, sinks):
+        implementation = "cudnn"
+    if implementation == "cudnn" or implementation == "tokamax":
+        attend, refuses = LIBRARIES[implementation]
+        if reason := refuses(query, key, mask, cap, rate, sinks):
+            raise ValueError(f"flash_attention: implementation={implementation!r} {reason}")
+        return attend(query, key, value, mask, scale, cap)
     out, _ = flash_attention_with_log_sum(
         query,
         key,
@@ -95,8 +110,12 @@ def flash_attention_with_log_sum(
     """
     mask, scale = _prepare(query, key, value, mask, scale, sinks)
     rate = 0.0 if dropout_key is None else dropout_rate
-    best = KERNELS.get(mesh.platform())
-    chosen = implementation or best or "xla"
+    chosen = implementation or _fastest(query.dtype)
+    if chosen not in (known := ("xla", "reference", *KERNELS)):
+        raise ValueError(
+            f"flash_attention: implementation={chosen!r} is none of {', '.join(known)}; those of "
+            "other libraries give no log-sum-exps"
+        )
     if chosen == "reference":
         if rate:
             raise ValueError("flash_attention: implementation='reference' takes no dropout key")
@@ -106,7 +125,8 @@ def flash_attention_with_log_sum(
     if chosen == "xla":
         out, log_sum = xla.attention(query, key, value, mask, draw, scale, cap, rate)
     else:
-        options = Options(scale, cap, rate, interpret=chosen != best)
+        here = mesh.platform() == KERNELS[chosen]
+        options = Options(scale, cap, rate, interpret=not here)
         out, log_sum = _on_parts(chosen, query, key, value, mask, draw, options)
     if sinks is None:
         return out, log_sum
@@ -114,6 +134,14 @@ def flash_attention_with_log_sum(
     # What the sink leaves of the others' weights.
     share = jax.nn.sigmoid(log_sum - sinks)[..., None]
     return out * share.astype(out.dtype), jnp.logaddexp(log_sum, sinks)
+
+
+def _fastest(dtype: jnp.dtype) -> str:
+    """Of those that take every mask."""
+    if mesh.platform() == "tpu":
+        return "pallas_tpu"
+    on_gpu = mesh.platform() == "gpu" and jnp.dtype(dtype).itemsize == 2 and gpu_schedule.fits()
+    return "pallas_gpu" if on_gpu else "xla"
 
 
 def _prepare(query, key, value, mask, scale, sinks) -> tuple[Mask, float]:
@@ -144,46 +172,8 @@ def _on_parts(
     queries, keys = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
     by_row = tuple(("batch", None)[: limit.ndim] for limit in limits)
     axes = (queries, keys, keys, (None,), ("batch", "kv_heads"), *by_row)
-    attend = mesh.on_parts(attend, axes, (queries, queries[:3]))
+    attend = mesh.on_parts(attend, axes, (queries, queries[:3]), check=not options.interpret)
     return attend(query, key, value, *draw, *limits)
-
-
-def _cudnn(query, key, value, mask, scale) -> jax.Array:
-    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    out = jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        scale=scale,
-        is_causal=mask.causal,
-        local_window_size=(mask.window - 1, 0) if mask.window else None,
-        implementation="cudnn",
-    )
-    return jnp.swapaxes(out, 1, 2)
-
-
-def _cudnn_refuses(query, key, mask: Mask, cap: float, rate: float, sinks) -> str:
-    """Why cuDNN cannot run this, or an empty string."""
-    if mesh.platform() != "gpu":
-        return "needs an NVIDIA GPU"
-    if query.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"needs 16-bit inputs, not {query.dtype}"
-    most = _cudnn_channels()
-    if query.shape[-1] % 8 or query.shape[-1] > most:
-        return f"needs head channels that are a multiple of 8 up to {most}, not {query.shape[-1]}"
-    if mask.segment_ids is not None or mask.offset is not None:
-        return "takes no segments or cache offsets here"
-    if mask.window and (not mask.causal or query.shape[2] != key.shape[2]):
-        return "has windows in causal self-attention only"
-    extras = cap or rate or sinks is not None
-    return "caps no scores and has no dropout and no sinks here" if extras else ""
-
-
-def _cudnn_channels() -> int:
-    """How long heads may be by the GPU that is here: longer ones from Hopper on."""
-    capability = str(getattr(jax.local_devices()[0], "compute_capability", "0"))
-    major = capability.split(".")[0]
-    return 256 if major.isdigit() and int(major) >= 9 else 128
 
 
 def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> None:

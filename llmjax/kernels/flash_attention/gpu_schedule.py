@@ -5,11 +5,13 @@ registers. A tile's float32 sums stay in registers, so long heads take more warp
 its keys and values lie in shared memory, once for each stage.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from llmjax import mesh
 from llmjax.kernels import tuning
 
 
@@ -84,6 +86,11 @@ SINGLE = {
         key=Blocks(16, 32, 8, 2),
     ),
 }
+
+
+def fits() -> bool:
+    """Whether the GPU has as much shared memory: Hopper's and Blackwell's large ones do."""
+    return re.search(r"\bG?[HB]\d00\b", mesh.device_kind()) is not None
 
 
 def choose(channels: int, dtype: DTypeLike) -> Schedule:

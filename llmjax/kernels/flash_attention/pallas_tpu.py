@@ -90,9 +90,8 @@ class _Inputs:
     """
 
     def __init__(self, query, key, value, mask, draw) -> None:
-        self.batch, self.kv_heads, keys, self.channels = key.shape
-        groups = query.shape[1] // self.kv_heads
-        self.tiles = tiles = make_tiles(query.shape[2], keys, groups, mask)
+        self.batch, self.kv_heads, _, self.channels = key.shape
+        self.tiles = tiles = make_tiles(query, key, mask)
         self.dtype = query.dtype
         self.varying = jax.typeof(query).manual_axis_type
         offset = jnp.zeros(self.batch, jnp.int32) if mask.offset is None else mask.offset

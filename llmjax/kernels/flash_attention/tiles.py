@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from llmjax.kernels import tuning
 from llmjax.kernels.flash_attention.mask import Mask, within_reach
 
 Index = Any  # an int, or an int32 scalar in a kernel
@@ -168,15 +169,26 @@ class Tiles:
         return self.groups * self.queries * width // half
 
 
-def make_tiles(queries: int, keys: int, groups: int, mask: Mask) -> Tiles:
-    """Tiles of at most `ROWS` queries and `SCORES` pairs, as long as they have a lane's width.
+class Most(NamedTuple):
+    """What `tuning` knows of a TPU's tiles: the most queries, and pairs."""
+
+    rows: int
+    scores: int
+
+
+def make_tiles(query: jax.Array, key: jax.Array, mask: Mask) -> Tiles:
+    """A TPU's, of at most `ROWS` queries and `SCORES` pairs, as long as they have a lane's width.
 
     Few queries, of a model that writes, get no more rows than the lanes: of 4 heads to a key head
     32 positions each, in which one query costs less than its keys take to come.
     """
+    (_, heads, queries, channels), (_, kv_heads, keys, _) = query.shape, key.shape
+    groups = heads // kv_heads
+    case = tuning.case(query.dtype, channels)
+    rows, scores = tuning.sizes("flash_attention.pallas_tpu", case, Most(ROWS, SCORES))
     start = LANES if queries > LANES else min(LANES, max(16, LANES // math.gcd(groups, LANES)))
-    query_block = _block(queries, start, ROWS // groups)
-    key_block = _block(keys, LANES, SCORES // (groups * query_block))
+    query_block = _block(queries, start, rows // groups)
+    key_block = _block(keys, LANES, scores // (groups * query_block))
     # Blocks that divide the keys spare copying a cache in order to pad it.
     fair = range(max(LANES, key_block // 2), key_block + 1, LANES)
     key_block = max((size for size in fair if keys % size == 0), default=key_block)
