@@ -13,7 +13,12 @@ import pytest
 from jax.test_util import check_grads
 
 from llmjax import mesh
-from llmjax.kernels.disentangled_attention import disentangled_attention, pallas_tpu, xla
+from llmjax.kernels.disentangled_attention import (
+    disentangled_attention,
+    pallas_gpu,
+    pallas_tpu,
+    xla,
+)
 from llmjax.kernels.flash_attention import Mask
 
 B, H, S, C, R = 2, 4, 11, 6, 7
@@ -22,13 +27,18 @@ MASKS = {"all": Mask(causal=False), "segments": Mask(SEGMENTS, causal=False), "c
 TERMS = {"both": ("c2p", "p2c"), "c2p": ("c2p",), "p2c": ("p2c",), "neither": ()}
 
 
-@pytest.fixture(params=["xla", "pallas_tpu", "pallas_tpu, one tile"])
+@pytest.fixture(params=["xla", "pallas_tpu", "pallas_tpu, one tile", "pallas_gpu"])
 def implementation(request, monkeypatch):
-    """Every one that runs here; Pallas' kernels are interpreted. The last blocks are ragged."""
+    """Every one that runs here; Pallas' kernels are interpreted. The last blocks are ragged.
+
+    A GPU's few programs have several blocks each.
+    """
     name, *one_tile = request.param.split(", ")
     monkeypatch.setattr(xla, "MIN_BLOCK", 4)
     monkeypatch.setattr(pallas_tpu, "LANES", 8)
     monkeypatch.setattr(pallas_tpu, "BLOCK", 16 if one_tile else 8)
+    monkeypatch.setattr(pallas_gpu, "BLOCK", 8)
+    monkeypatch.setattr(pallas_gpu, "PROGRAMS", 5)
     return name
 
 
@@ -126,9 +136,7 @@ def test_dropout_keeps_the_mean():
     assert np.all(error <= 5 * np.std(out, axis=0) / 300**0.5 + 1e-6)
 
 
-def test_every_implementation_and_mesh_drops_the_same_weights(implementation, monkeypatch):
-    """Pallas' interpreter does not know what varies over devices; for TPUs it is checked."""
-    monkeypatch.setattr(jax, "shard_map", functools.partial(jax.shard_map, check_vma=False))
+def test_every_implementation_and_mesh_drops_the_same_weights(implementation):
     arrays, rows = inputs()
     options = {"dropout_rate": 0.25, "dropout_key": jax.random.key(2)}
     attend = functools.partial(program, MASKS["segments"], rows, **options)

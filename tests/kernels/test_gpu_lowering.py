@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llmjax import mesh
+from llmjax.kernels.disentangled_attention import disentangled_attention
 from llmjax.kernels.flash_attention import Mask, flash_attention, pallas_gpu, xla
 
 DEVICE = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
@@ -105,6 +106,43 @@ def test_attention_goes_by_cudnn_where_it_can(window, keys, options, cudnn, monk
     np.testing.assert_allclose(
         actual.astype(np.float32), expected.astype(np.float32), rtol=0.02, atol=0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "terms"),
+    [
+        (64, "bfloat16", ("c2p", "p2c")),
+        (80, "bfloat16", ("c2p",)),
+        (128, "float32", ("p2c",)),
+        (64, "bfloat16", ()),
+    ],
+)
+@pytest.mark.parametrize(("window", "segments"), [(0, True), (100, False)])
+def test_disentangled_attention(channels, dtype, terms, window, segments):
+    """Forward and backward, of ragged lengths."""
+
+    def run(query, key, value, tables, segment_ids, grad):
+        def attend(query, key, value, tables):
+            return disentangled_attention(
+                query,
+                key,
+                value,
+                np.arange(999) // 2,
+                Mask(segment_ids if segments else None, causal=False, window=window),
+                **tables,
+                scale=0.1,
+                dropout_rate=0.1,
+                dropout_key=jax.random.key(0),
+                implementation="pallas_gpu",
+            )
+
+        out, pull = jax.vjp(attend, query, key, value, tables)
+        return out, *pull(grad)
+
+    states = array((2, 4, 500, channels), dtype)
+    tables = {term: array((4, 500, channels), dtype) for term in terms}
+    found = kernels(run, states, states, states, tables, array((2, 500), "int32"), states)
+    assert len(found) == (4 if terms else 3)
 
 
 def xla_attention(query, key, value, mask, draw, options):

@@ -8,12 +8,13 @@ import numpy as np
 
 from llmjax import mesh
 from llmjax.kernels import dropout
-from llmjax.kernels.disentangled_attention import pallas_tpu, reference, xla
+from llmjax.kernels.disentangled_attention import pallas_gpu, pallas_tpu, reference, xla
 from llmjax.kernels.disentangled_attention.tables import by_distance
 from llmjax.kernels.flash_attention import Mask
-from llmjax.kernels.flash_attention.tile_tpu import Options
+from llmjax.kernels.flash_attention.tiles import Options
 
-Implementation = Literal["xla", "pallas_tpu", "reference"]
+Implementation = Literal["xla", "pallas_tpu", "pallas_gpu", "reference"]
+KERNELS = {"pallas_tpu": (pallas_tpu, "tpu"), "pallas_gpu": (pallas_gpu, "gpu")}
 
 
 def disentangled_attention(
@@ -45,9 +46,11 @@ def disentangled_attention(
         scale: of the sum.
         dropout_rate: share of the attention weights that is dropped.
         dropout_key: randomness for that; None switches dropout off.
-        implementation: "xla" (the weights of all pairs in memory), "pallas_tpu" (TPUs; elsewhere
-            interpreted, slowly, on one device), or "reference", which gathers a position for every
-            pair; by default the fastest on the platform.
+        implementation: "xla" (the weights of all pairs in memory), "pallas_tpu" (TPUs),
+            "pallas_gpu" (NVIDIA GPUs), or "reference", which gathers a position for every pair.
+            Elsewhere, Pallas' are interpreted, slowly, on one device. By default "pallas_tpu" on
+            TPUs and "xla" anywhere else: "pallas_gpu" compiles for GPUs, and takes less memory the
+            longer the rows are, but was never timed on one.
 
     Returns:
         [B, H, S, C].
@@ -64,26 +67,29 @@ def disentangled_attention(
     batch, heads = query.shape[:2]
     draw = dropout.draw(dropout_key if rate else None, batch, heads, 1)
     arrays, rows = (query, key, value), np.asarray(rows)
-    if (implementation or ("pallas_tpu" if mesh.platform() == "tpu" else "xla")) == "xla":
+    implementation = implementation or ("pallas_tpu" if mesh.platform() == "tpu" else "xla")
+    if implementation == "xla":
         return xla.attention(*arrays, mask, draw, by_distance(c2p, p2c, rows), scale, rate)
-    tables = by_distance(c2p, p2c, rows, pallas_tpu.padding(query))
-    options = Options(scale, 0.0, rate, mesh.platform() != "tpu")
-    return _on_tpu(*arrays, mask, draw, tables, options)
+    kernel, platform = KERNELS[implementation]
+    tables = by_distance(c2p, p2c, rows, kernel.padding(query))
+    options = Options(scale, 0.0, rate, mesh.platform() != platform)
+    return _on_parts(kernel, *arrays, mask, draw, tables, options)
 
 
-def _on_tpu(query, key, value, mask, draw, tables, options) -> jax.Array:
-    """The kernel, on every device's rows and heads."""
+def _on_parts(kernel, query, key, value, mask, draw, tables, options) -> jax.Array:
+    """A Pallas kernel, on every device's rows and heads."""
     rest, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, (mask, tables)))
 
     def attend(query, key, value, seeds, heads, *rest):
         mask, tables = jax.tree.unflatten(structure, rest)
         draw = dropout.Draw(seeds, heads)
-        return pallas_tpu.attention(query, key, value, mask, draw, tables, options)
+        return kernel.attention(query, key, value, mask, draw, tables, options)
 
     states = ("batch", "heads", None, None)
     by_rank = {2: ("batch", None), 3: ("heads", None, None)}  # segments, and tables
     axes = (states, states, states, (None,), ("batch", "heads"), *(by_rank[x.ndim] for x in rest))
-    return mesh.on_parts(attend, axes, states)(query, key, value, *draw, *rest)
+    attend = mesh.on_parts(attend, axes, states, check=not options.interpret)
+    return attend(query, key, value, *draw, *rest)
 
 
 def _check(query, key, value, rows, mask, c2p, p2c) -> None:
