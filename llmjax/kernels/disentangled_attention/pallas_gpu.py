@@ -6,10 +6,10 @@ and goes over the queries; one of the tables' gradients has a diagonal of tiles,
 same positions, and goes over it in all rows. Scores by distance are slid through a slab of memory
 that each program has of its own, which `tile_gpu` tells about.
 
-There are only as many programs as a GPU runs at once: each does one block after another in the same
-slab, which therefore stays in the cache, and the slabs' size depends on neither rows nor length.
-Nothing of S×S or S×2S is ever written, no two programs add to one number, and the result is the
-same every time.
+There are only about as many programs as a GPU runs at once: each does one block after another in
+the same slab, which therefore stays in the cache, and the slabs' size depends on neither rows nor
+length. Nothing of S×S or S×2S is ever written, no two programs add to one number, and the result is
+the same every time.
 """
 
 import functools
@@ -26,9 +26,10 @@ from llmjax.kernels.flash_attention.tile_gpu import LOG2E, Arrays, Part, channel
 from llmjax.kernels.flash_attention.tiles import Options, Tiles
 from llmjax.kernels.tiling import LOWEST, product
 
+# For heads of 64 channels, as DeBERTa's are: longer ones compile, but spill registers to memory.
 BLOCK = 64  # queries, and keys, of a tile; of float32 half: exact products take more registers
 WARPS = 8  # of a program
-PROGRAMS = 2 * 132  # two to a multiprocessor of an H100
+PROGRAMS = 2 * 132  # at most two to a multiprocessor of an H100
 
 
 def block(query: jax.Array) -> int:
@@ -169,7 +170,7 @@ def _forward_kernel(kernel: Kernel, refs: Refs, out, log_sums) -> None:
 
     def attend_of(item):
         row, block = divide(item, tiles.query_blocks)
-        program = Tile(kernel, refs, row, True)
+        program = Tile(kernel, refs, row)
         queries = program.queries(block)
         query = load(program.arrays.query, queries)
 
@@ -205,7 +206,7 @@ def _forward_kernel(kernel: Kernel, refs: Refs, out, log_sums) -> None:
 def _query_kernel(kernel: Kernel, refs: Refs, grad_query) -> None:
     def add_up(item):
         row, block = divide(item, kernel.tiles.query_blocks)
-        program = Tile(kernel, refs, row, True)
+        program = Tile(kernel, refs, row)
         queries = program.queries(block)
         rows = program.rows(queries)
 
@@ -229,7 +230,7 @@ def _key_kernel(kernel: Kernel, refs: Refs, grad_key, grad_value) -> None:
 
     def add_up(item):
         row, block = divide(item, tiles.key_blocks)
-        program = Tile(kernel, refs, row, False)
+        program = Tile(kernel, refs, row)
         keys = program.keys(block)
         key, value = load(program.arrays.key, keys), load(program.arrays.value, keys)
 
@@ -238,8 +239,8 @@ def _key_kernel(kernel: Kernel, refs: Refs, grad_key, grad_value) -> None:
             rows = tile.rows(queries)
             weights, grad_scores = tile.gradient(rows, key, value, queries, keys, masked)
             key_total, value_total = totals
-            key_total += product(grad_scores, rows.query, 1, 0)
-            value_total += product(weights, rows.grad, 1, 0)
+            key_total += product(grad_scores, rows.query, 0, 0)
+            value_total += product(weights, rows.grad, 0, 0)
             for term, slid in tile.unslide(grad_scores, "p2c").items():
                 key_total += product(slid, tile.positions(term), 1, 0)
             return key_total, value_total
@@ -275,7 +276,7 @@ def _distance_kernel(parts: int, kernel: Kernel, refs: Refs, *grad_tables) -> No
 
         def add(i, totals):
             row, step = divide(i, along)
-            tile = Tile(kernel, refs, row * heads + head, True).ahead(ahead)
+            tile = Tile(kernel, refs, row * heads + head).ahead(ahead)
             queries, keys = tile.queries(start[0] + step), tile.keys(start[1] + step)
             rows = tile.rows(queries)
             key, value = load(tile.arrays.key, keys), load(tile.arrays.value, keys)
@@ -293,7 +294,7 @@ def _distance_kernel(parts: int, kernel: Kernel, refs: Refs, *grad_tables) -> No
         begin = (jnp.zeros((2 * size, width), jnp.float32),) * len(grad_tables)
         totals = jax.lax.fori_loop(part * share, stop, add, begin)
         window = Part(None, jnp.arange(2 * size, dtype=jnp.int32), None, None)
-        place = Tile(kernel, refs, head, True).ahead(ahead)
+        place = Tile(kernel, refs, head).ahead(ahead)
         for term, total, grad in zip(kernel.terms, totals, grad_tables, strict=True):
             store(View(grad, part, head, place.window(term)), window, total * kernel.options.scale)
 

@@ -86,12 +86,12 @@ class Refs(NamedTuple):
 
 
 class Tile(Program):
-    """Of one row and head, whose scores are of content and of positions.
+    """Queries by keys of one row and head, whose scores are of content and of positions.
 
     It is anywhere until `ahead` says where its positions are.
     """
 
-    def __init__(self, kernel: Kernel, refs: Refs, row, by_queries: bool) -> None:
+    def __init__(self, kernel: Kernel, refs: Refs, row) -> None:
         arrays = refs.arrays
         batch, head = divide(row, kernel.heads)
         views: dict[str, Any] = {
@@ -101,7 +101,7 @@ class Tile(Program):
             views["segments"] = View(arrays.segments, batch)
         if arrays.seeds is not None:
             views |= {"seeds": (arrays.seeds[0], arrays.seeds[1]), "heads": (arrays.heads[row],)}
-        super().__init__(kernel.tiles, kernel.options, Arrays(**views), by_queries)
+        super().__init__(kernel.tiles, kernel.options, Arrays(**views), True)
         self._head, self._tables = head, refs.tables._asdict()
         self._terms = kernel.terms
         self._slab = refs.slab
@@ -126,13 +126,14 @@ class Tile(Program):
 
     def scores(self, query, key, queries: Part, keys: Part, masked: bool) -> tuple[Any, Any]:
         """As `Program.scores`."""
+        # One after another: few numbers at a time are in registers.
         states = {"c2p": query, "p2c": key}
-        by_distance = {
-            term: product(states[term], self.positions(term), 1, 1) for term in self._terms
-        }
-        scores = self.product(query, key)
-        for slid in self._slide(by_distance):
-            scores += slid
+        for slot, term in enumerate(self._terms):
+            self._write(slot, self._whole(), product(states[term], self.positions(term), 1, 1))
+        self._meet()
+        slid = [self._read(slot, self._slid(slot)) for slot in range(len(self._terms))]
+        self._meet()
+        scores = sum((x.astype(jnp.float32) for x in slid), self.product(query, key))
         scores *= self.options.scale * LOG2E
         return (jnp.where(self._allowed(queries, keys), scores, LOWEST) if masked else scores), 1.0
 
@@ -142,7 +143,7 @@ class Tile(Program):
         return self.over((first, last + 1), self.tiles.whole_keys_of(block, 0), body, carry)
 
     def unslide(self, grad_scores, *terms: str) -> dict[str, jax.Array]:
-        """What `scores` slid, slid back: [n, 2·n] of each of these terms that there is.
+        """What `scores` slides, slid back: [n, 2·n] of each of these terms that there is.
 
         What scores do not come from is zero, whatever was in the slab.
         """
@@ -160,15 +161,6 @@ class Tile(Program):
         self._meet()
         return found
 
-    def _slide(self, by_distance: dict[str, jax.Array]) -> list[jax.Array]:
-        """Of products [n, 2·n], those of the tile's pairs, float32, as the tile lies."""
-        for slot, term in enumerate(self._terms):
-            self._write(slot, self._whole(), by_distance[term])
-        self._meet()
-        found = [self._read(slot, self._slid(slot)) for slot in range(len(self._terms))]
-        self._meet()
-        return [x.astype(jnp.float32) for x in found]
-
     def _whole(self):
         """Rows and columns of a slab."""
         size = self.tiles.query_block
@@ -176,11 +168,12 @@ class Tile(Program):
         return rows[:, None], columns[None]
 
     def _slid(self, slot: int):
-        """Rows and columns of a slab where the tile's pairs are, as the tile lies."""
+        """Rows and columns of a slab where the tile's pairs are, queries by keys."""
         size = self.tiles.query_block
-        axis = self.query_axis if self._terms[slot] == "c2p" else self.key_axis
         numbers = jnp.arange(size, dtype=jnp.int32)
-        row, other = jnp.expand_dims(numbers, 1 - axis), jnp.expand_dims(numbers, axis)
+        row, other = numbers[:, None], numbers[None]
+        if self._terms[slot] == "p2c":  # its rows are keys
+            row, other = other, row
         return row, size - 1 - row + other
 
     def _write(self, slot: int, where, x) -> None:
