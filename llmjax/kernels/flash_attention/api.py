@@ -49,16 +49,15 @@ def flash_attention(
         mask: which pairs attend; by default causal. Rows that see nothing are zero.
         scale: of the scores; by default C^-0.5.
         cap: scores are bent into ±cap by cap·tanh(score / cap) before the mask; 0 leaves them.
-        sinks: [H], the score of one more key that every query of a head sees and whose value is
-            zero (Xiao et al. 2024, section 3.3); None has none.
+        sinks: [H], the score of a key of value zero that all queries of a head see (Xiao et al.
+            2024, section 3.3); None has none.
         dropout_rate: share of the attention weights that is dropped.
-        dropout_key: randomness for that; None switches dropout off. The same key drops the same
-            weights in every implementation and on every mesh.
-        implementation: "xla" (blocks of queries), "pallas_tpu" (TPUs), "pallas_gpu" (NVIDIA GPUs,
-            as "cudnn", which takes fewer masks), "tokamax" (the kernels of that library, of the
-            extra of its name), or "reference". By default "pallas_tpu" on TPUs; on GPUs "cudnn",
-            or else, for 16-bit arrays on Hopper and Blackwell, "pallas_gpu"; "xla" anywhere else.
-            Where they do not run, Pallas' are interpreted, slowly.
+        dropout_key: randomness for that, the same in every implementation and on every mesh;
+            None switches dropout off.
+        implementation: "xla" (blocks of queries), "pallas_tpu", "pallas_gpu" (both interpreted,
+            slowly, where they do not run), "cudnn", "tokamax" (of the extra of its name), or
+            "reference". By default "pallas_tpu" on TPUs; on GPUs "cudnn" or else, for 16-bit
+            arrays on Hopper and Blackwell, "pallas_gpu"; "xla" elsewhere.
 
     Returns:
         [B, H, S, C].
