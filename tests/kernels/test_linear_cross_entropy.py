@@ -106,7 +106,7 @@ def test_without_gradient_equals_reference(implementation):
     seed=st.integers(0, 1000),
 )
 @hypothesis.settings(
-    max_examples=15,
+    max_examples=6,  # each is compiled anew
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
