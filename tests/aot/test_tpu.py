@@ -98,6 +98,11 @@ def test_attention_compiles_and_its_memory_is_linear_in_the_length(topology):
 
 @pytest.mark.parametrize("topology", CHIPS)
 def test_disentangled_attention_compiles_and_its_memory_is_linear_in_the_length(topology):
-    """As attention's; its tables by distance, and their gradients, are several times the keys."""
+    """As attention's, whose bound holds the tables as well.
+
+    Of 4 arguments as long as a row, tables by distance are twice as long, two of them, in float32
+    and rounded (3 times the arguments); their gradients come in windows that overlap (4 times), and
+    are added up (twice). Scores of 32,768 tokens would be 128 times the arguments, or 64.
+    """
     for name, (temporary, arguments) in run("compile_disentangled.py", topology).items():
-        assert temporary < 10 * arguments, name
+        assert temporary < 12 * arguments, name
