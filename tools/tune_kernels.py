@@ -12,6 +12,7 @@ llmjax/kernels/tuned.json, by the name that the device gives itself: commit it.
 """
 
 import argparse
+import copy
 import dataclasses
 import itertools
 import json
@@ -117,7 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     options = _options(arguments)
     device = jax.devices()[0].device_kind
-    found = tuning.table(tuning.FILE).get(device, {})
+    # A copy: the table is cached.
+    found = copy.deepcopy(tuning.table(tuning.FILE).get(device, {}))
     console = rich.console.Console(highlight=False)
     jobs = [
         (subject, channels, options.dtype)

@@ -156,6 +156,7 @@ def test_every_implementation_and_mesh_drops_the_same_weights(implementation):
         ({"rows": np.zeros(S, int)}, r"rows \(11,\) are not \(21,\)"),
         ({"c2p": np.zeros((H, R, C + 1))}, r"c2p \(4, 7, 7\) is not \(4, R, 6\)"),
         ({"mask": Mask(offset=np.zeros(B, np.int32))}, "no cache"),
+        ({"implementation": "fastest"}, "'fastest' is none of xla"),
     ],
 )
 def test_what_does_not_fit_is_said(change, message):

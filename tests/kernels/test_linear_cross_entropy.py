@@ -194,6 +194,12 @@ def log_probs_of_both(implementation):
     return jax.jit(jax.grad(run, argnums=(0, 1), has_aux=True))
 
 
+@pytest.mark.parametrize("call", [linear_cross_entropy, linear_log_probs])
+def test_an_unknown_implementation_is_named(call):
+    with pytest.raises(ValueError, match="'fastest' is none of xla, pallas_tpu"):
+        call(*inputs(), implementation="fastest")
+
+
 def test_the_kernel_takes_its_room_into_account():
     hidden, weight, targets = jax.eval_shape(
         lambda: (jnp.zeros((1, 8, 2**15)), jnp.zeros((16, 2**15)), jnp.zeros((1, 8), jnp.int32))

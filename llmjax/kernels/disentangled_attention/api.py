@@ -1,20 +1,20 @@
 """The public operation of disentangled attention."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from llmjax import mesh
-from llmjax.kernels import dropout
+from llmjax.kernels import dropout, implementations
 from llmjax.kernels.disentangled_attention import pallas_gpu, pallas_tpu, reference, xla
 from llmjax.kernels.disentangled_attention.tables import by_distance
 from llmjax.kernels.flash_attention import Mask
 from llmjax.kernels.flash_attention.tiles import Options
 
 Implementation = Literal["xla", "pallas_tpu", "pallas_gpu", "reference"]
-KERNELS = {"pallas_tpu": (pallas_tpu, "tpu"), "pallas_gpu": (pallas_gpu, "gpu")}
+KERNELS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 
 
 def disentangled_attention(
@@ -48,7 +48,7 @@ def disentangled_attention(
         dropout_key: randomness for that; None switches dropout off.
         implementation: "xla" (the weights of all pairs in memory), "pallas_tpu" (TPUs),
             "pallas_gpu" (NVIDIA GPUs), or "reference", which gathers a position for every pair.
-            Elsewhere, Pallas' are interpreted, slowly, on one device. By default "pallas_tpu" on
+            Elsewhere, Pallas' are interpreted, slowly. By default "pallas_tpu" on
             TPUs and "xla" anywhere else: "pallas_gpu" compiles for GPUs, and takes less memory the
             longer the rows are, but was never timed on one.
 
@@ -58,6 +58,7 @@ def disentangled_attention(
     Raises:
         ValueError: shapes that do not fit together, or a mask with an offset.
     """
+    implementations.check("disentangled_attention", implementation, get_args(Implementation))
     _check(query, key, value, rows, mask, c2p, p2c)
     rate = 0.0 if dropout_key is None else dropout_rate
     if implementation == "reference":
@@ -70,9 +71,9 @@ def disentangled_attention(
     implementation = implementation or ("pallas_tpu" if mesh.platform() == "tpu" else "xla")
     if implementation == "xla":
         return xla.attention(*arrays, mask, draw, by_distance(c2p, p2c, rows), scale, rate)
-    kernel, platform = KERNELS[implementation]
+    kernel = KERNELS[implementation]
     tables = by_distance(c2p, p2c, rows, kernel.padding(query))
-    options = Options(scale, 0.0, rate, mesh.platform() != platform)
+    options = Options(scale, 0.0, rate, implementations.interpreted(implementation))
     return _on_parts(kernel, *arrays, mask, draw, tables, options)
 
 

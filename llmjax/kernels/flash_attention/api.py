@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llmjax import mesh
-from llmjax.kernels import dropout
+from llmjax.kernels import dropout, implementations
 from llmjax.kernels.flash_attention import (
     gpu_schedule,
     libraries,
@@ -20,7 +20,7 @@ from llmjax.kernels.flash_attention.mask import Mask
 from llmjax.kernels.flash_attention.tiles import Options
 
 Implementation = Literal["xla", "pallas_tpu", "pallas_gpu", "cudnn", "tokamax", "reference"]
-KERNELS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}  # and where they run
+KERNELS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 LIBRARIES = {
     "cudnn": (libraries.cudnn, libraries.cudnn_refuses),
     "tokamax": (libraries.tokamax, libraries.tokamax_refuses),
@@ -109,12 +109,9 @@ def flash_attention_with_log_sum(
     """
     mask, scale = _prepare(query, key, value, mask, scale, sinks)
     rate = 0.0 if dropout_key is None else dropout_rate
+    # Other libraries' give no log-sum-exps.
+    implementations.check("flash_attention", implementation, ("xla", "reference", *KERNELS))
     chosen = implementation or _fastest(query.dtype)
-    if chosen not in (known := ("xla", "reference", *KERNELS)):
-        raise ValueError(
-            f"flash_attention: implementation={chosen!r} is none of {', '.join(known)}; those of "
-            "other libraries give no log-sum-exps"
-        )
     if chosen == "reference":
         if rate:
             raise ValueError("flash_attention: implementation='reference' takes no dropout key")
@@ -124,9 +121,8 @@ def flash_attention_with_log_sum(
     if chosen == "xla":
         out, log_sum = xla.attention(query, key, value, mask, draw, scale, cap, rate)
     else:
-        here = mesh.platform() == KERNELS[chosen]
-        options = Options(scale, cap, rate, interpret=not here)
-        out, log_sum = _on_parts(chosen, query, key, value, mask, draw, options)
+        options = Options(scale, cap, rate, implementations.interpreted(chosen))
+        out, log_sum = _on_parts(KERNELS[chosen], query, key, value, mask, draw, options)
     if sinks is None:
         return out, log_sum
     sinks = sinks.astype(log_sum.dtype)[:, None]
@@ -157,11 +153,8 @@ def _prepare(query, key, value, mask, scale, sinks) -> tuple[Mask, float]:
     return mask, query.shape[-1] ** -0.5 if scale is None else scale
 
 
-def _on_parts(
-    implementation, query, key, value, mask, draw, options
-) -> tuple[jax.Array, jax.Array]:
+def _on_parts(kernel, query, key, value, mask, draw, options) -> tuple[jax.Array, jax.Array]:
     """A Pallas kernel, on every device's rows and heads."""
-    kernel = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}[implementation]
     limits, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, mask))
 
     def attend(query, key, value, seeds, heads, *limits):

@@ -1,12 +1,13 @@
 """The public operations from hidden states to losses and log-probabilities."""
 
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from llmjax import mesh
+from llmjax.kernels import implementations
 from llmjax.kernels.linear_cross_entropy import pallas_gpu, pallas_tpu, reference, xla
 from llmjax.kernels.linear_cross_entropy.statistics import (
     Options,
@@ -48,7 +49,7 @@ def linear_cross_entropy(
         z_loss: weight of Z², which keeps log-sum-exps near 0 (1e-4 is usual).
         cap: logits are bent into ±cap by cap·tanh(logit / cap) first; 0 leaves them.
         implementation: "xla" (chunks of tokens), "pallas_tpu" or "pallas_gpu" (kernels for TPUs
-            and GPUs; elsewhere interpreted, slowly, on one device), or "reference". By default
+            and GPUs; elsewhere interpreted, slowly), or "reference". By default
             "pallas_tpu" on TPUs where the width allows it, and "xla" elsewhere: on GPUs too, where
             the kernel needs less memory and a product more, and has not been timed yet.
 
@@ -64,7 +65,7 @@ def linear_cross_entropy(
             f"linear_cross_entropy: label_smoothing={label_smoothing} must be in [0, 1) and "
             f"z_loss={z_loss} at least 0"
         )
-    _check("linear_cross_entropy", hidden, weight, targets, bias, cap)
+    _check("linear_cross_entropy", hidden, weight, targets, bias, cap, implementation)
     if implementation == "reference":
         losses = reference.token_losses(hidden, weight, bias, targets, label_smoothing, z_loss, cap)
         return jnp.sum(losses), losses
@@ -108,7 +109,7 @@ def linear_log_probs(
     Raises:
         ValueError: as there.
     """
-    _check("linear_log_probs", hidden, weight, targets, bias, cap)
+    _check("linear_log_probs", hidden, weight, targets, bias, cap, implementation)
     if implementation == "reference":
         log_probs, entropies = reference.log_probs(hidden, weight, bias, targets, cap)
         return log_probs, entropies if entropy else None
@@ -141,7 +142,7 @@ def _by_kernel(
         )
     parts = mesh.size("vocab")
     starts = jnp.arange(parts, dtype=jnp.int32) * (weight.shape[0] // parts)
-    options = Options(wanted, cap, mesh.platform() != name.removeprefix("pallas_"))
+    options = Options(wanted, cap, implementations.interpreted(name))
 
     def local(hidden, targets, starts, weight, *bias):
         found = KERNELS[name].statistics(
@@ -168,7 +169,8 @@ def _on_device(*arrays: Any) -> Any:
     return jax.tree.map(jnp.asarray, arrays)
 
 
-def _check(name: str, hidden, weight, targets, bias, cap: float) -> None:
+def _check(name: str, hidden, weight, targets, bias, cap: float, implementation) -> None:
+    implementations.check(name, implementation, get_args(Implementation))
     if hidden.ndim != 3 or weight.ndim != 2 or hidden.shape[2] != weight.shape[1]:
         raise ValueError(
             f"{name} needs hidden [B,S,D] and weight [V,D], not {hidden.shape} and {weight.shape}"
