@@ -18,13 +18,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 Axes = tuple[str | None, ...]
 Rules = Mapping[str, tuple[str, ...]]
 
-AXES = ("data", "fsdp", "tensor", "expert")
+# The outermost first, whose devices may be farthest apart: they talk least.
+AXES = ("stage", "data", "fsdp", "context", "tensor", "expert")
 
 RULES: Rules = {
-    "batch": ("data", "fsdp"),
-    "sequence": (),
-    "layers": (),
+    # Outside of the layers, where no stage has to wait for another, stages share the rows too.
+    "batch": ("stage", "data", "fsdp"),
+    "sequence": ("context",),
+    "layers": ("stage",),
     "embed": ("fsdp",),  # the model width of weights; of activations it is never split
+    "outer_embed": ("stage", "fsdp"),  # the same of weights that are of no layer
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
@@ -43,12 +46,16 @@ class MeshConfig:
         fsdp: devices that share the batch and split parameters and optimizer state (ZeRO-3).
         tensor: devices that split heads, MLP and vocabulary of every layer.
         expert: devices that split the experts of every layer, each with all tokens of its batch.
+        stage: stages of a pipeline, each with some of the layers.
+        context: devices that share every sequence (ring attention).
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     expert: int = 1
+    stage: int = 1
+    context: int = 1
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
@@ -103,11 +110,14 @@ def _current() -> jax.sharding.AbstractMesh | None:
 
 
 def _visible(axes: Axes, current: jax.sharding.AbstractMesh) -> PartitionSpec:
-    """The spec over those mesh axes that exist and are not manual (inside `shard_map`)."""
+    """The spec over those mesh axes that split anything and are not manual (inside `shard_map`).
+
+    An axis of one device splits nothing, and a loop over layers may not run over one that does.
+    """
     free = {
         name
         for name, kind in zip(current.axis_names, current.axis_types, strict=True)
-        if kind != AxisType.Manual
+        if kind != AxisType.Manual and current.shape[name] > 1
     }
     rules = {name: tuple(m for m in target if m in free) for name, target in RULES.items()}
     return partition_spec(axes, rules)
@@ -188,7 +198,11 @@ def on_parts(
         sums = (jax.lax.psum(x, others(to)) for x, to in zip(found, results, strict=True))
         return tuple(sums) if several else next(sums)
 
-    free = set().union(*(_names(_visible((axis,), current)) for axis in RULES))
+    free = {
+        name
+        for name, kind in zip(current.axis_names, current.axis_types, strict=True)
+        if kind != AxisType.Manual
+    }
     mapped = jax.shard_map(
         part,
         in_specs=specs,
@@ -254,7 +268,7 @@ def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     if rows % size("batch"):
         raise ValueError(
             f"a batch of {rows} rows does not divide over {size('batch')} devices "
-            "(mesh data × fsdp); choose a batch_size that does"
+            f"(mesh {' × '.join(RULES['batch'])}); choose a batch_size that does"
         )
     return {
         name: jax.make_array_from_process_local_data(

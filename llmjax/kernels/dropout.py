@@ -1,4 +1,4 @@
-"""Which attention weights survive: a hash of where they are, the same in any order and any tile."""
+"""Which numbers survive dropout: a hash of where they are, the same in any order and any tile."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 class Draw(NamedTuple):
-    """What decides which weights survive.
+    """What decides which attention weights survive.
 
     Attributes:
         seeds: int32 [2].
@@ -18,18 +18,36 @@ class Draw(NamedTuple):
     heads: jax.Array
 
 
-def draw(key: jax.Array | None, batch: int, kv_heads: int, groups: int) -> Draw:
-    """From a PRNG key; without one, zeros."""
+def draw(
+    key: jax.Array | None, rows: jax.Array | None, batch: int, kv_heads: int, groups: int
+) -> Draw:
+    """From a PRNG key; without one, zeros.
+
+    Args:
+        key: the key, or None.
+        rows: int32 [B], the number of each row among all of its batch; None: 0, 1, …
+        batch: B.
+        kv_heads: K.
+        groups: query heads to a key head.
+    """
+    rows = jnp.arange(batch, dtype=jnp.int32) if rows is None else rows
+    heads = (rows[:, None] * kv_heads + jnp.arange(kv_heads, dtype=jnp.int32)) * groups
+    return Draw(seeds(key), heads)
+
+
+def seeds(key: jax.Array | None) -> jax.Array:
+    """int32 [2] from a PRNG key; without one, zeros."""
     bits = jnp.zeros(2, jnp.uint32) if key is None else jax.random.bits(key, (2,), jnp.uint32)
-    heads = jnp.arange(batch * kv_heads, dtype=jnp.int32).reshape(batch, kv_heads) * groups
-    return Draw(jax.lax.bitcast_convert_type(bits, jnp.int32), heads)
+    return jax.lax.bitcast_convert_type(bits, jnp.int32)
 
 
 def survives(seeds, head, query, key, rate: float) -> jax.Array:
     """Whether the weight of a pair is kept, with probability 1 - rate.
 
+    Activations are dropped likewise: their row, position and channel take the places below.
+
     Args:
-        seeds: the two of `Draw`.
+        seeds: from `seeds`.
         head: int32, the query head's number among all rows'.
         query: int32, the query's number.
         key: int32, the key's. All are broadcast against each other; what does not depend on keys

@@ -16,6 +16,7 @@ from llmjax.models.options import (
     Embedding,
     Experts,
     Head,
+    Pipeline,
     Rope,
 )
 
@@ -79,6 +80,7 @@ class ModelConfig:
             and attention, for less memory at the same speed); full (all but the blocks' inputs).
         scan_layers: whether layers run as one compiled loop (short compile) or unrolled (10-20 %
             faster on CPU).
+        pipeline: how the layers run where the mesh has several stages.
     """
 
     family: Family
@@ -110,6 +112,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     scan_layers: bool = True
+    pipeline: Pipeline = Pipeline()
 
     def __post_init__(self) -> None:
         require_choices(self, "model")

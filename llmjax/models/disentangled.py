@@ -55,7 +55,7 @@ def relative_spec(config: ModelConfig) -> dict[str, Any]:
     """The table of relative positions, a row for each that is told apart; all layers share it."""
     rows = 2 * config.disentangled.span
     normal = initializers.normal(config.init_std)
-    spec: dict[str, Any] = {"table": Param((rows, config.embed_dim), (None, "embed"), normal)}
+    spec: dict[str, Any] = {"table": Param((rows, config.embed_dim), (None, "outer_embed"), normal)}
     if config.disentangled.norm:
         spec["norm"] = layers.norm_spec(config)
     return spec
@@ -107,6 +107,7 @@ def disentangled_attention(
     mask: Mask,
     relative: jax.Array,
     queries: jax.Array | None = None,
+    rows: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Self-attention by content and relative position (He et al. 2021, equation 4).
@@ -124,13 +125,14 @@ def disentangled_attention(
         mask: which pairs attend, without an offset. Rows that see nothing are zero.
         relative: from `relative_states`, [2·span, D].
         queries: activations [B, S, D] that attend, where they are others than x.
+        rows: int32 [B], the numbers that dropout knows rows by; by default 0, 1, …
         key: for dropout, of attention weights and of relative positions; None switches it off.
 
     Returns:
         [B, S, D].
     """
     keys = (None, None) if key is None else jax.random.split(key)
-    relative = layers.dropout(relative, config.dropout.hidden, keys[0], (None, None))
+    relative = layers.dropout(relative, config.dropout.hidden, keys[0], axes=(None, None))
 
     def prepare(states, params, norm):
         asking, seen, relative = states
@@ -142,12 +144,12 @@ def disentangled_attention(
 
     again = remat.at_level(config, "dots")
     content, positions = again(prepare)((queries, x, relative), params, norm)
-    mixed = again(functools.partial(_attend, config))(content, positions, mask, keys[1])
+    mixed = again(functools.partial(_attend, config))(content, positions, mask, keys[1], rows)
     out = einsum("bshc,hcd->bsd", jnp.swapaxes(mixed, 1, 2), params["out"], layers.HIDDEN)
     return layers.add_bias(out, params, "out")
 
 
-def _attend(config, content, positions, mask, key) -> jax.Array:
+def _attend(config, content, positions, mask, key, rows) -> jax.Array:
     """Values weighted by the softmax of the scores: [B, H, S, C]."""
     query, keyed, value = content
     return kernels.disentangled_attention(
@@ -160,6 +162,7 @@ def _attend(config, content, positions, mask, key) -> jax.Array:
         scale=config.score_scale,
         dropout_rate=config.dropout.attention,
         dropout_key=key,
+        dropout_rows=rows,
     )
 
 
@@ -197,6 +200,7 @@ def convolution(
     config: ModelConfig,
     *,
     segment_ids: jax.Array | None = None,
+    rows: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """norm(outputs + activation(dropout(inputs * kernel + bias))), zero at padding.
@@ -210,6 +214,7 @@ def convolution(
         outputs: [B, S, D], what leaves it.
         config: the model's.
         segment_ids: int32 [B, S], 0 for padding; None: a row is one segment.
+        rows: int32 [B], the numbers that dropout knows rows by; by default 0, 1, …
         key: for dropout; None switches it off.
 
     Returns:
@@ -225,7 +230,7 @@ def convolution(
         windows.append(neighbours)
     inner = einsum("bskd,kde->bse", jnp.stack(windows, axis=2), params["kernel"], layers.HIDDEN)
     inner = inner + params["bias"].astype(inner.dtype) if "bias" in params else inner
-    inner = layers.dropout(inner, config.dropout.hidden, key)
+    inner = layers.dropout(inner, config.dropout.hidden, key, rows)
     inner = ACTIVATIONS[config.disentangled.convolution_activation](inner)
     out = layers.norm(params["norm"], outputs + inner, config)
     return out if segment_ids is None else jnp.where(segment_ids[..., None] != 0, out, 0)

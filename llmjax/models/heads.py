@@ -69,12 +69,12 @@ def _vocabulary_spec(config: ModelConfig) -> dict[str, Param]:
 
 def _table(config: ModelConfig, width: int) -> Param:
     normal = initializers.normal(config.init_std)
-    return Param((config.vocab_size, width), ("vocab", "embed"), normal)
+    return Param((config.vocab_size, width), ("vocab", "outer_embed"), normal)
 
 
 def _dense_spec(config: ModelConfig, width: int) -> dict[str, Param]:
     normal = initializers.normal(config.init_std)
-    spec = {"dense": Param((config.embed_dim, width), ("embed", None), normal)}
+    spec = {"dense": Param((config.embed_dim, width), ("outer_embed", None), normal)}
     if config.bias == "all":
         spec["dense_bias"] = Param((width,), (None,), initializers.zeros)
     return spec
@@ -82,7 +82,7 @@ def _dense_spec(config: ModelConfig, width: int) -> dict[str, Param]:
 
 def _linear_spec(config: ModelConfig, outputs: int, *, bias: bool) -> dict[str, Param]:
     normal = initializers.normal(config.init_std)
-    spec = {"out": Param((config.embed_dim, outputs), ("embed", None), normal)}
+    spec = {"out": Param((config.embed_dim, outputs), ("outer_embed", None), normal)}
     if bias:
         spec["out_bias"] = Param((outputs,), (None,), initializers.zeros)
     return spec

@@ -1,6 +1,5 @@
 """Norms, positions, dropout and the MLP: specs and the functions over them."""
 
-import functools
 import math
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from llmjax import mesh
+from llmjax.kernels import dropout as kernels
 from llmjax.models.config import ModelConfig
 from llmjax.spec import Param
 
@@ -106,18 +106,31 @@ def add_bias(x: jax.Array, params: dict[str, Any], name: str) -> jax.Array:
 
 
 def dropout(
-    x: jax.Array, rate: float, key: jax.Array | None, axes: mesh.Axes = HIDDEN
+    x: jax.Array,
+    rate: float,
+    key: jax.Array | None,
+    rows: jax.Array | None = None,
+    axes: mesh.Axes = HIDDEN,
 ) -> jax.Array:
     """Zeroes a share of x and scales up the rest; the identity without a key.
 
+    What is dropped depends on a number's row, position and channel alone: however a batch is cut,
+    over devices, stages or in time, the same numbers are.
+
     Args:
-        x: activations.
+        x: activations [B, S, D] or [B, D].
         rate: the share.
         key: for the draw; None switches it off.
+        rows: int32 [B], the number of each row among all of its batch; by default 0, 1, …
         axes: the logical axes of x.
     """
     if key is None or rate == 0.0:
         return x
-    draw = functools.partial(jax.random.bernoulli, key, 1.0 - rate, x.shape)
-    keep = mesh.sharded(draw, axes)()
+    rows, *places, channels = (
+        mesh.place(jnp.arange(n, dtype=jnp.int32) if found is None else found, (axis,))
+        for n, axis, found in zip(x.shape, axes, (rows, None, None), strict=False)
+    )
+    position = places[0][:, None] if places else 0
+    row = rows.reshape(-1, *(1,) * (x.ndim - 1))
+    keep = kernels.survives(kernels.seeds(key), row, position, channels, rate)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)

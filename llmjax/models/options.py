@@ -31,6 +31,28 @@ class Dropout:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """How layers run in stages, on a mesh that has several.
+
+    With P stages, M micro-batches and V rounds each device waits for (P-1) / (V·M + P-1) of the
+    time: more of either shortens that.
+
+    Attributes:
+        microbatches: M, parts of the batch that follow each other through the stages, a multiple of
+            P; 0 means 4·P, or the most below it that the rows divide into.
+        rounds: V, how often a micro-batch passes each stage, with 1/V of its layers each time
+            (interleaved schedule, Narayanan et al. 2021, section 2.2); more rounds talk more.
+    """
+
+    microbatches: int = 0
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "pipeline", ("microbatches",))
+        require_at_least(1, self, "pipeline", ("rounds",))
+
+
+@dataclasses.dataclass(frozen=True)
 class Embedding:
     """From tokens to the residual stream.
 

@@ -6,15 +6,41 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from llmjax import mesh, tree
 from llmjax import spec as specs
-from llmjax import tree
 from llmjax.kernels.flash_attention import Mask
-from llmjax.models import blocks, disentangled, embedding, families, heads, layers, remat, stack
+from llmjax.models import (
+    blocks,
+    disentangled,
+    embedding,
+    families,
+    heads,
+    layers,
+    pipeline,
+    remat,
+    stack,
+)
 from llmjax.models.attention import KVCache, require_causal
 from llmjax.models.config import ModelConfig
 from llmjax.models.experts import Routing
 
 Params = Any
+
+
+class Rows(NamedTuple):
+    """What blocks know of the rows they work on.
+
+    Attributes:
+        positions: int32 [B or 1, S].
+        segment_ids: int32 [B, S], or None.
+        offset: int32 [B], the tokens that a cache holds of each; None without a cache.
+        numbers: int32 [B], the number of each among all rows of a batch; None: 0, 1, …
+    """
+
+    positions: jax.Array
+    segment_ids: jax.Array | None = None
+    offset: jax.Array | None = None
+    numbers: jax.Array | None = None
 
 
 class Output(NamedTuple):
@@ -122,9 +148,9 @@ def forward(
     x = embedding.embed(
         params, tokens, positions, token_types, config, None if keys is None else keys[-1]
     )
-    contexts = _contexts(params, None if cache else segment_ids, offset, positions, config)
     inputs = _per_layer(params["layers"], cache, keys, config)
-    x, outs = _run(params, x, inputs, contexts, positions, config)
+    rows = Rows(positions, None if cache else segment_ids, offset)
+    x, outs = _run(params, x, inputs, rows, config)
     hidden = layers.norm(params.get("final_norm"), x, config)
     routing = _routing(outs) if config.experts.count else None
     if cache is None:
@@ -159,17 +185,16 @@ def _check(tokens, config, segment_ids, positions, token_types, cache) -> None:
         )
 
 
-def _contexts(params, segment_ids, offset, positions, config) -> dict[str, blocks.Context]:
+def _contexts(rows: Rows, relative, config) -> dict[str, blocks.Context]:
     """What blocks share, by kind of attention."""
-    relative = None
-    if config.disentangled.terms:
-        relative = disentangled.relative_states(params["relative"], config)
     contexts = {}
     for kind in dict.fromkeys(config.attention.pattern):
         window = config.attention.window if kind == "local" else 0
-        mask = Mask(segment_ids, offset, causal=config.attention.causal, window=window)
-        rope = layers.rope_tables(positions, config, kind) if config.position == "rope" else None
-        contexts[kind] = blocks.Context(mask, rope, relative)
+        mask = Mask(rows.segment_ids, rows.offset, causal=config.attention.causal, window=window)
+        rope = None
+        if config.position == "rope":
+            rope = layers.rope_tables(rows.positions, config, kind)
+        contexts[kind] = blocks.Context(mask, rope, relative, rows.numbers)
     return contexts
 
 
@@ -192,25 +217,53 @@ def _per_layer(stacked, cache, keys, config) -> Any:
     ]
 
 
-def _run(params, x, inputs, contexts, positions, config) -> tuple[jax.Array, Any]:
+def _run(params, x, inputs, rows: Rows, config) -> tuple[jax.Array, Any]:
     """All blocks, the last of them as DeBERTa's mask decoder where the head asks for it."""
     block = remat.at_level(config, "full")(functools.partial(blocks.block, config))
     pattern = config.attention.pattern
+    relative = None
+    if config.disentangled.terms:
+        relative = disentangled.relative_states(params["relative"], config)
 
-    def one(kind, x, layer):
-        return block(x, layer, contexts[kind])
+    def run(x, layers, rows, relative):
+        contexts = _contexts(rows, relative, config)
+        return stack.run_layers(
+            lambda kind, x, layer: block(x, layer, contexts[kind]),
+            x,
+            layers,
+            pattern=pattern,
+            scan=config.scan_layers,
+        )
 
-    run = functools.partial(stack.run_layers, one, pattern=pattern, scan=config.scan_layers)
-    if not (config.disentangled.mask_decoder and config.head.kind == "mlm"):
-        return run(x, inputs)
+    decodes = config.disentangled.mask_decoder and config.head.kind == "mlm"
+    if mesh.size("layers") > 1 and rows.offset is None:
+        if decodes or isinstance(inputs, list):
+            raise ValueError(
+                f"mesh.stage={mesh.size('layers')}: stages need layers that are alike and stacked, "
+                "without DeBERTa's mask decoder; set model.scan_layers=True, or mesh.stage=1"
+            )
+        return pipeline.run(run, x, inputs, _by_row(rows, x), relative, config.pipeline, len(pattern))
+    if not decodes:
+        return run(x, inputs, rows, relative)
     *earlier, last = inputs if isinstance(inputs, list) else tree.unstack(inputs)
-    seen, outs = run(x, earlier)
-    context = contexts[pattern[(config.num_layers - 1) % len(pattern)]]
-    absolute = embedding.embed_positions(params, positions, x.shape[0], config)
+    seen, outs = run(x, earlier, rows, relative)
+    kind = pattern[(config.num_layers - 1) % len(pattern)]
+    context = _contexts(rows, relative, config)[kind]
+    absolute = embedding.embed_positions(params, rows.positions, x.shape[0], config)
     x = disentangled.mask_decoder(
         lambda queries, seen: block(queries, last, context, seen)[0], absolute, seen, config
     )
     return x, outs
+
+
+def _by_row(rows: Rows, x: jax.Array) -> Rows:
+    """All of it for every row, which keeps its number wherever it goes."""
+    positions = jnp.broadcast_to(rows.positions, x.shape[:2])
+    numbers = jnp.arange(x.shape[0], dtype=jnp.int32)
+    return rows._replace(
+        positions=mesh.place(positions, layers.HIDDEN[:2]),
+        numbers=mesh.place(numbers, layers.HIDDEN[:1]),
+    )
 
 
 def _routing(outs) -> Routing:

@@ -29,6 +29,7 @@ def disentangled_attention(
     scale: float,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    dropout_rows: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Attention by content and relative position (He et al. 2021, equation 4).
@@ -46,6 +47,8 @@ def disentangled_attention(
         scale: of the sum.
         dropout_rate: share of the attention weights that is dropped.
         dropout_key: randomness for that; None switches dropout off.
+        dropout_rows: int32 [B], the number of each row among all of its batch, by which weights are
+            dropped; by default 0, 1, …
         implementation: "xla" (the weights of all pairs in memory), "pallas_tpu" (TPUs),
             "pallas_gpu" (NVIDIA GPUs), or "reference", which gathers a position for every pair.
             Elsewhere, Pallas' are interpreted, slowly. By default "pallas_tpu" on
@@ -66,7 +69,7 @@ def disentangled_attention(
             raise ValueError("disentangled_attention: 'reference' takes no dropout key")
         return reference.attention(query, key, value, rows, mask, c2p, p2c, scale)
     batch, heads = query.shape[:2]
-    draw = dropout.draw(dropout_key if rate else None, batch, heads, 1)
+    draw = dropout.draw(dropout_key if rate else None, dropout_rows, batch, heads, 1)
     arrays, rows = (query, key, value), np.asarray(rows)
     implementation = implementation or ("pallas_tpu" if mesh.platform() == "tpu" else "xla")
     if implementation == "xla":

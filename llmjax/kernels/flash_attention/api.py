@@ -38,6 +38,7 @@ def flash_attention(
     sinks: jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    dropout_rows: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention with grouped heads and float32 accumulation.
@@ -54,6 +55,8 @@ def flash_attention(
         dropout_rate: share of the attention weights that is dropped.
         dropout_key: randomness for that, the same in every implementation and on every mesh;
             None switches dropout off.
+        dropout_rows: int32 [B], the number of each row among all of its batch, by which weights are
+            dropped; by default 0, 1, …
         implementation: "xla" (blocks of queries), "pallas_tpu", "pallas_gpu" (both interpreted,
             slowly, where they do not run), "cudnn", "tokamax" (of the extra of its name), or
             "reference". By default "pallas_tpu" on TPUs; on GPUs "cudnn" or else, for 16-bit
@@ -84,6 +87,7 @@ def flash_attention(
         sinks=sinks,
         dropout_rate=dropout_rate,
         dropout_key=dropout_key,
+        dropout_rows=dropout_rows,
         implementation=implementation,
     )
     return out
@@ -100,6 +104,7 @@ def flash_attention_with_log_sum(
     sinks: jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    dropout_rows: jax.Array | None = None,
     implementation: Literal["xla", "pallas_tpu", "pallas_gpu", "reference"] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """As `flash_attention`, and the log-sum-exp of every query's scores, float32 [B, H, S].
@@ -117,7 +122,8 @@ def flash_attention_with_log_sum(
             raise ValueError("flash_attention: implementation='reference' takes no dropout key")
         return reference.attention(query, key, value, mask, scale, cap, sinks=sinks)
     batch, kv_heads = key.shape[:2]
-    draw = dropout.draw(dropout_key if rate else None, batch, kv_heads, query.shape[1] // kv_heads)
+    groups = query.shape[1] // kv_heads
+    draw = dropout.draw(dropout_key if rate else None, dropout_rows, batch, kv_heads, groups)
     if chosen == "xla":
         out, log_sum = xla.attention(query, key, value, mask, draw, scale, cap, rate)
     else:

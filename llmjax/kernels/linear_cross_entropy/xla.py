@@ -137,7 +137,7 @@ class _Logits:
             grad += columns.every
         grad = (grad * self.slope).astype(self.hidden.dtype)
         grad_hidden = mesh.sharded(jnp.einsum, ("batch", None))("nv,vd->nd", grad, self.head.weight)
-        product = mesh.sharded(self.product, ("vocab", "embed"))
+        product = mesh.sharded(self.product, ("vocab", "outer_embed"))
         grad_weight = product("nv,nd->vd", grad, self.hidden)
         grad_bias = None
         if self.head.bias is not None:
