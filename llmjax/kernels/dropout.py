@@ -6,16 +6,24 @@ import jax
 import jax.numpy as jnp
 
 
+SEEDS = 3
+
+
 class Draw(NamedTuple):
     """What decides which attention weights survive.
 
     Attributes:
-        seeds: int32 [2].
+        seeds: int32 [3], from `seeds`.
         heads: int32 [B, K], the number of the first query head of each key head, among all rows'.
     """
 
     seeds: jax.Array
     heads: jax.Array
+
+    def at(self, query: jax.Array | int, key: jax.Array | int) -> "Draw":
+        """For arrays whose first query and key have these numbers among all."""
+        first, second, start = self.seeds
+        return self._replace(seeds=jnp.stack([first, second + _spread(key), start + query]))
 
 
 def draw(
@@ -36,9 +44,9 @@ def draw(
 
 
 def seeds(key: jax.Array | None) -> jax.Array:
-    """int32 [2] from a PRNG key; without one, zeros."""
+    """int32 [3]: two from a PRNG key, without one zeros; and the number of the first query, 0."""
     bits = jnp.zeros(2, jnp.uint32) if key is None else jax.random.bits(key, (2,), jnp.uint32)
-    return jax.lax.bitcast_convert_type(bits, jnp.int32)
+    return jnp.append(jax.lax.bitcast_convert_type(bits, jnp.int32), jnp.int32(0))
 
 
 def survives(seeds, head, query, key, rate: float) -> jax.Array:
@@ -55,9 +63,14 @@ def survives(seeds, head, query, key, rate: float) -> jax.Array:
         rate: the share to drop.
     """
     head, query, key = (jnp.asarray(number, jnp.int32) for number in (head, query, key))
-    state = _mix(_mix(seeds[0] ^ head) ^ query)
-    state = _mix(state ^ (seeds[1] + key * jnp.int32(-1640531527)))
+    state = _mix(_mix(seeds[0] ^ head) ^ (seeds[2] + query))
+    state = _mix(state ^ (seeds[1] + _spread(key)))
     return jax.lax.shift_right_logical(state, jnp.int32(8)) >= round(rate * 2**24)
+
+
+def _spread(number: jax.Array | int) -> jax.Array:
+    """A multiple that differs in many bits from its neighbours'; of a sum the sum of multiples."""
+    return jnp.asarray(number, jnp.int32) * jnp.int32(-1640531527)
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -125,6 +125,7 @@ class _Inputs:
             key.reshape(self.rows, length, width),
             value.reshape(self.rows, length, width),
             mask.segment_ids,
+            mask.segment_ids,
             None,
             draw.seeds if options.rate else None,
             draw.heads.reshape(self.rows) if options.rate else None,

@@ -98,9 +98,9 @@ class Tile(Program):
             name: None if x is None else View(x, row) for name, x in arrays._asdict().items()
         }
         if arrays.segments is not None:
-            views["segments"] = View(arrays.segments, batch)
+            views["segments"] = views["key_segments"] = View(arrays.segments, batch)
         if arrays.seeds is not None:
-            views |= {"seeds": (arrays.seeds[0], arrays.seeds[1]), "heads": (arrays.heads[row],)}
+            views |= {"seeds": arrays.seeds, "heads": (arrays.heads[row],)}
         super().__init__(kernel.tiles, kernel.options, Arrays(**views), True)
         self._head, self._tables = head, refs.tables._asdict()
         self._terms = kernel.terms

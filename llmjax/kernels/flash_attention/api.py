@@ -1,7 +1,7 @@
 """The public attention operation."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,13 @@ from llmjax.kernels.flash_attention import (
     reference,
     xla,
 )
+from llmjax.kernels.flash_attention.attend import Implementation, attention
 from llmjax.kernels.flash_attention.mask import Mask
-from llmjax.kernels.flash_attention.tiles import Options
+from llmjax.kernels.flash_attention.ring import Ring
+from llmjax.kernels.flash_attention.tiles import Options, Result
 
-Implementation = Literal["xla", "pallas_tpu", "pallas_gpu", "cudnn", "tokamax", "reference"]
-KERNELS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
+Name = Literal["xla", "pallas_tpu", "pallas_gpu", "cudnn", "tokamax", "reference"]
+BLOCKWISE = {"xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 LIBRARIES = {
     "cudnn": (libraries.cudnn, libraries.cudnn_refuses),
     "tokamax": (libraries.tokamax, libraries.tokamax_refuses),
@@ -39,9 +41,12 @@ def flash_attention(
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     dropout_rows: jax.Array | None = None,
-    implementation: Implementation | None = None,
+    implementation: Name | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention with grouped heads and float32 accumulation.
+
+    On a mesh that splits sequences it goes around the ring of devices that share one; causal
+    sequences are then in the order of `balance`, and everything that is given by position with them.
 
     Args:
         query: [B, H, S, C].
@@ -115,7 +120,7 @@ def flash_attention_with_log_sum(
     mask, scale = _prepare(query, key, value, mask, scale, sinks)
     rate = 0.0 if dropout_key is None else dropout_rate
     # Other libraries' give no log-sum-exps.
-    implementations.check("flash_attention", implementation, ("xla", "reference", *KERNELS))
+    implementations.check("flash_attention", implementation, ("reference", *BLOCKWISE))
     chosen = implementation or _fastest(query.dtype)
     if chosen == "reference":
         if rate:
@@ -124,11 +129,15 @@ def flash_attention_with_log_sum(
     batch, kv_heads = key.shape[:2]
     groups = query.shape[1] // kv_heads
     draw = dropout.draw(dropout_key if rate else None, dropout_rows, batch, kv_heads, groups)
-    if chosen == "xla":
-        out, log_sum = xla.attention(query, key, value, mask, draw, scale, cap, rate)
+    interpret = chosen != "xla" and implementations.interpreted(chosen)
+    options = Options(scale, cap, rate, interpret)
+    devices = mesh.size("sequence")
+    if chosen == "xla" and devices == 1:
+        out, log_sum = attention(xla, query, key, value, mask, draw, options)
     else:
-        options = Options(scale, cap, rate, implementations.interpreted(chosen))
-        out, log_sum = _on_parts(KERNELS[chosen], query, key, value, mask, draw, options)
+        found: Implementation = BLOCKWISE[chosen]
+        found = Ring(found, devices) if devices > 1 else found
+        out, log_sum = _on_parts(found, query, key, value, mask, draw, options)
     if sinks is None:
         return out, log_sum
     sinks = sinks.astype(log_sum.dtype)[:, None]
@@ -159,16 +168,18 @@ def _prepare(query, key, value, mask, scale, sinks) -> tuple[Mask, float]:
     return mask, query.shape[-1] ** -0.5 if scale is None else scale
 
 
-def _on_parts(kernel, query, key, value, mask, draw, options) -> tuple[jax.Array, jax.Array]:
-    """A Pallas kernel, on every device's rows and heads."""
+def _on_parts(implementation, query, key, value, mask, draw, options) -> Result:
+    """On every device's rows, heads and parts of the sequences."""
     limits, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, mask))
 
     def attend(query, key, value, seeds, heads, *limits):
         local = jax.tree.unflatten(structure, limits)
-        return kernel.attention(query, key, value, local, dropout.Draw(seeds, heads), options)
+        draw = dropout.Draw(seeds, heads)
+        return attention(implementation, query, key, value, local, draw, options)
 
-    queries, keys = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
-    by_row = tuple(("batch", None)[: limit.ndim] for limit in limits)
+    queries = ("batch", "heads", "sequence", None)
+    keys = ("batch", "kv_heads", "sequence", None)
+    by_row = tuple(("batch", "sequence")[: limit.ndim] for limit in limits)
     axes = (queries, keys, keys, (None,), ("batch", "kv_heads"), *by_row)
     attend = mesh.on_parts(attend, axes, (queries, queries[:3]), check=not options.interpret)
     return attend(query, key, value, *draw, *limits)
@@ -181,12 +192,30 @@ def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask
     batch, heads, length, channels = query.shape
     if (batch, channels) != (key.shape[0], key.shape[3]) or heads % key.shape[1]:
         raise ValueError(f"flash_attention: batch, channels or head counts disagree in {shapes}")
-    if mask.segment_ids is not None and mask.segment_ids.shape != (batch, length):
+    keys = key.shape[2]
+    _check_segments("segment_ids", mask.segment_ids, (batch, length))
+    _check_segments("key_segment_ids", mask.key_segment_ids, (batch, keys))
+    if mask.segment_ids is not None and mask.key_segment_ids is None and keys != length:
         raise ValueError(
-            f"flash_attention: segment_ids {mask.segment_ids.shape} is not {(batch, length)}"
+            f"flash_attention: {keys} keys for {length} queries have segments of their own, "
+            "key_segment_ids"
         )
-    if mask.segment_ids is not None and key.shape[2] != length:
+    if mask.key_segment_ids is not None and mask.segment_ids is None:
+        raise ValueError("flash_attention: key_segment_ids need segment_ids, the queries'")
+    devices = mesh.size("sequence")
+    if devices > 1 and (keys != length or mask.offset is not None or mask.key_segment_ids is not None):
         raise ValueError(
-            f"flash_attention: segment_ids are for self-attention, and there are {key.shape[2]} "
-            f"keys for {length} queries"
+            f"flash_attention: devices share sequences (mesh.context={devices}), which is for "
+            "self-attention without a cache"
         )
+    parts = devices * (2 if mask.causal and devices > 1 else 1)
+    if length % parts:
+        raise ValueError(
+            f"flash_attention: sequences of {length} do not divide into {parts} parts, for "
+            f"mesh.context={devices}"
+        )
+
+
+def _check_segments(name: str, segments: jax.Array | None, shape: tuple[int, int]) -> None:
+    if segments is not None and segments.shape != shape:
+        raise ValueError(f"flash_attention: {name} {segments.shape} is not {shape}")

@@ -39,6 +39,8 @@ def cudnn_refuses(query, key, mask: Mask, cap: float, rate: float, sinks) -> str
         return f"needs head channels that are a multiple of 8 up to {most}, not {query.shape[-1]}"
     if mask.segment_ids is not None or mask.offset is not None:
         return "takes no segments or cache offsets here"
+    if mesh.size("sequence") > 1:
+        return "knows no sequences that devices share"
     if mask.window and (not mask.causal or query.shape[2] != key.shape[2]):
         return "has windows in causal self-attention only"
     extras = cap or rate or sinks is not None
@@ -83,4 +85,6 @@ def tokamax_refuses(query, key, mask: Mask, cap: float, rate: float, sinks) -> s
         return "needs that library: pip install 'llmjax[tokamax]'"
     if mask.segment_ids is not None or mask.offset is not None:
         return "takes no segments or cache offsets here"
+    if mesh.size("sequence") > 1:
+        return "knows no sequences that devices share"
     return "has no dropout and no sinks here" if rate or sinks is not None else ""

@@ -13,18 +13,25 @@ class Mask:
     """The pairs that may attend.
 
     Attributes:
-        segment_ids: int32 [B, S], for self-attention over packed rows: pairs of equal, non-zero
-            segments attend. None: all do.
+        segment_ids: int32 [B, S], of packed rows: pairs of equal, non-zero segments attend. None:
+            all do.
+        key_segment_ids: int32 [B, T], those of the keys; None: the same, of self-attention.
         offset: int32 [B], the position of each row's first query among the keys, when the queries
-            continue a cache. None: 0.
+            continue a cache, say; it may lie before or behind all of them. None: 0.
         causal: a query sees the keys up to its own position only.
         window: a query sees keys at a smaller distance only; 0 does not limit it.
     """
 
     segment_ids: jax.Array | None = None
+    key_segment_ids: jax.Array | None = None
     offset: jax.Array | None = None
     causal: bool = struct.field(pytree_node=False, default=True)
     window: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def key_segments(self) -> jax.Array | None:
+        """Segments of the keys."""
+        return self.segment_ids if self.key_segment_ids is None else self.key_segment_ids
 
     @property
     def behind(self) -> int | None:
@@ -56,7 +63,7 @@ class Mask:
         limits = within_reach(rows, columns, self.behind, self.ahead)
         if self.segment_ids is not None:
             queries = self.segment_ids[:, start:stop, None]
-            limits.append((queries == self.segment_ids[:, None, first:keys]) & (queries != 0))
+            limits.append((queries == self.key_segments[:, None, first:keys]) & (queries != 0))
         return functools.reduce(operator.and_, limits) if limits else None
 
 

@@ -28,19 +28,12 @@ from llmjax.kernels.flash_attention.tile_gpu import (
     load,
     store,
 )
-from llmjax.kernels.flash_attention.tiles import Options, Tiles
+from llmjax.kernels.flash_attention.tiles import Gradients, Options, Result, Tiles
 from llmjax.kernels.tiling import LOWEST, product
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def attention(
-    query, key, value, mask, draw: dropout.Draw, options: Options
-) -> tuple[jax.Array, jax.Array]:
-    """As `api.flash_attention_with_log_sum`."""
-    return _forward(query, key, value, mask, draw, options)[0]
-
-
-def _forward(query, key, value, mask, draw, options):
+def forward(query, key, value, mask, draw: dropout.Draw, options: Options) -> Result:
+    """As `attend.Implementation`."""
     arrays = _arrays(query, key, value, mask, draw, options)
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
@@ -66,14 +59,13 @@ def _forward(query, key, value, mask, draw, options):
         options=options,
     )
     out, log_sums = _add_up(out, log_sums)
-    out = out.astype(query.dtype)
-    found = jnp.where(log_sums == jnp.inf, -jnp.inf, log_sums)
-    return (out, found), (query, key, value, mask, draw, out, log_sums)
+    return out.astype(query.dtype), jnp.where(log_sums == jnp.inf, -jnp.inf, log_sums)
 
 
-def _backward(options, residuals, grads):
-    query, key, value, mask, draw, out, log_sums = residuals
-    grad, grad_sum = grads
+def backward(query, key, value, mask, draw, result: Result, grads: Result, options) -> Gradients:
+    """As `attend.Implementation`."""
+    (out, log_sums), (grad, grad_sum) = result, grads
+    log_sums = jnp.where(log_sums == -jnp.inf, jnp.inf, log_sums)
     # As in `xla`: the log-sum-exp's gradient is part of what a row's scores have in common.
     delta = jnp.sum(out.astype(jnp.float32) * grad, axis=-1) - grad_sum
     arrays = _arrays(query, key, value, mask, draw, options)
@@ -100,10 +92,7 @@ def _backward(options, residuals, grads):
         outs=(("key", key.shape, key.dtype), ("key", value.shape, value.dtype)),
         options=options,
     )
-    return grad_query, grad_key, grad_value, None, None
-
-
-attention.defvjp(_forward, _backward)
+    return grad_query, grad_key, grad_value
 
 
 def _arrays(query, key, value, mask, draw, options: Options) -> Arrays:
@@ -112,7 +101,8 @@ def _arrays(query, key, value, mask, draw, options: Options) -> Arrays:
         batch, query_heads = query.shape[:2]
         group = jnp.arange(query_heads // key.shape[1], dtype=jnp.int32)
         seeds, heads = draw.seeds, (draw.heads[..., None] + group).reshape(batch, query_heads)
-    return Arrays(query, key, value, mask.segment_ids, mask.offset, seeds, heads)
+    segments = mask.segment_ids, mask.key_segments
+    return Arrays(query, key, value, *segments, mask.offset, seeds, heads)
 
 
 def _tiles(query, key, mask, blocks: Blocks, packed: int = 1) -> Tiles:
@@ -151,7 +141,9 @@ def _call(kernel, arrays: Arrays, blocks: Blocks, *, heads, grid, outs, options:
         block = [heads if axis == "heads" else None for axis in axes[kind]]
         return pl.BlockSpec((*block, *shape[len(block) :]), index)
 
-    kinds = Arrays("query", "key", "key", "row", "row", "all", "query", "query", "query", "query")
+    kinds = Arrays(
+        *("query", "key", "key", "row", "row", "row", "all", "query", "query", "query", "query")
+    )
     specs = Arrays(
         *(
             None if array is None else spec(kind, array.shape)

@@ -21,19 +21,12 @@ from llmjax.kernels.flash_attention.tile_tpu import (
     load,
     store,
 )
-from llmjax.kernels.flash_attention.tiles import Options, Tiles, make_tiles
+from llmjax.kernels.flash_attention.tiles import Gradients, Options, Result, Tiles, make_tiles
 from llmjax.kernels.tiling import pad, product
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def attention(
-    query, key, value, mask, draw: dropout.Draw, options: Options
-) -> tuple[jax.Array, jax.Array]:
-    """As `api.flash_attention_with_log_sum`."""
-    return _forward(query, key, value, mask, draw, options)[0]
-
-
-def _forward(query, key, value, mask, draw, options):
+def forward(query, key, value, mask, draw: dropout.Draw, options: Options) -> Result:
+    """As `attend.Implementation`."""
     inputs = _Inputs(query, key, value, mask, draw)
     tiles = inputs.tiles
     channels = query.shape[-1]
@@ -47,18 +40,19 @@ def _forward(query, key, value, mask, draw, options):
         interpret=options.interpret,
     )
     found = inputs.per_row(log_sums)
-    found = jnp.where(found == jnp.inf, -jnp.inf, found)
-    return (inputs.from_rows(out), found), (query, key, value, mask, draw, out, log_sums)
+    return inputs.from_rows(out), jnp.where(found == jnp.inf, -jnp.inf, found)
 
 
-def _backward(options, residuals, grads):
-    query, key, value, mask, draw, out, log_sums = residuals
+def backward(query, key, value, mask, draw, result: Result, grads: Result, options) -> Gradients:
+    """As `attend.Implementation`."""
     inputs = _Inputs(query, key, value, mask, draw)
     tiles = inputs.tiles
-    grad, grad_sum = (inputs.to_rows(x) for x in grads)
+    (out, log_sum), (grad, grad_sum) = result, grads
     # As in `xla`: the log-sum-exp's gradient is part of what a row's scores have in common.
-    delta = inputs.per_query(jnp.sum(out.astype(jnp.float32) * grad, axis=-1) - grad_sum)
-    more = (("query", grad), ("per_query", log_sums), ("per_query", delta))
+    delta = jnp.sum(out.astype(jnp.float32) * grad, axis=-1) - grad_sum
+    log_sum = jnp.where(log_sum == -jnp.inf, jnp.inf, log_sum)
+    more = [("query", inputs.to_rows(grad))]
+    more += [("per_query", inputs.per_query(inputs.to_rows(x))) for x in (log_sum, delta)]
     channels = query.shape[-1]
     call = functools.partial(inputs.call, more=more, interpret=options.interpret)
     (grad_query,) = call(
@@ -76,10 +70,7 @@ def _backward(options, residuals, grads):
         products=4,
     )
     keys = key.shape[2]
-    return inputs.from_rows(grad_query), grad_key[:, :, :keys], grad_value[:, :, :keys], None, None
-
-
-attention.defvjp(_forward, _backward)
+    return inputs.from_rows(grad_query), grad_key[:, :, :keys], grad_value[:, :, :keys]
 
 
 class _Inputs:
@@ -99,9 +90,9 @@ class _Inputs:
         self.arrays = [("query", self.to_rows(query)), ("key", pad(key, 2, tiles.key_block))]
         self.arrays.append(("key", pad(value, 2, tiles.key_block)))
         if tiles.segments:
-            segments = mask.segment_ids[:, None]
-            self.arrays.append(("query_segments", pad(segments, 2, tiles.query_block)))
-            self.arrays.append(("key_segments", pad(segments, 2, tiles.key_block)))
+            own, other = mask.segment_ids[:, None], mask.key_segments[:, None]
+            self.arrays.append(("query_segments", pad(own, 2, tiles.query_block)))
+            self.arrays.append(("key_segments", pad(other, 2, tiles.key_block)))
 
     def to_rows(self, x):
         """[B, K·G, S, ...] to [B, K, G, S, ...], padded."""

@@ -29,8 +29,9 @@ class Arrays(NamedTuple):
         key: [B, K, T, C]; a program has one head of one row.
         value: as `key`.
         segments: int32 [B, S], or None.
+        key_segments: int32 [B, T], or None.
         offset: int32 [B], or None.
-        seeds: int32 [2], or None without dropout.
+        seeds: int32 [3], or None without dropout.
         heads: int32 [B, H], a query head's number among all rows', or None without dropout.
         grad: as `query`; None in the forward pass, as are the next two.
         log_sums: [B, H, S].
@@ -41,6 +42,7 @@ class Arrays(NamedTuple):
     key: Any
     value: Any
     segments: Any
+    key_segments: Any
     offset: Any
     seeds: Any
     heads: Any
@@ -96,14 +98,16 @@ class Program:
             limits.append(row < tiles.rows)
         if tiles.queries % tiles.query_block:
             limits.append(numbers < tiles.queries)
-        return self._part(head + row // tiles.query_block, numbers, _all(limits))
+        segments = self.arrays.segments
+        return self._part(head + row // tiles.query_block, numbers, _all(limits), segments)
 
     def keys(self, block, whole: bool = False) -> Part:
         """A block's; if it is said to be whole, none is behind the last."""
         tiles = self.tiles
         numbers = block * tiles.key_block + jnp.arange(tiles.key_block, dtype=jnp.int32)
         ragged = not whole and tiles.keys % tiles.key_block > 0
-        return self._part(None, numbers, numbers < tiles.keys if ragged else None)
+        live = numbers < tiles.keys if ragged else None
+        return self._part(None, numbers, live, self.arrays.key_segments)
 
     def rows(self, queries: Part) -> Rows:
         """Those of queries, loaded."""
@@ -130,7 +134,7 @@ class Program:
         rate = self.options.rate
         if not rate:
             return weights
-        seeds = self.arrays.seeds[0], self.arrays.seeds[1]
+        seeds = tuple(self.arrays.seeds[n] for n in range(dropout.SEEDS))
         head = self.arrays.heads[0] + self._by_query(queries.heads)
         numbers = self._by_query(queries.numbers), self._by_key(keys.numbers)
         keep = dropout.survives(seeds, head, *numbers, rate)
@@ -168,9 +172,8 @@ class Program:
         end = jnp.minimum(jnp.maximum(first, end), stop)
         return go(end, stop, go(first, end, carry, False), True)
 
-    def _part(self, heads, numbers, live) -> Part:
+    def _part(self, heads, numbers, live, segments) -> Part:
         part = Part(None, numbers, live, None)
-        segments = self.arrays.segments
         return Part(heads, numbers, live, None if segments is None else load(segments, part))
 
     def _by_query(self, x):

@@ -19,6 +19,10 @@ ROWS = 1024  # queries in a tile, those of all heads that share a key head toget
 SCORES = 512 * 1024  # pairs in a tile
 
 
+Result = tuple[jax.Array, jax.Array]  # of the values, and log-sum-exps: of nothing 0 and -inf
+Gradients = tuple[jax.Array, jax.Array, jax.Array]  # by queries, keys and values
+
+
 class Options(NamedTuple):
     """What a kernel is compiled for: of `api.flash_attention`, and `interpret` of Pallas."""
 

@@ -7,7 +7,6 @@ The query heads of a group are folded into the query axis, so every product is o
 multiplication and keys are never repeated.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from llmjax import mesh
 from llmjax.kernels import dropout, tuning
 from llmjax.kernels.cap import bend
+from llmjax.kernels.flash_attention.tiles import Gradients, Options, Result
 
 MAX_BLOCKS = 8  # more blocks skip more of the masked half; fewer make larger products
 MIN_BLOCK = 128
@@ -37,16 +37,10 @@ def _blocks(query: jax.Array) -> list[tuple[int, int]]:
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def attention(
-    query, key, value, mask, draw: dropout.Draw, scale, cap, rate
-) -> tuple[jax.Array, jax.Array]:
-    """As `api.flash_attention_with_log_sum`."""
-    return _forward(query, key, value, mask, draw, scale, cap, rate)[0]
-
-
-def _forward(query, key, value, mask, draw, scale, cap, rate):
-    outs, sums, log_sums = [], [], []
+def forward(query, key, value, mask, draw: dropout.Draw, options: Options) -> Result:
+    """As `attend.Implementation`."""
+    scale, cap, rate, _ = options
+    outs, log_sums = [], []
     for start, stop in _blocks(query):
         seen = slice(*mask.key_range(start, stop, key.shape[2]))
         block = _fold(query[:, :, start:stop], key.shape[1])
@@ -63,31 +57,29 @@ def _forward(query, key, value, mask, draw, scale, cap, rate):
         out = jnp.einsum("bknt,bktc->bknc", weights, value[:, :, seen])
         out = out / jnp.where(total > 0, total, 1.0).astype(out.dtype)
         outs.append(_unfold(out, query.shape[1]))
-        # The row that sees nothing gets +inf, for which the backward pass finds weights of 0.
-        log_sum = highest + jnp.log(total)
-        sums.append(jnp.where(total > 0, log_sum, jnp.inf))
-        log_sums.append(_unfold(log_sum, query.shape[1]))
-    out = jnp.concatenate(outs, axis=2)
-    log_sum = jnp.concatenate(log_sums, axis=2)[..., 0]
-    return (out, log_sum), (query, key, value, mask, draw, out, sums)
+        log_sums.append(_unfold(highest + jnp.log(total), query.shape[1]))
+    return jnp.concatenate(outs, axis=2), jnp.concatenate(log_sums, axis=2)[..., 0]
 
 
-def _backward(scale, cap, rate, residuals, grads):
-    """Keys by queries, unlike the forward pass.
+def backward(query, key, value, mask, draw, result: Result, grads: Result, options) -> Gradients:
+    """As `attend.Implementation`; keys by queries, unlike the forward pass.
 
     Two of the three gradients are then plain products. And XLA, which takes equal expressions for
     one, cannot keep the forward pass's scores for this one.
     """
-    query, key, value, mask, draw, out, sums = residuals
-    grad, grad_sum = grads
+    scale, cap, rate, _ = options
+    (out, log_sum), (grad, grad_sum) = result, grads
+    # For the row that sees nothing, whose weights are then 0.
+    log_sum = jnp.where(log_sum == -jnp.inf, jnp.inf, log_sum)[..., None]
     # A score's gradient is its weight times that by the weight, less `delta`: what the row's
     # scores have in common. The log-sum-exp's gradient by it is the weight, too.
     deltas = jnp.sum(out * grad, axis=-1).astype(grad_sum.dtype) - grad_sum
     grad_key, grad_value, grad_queries = jnp.zeros_like(key), jnp.zeros_like(value), []
-    for (start, stop), log_sum in zip(_blocks(query), sums, strict=True):
+    for start, stop in _blocks(query):
         seen = slice(*mask.key_range(start, stop, key.shape[2]))
-        block, block_grad, delta = (
-            _fold(x[:, :, start:stop], key.shape[1]) for x in (query, grad, deltas[..., None])
+        block, block_grad, delta, sums = (
+            _fold(x[:, :, start:stop], key.shape[1])
+            for x in (query, grad, deltas[..., None], log_sum)
         )
         # Waits for the gradient by way of a zero: nothing here is to be done ahead and held.
         waiting = block + 0 * block_grad.astype(block.dtype)
@@ -95,7 +87,7 @@ def _backward(scale, cap, rate, residuals, grads):
         scores, slope = bend(_scaled(scores, scale), cap)
         allowed = _allowed(mask, start, stop, seen, block)
         scores = _masked(scores, _swap(allowed))
-        weights = jnp.exp(scores - _swap(log_sum))
+        weights = jnp.exp(scores - _swap(sums))
         keep = _swap(_survivors(draw, rate, (start, stop), seen, block))
         kept = _drop(weights, keep, rate).astype(value.dtype)
         grad_value = grad_value.at[:, :, seen].add(jnp.einsum("bktn,bknc->bktc", kept, block_grad))
@@ -106,10 +98,7 @@ def _backward(scale, cap, rate, residuals, grads):
         grad_query = jnp.einsum("bktn,bktc->bknc", grad_scores, key[:, :, seen])
         grad_queries.append(_unfold(grad_query, query.shape[1]))
         grad_key = grad_key.at[:, :, seen].add(jnp.einsum("bktn,bknc->bktc", grad_scores, block))
-    return jnp.concatenate(grad_queries, axis=2), grad_key, grad_value, None, None
-
-
-attention.defvjp(_forward, _backward)
+    return jnp.concatenate(grad_queries, axis=2), grad_key, grad_value
 
 
 def _allowed(mask, start, stop, seen, block):
