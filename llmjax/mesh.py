@@ -25,6 +25,7 @@ RULES: Rules = {
     # Outside of the layers, where no stage has to wait for another, stages share the rows too.
     "batch": ("stage", "data", "fsdp"),
     "sequence": ("context",),
+    "tokens": ("context", "stage", "data", "fsdp"),  # rows and sequences together
     "layers": ("stage",),
     "embed": ("fsdp",),  # the model width of weights; of activations it is never split
     "outer_embed": ("stage", "fsdp"),  # the same of weights that are of no layer
@@ -179,6 +180,8 @@ def on_parts(
     if current is None:
         return op
     specs = tuple(_visible(axes, current) for axes in in_axes)
+    nested = AxisType.Manual in current.axis_types
+    check = check and not nested
     several = any(isinstance(axes, tuple) for axes in out_axes)
     listed: tuple[Any, ...] = out_axes if several else (out_axes,)
     results = tuple(_visible(axes, current) for axes in listed)
@@ -191,7 +194,7 @@ def on_parts(
         # The gradient of what several devices hold alike is summed over them.
         alike = [others(spec) for spec in specs]
         varying = [
-            jax.lax.pcast(x, over, to="varying") if over else x
+            jax.lax.pcast(x, over, to="varying") if over and check else x
             for x, over in zip(parts, alike, strict=True)
         ]
         found = op(*varying) if several else (op(*varying),)
@@ -210,7 +213,58 @@ def on_parts(
         axis_names=free,
         check_vma=check,
     )
-    return lambda *args: mapped(*map(place, args, in_axes))
+
+    def run(*args):
+        found = mapped(*map(place, args, in_axes))
+        if not nested:
+            return found
+        # What was not checked is not known to vary.
+        outer = tuple(name for name in current.axis_names if name not in free)
+        return jax.tree.map(lambda x: jax.lax.pcast(x, outer, to="varying"), found)
+
+    return _nested(run, op, in_axes, listed, several, check) if nested else run
+
+
+def _nested(run, op, in_axes, out_axes, several: bool, check: bool) -> Callable:
+    """`run` within another `shard_map`, where jax (0.10 to 0.12) cannot take it apart.
+
+    For its own purposes it cuts an inner `shard_map` in two, and says of what passes from one to
+    the other that it is split over the outer one's axes, too. So the gradient is a `shard_map` of
+    its own, from the arguments; and no argument is known before all are.
+    """
+
+    @jax.custom_vjp
+    def whole(*args):
+        return run(*jax.lax.optimization_barrier(args))
+
+    def forward(*args):
+        return whole(*args), args
+
+    def backward(args, cotangents):
+        places = [i for i, x in enumerate(args) if jax.numpy.issubdtype(x.dtype, np.floating)]
+
+        def pull(*arrays):
+            parts, cotangents = list(arrays[: len(args)]), arrays[len(args) :]
+
+            def of_floats(*floats):
+                for i, x in zip(places, floats, strict=True):
+                    parts[i] = x
+                return op(*parts)
+
+            _, transposed = jax.vjp(of_floats, *(parts[i] for i in places))
+            return transposed(cotangents if several else cotangents[0])
+
+        axes = (*in_axes, *out_axes)
+        found = on_parts(pull, axes, tuple(in_axes[i] for i in places), check=check)(
+            *args, *(cotangents if several else (cotangents,))
+        )
+        grads: list[Any] = [None] * len(args)
+        for i, grad in zip(places, found, strict=True):
+            grads[i] = grad
+        return tuple(grads)
+
+    whole.defvjp(forward, backward)
+    return whole
 
 
 def place(x: jax.Array, axes: Axes) -> jax.Array:

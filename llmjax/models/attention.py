@@ -104,7 +104,7 @@ def attention(
     mask: Mask,
     rope_tables: tuple[jax.Array, jax.Array] | None,
     cache: dict[str, jax.Array] | None = None,
-    rows: jax.Array | None = None,
+    where: layers.Where = layers.Where(),
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
     """Self-attention over norm x, of x [B, S, D].
@@ -117,7 +117,7 @@ def attention(
         mask: which pairs attend; with a cache, its offset says where in the cache x begins.
         rope_tables: from `layers.rope_tables`, or None for no rotation.
         cache: one layer of a `KVCache`.
-        rows: int32 [B], the numbers that dropout knows rows by; by default 0, 1, …
+        where: of the activations, for dropout.
         key: for dropout; None switches it off.
 
     Returns:
@@ -149,7 +149,7 @@ def attention(
         cap=config.attention.cap,
         dropout_rate=config.dropout.attention,
         dropout_key=key,
-        dropout_rows=rows,
+        dropout_rows=where.rows,
     )
     out = einsum("bshc,hcd->bsd", jnp.swapaxes(mixed, 1, 2), params["out"], layers.HIDDEN)
     return layers.add_bias(out, params, "out"), cache

@@ -21,13 +21,13 @@ class Context:
         mask: which pairs attend.
         rope: from `layers.rope_tables`; None: nothing is rotated.
         relative: from `disentangled.relative_states`; None: attention is ordinary.
-        rows: int32 [B], the numbers that dropout knows rows by; None: 0, 1, …
+        where: of the activations, for dropout.
     """
 
     mask: Mask
     rope: tuple[jax.Array, jax.Array] | None = None
     relative: jax.Array | None = None
-    rows: jax.Array | None = None
+    where: layers.Where = layers.Where()
 
 
 @struct.dataclass
@@ -83,7 +83,7 @@ def block(
     keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
     before = x
     mixed, cache = _attend(params, x, config, context, cache, keys[0], seen)
-    x = _add(params, "attention", x, mixed, config, keys[1], context.rows)
+    x = _add(params, "attention", x, mixed, config, keys[1], context.where)
     norm = _norm_before(params, "mlp", config)
     routing = None
     if "experts" in params:
@@ -91,11 +91,11 @@ def block(
         inner, routing = experts(params["experts"], norm, x, config, segment_ids=segments)
     else:
         inner = mlp(params["mlp"], norm, x, config)
-    x = _add(params, "mlp", x, inner, config, keys[2], context.rows)
+    x = _add(params, "mlp", x, inner, config, keys[2], context.where)
     if "convolution" in params:
         segments = context.mask.segment_ids
         x = disentangled.convolution(
-            params["convolution"], before, x, config, segment_ids=segments, rows=context.rows, key=keys[3]
+            params["convolution"], before, x, config, segment_ids=segments, where=context.where, key=keys[3]
         )
     return x, Out(cache, routing)
 
@@ -111,7 +111,7 @@ def _attend(params, x, config, context, cache, key, seen):
             mask=context.mask,
             rope_tables=context.rope,
             cache=cache,
-            rows=context.rows,
+            where=context.where,
             key=key,
         )
     states, queries = (x, None) if seen is None else (seen, x)
@@ -123,7 +123,7 @@ def _attend(params, x, config, context, cache, key, seen):
         mask=context.mask,
         relative=context.relative,
         queries=queries,
-        rows=context.rows,
+        where=context.where,
         key=key,
     )
     return mixed, None
@@ -134,9 +134,9 @@ def _norm_before(params, name, config):
     return params.get(f"{name}_norm") if config.norm_order in ("pre", "both") else None
 
 
-def _add(params, name, x, added, config, key, rows):
+def _add(params, name, x, added, config, key, where):
     """x + added, with the norms that come behind."""
     if config.norm_order in ("both", "output"):
         added = layers.norm(params[f"{name}_out_norm"], added, config)
-    x = x + layers.dropout(added, config.dropout.hidden, key, rows)
+    x = x + layers.dropout(added, config.dropout.hidden, key, where)
     return layers.norm(params[f"{name}_norm"], x, config) if config.norm_order == "post" else x

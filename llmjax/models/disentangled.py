@@ -107,7 +107,7 @@ def disentangled_attention(
     mask: Mask,
     relative: jax.Array,
     queries: jax.Array | None = None,
-    rows: jax.Array | None = None,
+    where: layers.Where = layers.Where(),
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Self-attention by content and relative position (He et al. 2021, equation 4).
@@ -125,7 +125,7 @@ def disentangled_attention(
         mask: which pairs attend, without an offset. Rows that see nothing are zero.
         relative: from `relative_states`, [2·span, D].
         queries: activations [B, S, D] that attend, where they are others than x.
-        rows: int32 [B], the numbers that dropout knows rows by; by default 0, 1, …
+        where: of the activations, for dropout.
         key: for dropout, of attention weights and of relative positions; None switches it off.
 
     Returns:
@@ -144,7 +144,7 @@ def disentangled_attention(
 
     again = remat.at_level(config, "dots")
     content, positions = again(prepare)((queries, x, relative), params, norm)
-    mixed = again(functools.partial(_attend, config))(content, positions, mask, keys[1], rows)
+    mixed = again(functools.partial(_attend, config))(content, positions, mask, keys[1], where.rows)
     out = einsum("bshc,hcd->bsd", jnp.swapaxes(mixed, 1, 2), params["out"], layers.HIDDEN)
     return layers.add_bias(out, params, "out")
 
@@ -200,7 +200,7 @@ def convolution(
     config: ModelConfig,
     *,
     segment_ids: jax.Array | None = None,
-    rows: jax.Array | None = None,
+    where: layers.Where = layers.Where(),
     key: jax.Array | None = None,
 ) -> jax.Array:
     """norm(outputs + activation(dropout(inputs * kernel + bias))), zero at padding.
@@ -214,7 +214,7 @@ def convolution(
         outputs: [B, S, D], what leaves it.
         config: the model's.
         segment_ids: int32 [B, S], 0 for padding; None: a row is one segment.
-        rows: int32 [B], the numbers that dropout knows rows by; by default 0, 1, …
+        where: of the activations, for dropout.
         key: for dropout; None switches it off.
 
     Returns:
@@ -230,7 +230,7 @@ def convolution(
         windows.append(neighbours)
     inner = einsum("bskd,kde->bse", jnp.stack(windows, axis=2), params["kernel"], layers.HIDDEN)
     inner = inner + params["bias"].astype(inner.dtype) if "bias" in params else inner
-    inner = layers.dropout(inner, config.dropout.hidden, key, rows)
+    inner = layers.dropout(inner, config.dropout.hidden, key, where)
     inner = ACTIVATIONS[config.disentangled.convolution_activation](inner)
     out = layers.norm(params["norm"], outputs + inner, config)
     return out if segment_ids is None else jnp.where(segment_ids[..., None] != 0, out, 0)

@@ -51,6 +51,7 @@ def embed(
     token_types: jax.Array | None,
     config: ModelConfig,
     key: jax.Array | None,
+    where: layers.Where = layers.Where(),
 ) -> jax.Array:
     """The sum of a token's embeddings, normed and projected where the model does, [B, S, D].
 
@@ -61,6 +62,7 @@ def embed(
         token_types: int32 [B, S]; None: all are of type 0.
         config: the model's.
         key: for dropout; None switches it off.
+        where: of the tokens, for that.
     """
     x = look_up(params["embedding"], tokens, config.compute_dtype, ("vocab", None), layers.HIDDEN)
     if config.embedding.scaled:
@@ -72,7 +74,7 @@ def embed(
         x = x + _look_up(params["token_types"], types, tokens.shape[0], config)
     if config.embedding.norm:
         x = layers.norm(params["embedding_norm"], x, config)
-    x = layers.dropout(x, config.dropout.embedding, key)
+    x = layers.dropout(x, config.dropout.embedding, key, where)
     if "embedding_projection" in params:
         projection = params["embedding_projection"]
         x = einsum("bse,ed->bsd", x, projection["kernel"], layers.HIDDEN)
@@ -88,7 +90,10 @@ def embed_positions(
 
 
 def _look_up(table, rows, batch_size, config):
-    axes = layers.HIDDEN if rows.shape[0] == batch_size else (None, None, None)
+    batch, *rest = layers.HIDDEN
+    axes = (batch if rows.shape[0] == batch_size else None, *rest)
+    if rows.shape[1] == 1:  # token types, all alike
+        axes = (None, None, None)
     return look_up(table, rows, config.compute_dtype, (None, None), axes)
 
 

@@ -138,7 +138,8 @@ def logits(
     head = params["head"]
     if kind in SEQUENCE_KINDS:
         hidden = _pool(hidden, segment_ids, config.head.pool)
-    x = layers.dropout(_transform(head, hidden, config), config.dropout.classifier, key)
+    x = _transform(head, hidden, config)
+    x = layers.dropout(x, config.dropout.classifier, key, axes=layers.hidden_axes(x))
     out = _capped(_linear(head, "out", x), config)
     if kind in ("reward", "rtd", "value"):
         out = out[..., 0]
@@ -195,7 +196,7 @@ def _transform(head: Any, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 def _linear(params: Any, name: str, x: jax.Array) -> jax.Array:
     """x [B, S, D] times a weight and plus its bias, in float32."""
-    out = einsum("bsd,de->bse", x, params[name], layers.HIDDEN)
+    out = einsum("bsd,de->bse", x, params[name], layers.hidden_axes(x))
     out = out.astype(_wide(out))
     bias = params.get(f"{name}_bias")
     return out if bias is None else out + bias.astype(out.dtype)
@@ -212,6 +213,7 @@ def _wide(x: jax.Array) -> jnp.dtype:
 
 def _pool(x: jax.Array, segment_ids: jax.Array | None, how: str) -> jax.Array:
     """The state that stands for each row, [B, 1, D]: never simply that at position 0 or -1."""
+    x = mesh.place(x, ("batch", None, None))
     there = jnp.ones((1, x.shape[1]), bool) if segment_ids is None else segment_ids != 0
     if how == "mean":
         weights = there.astype(_wide(x))

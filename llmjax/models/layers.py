@@ -1,7 +1,7 @@
 """Norms, positions, dropout and the MLP: specs and the functions over them."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,23 @@ from llmjax.models.config import ModelConfig
 from llmjax.spec import Param
 
 HIDDEN = ("batch", "sequence", None)  # logical axes of activations [B, S, D]
+
+
+class Where(NamedTuple):
+    """Which part of a batch activations are of, for dropout.
+
+    Attributes:
+        rows: int32 [B], the number of each row among all of its batch; None: 0, 1, …
+        positions: int32 [S], the number of each position in its row; None: 0, 1, …
+    """
+
+    rows: jax.Array | None = None
+    positions: jax.Array | None = None
+
+
+def hidden_axes(x: jax.Array) -> mesh.Axes:
+    """Logical axes of x [B, S, D], which may have too few positions to be split by them."""
+    return HIDDEN if x.shape[1] % mesh.size("sequence") == 0 else (HIDDEN[0], None, None)
 
 
 def residual_init(config: ModelConfig) -> initializers.Initializer:
@@ -109,7 +126,7 @@ def dropout(
     x: jax.Array,
     rate: float,
     key: jax.Array | None,
-    rows: jax.Array | None = None,
+    where: Where = Where(),
     axes: mesh.Axes = HIDDEN,
 ) -> jax.Array:
     """Zeroes a share of x and scales up the rest; the identity without a key.
@@ -118,19 +135,19 @@ def dropout(
     over devices, stages or in time, the same numbers are.
 
     Args:
-        x: activations [B, S, D] or [B, D].
+        x: activations [B, S, D], or [S, D].
         rate: the share.
         key: for the draw; None switches it off.
-        rows: int32 [B], the number of each row among all of its batch; by default 0, 1, …
+        where: what the numbers of its rows and positions are.
         axes: the logical axes of x.
     """
     if key is None or rate == 0.0:
         return x
-    rows, *places, channels = (
+    known = (where.rows, where.positions, None)[-x.ndim :]
+    *rows, position, channel = (
         mesh.place(jnp.arange(n, dtype=jnp.int32) if found is None else found, (axis,))
-        for n, axis, found in zip(x.shape, axes, (rows, None, None), strict=False)
+        for n, axis, found in zip(x.shape, axes, known, strict=True)
     )
-    position = places[0][:, None] if places else 0
-    row = rows.reshape(-1, *(1,) * (x.ndim - 1))
-    keep = kernels.survives(kernels.seeds(key), row, position, channels, rate)
+    row = rows[0][:, None, None] if rows else 0
+    keep = kernels.survives(kernels.seeds(key), row, position[:, None], channel, rate)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from llmjax import mesh, tree
 from llmjax import spec as specs
-from llmjax.kernels.flash_attention import Mask
+from llmjax.kernels.flash_attention import Mask, balance, restore
 from llmjax.models import (
     blocks,
     disentangled,
@@ -34,13 +34,13 @@ class Rows(NamedTuple):
         positions: int32 [B or 1, S].
         segment_ids: int32 [B, S], or None.
         offset: int32 [B], the tokens that a cache holds of each; None without a cache.
-        numbers: int32 [B], the number of each among all rows of a batch; None: 0, 1, …
+        where: for dropout.
     """
 
     positions: jax.Array
     segment_ids: jax.Array | None = None
     offset: jax.Array | None = None
-    numbers: jax.Array | None = None
+    where: layers.Where = layers.Where()
 
 
 class Output(NamedTuple):
@@ -145,12 +145,22 @@ def forward(
         start = jnp.zeros((1, 1), jnp.int32) if offset is None else offset[:, None]
         positions = start + jnp.arange(length, dtype=jnp.int32)[None]
     keys = None if key is None else jax.random.split(key, config.num_layers + 1)
+    tokens, token_types, rows = _in_order(
+        config, tokens, token_types, Rows(positions, None if cache else segment_ids, offset)
+    )
     x = embedding.embed(
-        params, tokens, positions, token_types, config, None if keys is None else keys[-1]
+        params,
+        tokens,
+        rows.positions,
+        token_types,
+        config,
+        None if keys is None else keys[-1],
+        rows.where,
     )
     inputs = _per_layer(params["layers"], cache, keys, config)
-    rows = Rows(positions, None if cache else segment_ids, offset)
     x, outs = _run(params, x, inputs, rows, config)
+    if _is_balanced(config):
+        x = restore(x, layers.HIDDEN)
     hidden = layers.norm(params.get("final_norm"), x, config)
     routing = _routing(outs) if config.experts.count else None
     if cache is None:
@@ -158,6 +168,27 @@ def forward(
     added = length if segment_ids is None else jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32)
     cache = KVCache([out.cache for out in outs], cache.length + added)
     return Output(hidden, cache, routing)
+
+
+def _is_balanced(config: ModelConfig) -> bool:
+    """Whether sequences are in the order of `balance`: causal ones that devices share."""
+    return config.attention.causal and mesh.size("sequence") > 1
+
+
+def _in_order(config, tokens, token_types, rows: Rows) -> tuple[jax.Array, Any, Rows]:
+    """Tokens, their types and what is known of their rows, as devices share them."""
+    if mesh.size("sequence") == 1:
+        return tokens, token_types, rows
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    arrays = (tokens, token_types, rows.positions, rows.segment_ids, positions)
+
+    def order(x):
+        axes = (None if x.shape[0] == 1 else "batch", "sequence")
+        return balance(x, axes) if _is_balanced(config) else mesh.place(x, axes)
+
+    tokens, token_types, *of_rows, positions = jax.tree.map(order, arrays)
+    where = layers.Where(positions=positions[0])
+    return tokens, token_types, Rows(*of_rows, where=where)
 
 
 def _check(tokens, config, segment_ids, positions, token_types, cache) -> None:
@@ -194,7 +225,7 @@ def _contexts(rows: Rows, relative, config) -> dict[str, blocks.Context]:
         rope = None
         if config.position == "rope":
             rope = layers.rope_tables(rows.positions, config, kind)
-        contexts[kind] = blocks.Context(mask, rope, relative, rows.numbers)
+        contexts[kind] = blocks.Context(mask, rope, relative, rows.where)
     return contexts
 
 
@@ -242,7 +273,7 @@ def _run(params, x, inputs, rows: Rows, config) -> tuple[jax.Array, Any]:
                 f"mesh.stage={mesh.size('layers')}: stages need layers that are alike and stacked, "
                 "without DeBERTa's mask decoder; set model.scan_layers=True, or mesh.stage=1"
             )
-        return pipeline.run(run, x, inputs, _by_row(rows, x), relative, config.pipeline, len(pattern))
+        return _in_stages(run, x, inputs, rows, relative, config)
     if not decodes:
         return run(x, inputs, rows, relative)
     *earlier, last = inputs if isinstance(inputs, list) else tree.unstack(inputs)
@@ -256,14 +287,22 @@ def _run(params, x, inputs, rows: Rows, config) -> tuple[jax.Array, Any]:
     return x, outs
 
 
-def _by_row(rows: Rows, x: jax.Array) -> Rows:
-    """All of it for every row, which keeps its number wherever it goes."""
-    positions = jnp.broadcast_to(rows.positions, x.shape[:2])
-    numbers = jnp.arange(x.shape[0], dtype=jnp.int32)
-    return rows._replace(
-        positions=mesh.place(positions, layers.HIDDEN[:2]),
-        numbers=mesh.place(numbers, layers.HIDDEN[:1]),
+def _in_stages(run, x, inputs, rows: Rows, relative, config) -> tuple[jax.Array, Any]:
+    """All blocks, in the stages of a pipeline, in which every row keeps its number."""
+    tokens = layers.HIDDEN[:2]
+    by_row = rows._replace(
+        positions=mesh.place(jnp.broadcast_to(rows.positions, x.shape[:2]), tokens),
+        where=layers.Where(mesh.place(jnp.arange(x.shape[0], dtype=jnp.int32), tokens[:1])),
     )
+
+    def body(x, layers, rows, shared):
+        relative, positions = shared
+        where = rows.where._replace(positions=positions)
+        return run(x, layers, rows._replace(where=where), relative)
+
+    shared = relative, rows.where.positions
+    period = len(config.attention.pattern)
+    return pipeline.run(body, x, inputs, by_row, shared, config.pipeline, period)
 
 
 def _routing(outs) -> Routing:

@@ -16,7 +16,7 @@ from flax import struct
 from llmjax import mesh
 from llmjax.kernels.linear_cross_entropy import IGNORE
 
-ROWS = ("batch", "sequence")  # logical axes of tokens [B, S]
+ROWS = ("batch", None)  # logical axes of tokens [B, S]: what is drawn for one depends on others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,8 @@ def word_starts(tokens: jax.Array, starts_word: jax.Array) -> jax.Array:
         starts_word: bool [V], whether a token of the vocabulary begins a word (in SentencePiece
             those with "▁" in front, in WordPiece those without "##").
     """
-    return mesh.sharded(jnp.asarray(starts_word).at[jnp.asarray(tokens)].get, ROWS)()
+    tokens = mesh.place(jnp.asarray(tokens), ROWS)
+    return mesh.sharded(jnp.asarray(starts_word).at[tokens].get, ROWS)()
 
 
 def _special(mask_id: int, vocab_size: int, special_ids: tuple[int, ...]) -> np.ndarray:

@@ -16,7 +16,8 @@ def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
         positions: int32 [B, P] in [0, S), as `mask_tokens` gives them.
     """
     # Rows are a batch axis of this look-up, so each device finds those of its own.
-    found = jnp.take_along_axis(jnp.asarray(hidden), jnp.asarray(positions)[..., None], axis=1)
+    hidden = mesh.place(jnp.asarray(hidden), ("batch", None, None))
+    found = jnp.take_along_axis(hidden, jnp.asarray(positions)[..., None], axis=1)
     return mesh.place(found, ("batch", None, None))
 
 

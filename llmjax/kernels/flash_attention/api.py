@@ -1,7 +1,7 @@
 """The public attention operation."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ from llmjax.kernels.flash_attention import (
     reference,
     xla,
 )
-from llmjax.kernels.flash_attention.attend import Implementation, attention
+from llmjax.kernels.flash_attention.attend import Implementation, OnParts, attention
 from llmjax.kernels.flash_attention.mask import Mask
 from llmjax.kernels.flash_attention.ring import Ring
-from llmjax.kernels.flash_attention.tiles import Options, Result
+from llmjax.kernels.flash_attention.tiles import Options
 
 Name = Literal["xla", "pallas_tpu", "pallas_gpu", "cudnn", "tokamax", "reference"]
 BLOCKWISE = {"xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
@@ -132,12 +132,12 @@ def flash_attention_with_log_sum(
     interpret = chosen != "xla" and implementations.interpreted(chosen)
     options = Options(scale, cap, rate, interpret)
     devices = mesh.size("sequence")
-    if chosen == "xla" and devices == 1:
-        out, log_sum = attention(xla, query, key, value, mask, draw, options)
-    else:
-        found: Implementation = BLOCKWISE[chosen]
-        found = Ring(found, devices) if devices > 1 else found
-        out, log_sum = _on_parts(found, query, key, value, mask, draw, options)
+    found: Implementation = BLOCKWISE[chosen]
+    if devices > 1:
+        found = OnParts(Ring(found, devices))
+    elif chosen != "xla":
+        found = OnParts(found)
+    out, log_sum = attention(found, query, key, value, mask, draw, options)
     if sinks is None:
         return out, log_sum
     sinks = sinks.astype(log_sum.dtype)[:, None]
@@ -166,23 +166,6 @@ def _prepare(query, key, value, mask, scale, sinks) -> tuple[Mask, float]:
         # It limits nothing, and faster implementations have none.
         mask = dataclasses.replace(mask, window=0)
     return mask, query.shape[-1] ** -0.5 if scale is None else scale
-
-
-def _on_parts(implementation, query, key, value, mask, draw, options) -> Result:
-    """On every device's rows, heads and parts of the sequences."""
-    limits, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, mask))
-
-    def attend(query, key, value, seeds, heads, *limits):
-        local = jax.tree.unflatten(structure, limits)
-        draw = dropout.Draw(seeds, heads)
-        return attention(implementation, query, key, value, local, draw, options)
-
-    queries = ("batch", "heads", "sequence", None)
-    keys = ("batch", "kv_heads", "sequence", None)
-    by_row = tuple(("batch", "sequence")[: limit.ndim] for limit in limits)
-    axes = (queries, keys, keys, (None,), ("batch", "kv_heads"), *by_row)
-    attend = mesh.on_parts(attend, axes, (queries, queries[:3]), check=not options.interpret)
-    return attend(query, key, value, *draw, *limits)
 
 
 def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> None:

@@ -1,13 +1,21 @@
 """What implementations of attention have in common: two functions, and the gradient made of them."""
 
 import functools
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
+from llmjax import mesh
 from llmjax.kernels.dropout import Draw
 from llmjax.kernels.flash_attention.mask import Mask
 from llmjax.kernels.flash_attention.tiles import Gradients, Options, Result
+
+
+# Logical axes.
+QUERY = ("batch", "heads", "sequence", None)
+KEY = ("batch", "kv_heads", "sequence", None)
 
 
 class Implementation(Protocol):
@@ -42,6 +50,42 @@ class Implementation(Protocol):
         their sum over all parts of the keys is that by all of them.
         """
         ...
+
+
+class OnParts(NamedTuple):
+    """Of another one, what every device does with its rows, heads and parts of sequences."""
+
+    implementation: Implementation
+
+    def forward(self, query, key, value, mask: Mask, draw: Draw, options: Options) -> Result:
+        """As `Implementation`."""
+        run = self._map(self.implementation.forward, mask, draw, options, (QUERY, QUERY[:3]))
+        return run(query, key, value)
+
+    def backward(
+        self, query, key, value, mask: Mask, draw: Draw, result: Result, grads: Result, options
+    ) -> Gradients:
+        """As `Implementation`."""
+        run = self._map(self.implementation.backward, mask, draw, options, (QUERY, KEY, KEY))
+        return run(query, key, value, *result, *grads)
+
+    def _map(self, run: Callable, mask: Mask, draw: Draw, options: Options, out: tuple) -> Callable:
+        limits, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, mask))
+        by_row = tuple(("batch", "sequence")[: limit.ndim] for limit in limits)
+
+        def local(seeds, heads, *rest):
+            mask = jax.tree.unflatten(structure, rest[: len(limits)])
+            query, key, value, *more = rest[len(limits) :]
+            pairs = zip(more[::2], more[1::2], strict=True)
+            return run(query, key, value, mask, Draw(seeds, heads), *pairs, options)
+
+        def everywhere(*arrays):
+            more = (QUERY, QUERY[:3], QUERY, QUERY[:3])[: len(arrays) - 3]
+            axes = ((None,), ("batch", "kv_heads"), *by_row, QUERY, KEY, KEY, *more)
+            mapped = mesh.on_parts(local, axes, out, check=not options.interpret)
+            return mapped(*draw, *limits, *arrays)
+
+        return everywhere
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))

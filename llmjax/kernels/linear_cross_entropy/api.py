@@ -1,6 +1,7 @@
 """The public operations from hidden states to losses and log-probabilities."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -16,6 +17,7 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
     Wanted,
     combine,
 )
+from llmjax.kernels.tiling import pad
 
 IGNORE = -1  # the target of a position that predicts nothing
 
@@ -71,11 +73,13 @@ def linear_cross_entropy(
         return jnp.sum(losses), losses
     loss = TokenLoss(weight.shape[0], label_smoothing, z_loss)
     hidden, weight, bias, targets = _on_device(hidden, weight, bias, targets)
+    hidden, targets, unfold = _fold(hidden, targets)
     chosen = implementation or _fastest(hidden)
     if chosen == "xla":
-        return xla.token_losses(hidden, weight, bias, targets, loss, cap)
+        total, losses = xla.token_losses(hidden, weight, bias, targets, loss, cap)
+        return total, unfold(losses)
     losses = loss(_by_kernel(chosen, hidden, weight, bias, targets, loss.wanted, cap), targets)
-    return jnp.sum(losses), losses
+    return jnp.sum(losses), unfold(losses)
 
 
 def linear_log_probs(
@@ -114,14 +118,38 @@ def linear_log_probs(
         log_probs, entropies = reference.log_probs(hidden, weight, bias, targets, cap)
         return log_probs, entropies if entropy else None
     hidden, weight, bias, targets = _on_device(hidden, weight, bias, targets)
+    hidden, targets, unfold = _fold(hidden, targets)
     chosen = implementation or _fastest(hidden)
     statistics = xla.statistics if chosen == "xla" else functools.partial(_by_kernel, chosen)
     found = statistics(hidden, weight, bias, targets, Wanted(expected=entropy), cap)
     there = targets >= 0
-    log_probs = jnp.where(there, found.target - found.log_sum, 0.0)
+    log_probs = unfold(jnp.where(there, found.target - found.log_sum, 0.0))
     if found.expected is None:
         return log_probs, None
-    return log_probs, jnp.where(there, found.log_sum - found.expected, 0.0)
+    return log_probs, unfold(jnp.where(there, found.log_sum - found.expected, 0.0))
+
+
+def _fold(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, Callable]:
+    """Tokens as rows of the parts that sequences are split into, and what inverts that.
+
+    Each lies where it lay. From here on tokens are split by rows alone.
+    """
+    devices, length = mesh.size("sequence"), targets.shape[1]
+    if devices == 1:
+        return hidden, targets, lambda x: x
+
+    def move(x, before, after):
+        rest = (None,) * (x.ndim - 2)
+        return mesh.on_parts(lambda part: part, ((*before, *rest),), (*after, *rest))(x)
+
+    def unfold(x):
+        x = move(x, ("tokens", None), ("batch", "sequence"))
+        return x if x.shape[1] == length else mesh.place(x, ("batch", None))[:, :length]
+
+    # Masked tokens, say, may not divide.
+    padded = pad(hidden, 1, devices), pad(targets, 1, devices, IGNORE)
+    hidden, targets = (move(x, ("batch", "sequence"), ("tokens", None)) for x in padded)
+    return hidden, targets, unfold
 
 
 def _fastest(hidden: jax.Array) -> Implementation:
@@ -157,7 +185,7 @@ def _by_kernel(
 
     biases = () if bias is None else (bias,)
     arrays = (hidden, targets, starts, weight, *biases)
-    rows, head = ("batch", None), (("vocab", None), *[("vocab",) for _ in biases])
+    rows, head = ("tokens", None), (("vocab", None), *[("vocab",) for _ in biases])
     axes = ((*rows, None), rows, ("vocab",), *head)
     out = ("vocab", None, *rows)
     leaves = mesh.on_parts(local, axes, out, check=not options.interpret)(*arrays)

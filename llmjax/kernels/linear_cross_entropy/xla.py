@@ -100,17 +100,17 @@ class _Logits:
         self.hidden, self.targets, self.head = hidden, targets, head
         accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
         self.product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
-        product = mesh.sharded(self.product, ("batch", "vocab"))
+        product = mesh.sharded(self.product, ("tokens", "vocab"))
         logits = product("nd,vd->nv", hidden, head.weight)
         # Looked up in the weight, not in the logits: that works on a sharded vocabulary, and saves
         # a pass over them.
         index = jnp.maximum(targets, 0)
-        rows = mesh.sharded(head.weight.at[index].get, ("batch", None))()
+        rows = mesh.sharded(head.weight.at[index].get, ("tokens", None))()
         at_target = self.product("nd,nd->n", hidden, rows)
         if head.bias is not None:
             bias = jnp.asarray(head.bias, accumulate)
             logits += bias
-            at_target += mesh.sharded(bias.at[index].get, ("batch",))()
+            at_target += mesh.sharded(bias.at[index].get, ("tokens",))()
         self.values, self.slope = bend(logits, cap)
         at_target, _ = bend(at_target, cap)
         highest = jnp.max(self.values, axis=-1, keepdims=True)
@@ -136,7 +136,7 @@ class _Logits:
         if columns.every is not None:
             grad += columns.every
         grad = (grad * self.slope).astype(self.hidden.dtype)
-        grad_hidden = mesh.sharded(jnp.einsum, ("batch", None))("nv,vd->nd", grad, self.head.weight)
+        grad_hidden = mesh.sharded(jnp.einsum, ("tokens", None))("nv,vd->nd", grad, self.head.weight)
         product = mesh.sharded(self.product, ("vocab", "outer_embed"))
         grad_weight = product("nv,nd->vd", grad, self.hidden)
         grad_bias = None
@@ -157,7 +157,7 @@ class Chunk(NamedTuple):
 def chunks(hidden: jax.Array, vocab: int) -> int:
     """Into how many pieces the sequence of [B, S, D] is cut: the fewest that divide it and fit."""
     batch, length, width = hidden.shape
-    rows = -(-batch // mesh.size("batch")) * -(-vocab // mesh.size("vocab"))
+    rows = -(-batch // mesh.size("tokens")) * -(-vocab // mesh.size("vocab"))
     # An H100 takes 21 ms with chunks of 64 MB where it takes 9 with larger ones; CPUs do not care.
     # Every chunk reads and writes the sum of the weight's gradient, in float32: 2.1 GB for 4,096
     # channels and a vocabulary of 128,256, so that smaller ones would save little besides.
@@ -215,7 +215,7 @@ def _rows(x):
 
 def _reshape(x, *shape):
     """JAX knows how the first axis is split after it, unless a length is 1."""
-    return mesh.sharded(jnp.reshape, ("batch", *(None for _ in shape[1:])))(x, shape)
+    return mesh.sharded(jnp.reshape, ("tokens", *(None for _ in shape[1:])))(x, shape)
 
 
 def _cut(x, count):
@@ -227,6 +227,6 @@ def _cut(x, count):
 def _join(x, batch):
     """Chunks [count, N, ...] to [B, S, ...]."""
     count, rows, *rest = x.shape
-    split = mesh.sharded(jnp.reshape, (None, "batch", *(None for _ in (rows, *rest))))
+    split = mesh.sharded(jnp.reshape, (None, "tokens", *(None for _ in (rows, *rest))))
     x = jnp.moveaxis(split(x, (count, batch, rows // batch, *rest)), 0, 1)
     return _reshape(x, batch, count * (rows // batch), *rest)
