@@ -115,11 +115,7 @@ def _visible(axes: Axes, current: jax.sharding.AbstractMesh) -> PartitionSpec:
 
     An axis of one device splits nothing, and a loop over layers may not run over one that does.
     """
-    free = {
-        name
-        for name, kind in zip(current.axis_names, current.axis_types, strict=True)
-        if kind != AxisType.Manual and current.shape[name] > 1
-    }
+    free = {name for name in _free(current) if current.shape[name] > 1}
     rules = {name: tuple(m for m in target if m in free) for name, target in RULES.items()}
     return partition_spec(axes, rules)
 
@@ -179,12 +175,18 @@ def on_parts(
     current = _current()
     if current is None:
         return op
+    if AxisType.Manual in current.axis_types:
+        return _within(op, in_axes, out_axes, check)
+    return _mapped(op, in_axes, out_axes, check)
+
+
+def _mapped(op, in_axes, out_axes, check: bool) -> Callable:
+    """`on_parts` by one `shard_map`."""
+    current = _current()
+    assert current is not None
     specs = tuple(_visible(axes, current) for axes in in_axes)
-    nested = AxisType.Manual in current.axis_types
-    check = check and not nested
-    several = any(isinstance(axes, tuple) for axes in out_axes)
-    listed: tuple[Any, ...] = out_axes if several else (out_axes,)
-    results = tuple(_visible(axes, current) for axes in listed)
+    several = _several(out_axes)
+    results = tuple(_visible(axes, current) for axes in (out_axes if several else (out_axes,)))
     names = set().union(*map(_names, specs))
 
     def others(spec):
@@ -201,44 +203,36 @@ def on_parts(
         sums = (jax.lax.psum(x, others(to)) for x, to in zip(found, results, strict=True))
         return tuple(sums) if several else next(sums)
 
-    free = {
-        name
-        for name, kind in zip(current.axis_names, current.axis_types, strict=True)
-        if kind != AxisType.Manual
-    }
     mapped = jax.shard_map(
         part,
         in_specs=specs,
         out_specs=results if several else results[0],
-        axis_names=free,
+        axis_names=_free(current),
         check_vma=check,
     )
-
-    def run(*args):
-        found = mapped(*map(place, args, in_axes))
-        if not nested:
-            return found
-        # What was not checked is not known to vary.
-        outer = tuple(name for name in current.axis_names if name not in free)
-        return jax.tree.map(lambda x: jax.lax.pcast(x, outer, to="varying"), found)
-
-    return _nested(run, op, in_axes, listed, several, check) if nested else run
+    return lambda *args: mapped(*map(place, args, in_axes))
 
 
-def _nested(run, op, in_axes, out_axes, several: bool, check: bool) -> Callable:
-    """`run` within another `shard_map`, where jax (0.10 to 0.12) cannot take it apart.
+def _within(op, in_axes, out_axes, check: bool) -> Callable:
+    """`on_parts` within another `shard_map`, where jax (0.10 to 0.12) cannot take it apart.
 
-    For its own purposes it cuts an inner `shard_map` in two, and says of what passes from one to
-    the other that it is split over the outer one's axes, too. So the gradient is a `shard_map` of
-    its own, from the arguments; and no argument is known before all are.
+    To find a gradient, or what a loop need not do again, it cuts an inner `shard_map` in two, and
+    says of what passes from one to the other that it is split over the outer one's axes, too;
+    unless it is not to check that. And the gradient is a `shard_map` of its own, from the arguments.
     """
+    current = _current()
+    assert current is not None
+    outer = tuple(name for name in current.axis_names if name not in _free(current))
+    listed: tuple[Axes, ...] = out_axes if _several(out_axes) else (out_axes,)
 
     @jax.custom_vjp
-    def whole(*args):
-        return run(*jax.lax.optimization_barrier(args))
+    def run(*args):
+        found = _mapped(op, in_axes, out_axes, check=False)(*args)
+        # What was not checked is not known to vary.
+        return jax.tree.map(lambda x: jax.lax.pcast(x, outer, to="varying"), found)
 
     def forward(*args):
-        return whole(*args), args
+        return run(*args), args
 
     def backward(args, cotangents):
         places = [i for i, x in enumerate(args) if jax.numpy.issubdtype(x.dtype, np.floating)]
@@ -252,19 +246,25 @@ def _nested(run, op, in_axes, out_axes, several: bool, check: bool) -> Callable:
                 return op(*parts)
 
             _, transposed = jax.vjp(of_floats, *(parts[i] for i in places))
-            return transposed(cotangents if several else cotangents[0])
+            return transposed(cotangents if _several(out_axes) else cotangents[0])
 
-        axes = (*in_axes, *out_axes)
-        found = on_parts(pull, axes, tuple(in_axes[i] for i in places), check=check)(
-            *args, *(cotangents if several else (cotangents,))
-        )
-        grads: list[Any] = [None] * len(args)
-        for i, grad in zip(places, found, strict=True):
-            grads[i] = grad
-        return tuple(grads)
+        to = tuple(in_axes[i] for i in places)
+        cotangents = cotangents if _several(out_axes) else (cotangents,)
+        found = iter(_mapped(pull, (*in_axes, *listed), to, check)(*args, *cotangents))
+        return tuple(next(found) if i in places else None for i in range(len(args)))
 
-    whole.defvjp(forward, backward)
-    return whole
+    run.defvjp(forward, backward)
+    return run
+
+
+def _several(out_axes: Axes | tuple[Axes, ...]) -> bool:
+    return any(isinstance(axes, tuple) for axes in out_axes)
+
+
+def _free(current: jax.sharding.AbstractMesh) -> set[str]:
+    """The mesh axes that no `shard_map` around here has taken."""
+    axes = zip(current.axis_names, current.axis_types, strict=True)
+    return {name for name, kind in axes if kind != AxisType.Manual}
 
 
 def place(x: jax.Array, axes: Axes) -> jax.Array:
