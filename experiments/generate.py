@@ -21,7 +21,7 @@ import jax
 from absl import flags as absl_flags
 
 from experiments import flags, runs
-from llmjax import models, sampling
+from llmjax import mesh, models, sampling
 from llmjax.data import corpora
 
 RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run.")
@@ -66,7 +66,8 @@ def main(argv: list[str]) -> None:
             f"--run_dir={run_dir}: an encoder, trained by {saved.objective}, sees both sides of a "
             "token and cannot write; name a run with objective=clm"
         )
-    with jax.set_mesh(runs.make_mesh(saved)), _errors_of_flags():
+    made = mesh.for_decoding(runs.make_mesh(saved))
+    with jax.set_mesh(made), _errors_of_flags():
         records = read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else []
         # Each turn of a conversation is a line.
         stops = ["\n"] if talks and saved.corpus == "chitchat" else []

@@ -1,12 +1,13 @@
 """Everything that determines a pretraining run, in one frozen config."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Literal
 
 from llmjax.data import corpora
 from llmjax.data.config import RESERVED_PIECES, DataConfig, Source
-from llmjax.mesh import MeshConfig
+from llmjax.mesh import RULES, MeshConfig
 from llmjax.models.config import ModelConfig
 from llmjax.objectives import MaskingConfig, ReplacementConfig
 from llmjax.optim.config import OptimizerConfig
@@ -130,11 +131,11 @@ class Recipe:
 
     def _require_batch_divides(self) -> None:
         """Only the known part: a mesh axis of -1 is known when the devices are."""
-        replicas = max(self.mesh.data, 1) * max(self.mesh.fsdp, 1)
+        replicas = math.prod(max(getattr(self.mesh, name), 1) for name in RULES["batch"])
         _require(
             self.batch_size % (self.accumulate * replicas) == 0,
             f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} parts "
-            f"over mesh.data × mesh.fsdp = {replicas} devices: choose a multiple of "
+            f"over {replicas} devices (mesh {' × '.join(RULES['batch'])}): choose a multiple of "
             f"{self.accumulate * replicas}",
         )
 

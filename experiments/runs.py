@@ -122,16 +122,19 @@ def make_mesh(recipe: Recipe) -> jax.sharding.Mesh:
         made = mesh.make_mesh(recipe.mesh)
     except ValueError as error:
         raise FlagError(str(error)) from error
-    rows = made.shape["data"] * made.shape["fsdp"]
-    if recipe.batch_size % (rows * recipe.accumulate):
-        raise FlagError(
-            f"batch_size={recipe.batch_size} does not divide over {rows} devices (mesh.data × "
-            f"mesh.fsdp) in accumulate={recipe.accumulate} parts"
-        )
-    try:
-        spec = objective.param_spec(recipe)
-    except ValueError as error:
-        raise FlagError(str(error)) from error
+    with jax.set_mesh(made):
+        rows = mesh.size("batch")
+        if recipe.batch_size % (rows * recipe.accumulate):
+            raise FlagError(
+                f"batch_size={recipe.batch_size} does not divide over {rows} devices (mesh "
+                f"{' × '.join(mesh.RULES['batch'])}) in accumulate={recipe.accumulate} parts"
+            )
+        try:
+            rows = recipe.batch_size // recipe.accumulate
+            models.require_fits(recipe.model, rows, recipe.sequence_length)
+            spec = objective.param_spec(recipe)
+        except ValueError as error:
+            raise FlagError(str(error)) from error
     for param in jax.tree.leaves(spec, is_leaf=specs.is_param):
         _require_divides(param, made)
     return made

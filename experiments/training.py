@@ -10,7 +10,8 @@ import jax
 from experiments import objective, runs
 from experiments.flags import FlagError
 from experiments.recipe import Recipe
-from llmjax import data, optim, planning, sampling, train
+from llmjax import data, mesh, optim, planning, sampling, train
+from llmjax import spec as specs
 from llmjax.train import metrics
 from llmjax.train.checkpoint import Checkpointer
 from llmjax.train.loop import Every, Pause, fit
@@ -152,15 +153,16 @@ class _Run:
         prompt, config = self.recipe.sample_prompt, self.recipe.model
         tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
         room = config.max_length - len(tokens)
-        written = sampling.generate(
-            pause.state.params,
-            [tokens],
-            config,
-            jax.random.key(self.recipe.seed),
-            max_new_tokens=min(self.recipe.sample_tokens, room),
-            sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
-            stop_tokens=(self.tokenizer.eos_id,),
-        )
+        with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
+            written = sampling.generate(
+                specs.move(pause.state.params, objective.param_spec(self.recipe)),
+                [tokens],
+                config,
+                jax.random.key(self.recipe.seed),
+                max_new_tokens=min(self.recipe.sample_tokens, room),
+                sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
+                stop_tokens=(self.tokenizer.eos_id,),
+            )
         text = self.tokenizer.decode(written.tokens[0, : written.lengths[0]].tolist())
         samples.write({"step": pause.step, "prompt": prompt, "continuation": text})
         progress.sample(prompt, text)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import einops
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -85,6 +86,18 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.M
             "choose sizes whose product is that, or -1 for one of them"
         )
     return jax.make_mesh(tuple(sizes), AXES, devices=devices)
+
+
+def for_decoding(made: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """The same devices for a model that writes, which has neither stages nor long sequences.
+
+    Those of the axes stage and context join fsdp's, and go on sharing the parameters.
+    """
+    devices = einops.rearrange(
+        made.devices,
+        "stage data fsdp context tensor expert -> 1 data (stage fsdp context) 1 tensor expert",
+    )
+    return jax.sharding.Mesh(devices, AXES, axis_types=made.axis_types)
 
 
 def partition_spec(axes: Axes, rules: Rules = RULES) -> PartitionSpec:
@@ -218,7 +231,7 @@ def _within(op, in_axes, out_axes, check: bool) -> Callable:
 
     To find a gradient, or what a loop need not do again, it cuts an inner `shard_map` in two, and
     says of what passes from one to the other that it is split over the outer one's axes, too;
-    unless it is not to check that. And the gradient is a `shard_map` of its own, from the arguments.
+    unless it is not to check that. And the gradient is a `shard_map` of its own.
     """
     current = _current()
     assert current is not None

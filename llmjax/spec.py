@@ -115,6 +115,15 @@ def abstract(spec: Tree, dtype: Any = jnp.float32) -> Tree:
     return map_params(one, spec)
 
 
+def move(params: Tree, spec: Tree) -> Tree:
+    """Parameters that lie anywhere, on another mesh say, to where the current one has them."""
+
+    def one(param: Param, value: jax.Array) -> jax.Array:
+        return jax.device_put(value, mesh.named_sharding(param.axes))
+
+    return jax.tree.map(one, spec, params, is_leaf=is_param)
+
+
 def shardings(spec: Tree, rules: mesh.Rules = mesh.RULES) -> Tree:
     """The `PartitionSpec` of every parameter under `rules`."""
     return map_params(lambda param: mesh.partition_spec(param.axes, rules), spec)

@@ -30,8 +30,10 @@ from llmjax.models.options import (
     Embedding,
     Experts,
     Head,
+    Pipeline,
     Rope,
 )
+from llmjax.models.placement import require_fits
 from llmjax.models.transformer import Output, apply, forward, spec
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "KVCache",
     "ModelConfig",
     "Output",
+    "Pipeline",
     "Rope",
     "Routing",
     "apply",
@@ -68,6 +71,7 @@ __all__ = [
     "qwen2",
     "qwen3",
     "qwen3_moe",
+    "require_fits",
     "roberta",
     "spec",
     "with_head",

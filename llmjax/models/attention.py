@@ -104,7 +104,7 @@ def attention(
     mask: Mask,
     rope_tables: tuple[jax.Array, jax.Array] | None,
     cache: dict[str, jax.Array] | None = None,
-    where: layers.Where = layers.Where(),
+    where: layers.Where = layers.EVERYWHERE,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
     """Self-attention over norm x, of x [B, S, D].

@@ -27,7 +27,7 @@ class Context:
     mask: Mask
     rope: tuple[jax.Array, jax.Array] | None = None
     relative: jax.Array | None = None
-    where: layers.Where = layers.Where()
+    where: layers.Where = layers.EVERYWHERE
 
 
 @struct.dataclass
@@ -95,7 +95,13 @@ def block(
     if "convolution" in params:
         segments = context.mask.segment_ids
         x = disentangled.convolution(
-            params["convolution"], before, x, config, segment_ids=segments, where=context.where, key=keys[3]
+            params["convolution"],
+            before,
+            x,
+            config,
+            segment_ids=segments,
+            where=context.where,
+            key=keys[3],
         )
     return x, Out(cache, routing)
 

@@ -107,7 +107,7 @@ def disentangled_attention(
     mask: Mask,
     relative: jax.Array,
     queries: jax.Array | None = None,
-    where: layers.Where = layers.Where(),
+    where: layers.Where = layers.EVERYWHERE,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Self-attention by content and relative position (He et al. 2021, equation 4).
@@ -200,7 +200,7 @@ def convolution(
     config: ModelConfig,
     *,
     segment_ids: jax.Array | None = None,
-    where: layers.Where = layers.Where(),
+    where: layers.Where = layers.EVERYWHERE,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """norm(outputs + activation(dropout(inputs * kernel + bias))), zero at padding.

@@ -51,7 +51,7 @@ def embed(
     token_types: jax.Array | None,
     config: ModelConfig,
     key: jax.Array | None,
-    where: layers.Where = layers.Where(),
+    where: layers.Where = layers.EVERYWHERE,
 ) -> jax.Array:
     """The sum of a token's embeddings, normed and projected where the model does, [B, S, D].
 

@@ -27,6 +27,9 @@ class Where(NamedTuple):
     positions: jax.Array | None = None
 
 
+EVERYWHERE = Where()
+
+
 def hidden_axes(x: jax.Array) -> mesh.Axes:
     """Logical axes of x [B, S, D], which may have too few positions to be split by them."""
     return HIDDEN if x.shape[1] % mesh.size("sequence") == 0 else (HIDDEN[0], None, None)
@@ -126,7 +129,7 @@ def dropout(
     x: jax.Array,
     rate: float,
     key: jax.Array | None,
-    where: Where = Where(),
+    where: Where = EVERYWHERE,
     axes: mesh.Axes = HIDDEN,
 ) -> jax.Array:
     """Zeroes a share of x and scales up the rest; the identity without a key.

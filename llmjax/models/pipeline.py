@@ -75,8 +75,9 @@ def schedule(config: Pipeline, rows: int, layers: int, period: int = 1) -> Sched
     if layers % (groups * period):
         patterns = f" of whole patterns of {period}" if period > 1 else ""
         raise ValueError(
-            f"{layers} layers do not divide into {groups} equal groups{patterns} (mesh.stage={stages} "
-            f"× model.pipeline.rounds={config.rounds}): choose stages and rounds that do"
+            f"{layers} layers do not divide into {groups} equal groups{patterns} "
+            f"(mesh.stage={stages} × model.pipeline.rounds={config.rounds}): choose stages and "
+            "rounds that do"
         )
     # A micro-batch has a row for every device that shares the batch of a stage.
     most = rows // (mesh.size("batch") // stages)
@@ -127,7 +128,9 @@ def run(
     layers, restore = _without_keys(layers)
 
     def stage(x, layers, rows, shared):
-        return _stage(lambda x, group, *rest: body(x, restore(group), *rest), plan, x, layers, rows, shared)
+        return _stage(
+            lambda x, group, *rest: body(x, restore(group), *rest), plan, x, layers, rows, shared
+        )
 
     here, everywhere = jax.P(AXIS), jax.P()
     mapped = jax.shard_map(
@@ -224,8 +227,8 @@ def _deal(leaf, plan: Schedule):
 def deals(plan: Schedule) -> list[list[tuple[int, int]]]:
     """V turns, in each of which every stage sends one group and gets one: their numbers, by stage.
 
-    Stage p holds the groups from p·V on, so stages p and p + P/d, d being gcd(P, V), have groups for
-    the same d stages in a row: in one turn they send different ones of these.
+    Stage p holds the groups from p·V on, so stages p and p + P/d, d being gcd(P, V), have groups
+    for the same d stages in a row: in one turn they send different ones of these.
     """
     stages, rounds = plan.stages, plan.rounds
     common = math.gcd(stages, rounds)
@@ -257,7 +260,7 @@ def _without_keys(layers: Any) -> tuple[Any, Callable[[Any], Any]]:
             lambda leaf, kind: leaf if kind is None else jax.random.wrap_key_data(leaf, impl=kind),
             plain,
             kinds,
-            is_leaf=lambda leaf: leaf is None
+            is_leaf=lambda leaf: leaf is None,
         )
 
     return jax.tree.map(plain, layers), restore

@@ -23,6 +23,7 @@ from llmjax.models import (
 from llmjax.models.attention import KVCache, require_causal
 from llmjax.models.config import ModelConfig
 from llmjax.models.experts import Routing
+from llmjax.models.placement import require_fits
 
 Params = Any
 
@@ -40,7 +41,7 @@ class Rows(NamedTuple):
     positions: jax.Array
     segment_ids: jax.Array | None = None
     offset: jax.Array | None = None
-    where: layers.Where = layers.Where()
+    where: layers.Where = layers.EVERYWHERE
 
 
 class Output(NamedTuple):
@@ -186,9 +187,9 @@ def _in_order(config, tokens, token_types, rows: Rows) -> tuple[jax.Array, Any, 
         axes = (None if x.shape[0] == 1 else "batch", "sequence")
         return balance(x, axes) if _is_balanced(config) else mesh.place(x, axes)
 
-    tokens, token_types, *of_rows, positions = jax.tree.map(order, arrays)
+    tokens, token_types, of_rows, segment_ids, positions = jax.tree.map(order, arrays)
     where = layers.Where(positions=positions[0])
-    return tokens, token_types, Rows(*of_rows, where=where)
+    return tokens, token_types, Rows(of_rows, segment_ids, where=where)
 
 
 def _check(tokens, config, segment_ids, positions, token_types, cache) -> None:
@@ -209,6 +210,7 @@ def _check(tokens, config, segment_ids, positions, token_types, cache) -> None:
             raise ValueError(
                 f"{tokens.shape[1]} tokens are more than the cache holds, {cache.capacity}"
             )
+    require_fits(config, *tokens.shape, cached=cache is not None)
     longest = tokens.shape[1] if cache is None else cache.capacity
     if embedding.has_positions(config) and longest > config.max_length:
         raise ValueError(
@@ -267,12 +269,7 @@ def _run(params, x, inputs, rows: Rows, config) -> tuple[jax.Array, Any]:
         )
 
     decodes = config.disentangled.mask_decoder and config.head.kind == "mlm"
-    if mesh.size("layers") > 1 and rows.offset is None:
-        if decodes or isinstance(inputs, list):
-            raise ValueError(
-                f"mesh.stage={mesh.size('layers')}: stages need layers that are alike and stacked, "
-                "without DeBERTa's mask decoder; set model.scan_layers=True, or mesh.stage=1"
-            )
+    if mesh.size("layers") > 1:
         return _in_stages(run, x, inputs, rows, relative, config)
     if not decodes:
         return run(x, inputs, rows, relative)

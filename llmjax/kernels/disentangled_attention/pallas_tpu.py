@@ -22,7 +22,7 @@ from llmjax.kernels.flash_attention.tile_tpu import (
     Options,
     Place,
     Tile,
-    forward,
+    accumulate,
     gradient,
     load,
     store,
@@ -344,7 +344,7 @@ class _Tile(Tile):
 
 def _forward_kernel(tiles: Tiles, options: Options, walk: str, terms, *refs) -> None:
     tile = _Tile(tiles, options, walk, terms, refs)
-    forward(tile, *tile.refs)
+    accumulate(tile, *tile.refs)
 
 
 def _backward_kernel(wanted, tiles: Tiles, options: Options, walk: str, terms, *refs) -> None:

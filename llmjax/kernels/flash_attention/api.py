@@ -46,7 +46,7 @@ def flash_attention(
     """Scaled dot-product attention with grouped heads and float32 accumulation.
 
     On a mesh that splits sequences it goes around the ring of devices that share one; causal
-    sequences are then in the order of `balance`, and everything that is given by position with them.
+    sequences are then in the order of `balance`, and all that is given by position with them.
 
     Args:
         query: [B, H, S, C].
@@ -186,7 +186,9 @@ def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask
     if mask.key_segment_ids is not None and mask.segment_ids is None:
         raise ValueError("flash_attention: key_segment_ids need segment_ids, the queries'")
     devices = mesh.size("sequence")
-    if devices > 1 and (keys != length or mask.offset is not None or mask.key_segment_ids is not None):
+    if devices > 1 and (
+        keys != length or mask.offset is not None or mask.key_segment_ids is not None
+    ):
         raise ValueError(
             f"flash_attention: devices share sequences (mesh.context={devices}), which is for "
             "self-attention without a cache"

@@ -1,4 +1,4 @@
-"""What implementations of attention have in common: two functions, and the gradient made of them."""
+"""What implementations of attention have in common: two functions, and a gradient made of them."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from llmjax import mesh
 from llmjax.kernels.dropout import Draw
 from llmjax.kernels.flash_attention.mask import Mask
 from llmjax.kernels.flash_attention.tiles import Gradients, Options, Result
-
 
 # Logical axes.
 QUERY = ("batch", "heads", "sequence", None)

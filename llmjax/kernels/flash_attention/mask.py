@@ -61,9 +61,10 @@ class Mask:
             rows = rows + self.offset[:, None, None]
         columns = jnp.arange(first, keys)[None, None, :]
         limits = within_reach(rows, columns, self.behind, self.ahead)
-        if self.segment_ids is not None:
+        segments = self.key_segments
+        if self.segment_ids is not None and segments is not None:
             queries = self.segment_ids[:, start:stop, None]
-            limits.append((queries == self.key_segments[:, None, first:keys]) & (queries != 0))
+            limits.append((queries == segments[:, None, first:keys]) & (queries != 0))
         return functools.reduce(operator.and_, limits) if limits else None
 
 

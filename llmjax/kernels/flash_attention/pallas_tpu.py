@@ -16,7 +16,7 @@ from llmjax.kernels import dropout
 from llmjax.kernels.flash_attention.tile_tpu import (
     Place,
     Tile,
-    forward,
+    accumulate,
     gradient,
     load,
     store,
@@ -206,7 +206,7 @@ def _tile(tiles: Tiles, options: Options, by_queries: bool, refs) -> Tile:
 
 def _forward_kernel(tiles: Tiles, options: Options, *refs) -> None:
     tile = _tile(tiles, options, True, refs)
-    forward(tile, *tile.refs)
+    accumulate(tile, *tile.refs)
 
 
 def _query_kernel(tiles: Tiles, options: Options, *refs) -> None:

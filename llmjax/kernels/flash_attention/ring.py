@@ -1,13 +1,13 @@
 """Attention over sequences that several devices share (ring attention, Liu et al. 2023).
 
-Each device keeps its queries, and keys and values go around the ring of devices; what a device finds
-with each part of the keys adds up by the log-sum-exps. The backward pass sends keys and values
-around again, and their gradients with them. So a device never holds more than two parts of them.
+Each device keeps its queries, and keys and values go around the ring of devices; what a device
+finds with each part of the keys adds up by the log-sum-exps. The backward pass sends keys and
+values around again, and their gradients with them. So no device holds more than two parts of them.
 
 Of a causal mask the last parts of a sequence have most to do. Sequences are therefore cut into two
-parts a device, and device i of C has the parts i and 2C - 1 - i, of which, with each other device's,
-exactly two pairs attend (as in Llama 3, Dubey et al. 2024, section 3.3.2). `balance` brings a
-sequence into this order, and `restore` back.
+parts a device, and device i of C has the parts i and 2C - 1 - i, of which, with each other
+device's, exactly two pairs attend (as in Llama 3, Dubey et al. 2024, section 3.3.2). `balance`
+brings a sequence into this order, and `restore` back.
 """
 
 import functools
@@ -74,8 +74,11 @@ class Ring(NamedTuple):
                     parts.draw(draw, pair),
                     options,
                 )
-                old = tuple(parts.at(x, pair.query) for x in state)
-                state = _put(state, _join(old, new), parts, pair.query)
+                joined = _join(parts.both(state, pair.query), new)
+                out, log_sum = (
+                    parts.put(x, y, pair.query) for x, y in zip(state, joined, strict=True)
+                )
+                state = out, log_sum
             return state, found
 
         given = (key, value, mask.segment_ids)
@@ -98,8 +101,8 @@ class Ring(NamedTuple):
                     parts.at(value, pair.key),
                     parts.mask(pair, segments),
                     parts.draw(draw, pair),
-                    tuple(parts.at(x, pair.query) for x in result),
-                    tuple(parts.at(x, pair.query) for x in grads),
+                    parts.both(result, pair.query),
+                    parts.both(grads, pair.query),
                     options,
                 )
                 total = parts.add(total, by_query, pair.query)
@@ -141,8 +144,8 @@ class _Parts:
             return [_Pair(part, part, own[part], own[part], True) for part in (0, 1)] + [later]
         # With a device before it its first part attends too, with one behind it its second.
         which = (there > self.here).astype(jnp.int32)
-        numbers = (jnp.where(which, *pair[::-1]) for pair in (own, other))
-        return [later, _Pair(which, which, *numbers, False)]
+        own_number, number = (jnp.where(which, *pair[::-1]) for pair in (own, other))
+        return [later, _Pair(which, which, own_number, number, False)]
 
     def _numbers(self, device: Index) -> tuple[Index, ...]:
         return (device, 2 * self.devices - 1 - device)[: self.count]
@@ -150,6 +153,11 @@ class _Parts:
     def at(self, x: jax.Array, part: Index, axis: int = 2) -> jax.Array:
         """One part of a device's, of [B, H, S, ...] or, along another axis, of others."""
         return jax.lax.dynamic_slice_in_dim(x, part * self.length, self.length, axis)
+
+    def both(self, result: Result, part: Index) -> Result:
+        """One part of a result."""
+        out, log_sum = result
+        return self.at(out, part), self.at(log_sum, part)
 
     def add(self, x: jax.Array, more: jax.Array, part: Index) -> jax.Array:
         """x with something added to one part."""
@@ -162,7 +170,7 @@ class _Parts:
     def mask(self, pair: _Pair, visiting: jax.Array | None) -> Mask:
         """Of a pair, with segments that came with the keys."""
         whole, own, other = self.whole, self.whole.segment_ids, visiting
-        if own is not None:
+        if own is not None and other is not None:
             own, other = self.at(own, pair.query, 1), self.at(other, pair.key, 1)
         if pair.same:
             return Mask(own, other, causal=whole.causal, window=whole.window)
@@ -233,10 +241,6 @@ def _join(old: Result, new: Result) -> Result:
         jnp.where(total == -jnp.inf, 0.0, jnp.exp(x - total))[..., None] for x in (log_sum, other)
     )
     return out * of_old + more.astype(jnp.float32) * of_new, total
-
-
-def _put(state, new, parts: _Parts, part: Index):
-    return tuple(parts.put(x, y, part) for x, y in zip(state, new, strict=True))
 
 
 def balance(x: jax.Array, axes: mesh.Axes) -> jax.Array:

@@ -105,7 +105,7 @@ class Tile:
         return allowed & (queries == keys) & (queries != 0)
 
 
-def forward(tile: Tile, out, log_sums, highest, total, mixed) -> None:
+def accumulate(tile: Tile, out, log_sums, highest, total, mixed) -> None:
     """One step of the softmax over all keys and of the mean of their values.
 
     Args:

@@ -136,7 +136,9 @@ class _Logits:
         if columns.every is not None:
             grad += columns.every
         grad = (grad * self.slope).astype(self.hidden.dtype)
-        grad_hidden = mesh.sharded(jnp.einsum, ("tokens", None))("nv,vd->nd", grad, self.head.weight)
+        grad_hidden = mesh.sharded(jnp.einsum, ("tokens", None))(
+            "nv,vd->nd", grad, self.head.weight
+        )
         product = mesh.sharded(self.product, ("vocab", "outer_embed"))
         grad_weight = product("nv,nd->vd", grad, self.hidden)
         grad_bias = None
