@@ -93,6 +93,8 @@ def for_decoding(made: jax.sharding.Mesh) -> jax.sharding.Mesh:
 
     Those of the axes stage and context join fsdp's, and go on sharing the parameters.
     """
+    if made.shape["stage"] == made.shape["context"] == 1:
+        return made
     devices = einops.rearrange(
         made.devices,
         "stage data fsdp context tensor expert -> 1 data (stage fsdp context) 1 tensor expert",

@@ -122,11 +122,13 @@ def mask_tokens(
     if config.whole_word and word_starts is None:
         raise ValueError("masking.whole_word needs word_starts, the tokens that begin a word")
     tokens = mesh.place(jnp.asarray(tokens), ROWS)
+    if segment_ids is not None:
+        segment_ids = mesh.place(jnp.asarray(segment_ids), ROWS)
     order_key, count_key, replace_key = jax.random.split(key, 3)
 
     candidates = ~_any_equal(tokens, special)
     if segment_ids is not None:
-        candidates &= jnp.asarray(segment_ids) != 0
+        candidates &= segment_ids != 0
     boundaries = jnp.ones_like(candidates)
     if config.whole_word:
         boundaries = _boundaries(jnp.asarray(word_starts), candidates, segment_ids)
@@ -198,7 +200,7 @@ def _boundaries(
     """Where a word begins or something else begins after one: bool [B, S]."""
     changed = starts | _differs_from_previous(candidates)
     if segment_ids is not None:
-        changed |= _differs_from_previous(jnp.asarray(segment_ids))
+        changed |= _differs_from_previous(segment_ids)
     return changed | (_places(starts) == 0)
 
 
