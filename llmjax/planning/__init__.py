@@ -3,6 +3,7 @@
 from llmjax.planning.cost import Cluster, Price, prices
 from llmjax.planning.fitting import Fit, Runs, fit, read_runs
 from llmjax.planning.flops import (
+    active_params,
     forward_flops,
     matmul_params,
     mlm_flops,
@@ -25,6 +26,7 @@ __all__ = [
     "Price",
     "ProgramCost",
     "Runs",
+    "active_params",
     "chip",
     "chip_of",
     "fit",
