@@ -88,6 +88,12 @@ def plan() -> dict[str, Any]:
         if DAYS.value is not None and cluster is not None:
             answer["claim"] = planner.claim(work, cluster, DAYS.value)
             answer["warnings"] += _doubts(answer["claim"])
+    if recipe is not None and cluster is not None:
+        try:
+            answer["memory"] = planner.memory(recipe, cluster)
+            answer["warnings"] += _overflow(answer["memory"])
+        except ValueError as error:
+            answer["warnings"].append(f"memory is not known: {error}")
     name, law, runs = LAW.value, planner.LAWS[LAW.value], None
     if RUNS.value:
         runs, fit = planner.fit_runs(RUNS.value)
@@ -173,6 +179,15 @@ def _doubts(claim: dict[str, Any]) -> list[str]:
     return [
         f"--days={days:g}: needs {needed:.0%} of the chips' peak; large runs reach 30 to 60 %, so "
         "more chips, more days or fewer FLOPs were in it"
+    ]
+
+
+def _overflow(memory: dict[str, Any]) -> list[str]:
+    if memory["total"] <= memory["chip"]:
+        return []
+    return [
+        f"memory: {memory['total'] / memory['chip']:.1f} times what a chip has; more chips in "
+        "mesh.fsdp or mesh.tensor, a larger accumulate or model.remat=full would help"
     ]
 
 

@@ -141,14 +141,25 @@ def _memory(answer: dict[str, Any]) -> Iterator[Table]:
     if not found:
         return
     sizes = " × ".join(f"{name}={size}" for name, size in found["mesh"].items() if size > 1)
-    title = f"Memory of a chip, GiB (mesh {sizes or 'of one chip'}, remat={found['remat']})"
-    table = _pairs(title)
-    for name, item in found["items"].items():
-        table.add_row(name, gigabytes(item["bytes"]), item["note"])
+    table = _pairs(f"Memory of a chip at its fullest, GiB (mesh {sizes or 'of one chip'})")
+    each = found["parameters"] / 4  # parameters that a chip holds, in float32
+
+    def row(name: str, note: str) -> None:
+        table.add_row(name.replace("_", " "), gigabytes(found[name]), note)
+
+    row("parameters", "4 bytes a parameter")
+    row("optimizer", f"{found['optimizer'] / each:.3g} bytes a parameter")
+    if found["gradients"] < 0.99 * found["all_gradients"]:
+        row("gradients", f"at that moment; {gigabytes(found['all_gradients'])} when complete")
+    else:
+        row("gradients", "4 bytes a parameter, and sums under way")
+    row("weights", "rounded for products, or gathered from other chips")
+    row("activations", f"kept for the backward pass; remat={found['remat']}")
+    row("working", "of the layer or head that runs then")
+    row("batch", "")
     share = found["total"] / found["chip"]
-    style = "bold" if share <= 1 else "bold red"
     of_chip = f"{share:.0%} of the chip's {gigabytes(found['chip'])}"
-    table.add_row("total", gigabytes(found["total"]), of_chip, style=style)
+    table.add_row("total", gigabytes(found["total"]), of_chip, style="bold" if share <= 1 else "red")
     yield table
 
 

@@ -6,10 +6,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from experiments import objective, runs
 from experiments.flags import FlagError
 from experiments.recipe import Recipe
-from llmjax import planning, spec
+from llmjax import mesh, optim, planning, spec, train
+from llmjax.data.tokenizer import ByteTokenizer
 from llmjax.planning import cost, fitting, scaling
 from llmjax.train.metrics import read_jsonl
 
@@ -127,6 +130,35 @@ def overtraining(
         row = dataclasses.asdict(scaling.overtrain(law, flops, size))
         rows.append({"share": size / best, "given": size == params, **row})
     return rows
+
+
+def memory(recipe: Recipe, cluster: cost.Cluster) -> dict[str, Any]:
+    """What the recipe's step holds on each chip, by item, in bytes.
+
+    Raises:
+        ValueError: the recipe does not divide over the chips, or cannot run on them.
+    """
+    chip = cluster.chip
+    made = mesh.abstract_mesh(recipe.mesh, cluster.count, chip.kinds[-1], chip.platform)
+    runs.require_divides(recipe, made)
+    with jax.sharding.use_abstract_mesh(made):
+        spec_ = objective.param_spec(recipe)
+        optimizer = optim.make(recipe.optimizer, spec_, recipe.steps)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        state = jax.eval_shape(lambda key: train.init_state(key, spec_, optimizer), key)
+        # Which tokens are special decides nothing here.
+        loss = objective.make_loss(recipe, ByteTokenizer())
+        step = train.make_step(loss, optimizer, accumulate=recipe.accumulate)
+        batch = planning.abstract_batch(recipe.batch_size, recipe.sequence_length)
+        found = planning.step_memory(step, state, batch)
+    return {
+        "mesh": dict(made.shape),
+        "remat": recipe.model.remat,
+        "chip": chip.memory,
+        "total": found.total,
+        "params": spec.count(spec_),
+        **dataclasses.asdict(found),
+    }
 
 
 def claim(work: Work, cluster: cost.Cluster, days: float) -> dict[str, Any]:

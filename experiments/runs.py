@@ -120,29 +120,32 @@ def make_mesh(recipe: Recipe) -> jax.sharding.Mesh:
     """
     try:
         made = mesh.make_mesh(recipe.mesh)
+        require_divides(recipe, made)
     except ValueError as error:
         raise FlagError(str(error)) from error
-    rows = made.shape["data"] * made.shape["fsdp"]
-    if recipe.batch_size % (rows * recipe.accumulate):
-        raise FlagError(
-            f"batch_size={recipe.batch_size} does not divide over {rows} devices (mesh.data × "
-            f"mesh.fsdp) in accumulate={recipe.accumulate} parts"
-        )
-    try:
-        spec = objective.param_spec(recipe)
-    except ValueError as error:
-        raise FlagError(str(error)) from error
-    for param in jax.tree.leaves(spec, is_leaf=specs.is_param):
-        _require_divides(param, made)
     return made
 
 
-def _require_divides(param: specs.Param, made: jax.sharding.Mesh) -> None:
+def require_divides(recipe: Recipe, made: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+    """Raises ValueError where the batch or the model does not divide over a mesh."""
+    rows = made.shape["data"] * made.shape["fsdp"]
+    if recipe.batch_size % (rows * recipe.accumulate):
+        raise ValueError(
+            f"batch_size={recipe.batch_size} does not divide over {rows} devices (mesh.data × "
+            f"mesh.fsdp) in accumulate={recipe.accumulate} parts"
+        )
+    for param in jax.tree.leaves(objective.param_spec(recipe), is_leaf=specs.is_param):
+        _require_divides(param, made)
+
+
+def _require_divides(
+    param: specs.Param, made: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> None:
     for size, axis in zip(param.shape, param.axes, strict=True):
         names = mesh.RULES[axis] if axis else ()
         for name in names:
             if size % made.shape[name]:
-                raise FlagError(
+                raise ValueError(
                     f"mesh.{name}={made.shape[name]} does not divide the model's {size} "
                     f"({axis}): choose sizes that divide"
                 )

@@ -11,6 +11,7 @@ from llmjax.planning.flops import (
     training_flops,
 )
 from llmjax.planning.hardware import CHIPS, Chip, chip, chip_of, matmul_rate, peak_flops
+from llmjax.planning.memory import StepMemory, abstract_batch, step_memory
 from llmjax.planning.program import ProgramCost, program_cost
 from llmjax.planning.scaling import Allocation, Frontier, LossLaw, Overtraining, overtrain
 
@@ -26,6 +27,8 @@ __all__ = [
     "Price",
     "ProgramCost",
     "Runs",
+    "StepMemory",
+    "abstract_batch",
     "active_params",
     "chip",
     "chip_of",
@@ -40,5 +43,6 @@ __all__ = [
     "program_cost",
     "read_runs",
     "rtd_flops",
+    "step_memory",
     "training_flops",
 ]

@@ -6,10 +6,12 @@ is computed from stays; unless several read it and it is smaller than that. Valu
 of the program and go after their last reader.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
+from typing import Literal as Choice
 
 import jax
 import numpy as np
@@ -19,6 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 WRITTEN = {
     "all_gather",
     "all_to_all",
+    "argmax",
     "argsort",
     "conv_general_dilated",
     "cumsum",
@@ -52,6 +55,9 @@ MOVED |= {"broadcast_in_dim", "expand_dims", "optimization_barrier"}  # of as ma
 LANES, SUBLANES = 128, 8  # a tile of a TPU's memory holds so many numbers of 4 bytes
 
 
+Kind = Choice["input", "gradients", "weights", "activations", "working"]
+
+
 @dataclasses.dataclass(eq=False)
 class Value:
     """An array of the program.
@@ -62,7 +68,9 @@ class Value:
         sources: values in memory that it is computed from; itself, if it lies there.
         readers: of it, as they come in the program.
         stack: that it is a loop's slice of.
+        tiled: whether a kernel wrote it, in tiles.
         size: bytes on a chip.
+        kind: of what is in memory, for people.
     """
 
     aval: Any
@@ -70,7 +78,9 @@ class Value:
     sources: frozenset["Value"] = frozenset()
     readers: list["Step"] = dataclasses.field(default_factory=list)
     stack: "Value | None" = None
+    tiled: bool = False
     size: float = 0.0
+    kind: Kind = "working"
 
 
 @dataclasses.dataclass(eq=False)
@@ -148,6 +158,7 @@ def program(closed: ClosedJaxpr | Jaxpr) -> Program:
 
 def _write_out(jaxpr: Jaxpr, given: Sequence[Value], steps: list[Step]) -> list[Value]:
     values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], given, strict=True))
+    seen: dict[Any, list[Value]] = {}
 
     def read(atom: Any) -> Value:
         return Value(atom.aval) if isinstance(atom, Literal) else values[atom]
@@ -165,13 +176,29 @@ def _write_out(jaxpr: Jaxpr, given: Sequence[Value], steps: list[Step]) -> list[
             body = {"scan": "jaxpr", "while": "body_jaxpr"}.get(name)
             branches = [program(b) for b in params["branches"]] if name == "cond" else []
             inner = program(params[body]) if body else max(branches, key=_steps, default=None)
-            steps.append(Step(name, params, reads, gives, inner))
+            step = Step(name, params, reads, gives, inner)
+            gives = _same(step, seen) or gives
+            if gives is step.gives:
+                steps.append(step)
         values.update(zip(equation.outvars, gives, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def _same(step: Step, seen: dict[Any, list[Value]]) -> list[Value] | None:
+    """What an equal step before it gave, which a compiler does not do again."""
+    try:
+        key = (step.name, tuple(map(id, step.reads)), tuple(sorted(step.params.items())))
+        return seen.setdefault(key, step.gives)
+    except TypeError:  # parameters that cannot be compared
+        return None
+
+
 def _steps(found: Program) -> int:
     return len(found.steps)
+
+
+class Bytes(collections.Counter[Kind]):
+    """By kind."""
 
 
 class Meter:
@@ -179,27 +206,28 @@ class Meter:
 
     Args:
         tiled: whether kernels want tiles, as on a TPU.
+        shapes: of the parameters; float32 arrays of these shapes are called gradients.
     """
 
-    def __init__(self, *, tiled: bool) -> None:
-        self.tiled = tiled
+    def __init__(self, *, tiled: bool, shapes: Iterable[tuple[int, ...]] = ()) -> None:
+        self.tiled, self.shapes = tiled, set(shapes)
         self._copies: dict[Any, Value] = {}  # of stacks of weights, converted before loops
         self._copied: set[Value] = set()  # by the step that runs
 
-    def peak(self, found: Program) -> float:
-        """Bytes, at the most, beside the program's inputs and what is written in their place."""
+    def peak(self, found: Program) -> dict[Kind, float]:
+        """Bytes by kind when there are the most, beside inputs and what takes their place."""
         for value in [*found.inputs, *found.constants]:
-            value.sources = frozenset([value])
-        return self._peak(found)
+            value.sources, value.kind = frozenset([value]), "input"
+        return dict(self._peak(found))
 
-    def _peak(self, found: Program) -> float:
+    def _peak(self, found: Program) -> Bytes:
         end = len(found.steps)
         born: dict[Value, int] = {}
         last: dict[Value, int] = {}
-        live = np.zeros(end + 1)
+        within: list[Bytes] = []
         for index, step in enumerate(found.steps):
             self._copied = set()
-            live[index] = self._run(step)
+            within.append(self._run(step))
             for value in self._copied:
                 born.setdefault(value, index)
             born |= {value: index for value in step.gives if value.held}
@@ -207,16 +235,23 @@ class Meter:
                 used = {source for value in step.reads for source in value.sources}
                 last |= dict.fromkeys(used | self._copied, index)
         last |= {source: end for value in found.outputs for source in value.sources}
+        live = np.array([inside.total() for inside in within] + [0.0])
         for value, start in born.items():
             live[start : last.get(value, start) + 1] += value.size
-        return float(live.max(initial=0.0))
+        at = int(np.argmax(live))
+        held = Bytes(within[at] if at < end else {})
+        for value, start in born.items():
+            if start <= at <= last.get(value, start):
+                held[value.kind] += value.size
+        return held
 
-    def _run(self, step: Step) -> float:
+    def _run(self, step: Step) -> Bytes:
         """Says where what a step gives lies; returns bytes that it holds only while it runs."""
         if step.inner is not None:
             return self._loop(step, step.inner)
         if step.name in MOVED or (step.name == "reshard" and _stays(step)):
-            return _move(step)
+            _move(step)
+            return Bytes()
         sources = _union(step.reads)
         if step.name == "convert_element_type" and step.reads[0].stack is not None:
             sources = self._copy(step.reads[0], step.gives[0]) or sources
@@ -226,17 +261,26 @@ class Meter:
             # A sum of activations is written, and what it is of goes; moments and parameters are
             # not, since they take the place of the old ones.
             shared = len(value.readers) > 1 and len(sources) > 1 and value.aval.dtype.itemsize == 2
-            value.held = step.name in WRITTEN or (shared and value.size <= held)
+            written = step.name in WRITTEN or step.name.startswith("reduce_")
+            value.held = written or (shared and value.size <= held)
+            value.kind = self._kind(step, value, sources)
             value.sources = frozenset([value]) if value.held else sources
         if step.name == "pallas_call":
-            return self._kernel(step)
-        return _gathered(step) if step.name == "dot_general" else 0.0
+            return Bytes(working=self._kernel(step))
+        return Bytes(working=_gathered(step)) if step.name == "dot_general" else Bytes()
+
+    def _kind(self, step: Step, value: Value, sources: frozenset[Value]) -> Kind:
+        if step.name == "reshard" and all(source.kind == "input" for source in sources):
+            return "weights"  # gathered
+        if value.aval.dtype.itemsize == 4 and value.aval.shape in self.shapes:
+            return "gradients"
+        return "activations" if step.name == "scan" else "working"
 
     def _kernel(self, step: Step) -> float:
         """Operands that were not in memory are written for a kernel."""
         size = _tiled_bytes if self.tiled else local_bytes
         for value in step.gives:
-            value.size = size(value.aval)
+            value.size, value.tiled = size(value.aval), self.tiled
         return sum(size(value.aval) for value in step.reads if value.sources and not value.held)
 
     def _copy(self, slice_: Value, narrow: Value) -> frozenset[Value] | None:
@@ -246,16 +290,16 @@ class Meter:
             return None
         key = (slice_.stack.sources, slice_.stack.aval.shape, narrow.aval.dtype)
         size = ratio * local_bytes(slice_.stack.aval)
-        copied = self._copies.setdefault(key, Value(slice_.stack.aval, held=True, size=size))
+        copied = self._copies.setdefault(key, Value(slice_.stack.aval, held=True, size=size, kind="weights"))
         self._copied.add(copied)
         return frozenset([copied])
 
-    def _loop(self, step: Step, inner: Program) -> float:
+    def _loop(self, step: Step, inner: Program) -> Bytes:
         for value in step.gives:
             value.size, value.held = local_bytes(value.aval), True
-            value.sources = frozenset([value])
+            value.kind, value.sources = self._kind(step, value, frozenset()), frozenset([value])
         skipped, fixed, carried = _arity(step)
-        saved = 0.0
+        saved = Bytes()
         for index, (outer, value) in enumerate(
             zip(step.reads[skipped:], inner.inputs, strict=True)
         ):
@@ -263,13 +307,27 @@ class Meter:
             if fixed <= index < fixed + carried:
                 # What is carried is written over from step to step.
                 value.sources = step.gives[index - fixed].sources
-                saved += outer.size if outer.held and len(outer.readers) == 1 else 0.0
+                if outer.held and len(outer.readers) == 1:
+                    saved[outer.kind] += outer.size
             elif index >= fixed + carried:
                 value.stack = outer
         copied = set(self._copied)
         peak = self._peak(inner)
         self._copied |= copied
-        return peak - saved
+        if step.name == "scan":
+            self._stack(step.gives[carried:], inner.outputs[carried:])
+        peak.subtract(saved)
+        return peak
+
+    def _stack(self, stacks: list[Value], slices: list[Value]) -> None:
+        """Says how large a loop's results are: in a kernel's tiles, and each only once."""
+        first: dict[Value, Value] = {}
+        for value, slice_ in zip(stacks, slices, strict=True):
+            if self.tiled and (slice_.tiled or _for_kernel(value)):
+                value.size, value.tiled = _tiled_bytes(value.aval), True
+            same = first.setdefault(slice_, value)
+            if same is not value:
+                value.held, value.sources = False, same.sources
 
 
 def _union(values: Iterable[Value]) -> frozenset[Value]:
@@ -287,12 +345,12 @@ def _arity(step: Step) -> tuple[int, int, int]:
     return 1, len(step.reads), 0  # cond: which branch
 
 
-def _move(step: Step) -> float:
+def _move(step: Step) -> None:
     """The same numbers in another shape."""
     for index, value in enumerate(step.gives):
         origin = step.reads[min(index, len(step.reads) - 1)]
         value.sources, value.stack, value.size = origin.sources, origin.stack, origin.size
-    return 0.0
+        value.tiled = origin.tiled and step.name not in ("transpose", "broadcast_in_dim")
 
 
 def _stays(step: Step) -> bool:
@@ -313,6 +371,22 @@ def _narrowest(value: Value) -> int | None:
     if not sizes or None in sizes:
         return None
     return min(max(sizes), value.aval.dtype.itemsize)
+
+
+def _for_kernel(value: Value) -> bool:
+    """Whether a kernel reads it, from inside of a loop too."""
+    for reader in value.readers:
+        if reader.name == "pallas_call":
+            return True
+        index = next(i for i, read in enumerate(reader.reads) if read is value)
+        following: list[Value] = []
+        if reader.inner is not None:
+            following = reader.inner.inputs[index - _arity(reader)[0] :][:1]
+        elif reader.name in ("reshape", "pvary", "pcast", "reshard"):
+            following = reader.gives
+        if any(map(_for_kernel, following)):
+            return True
+    return False
 
 
 def _gathered(step: Step) -> float:
