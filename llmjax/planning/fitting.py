@@ -158,29 +158,35 @@ def _minimize(theta: np.ndarray, runs: Runs, counts: np.ndarray) -> tuple[np.nda
     Returns:
         Minima [T, 5], and what the objective is there [T].
     """
-    damping = np.full(len(theta), 1e-3)
+    counts = np.broadcast_to(counts, (len(theta), len(runs)))
+    found, values = theta.copy(), np.empty(len(theta))
+    going, damping = np.arange(len(theta)), np.full(len(theta), 1e-3)
     residuals, slope = _residuals(theta, runs)
-    value = _huber(residuals, counts)
+    values[:] = _huber(residuals, counts)
     for _ in range(ITERATIONS):
-        weights = counts * np.minimum(1.0, DELTA / np.maximum(np.abs(residuals), DELTA))
-        weighted = np.swapaxes(weights[..., None] * slope, 1, 2)
-        square = weighted @ slope
-        diagonal = np.einsum("tii->ti", square) + TINY
-        square = square + (damping[:, None] * diagonal)[..., None] * np.eye(5)
-        step = np.linalg.solve(square, weighted @ residuals[..., None])[..., 0]
-        moved = np.clip(theta - step, *BOUNDS)
+        step = _step(residuals, slope, counts[going], damping)
+        moved = np.clip(found[going] - step, *BOUNDS)
         residuals_there, slope_there = _residuals(moved, runs)
-        there = _huber(residuals_there, counts)
-        better = there < value
-        done = np.where(better, value - there <= TOLERANCE * value, damping > STUCK)
-        theta = np.where(better[:, None], moved, theta)
-        residuals = np.where(better[:, None], residuals_there, residuals)
-        slope = np.where(better[:, None, None], slope_there, slope)
-        value = np.where(better, there, value)
-        damping = np.where(better, damping / 5, damping * 4)
-        if done.all():
+        there = _huber(residuals_there, counts[going])
+        better = there < values[going]
+        ended = np.where(better, values[going] - there <= TOLERANCE * values[going], damping > STUCK)
+        found[going[better]], values[going[better]] = moved[better], there[better]
+        residuals[better], slope[better] = residuals_there[better], slope_there[better]
+        damping = np.where(better, damping / 5, damping * 4)[~ended]
+        going, residuals, slope = going[~ended], residuals[~ended], slope[~ended]
+        if not going.size:
             break
-    return theta, value
+    return found, values
+
+
+def _step(residuals, slope, counts, damping) -> np.ndarray:
+    """Towards the minimum of the weighted squares, [T, 5]; the shorter, the larger the damping."""
+    weights = counts * np.minimum(1.0, DELTA / np.maximum(np.abs(residuals), DELTA))
+    weighted = np.swapaxes(weights[..., None] * slope, 1, 2)
+    square = weighted @ slope
+    diagonal = np.einsum("tii->ti", square) + TINY
+    square = square + (damping[:, None] * diagonal)[..., None] * np.eye(5)
+    return np.linalg.solve(square, weighted @ residuals[..., None])[..., 0]
 
 
 def read_runs(path: pathlib.Path) -> Runs:

@@ -15,6 +15,7 @@ from typing import Literal as Choice
 
 import jax
 import numpy as np
+from jax.sharding import AxisType
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 # What is written to memory, beside loops; the rest is computed where it is read.
@@ -257,7 +258,7 @@ class Meter:
             sources = self._copy(step.reads[0], step.gives[0]) or sources
         held = sum(source.size for source in sources if source.held)
         for value in step.gives:
-            value.size = local_bytes(value.aval, _narrowest(value))
+            value.size = _size(value)
             # A sum of activations is written, and what it is of goes; moments and parameters are
             # not, since they take the place of the old ones.
             shared = len(value.readers) > 1 and len(sources) > 1 and value.aval.dtype.itemsize == 2
@@ -354,7 +355,22 @@ def _move(step: Step) -> None:
 
 
 def _stays(step: Step) -> bool:
-    return local_bytes(step.reads[0].aval) == local_bytes(step.gives[0].aval)
+    """Whether nothing moves: each chip has as much as before, or it is the compiler's to say."""
+    before, after = step.reads[0].aval, step.gives[0].aval
+    return local_bytes(before) == local_bytes(after) or _auto(before) or _auto(after)
+
+
+def _auto(aval: Any) -> bool:
+    """Whether the compiler says how an array is split."""
+    return _mesh(aval) is not None and AxisType.Auto in _mesh(aval).axis_types
+
+
+def _size(value: Value) -> float:
+    """Bytes on a chip; of an array that the compiler splits, as what it becomes next is split."""
+    size = local_bytes(value.aval, _narrowest(value))
+    if _auto(value.aval) and [reader.name for reader in value.readers] == ["reshard"]:
+        return min(size, local_bytes(value.readers[0].gives[0].aval, _narrowest(value)))
+    return size
 
 
 def _narrowest(value: Value) -> int | None:
