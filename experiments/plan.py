@@ -104,8 +104,8 @@ def plan() -> dict[str, Any]:
     if budget is not None:
         optima = planner.optima(budget, name, law)
         answer["budget"] = planner.spend(budget, cluster) | {"optima": optima}
-        answer["overtraining"] = planner.overtraining(budget, law, work and work.active)
-    _plot(law, budget or (work and work.flops), runs)
+        answer["overtraining"] = planner.overtraining(budget, law, work.active if work else None)
+    _plot(law, budget or (work.flops if work else None), runs)
     return answer
 
 
@@ -177,27 +177,26 @@ def _doubts(claim: dict[str, Any]) -> list[str]:
     if needed > 1:
         return [f"--days={days:g}: impossible, it needs {needed:.0%} of the chips' peak"]
     return [
-        f"--days={days:g}: needs {needed:.0%} of the chips' peak; large runs reach 30 to 60 %, so "
-        "more chips, more days or fewer FLOPs were in it"
+        f"--days={days:g}: needs {needed:.0%} of the chips' peak, and large runs reach 30 to 60 %"
     ]
 
 
 def _overflow(memory: dict[str, Any]) -> list[str]:
     if memory["total"] <= memory["chip"]:
         return []
-    return [
-        f"memory: {memory['total'] / memory['chip']:.1f} times what a chip has; more chips in "
-        "mesh.fsdp or mesh.tensor, a larger accumulate or model.remat=full would help"
-    ]
+    times = memory["total"] / memory["chip"]
+    help_ = "more of mesh.fsdp or mesh.tensor, a larger accumulate, or model.remat=full"
+    return [f"memory: {times:.1f} times what a chip has; what helps is {help_}"]
 
 
 def _plot(law: scaling.LossLaw, flops: float | None, runs: fitting.Runs | None) -> None:
     if not PLOT.value:
         return
-    if flops is None and runs is None:
+    if flops is None and runs is not None:
+        flops = float((scaling.FLOPS_PER_PARAM * runs.params * runs.tokens).max())
+    if flops is None:
         raise flags.FlagError("--plot: there is no budget to draw curves around; say --flops")
-    middle = flops or float((scaling.FLOPS_PER_PARAM * runs.params * runs.tokens).max())
-    budgets = [share * middle for share in planner.ISOFLOPS]
+    budgets = [share * flops for share in planner.ISOFLOPS]
     try:
         plots.plot_isoflops(pathlib.Path(PLOT.value), law, budgets, runs)
     except (ValueError, OSError) as error:

@@ -43,7 +43,9 @@ def duration(days: float) -> str:
     """In the unit that suits it."""
     for size, unit in ((365.25, "years"), (1, "days"), (1 / 24, "hours"), (1 / 1440, "minutes")):
         if days >= size:
-            return f"{days / size:,.3g} {unit}" if days / size < 1000 else f"{days / size:,.0f} {unit}"
+            return (
+                f"{days / size:,.3g} {unit}" if days / size < 1000 else f"{days / size:,.0f} {unit}"
+            )
     return f"{days * 86400:.3g} seconds"
 
 
@@ -129,7 +131,9 @@ def _data(answer: dict[str, Any]) -> Iterator[Table]:
         return
     timed = "days" in rows[0]
     names = ("time", "cost") if timed else ()
-    table = _table("Data that a model of this size needs", "tokens/parameter", "tokens", "FLOPs", *names)
+    table = _table(
+        "Data that a model of this size needs", "tokens/parameter", "tokens", "FLOPs", *names
+    )
     for row in rows:
         spent = (duration(row["days"]), dollars(row["dollars"])) if timed else ()
         table.add_row(str(row["ratio"]), count(row["tokens"]), flops(row["flops"]), *spent)
@@ -159,7 +163,9 @@ def _memory(answer: dict[str, Any]) -> Iterator[Table]:
     row("batch", "")
     share = found["total"] / found["chip"]
     of_chip = f"{share:.0%} of the chip's {gigabytes(found['chip'])}"
-    table.add_row("total", gigabytes(found["total"]), of_chip, style="bold" if share <= 1 else "red")
+    table.add_row(
+        "total", gigabytes(found["total"]), of_chip, style="bold" if share <= 1 else "red"
+    )
     yield table
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import operator
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -205,8 +206,9 @@ def _runs_at(path: pathlib.Path) -> fitting.Runs:
 
 def describe_fit(found: fitting.Runs, fit: fitting.Fit) -> dict[str, Any]:
     """The law's numbers and exponents, each with its interval."""
-    quantities = {name: lambda law, n=name: getattr(law, n) for name in ("E", "A", "B")}
-    quantities |= {name: lambda law, n=name: getattr(law, n) for name in ("alpha", "beta")}
+    quantities: dict[str, Callable[[scaling.LossLaw], float]] = {
+        name: operator.attrgetter(name) for name in ("E", "A", "B", "alpha", "beta")
+    }
     quantities["a"] = lambda law: law.frontier().exponent
     values = {
         name: {"value": of(fit.law), "interval": fit.interval(of)}

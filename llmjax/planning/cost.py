@@ -37,8 +37,13 @@ class Price:
 def prices() -> dict[str, Price]:
     """The table `prices.csv`, by chip."""
     with PRICES.open(encoding="utf-8", newline="") as file:
-        rows = [Price(**row | {"dollars": float(row["dollars"])}) for row in csv.DictReader(file)]
-    return {price.chip: price for price in rows}
+        rows = list(csv.DictReader(file))
+    return {
+        row["chip"]: Price(
+            row["chip"], float(row["dollars"]), row["offer"], row["date"], row["source"]
+        )
+        for row in rows
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,7 +169,9 @@ def _minimize(theta: np.ndarray, runs: Runs, counts: np.ndarray) -> tuple[np.nda
         residuals_there, slope_there = _residuals(moved, runs)
         there = _huber(residuals_there, counts[going])
         better = there < values[going]
-        ended = np.where(better, values[going] - there <= TOLERANCE * values[going], damping > STUCK)
+        ended = np.where(
+            better, values[going] - there <= TOLERANCE * values[going], damping > STUCK
+        )
         found[going[better]], values[going[better]] = moved[better], there[better]
         residuals[better], slope[better] = residuals_there[better], slope_there[better]
         damping = np.where(better, damping / 5, damping * 4)[~ended]

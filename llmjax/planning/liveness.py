@@ -8,15 +8,24 @@ of the program and go after their last reader.
 
 import collections
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
-from typing import Literal as Choice
 
-import jax
 import numpy as np
-from jax.sharding import AxisType
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from llmjax.planning.traces import (
+    Kind,
+    Program,
+    Step,
+    Value,
+    arity,
+    is_auto,
+    local_bytes,
+    mesh_of,
+    split,
+    tiled_bytes,
+    ways,
+)
 
 # What is written to memory, beside loops; the rest is computed where it is read.
 WRITTEN = {
@@ -41,169 +50,36 @@ WRITTEN = {
     "sort",
     "top_k",
 }
-INLINED = {
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "jit": "jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "shard_map": "jaxpr",
-}
 MOVED = {"copy", "pvary", "pcast", "reshape", "squeeze", "stop_gradient", "transpose"}
 MOVED |= {"broadcast_in_dim", "expand_dims", "optimization_barrier"}  # of as many elements
-LANES, SUBLANES = 128, 8  # a tile of a TPU's memory holds so many numbers of 4 bytes
 
 
-Kind = Choice["input", "gradients", "weights", "activations", "working"]
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """An array in memory: from when to when, both included, in steps; its bytes; its kind."""
+
+    start: int
+    end: int
+    size: float
+    kind: Kind
 
 
-@dataclasses.dataclass(eq=False)
-class Value:
-    """An array of the program.
-
-    Attributes:
-        aval: its type.
-        held: whether it lies in memory that is counted.
-        sources: values in memory that it is computed from; itself, if it lies there.
-        readers: of it, as they come in the program.
-        stack: that it is a loop's slice of.
-        tiled: whether a kernel wrote it, in tiles.
-        size: bytes on a chip.
-        kind: of what is in memory, for people.
-    """
-
-    aval: Any
-    held: bool = False
-    sources: frozenset["Value"] = frozenset()
-    readers: list["Step"] = dataclasses.field(default_factory=list)
-    stack: "Value | None" = None
-    tiled: bool = False
-    size: float = 0.0
-    kind: Kind = "working"
-
-
-@dataclasses.dataclass(eq=False)
-class Step:
-    """An operation: its name and parameters, what it reads and what it gives."""
-
-    name: str
-    params: dict[str, Any]
-    reads: list[Value]
-    gives: list[Value]
-    inner: "Program | None" = None
-
-
-@dataclasses.dataclass(eq=False)
-class Program:
-    """Steps in order, without calls within them."""
-
-    steps: list[Step]
-    inputs: list[Value]
-    constants: list[Value]
-    outputs: list[Value]
-
-
-def local_bytes(aval: Any, itemsize: int | None = None) -> float:
-    """Bytes of an array on one chip."""
-    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        return 4 * 2 * math.prod(aval.shape)
-    return math.prod(_local_shape(aval)) * (itemsize or aval.dtype.itemsize)
-
-
-def _local_shape(aval: Any) -> list[int]:
-    return [-(-n // _ways(aval, axes)) for n, axes in zip(aval.shape, _split(aval), strict=True)]
-
-
-def _split(aval: Any) -> list[set[str]]:
-    """The mesh axes that split each dimension."""
-    spec = () if _mesh(aval) is None else aval.sharding.spec
-    names = [part if isinstance(part, tuple) else (part,) for part in spec]
-    names += [()] * (len(aval.shape) - len(names))
-    return [{axis for axis in part if axis is not None} for part in names]
-
-
-def _mesh(aval: Any) -> Any:
-    sharding = getattr(aval, "sharding", None)
-    return None if sharding is None or sharding.mesh.empty else sharding.mesh
-
-
-def _ways(aval: Any, axes: Iterable[str]) -> int:
-    return math.prod(_mesh(aval).shape[axis] for axis in axes)
-
-
-def _tiled_bytes(aval: Any) -> float:
-    """As a kernel of a TPU wants it: rows of 128 numbers, 8 of 4 bytes or as many bytes."""
-    shape, size = _local_shape(aval), aval.dtype.itemsize
-    if len(shape) < 2:
-        return local_bytes(aval)
-    *outer, rows, columns = shape
-    step = SUBLANES * max(1, 4 // size) if rows > 1 else 1
-    rows, columns = -(-rows // step) * step, -(-columns // LANES) * LANES
-    return math.prod(outer) * rows * columns * size
-
-
-def program(closed: ClosedJaxpr | Jaxpr) -> Program:
-    """A traced program with calls written out."""
-    jaxpr = getattr(closed, "jaxpr", closed)
-    inputs = [Value(var.aval) for var in jaxpr.invars]
-    constants = [Value(var.aval) for var in jaxpr.constvars]
-    steps: list[Step] = []
-    outputs = _write_out(jaxpr, [*constants, *inputs], steps)
-    for step in steps:
-        for value in step.reads:
-            value.readers.append(step)
-    return Program(steps, inputs, constants, outputs)
-
-
-def _write_out(jaxpr: Jaxpr, given: Sequence[Value], steps: list[Step]) -> list[Value]:
-    values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], given, strict=True))
-    seen: dict[Any, list[Value]] = {}
-
-    def read(atom: Any) -> Value:
-        return Value(atom.aval) if isinstance(atom, Literal) else values[atom]
-
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        reads = [read(atom) for atom in equation.invars]
-        if name in INLINED:
-            inner = params[INLINED[name]]
-            open_ = getattr(inner, "jaxpr", inner)
-            constants = [Value(var.aval) for var in open_.constvars]
-            gives = _write_out(open_, [*constants, *reads], steps)
-        else:
-            gives = [Value(var.aval) for var in equation.outvars]
-            body = {"scan": "jaxpr", "while": "body_jaxpr"}.get(name)
-            branches = [program(b) for b in params["branches"]] if name == "cond" else []
-            inner = program(params[body]) if body else max(branches, key=_steps, default=None)
-            step = Step(name, params, reads, gives, inner)
-            gives = _same(step, seen) or gives
-            if gives is step.gives:
-                steps.append(step)
-        values.update(zip(equation.outvars, gives, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _same(step: Step, seen: dict[Any, list[Value]]) -> list[Value] | None:
-    """What an equal step before it gave, which a compiler does not do again."""
-    try:
-        key = (step.name, tuple(map(id, step.reads)), tuple(sorted(step.params.items())))
-        return seen.setdefault(key, step.gives)
-    except TypeError:  # parameters that cannot be compared
-        return None
-
-
-def _steps(found: Program) -> int:
-    return len(found.steps)
-
-
-class Bytes(collections.Counter[Kind]):
-    """By kind."""
+def peak(spans: Sequence[Span]) -> dict[Kind, float]:
+    """Bytes by kind at the time when there are the most."""
+    changes = np.zeros(max((span.end for span in spans), default=0) + 2)
+    for span in spans:
+        changes[span.start] += span.size
+        changes[span.end + 1] -= span.size
+    at = int(np.argmax(np.cumsum(changes)))
+    found: collections.Counter[Kind] = collections.Counter()
+    for span in spans:
+        if span.start <= at <= span.end:
+            found[span.kind] += span.size  # type: ignore[assignment]
+    return dict(found)
 
 
 class Meter:
-    """Adds up what a program holds.
+    """Finds what a program holds, and when.
 
     Args:
         tiled: whether kernels want tiles, as on a TPU.
@@ -212,47 +88,46 @@ class Meter:
 
     def __init__(self, *, tiled: bool, shapes: Iterable[tuple[int, ...]] = ()) -> None:
         self.tiled, self.shapes = tiled, set(shapes)
+        self._clock = 0
+        self._spans: list[Span] = []
         self._copies: dict[Any, Value] = {}  # of stacks of weights, converted before loops
         self._copied: set[Value] = set()  # by the step that runs
+        self._replaced: set[Value] = set()  # by what the loop that runs gives
 
-    def peak(self, found: Program) -> dict[Kind, float]:
-        """Bytes by kind when there are the most, beside inputs and what takes their place."""
+    def spans(self, found: Program) -> list[Span]:
+        """Of all arrays beside the program's inputs and what takes their place."""
         for value in [*found.inputs, *found.constants]:
             value.sources, value.kind = frozenset([value]), "input"
-        return dict(self._peak(found))
+        self._measure(found)
+        return self._spans
 
-    def _peak(self, found: Program) -> Bytes:
-        end = len(found.steps)
+    def _measure(self, found: Program) -> None:
         born: dict[Value, int] = {}
         last: dict[Value, int] = {}
-        within: list[Bytes] = []
-        for index, step in enumerate(found.steps):
-            self._copied = set()
-            within.append(self._run(step))
-            for value in self._copied:
-                born.setdefault(value, index)
-            born |= {value: index for value in step.gives if value.held}
+        for step in found.steps:
+            self._clock += 1
+            start, self._copied, self._replaced = self._clock, set(), set()
+            self._run(step)
+            for value in [*step.gives, *self._copied]:
+                if value.held:
+                    born.setdefault(value, start)
             if any(value.held for value in step.gives):
                 used = {source for value in step.reads for source in value.sources}
-                last |= dict.fromkeys(used | self._copied, index)
-        last |= {source: end for value in found.outputs for source in value.sources}
-        live = np.array([inside.total() for inside in within] + [0.0])
+                last |= dict.fromkeys(used | self._copied, self._clock)
+            last |= dict.fromkeys(self._replaced, start - 1)
+        last |= {source: self._clock for value in found.outputs for source in value.sources}
         for value, start in born.items():
-            live[start : last.get(value, start) + 1] += value.size
-        at = int(np.argmax(live))
-        held = Bytes(within[at] if at < end else {})
-        for value, start in born.items():
-            if start <= at <= last.get(value, start):
-                held[value.kind] += value.size
-        return held
+            end = max(start, last.get(value, start))
+            self._spans.append(Span(start, end, value.size, value.kind))
 
-    def _run(self, step: Step) -> Bytes:
-        """Says where what a step gives lies; returns bytes that it holds only while it runs."""
+    def _run(self, step: Step) -> None:
+        """Says where what a step gives lies, and what it holds only while it runs."""
         if step.inner is not None:
-            return self._loop(step, step.inner)
+            self._loop(step, step.inner)
+            return
         if step.name in MOVED or (step.name == "reshard" and _stays(step)):
             _move(step)
-            return Bytes()
+            return
         sources = _union(step.reads)
         if step.name == "convert_element_type" and step.reads[0].stack is not None:
             sources = self._copy(step.reads[0], step.gives[0]) or sources
@@ -266,9 +141,13 @@ class Meter:
             value.held = written or (shared and value.size <= held)
             value.kind = self._kind(step, value, sources)
             value.sources = frozenset([value]) if value.held else sources
-        if step.name == "pallas_call":
-            return Bytes(working=self._kernel(step))
-        return Bytes(working=_gathered(step)) if step.name == "dot_general" else Bytes()
+        own = {
+            "pallas_call": self._kernel,
+            "ragged_dot_general": _spread,
+            "dot_general": _gathered,
+        }.get(step.name)
+        for size in own(step) if own else ():
+            self._spans.append(Span(self._clock, self._clock, size, "working"))
 
     def _kind(self, step: Step, value: Value, sources: frozenset[Value]) -> Kind:
         if step.name == "reshard" and all(source.kind == "input" for source in sources):
@@ -277,12 +156,12 @@ class Meter:
             return "gradients"
         return "activations" if step.name == "scan" else "working"
 
-    def _kernel(self, step: Step) -> float:
+    def _kernel(self, step: Step) -> list[float]:
         """Operands that were not in memory are written for a kernel."""
-        size = _tiled_bytes if self.tiled else local_bytes
+        size = tiled_bytes if self.tiled else local_bytes
         for value in step.gives:
             value.size, value.tiled = size(value.aval), self.tiled
-        return sum(size(value.aval) for value in step.reads if value.sources and not value.held)
+        return [size(value.aval) for value in step.reads if value.sources and not value.held]
 
     def _copy(self, slice_: Value, narrow: Value) -> frozenset[Value] | None:
         """What a loop rounds of a stack of weights is rounded before it, all at once."""
@@ -291,16 +170,18 @@ class Meter:
             return None
         key = (slice_.stack.sources, slice_.stack.aval.shape, narrow.aval.dtype)
         size = ratio * local_bytes(slice_.stack.aval)
-        copied = self._copies.setdefault(key, Value(slice_.stack.aval, held=True, size=size, kind="weights"))
+        copied = self._copies.setdefault(
+            key, Value(slice_.stack.aval, held=True, size=size, kind="weights")
+        )
         self._copied.add(copied)
         return frozenset([copied])
 
-    def _loop(self, step: Step, inner: Program) -> Bytes:
+    def _loop(self, step: Step, inner: Program) -> None:
         for value in step.gives:
             value.size, value.held = local_bytes(value.aval), True
             value.kind, value.sources = self._kind(step, value, frozenset()), frozenset([value])
-        skipped, fixed, carried = _arity(step)
-        saved = Bytes()
+        skipped, fixed, carried = arity(step)
+        replaced = set()
         for index, (outer, value) in enumerate(
             zip(step.reads[skipped:], inner.inputs, strict=True)
         ):
@@ -309,23 +190,22 @@ class Meter:
                 # What is carried is written over from step to step.
                 value.sources = step.gives[index - fixed].sources
                 if outer.held and len(outer.readers) == 1:
-                    saved[outer.kind] += outer.size
+                    replaced.add(outer)
             elif index >= fixed + carried:
                 value.stack = outer
         copied = set(self._copied)
-        peak = self._peak(inner)
+        self._measure(inner)
         self._copied |= copied
+        self._replaced = replaced
         if step.name == "scan":
             self._stack(step.gives[carried:], inner.outputs[carried:])
-        peak.subtract(saved)
-        return peak
 
     def _stack(self, stacks: list[Value], slices: list[Value]) -> None:
         """Says how large a loop's results are: in a kernel's tiles, and each only once."""
         first: dict[Value, Value] = {}
         for value, slice_ in zip(stacks, slices, strict=True):
             if self.tiled and (slice_.tiled or _for_kernel(value)):
-                value.size, value.tiled = _tiled_bytes(value.aval), True
+                value.size, value.tiled = tiled_bytes(value.aval), True
             same = first.setdefault(slice_, value)
             if same is not value:
                 value.held, value.sources = False, same.sources
@@ -333,17 +213,6 @@ class Meter:
 
 def _union(values: Iterable[Value]) -> frozenset[Value]:
     return frozenset().union(*(value.sources for value in values))
-
-
-def _arity(step: Step) -> tuple[int, int, int]:
-    """Of what a loop reads: how much its body does not, how much is the same in all its rounds,
-    and how much is carried from round to round."""
-    params = step.params
-    if step.name == "scan":
-        return 0, params["num_consts"], params["num_carry"]
-    if step.name == "while":
-        return params["cond_nconsts"], params["body_nconsts"], len(step.gives)
-    return 1, len(step.reads), 0  # cond: which branch
 
 
 def _move(step: Step) -> None:
@@ -357,18 +226,13 @@ def _move(step: Step) -> None:
 def _stays(step: Step) -> bool:
     """Whether nothing moves: each chip has as much as before, or it is the compiler's to say."""
     before, after = step.reads[0].aval, step.gives[0].aval
-    return local_bytes(before) == local_bytes(after) or _auto(before) or _auto(after)
-
-
-def _auto(aval: Any) -> bool:
-    """Whether the compiler says how an array is split."""
-    return _mesh(aval) is not None and AxisType.Auto in _mesh(aval).axis_types
+    return local_bytes(before) == local_bytes(after) or is_auto(before) or is_auto(after)
 
 
 def _size(value: Value) -> float:
     """Bytes on a chip; of an array that the compiler splits, as what it becomes next is split."""
     size = local_bytes(value.aval, _narrowest(value))
-    if _auto(value.aval) and [reader.name for reader in value.readers] == ["reshard"]:
+    if is_auto(value.aval) and [reader.name for reader in value.readers] == ["reshard"]:
         return min(size, local_bytes(value.readers[0].gives[0].aval, _narrowest(value)))
     return size
 
@@ -397,7 +261,7 @@ def _for_kernel(value: Value) -> bool:
         index = next(i for i, read in enumerate(reader.reads) if read is value)
         following: list[Value] = []
         if reader.inner is not None:
-            following = reader.inner.inputs[index - _arity(reader)[0] :][:1]
+            following = reader.inner.inputs[index - arity(reader)[0] :][:1]
         elif reader.name in ("reshape", "pvary", "pcast", "reshard"):
             following = reader.gives
         if any(map(_for_kernel, following)):
@@ -405,23 +269,36 @@ def _for_kernel(value: Value) -> bool:
     return False
 
 
-def _gathered(step: Step) -> float:
+def _gathered(step: Step) -> list[float]:
     """Operands and sums of a product that chips share in another way than its result."""
     (contracted, _), result = step.params["dimension_numbers"], step.gives[0]
-    if _mesh(result.aval) is None:
-        return 0.0
-    used = set().union(*_split(result.aval))
-    parts = [_split(value.aval) for value in step.reads]
+    if mesh_of(result.aval) is None:
+        return []
+    used = set().union(*split(result.aval))
+    parts = [split(value.aval) for value in step.reads]
     over = [
         set().union(*(part[dim] for dim in dims))
         for part, dims in zip(parts, contracted, strict=True)
     ]
     summed = over[0] & over[1]
-    total = 0.0
+    found = []
     if summed & used:
-        total += local_bytes(result.aval) * _ways(result.aval, summed & used)
+        found.append(local_bytes(result.aval) * ways(result.aval, summed & used))
     for value, mine, part in zip(step.reads, over, parts, strict=True):
         moved = mine - summed | (set().union(*part) - mine - used)
         if moved:
-            total += local_bytes(value.aval) * _ways(value.aval, moved)
-    return total
+            found.append(local_bytes(value.aval) * ways(value.aval, moved))
+    return found
+
+
+def _spread(step: Step) -> list[float]:
+    """What XLA makes of a product whose groups are contracted, of the gradient by experts' weights.
+
+    Both operands, once for each group, with zeros where a row is of another group.
+    """
+    numbers = step.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    if not set(numbers.lhs_ragged_dimensions) <= set(contracted):
+        return []
+    left, right, sizes = (value.aval for value in step.reads)
+    return [sizes.shape[-1] * local_bytes(operand) for operand in (left, right)]

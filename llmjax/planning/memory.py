@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from llmjax import mesh
-from llmjax.planning import liveness
+from llmjax.planning import liveness, traces
 from llmjax.train import TrainState
 
 KEPT = ("tokens", "targets", "segment_ids", "positions")  # of a batch, as the loader makes them
@@ -65,25 +65,26 @@ def step_memory(step: Any, state: TrainState, batch: Any) -> StepMemory:
         state: abstract, from `jax.eval_shape` of `train.init_state`.
         batch: abstract.
     """
-    traced = step.trace(state, batch)
-    found = liveness.program(traced.jaxpr)
-    params = jax.tree.leaves(state.params)
-    meter = liveness.Meter(tiled=mesh.platform() == "tpu", shapes=[x.shape for x in params])
-    held = meter.peak(found)
+    found = traces.program(step.trace(state, batch).jaxpr)
+    shapes = [param.shape for param in jax.tree.leaves(state.params)]
+    meter = liveness.Meter(tiled=mesh.platform() == "tpu", shapes=shapes)
+    held = liveness.peak(meter.spans(found))
     parameters, optimizer = _bytes(state.params), _bytes(state.opt_state)
-    everything = sum(liveness.local_bytes(value.aval) for value in found.inputs)
-    kinds = ("gradients", "weights", "activations", "working")
+    everything = sum(traces.local_bytes(value.aval) for value in found.inputs)
     return StepMemory(
-        parameters,
-        optimizer,
-        everything - parameters - optimizer,
-        *(held.get(kind, 0.0) for kind in kinds),
+        parameters=parameters,
+        optimizer=optimizer,
+        batch=everything - parameters - optimizer,
+        gradients=held.get("gradients", 0.0),
+        weights=held.get("weights", 0.0),
+        activations=held.get("activations", 0.0),
+        working=held.get("working", 0.0),
         all_gradients=parameters,
     )
 
 
 def _bytes(tree: Any) -> float:
-    return sum(map(liveness.local_bytes, jax.tree.leaves(tree)))
+    return sum(map(traces.local_bytes, jax.tree.leaves(tree)))
 
 
 def abstract_batch(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,4 +1,4 @@
-"""IsoFLOP curves: the loss by the size of the model at equal cost (Hoffmann et al. 2022, fig. 3)."""
+"""IsoFLOP curves: loss by size at equal cost (Hoffmann et al. 2022, figure 3)."""
 
 import pathlib
 from collections.abc import Sequence

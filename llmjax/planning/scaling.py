@@ -140,9 +140,9 @@ class LossLaw:
         return (self.B / rest) ** (1 / self.beta) if rest > 0 else math.inf
 
 
-# Approaches 1 and 2 publish exponents in two digits (.50 and .49) and no coefficients. These are the
-# power laws through tables 3 and A3, by least squares on their logarithms without the rows of 67 and
-# 175 billion, of which the former are off (tests/planning/test_scaling.py). So is approach 3's.
+# The paper has exponents in two digits (.50, .49 and .46) and no coefficients, but tables 3 and A3.
+# These are the power laws through them: least squares of logarithms, without the rows of 67 billion,
+# which are off (tests/planning/test_scaling.py), and of 175 billion, of which one is misprinted.
 APPROACH_1 = Frontier(0.09935, 0.49809)
 APPROACH_2 = Frontier(0.14556, 0.48993)
 APPROACH_3 = Frontier(0.53770, 0.45864)

@@ -10,7 +10,7 @@ import pytest
 from llmjax import mesh, models, objectives, optim, planning, train
 from llmjax import spec as specs
 from llmjax.mesh import MeshConfig
-from llmjax.planning import liveness
+from llmjax.planning import liveness, traces
 
 ROWS, LENGTH = 8, 16
 # Nothing of it is ever there, so it may be of a size that people train.
@@ -23,8 +23,8 @@ V5P = planning.chip("v5p")
 def held(function, *shapes: tuple[int, ...], dtype=jnp.bfloat16) -> float:
     """Bytes that a function of arrays holds at the most, beside them."""
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    found = liveness.program(jax.jit(function).trace(*arguments).jaxpr)
-    return sum(liveness.Meter(tiled=False).peak(found).values())
+    found = traces.program(jax.jit(function).trace(*arguments).jaxpr)
+    return sum(liveness.peak(liveness.Meter(tiled=False).spans(found)).values())
 
 
 def test_products_are_written_and_what_lies_between_is_not() -> None:
@@ -121,9 +121,7 @@ def test_sixteen_bytes_a_parameter_and_two_for_products() -> None:
 
 
 def test_muon_has_one_moment_where_adam_has_two(llama) -> None:
-    adam, muon = (
-        step_memory(llama, MeshConfig(), 1, optimizer=name) for name in ("adamw", "muon")
-    )
+    adam, muon = (step_memory(llama, MeshConfig(), 1, optimizer=name) for name in ("adamw", "muon"))
     matrices = 4 * sum(
         math.prod(param.shape)
         for param in jax.tree.leaves(models.spec(llama)["layers"], is_leaf=specs.is_param)

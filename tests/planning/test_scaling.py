@@ -1,5 +1,6 @@
 """Scaling laws against the tables that their papers print, and against numeric minima."""
 
+import itertools
 import math
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_table_a3_is_near_the_parametric_law_and_far_from_the_rounded_one(row: t
 
 
 def test_the_corrected_fit_agrees_with_approaches_1_and_2() -> None:
-    """Besiroglu et al. 2024, section 4: a = 0.513; about 20 tokens a parameter; Chinchilla's 70 B."""
+    """Besiroglu et al. 2024, section 4: a = 0.513, and Chinchilla's 20 tokens a parameter."""
     law = scaling.BESIROGLU
     assert law.frontier().exponent == pytest.approx(0.513, abs=0.0005)
     best = law.optimal(GOPHER)
@@ -102,7 +103,9 @@ def test_the_closed_form_is_the_minimum(law: LossLaw, flops: float) -> None:
         params = math.exp(log_params)
         return law.loss(params, flops / (6 * params))
 
-    found = optimize.minimize_scalar(loss, bounds=(5, 40), method="bounded", options={"xatol": 1e-9})
+    found = optimize.minimize_scalar(
+        loss, bounds=(5, 40), method="bounded", options={"xatol": 1e-9}
+    )
     best = law.optimal(flops)
     assert math.log(best.params) == pytest.approx(found.x, abs=1e-4)
     assert best.flops == pytest.approx(flops)
@@ -133,8 +136,8 @@ def test_overtraining() -> None:
     assert at_best.extra == pytest.approx(1)
     sizes = best.params * np.array([0.9, 0.7, 0.5, 0.3])
     rows = [scaling.overtrain(law, flops, size) for size in sizes]
-    assert all(a.penalty < b.penalty for a, b in zip(rows, rows[1:], strict=False))
-    assert all(a.extra < b.extra for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a.penalty < b.penalty for a, b in itertools.pairwise(rows))
+    assert all(a.extra < b.extra for a, b in itertools.pairwise(rows))
     least = law.loss(best.params, best.tokens)
     for row in rows:
         assert 6 * row.params * row.tokens == pytest.approx(flops)
