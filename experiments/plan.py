@@ -94,7 +94,7 @@ def plan() -> dict[str, Any]:
             answer["warnings"] += _overflow(answer["memory"])
         except ValueError as error:
             answer["warnings"].append(f"memory is not known: {error}")
-    name, law, runs = LAW.value, planner.LAWS[LAW.value], None
+    name, law, runs = planner.NAMES[LAW.value], planner.LAWS[LAW.value], None
     if RUNS.value:
         runs, fit = planner.fit_runs(RUNS.value)
         name, law = "your runs", fit.law

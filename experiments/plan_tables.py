@@ -34,6 +34,11 @@ def count(value: float) -> str:
     return f"{value:,.3g}"
 
 
+def ratio(value: float) -> str:
+    """A number in three digits or as many as it has."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def flops(value: float) -> str:
     """A number of operations: 7.23e+23."""
     return f"{value:.3g}"
@@ -64,7 +69,7 @@ def gigabytes(value: float) -> str:
 def _table(title: str, *columns: str, left: int = 1) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index < left else "right")
+        table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
     return table
 
 
@@ -87,12 +92,12 @@ def _model(answer: dict[str, Any]) -> Iterator[Table]:
     if found["active_params"] != found["params"]:
         table.add_row("  of which a token meets", count(found["active_params"]), "")
     exact, rule = found["flops_per_token"], found["flops_per_token_6n"]
-    note = f"the 6N rule says {flops(rule)} ({exact / rule - 1:+.1%} is what it leaves out)"
+    note = f"the 6N rule says {flops(rule)} ({rule / exact - 1:+.1%})"
     note = note if exact != rule else "by the 6N rule"
     table.add_row("FLOPs per token", flops(exact), note)
     if found["tokens"]:
-        ratio = f"{found['tokens_per_param']:,.3g} per parameter"
-        table.add_row("tokens", count(found["tokens"]), ratio)
+        each = f"{ratio(found['tokens_per_param'])} per parameter"
+        table.add_row("tokens", count(found["tokens"]), each)
         rule = f"6ND is {flops(found['flops_6nd'])}" if exact != rule else "6ND"
         table.add_row("training FLOPs", flops(found["flops"]), rule)
     yield table
@@ -180,7 +185,7 @@ def _budget(answer: dict[str, Any]) -> Iterator[Table]:
     table = _table(title, "law", "parameters", "tokens", "tokens/parameter", "loss")
     for row in found["optima"]:
         loss = f"{row['loss']:.3f}" if "loss" in row else ""
-        numbers = (count(row["params"]), count(row["tokens"]), f"{row['tokens_per_param']:.3g}")
+        numbers = (count(row["params"]), count(row["tokens"]), ratio(row["tokens_per_param"]))
         table.add_row(row["law"], *numbers, loss)
     yield table
 
@@ -189,29 +194,27 @@ def _overtraining(answer: dict[str, Any]) -> Iterator[Table]:
     rows = answer.get("overtraining")
     if not rows:
         return
-    title = f"Smaller models, trained for longer (law: {answer['law']})"
     table = _table(
-        title,
+        f"Smaller models, trained for longer (law: {answer['law']})",
         "parameters",
-        "of the best",
         "tokens",
-        "tokens/parameter",
+        "tokens/N",
         "loss",
-        "worse by",
-        "tokens to match",
-        "FLOPs to match",
+        "worse",
+        "to match",
+        "FLOPs",
     )
     for row in rows:
-        extra = f"× {row['extra']:.2f}" if math.isfinite(row["extra"]) else "—"
+        extra = row["extra"]
+        times = f"× {extra:,.0f}" if extra >= 100 else f"× {extra:.2f}"
         table.add_row(
-            count(row["params"]) + (" ←" if row["given"] else ""),
-            f"{row['share']:.0%}",
+            f"{count(row['params'])} ({row['share']:.0%})" + (" ←" if row["given"] else ""),
             count(row["tokens"]),
-            f"{row['tokens'] / row['params']:.3g}",
+            ratio(row["tokens"] / row["params"]),
             f"{row['loss']:.3f}",
             f"{row['penalty']:.3f}",
             count(row["tokens_to_match"]),
-            extra,
+            times if math.isfinite(extra) else "—",
         )
     yield table
 

@@ -22,6 +22,11 @@ LAWS: dict[str, scaling.LossLaw] = {
     "hoffmann": scaling.HOFFMANN,
     "rounded": scaling.ROUNDED,
 }
+NAMES = {
+    "besiroglu": "Besiroglu et al. 2024",
+    "hoffmann": "Hoffmann et al. 2022",
+    "rounded": "Hoffmann et al., rounded",
+}
 FRONTIERS: dict[str, scaling.Law] = {
     "Chinchilla, approach 1": scaling.APPROACH_1,
     "Chinchilla, approach 2": scaling.APPROACH_2,

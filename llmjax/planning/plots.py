@@ -61,4 +61,5 @@ def _style(axes) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_GRID)
-    axes.legend(title="FLOPs", frameon=False, fontsize=8.5, labelcolor=_INK)
+    legend = axes.legend(title="FLOPs", frameon=False, fontsize=8.5, labelcolor=_INK)
+    legend.get_title().set(color=_MUTED, fontsize=8.5)

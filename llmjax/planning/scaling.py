@@ -141,8 +141,8 @@ class LossLaw:
 
 
 # The paper has exponents in two digits (.50, .49 and .46) and no coefficients, but tables 3 and A3.
-# These are the power laws through them: least squares of logarithms, without the rows of 67 billion,
-# which are off (tests/planning/test_scaling.py), and of 175 billion, of which one is misprinted.
+# These are the power laws through them: least squares of logarithms, without the rows of 67 billion
+# (off, see tests/planning/test_scaling.py) and of 175 billion (of which one is misprinted).
 APPROACH_1 = Frontier(0.09935, 0.49809)
 APPROACH_2 = Frontier(0.14556, 0.48993)
 APPROACH_3 = Frontier(0.53770, 0.45864)
