@@ -32,7 +32,7 @@ FRONTIERS: dict[str, scaling.Law] = {
     "Chinchilla, approach 2": scaling.APPROACH_2,
     "Chinchilla, approach 3": scaling.APPROACH_3,
 }
-RATIOS = (20, 50, 100)  # tokens a parameter
+RATIOS = (20, 50, 100)  # tokens a parameter: compute-optimal, and trained for longer
 SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)  # of the best size, in over-training
 ISOFLOPS = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the budget, in the plot
 

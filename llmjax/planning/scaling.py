@@ -10,7 +10,6 @@ import math
 from typing import Protocol
 
 FLOPS_PER_PARAM = 6  # of a training token: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)
-TOKENS_PER_PARAM = (20, 100)  # what is usual: compute-optimal, and small models trained for longer
 
 
 @dataclasses.dataclass(frozen=True)
