@@ -5,8 +5,8 @@ The step is traced for chips that need not be there, on the mesh that it will ru
 by `liveness`, from the same program that is compiled, so that models, objectives, optimizers, remat
 and the table of shardings are what they are and nothing is said twice.
 
-The textbook's rule, 4 to 8 bytes a parameter, is of inference. Training with Adam takes 16: 4 of the
-parameter, 4 of its gradient, 8 of its moments; 18 with the rounded copy that products read
+The textbook's rule, 4 to 8 bytes a parameter, leaves out what training holds. With Adam it is 16: 4
+of the parameter, 4 of its gradient, 8 of its moments; 18 with the rounded copy that products read
 (Rajbhandari et al. 2020, section 3.1); and activations on top.
 """
 
@@ -60,9 +60,10 @@ class StepMemory:
 def step_memory(step: Any, state: TrainState, batch: Any) -> StepMemory:
     """Of a step of `train.make_step`, for the current mesh (`mesh.abstract_mesh`).
 
-    For TPUs and layers in a loop this is within 5 % of the compiler's own peak, `memory_analysis()`'s
-    `peak_memory_in_bytes` (tests/aot). What it sets aside, arguments and temporaries together, was
-    1 to 36 % more than its peak (BENCH.md): leave room. For GPUs it is not compared with anything.
+    For TPUs and layers in a loop this is within 5 % of the compiler's own peak, the
+    `peak_memory_in_bytes` of `memory_analysis()` (tests/aot). What it sets aside, arguments and
+    temporaries together, was 5 to 34 % more than that (BENCH.md): leave room. For GPUs it has not
+    been compared with anything.
 
     Args:
         step: compiled by `train.make_step`.
