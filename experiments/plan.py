@@ -9,10 +9,10 @@
 
 A recipe (or --params and --tokens) says what is trained: its operations exactly and by the 6N rule,
 data at 20 to 100 tokens a parameter, memory of a chip by item, time and cost. A budget (--flops,
---hours of all chips, or --money) says what may be spent: the best size and tokens for it by
-Chinchilla's three approaches and a law of the loss, and what smaller models cost that are trained
-for longer. Both together place the model among those. --runs fits the law to runs of your own:
-params, tokens and loss in a .csv or .jsonl file, or the folder of an evaluated run.
+--hours of all chips, --money, or what a --loss takes) is spent by Chinchilla's three approaches and
+by a law of the loss: the best size and tokens, and what smaller models cost that are trained for
+longer. Both together place the model among those. --runs fits the law to runs of your own: params,
+tokens and loss in a .csv or .jsonl file, or the folder of an evaluated run.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ ROOMY = 0.75  # share of a chip's memory, planned, that leaves a compiler room
 FLOPS = absl_flags.DEFINE_float("flops", None, "Budget: training FLOPs.")
 HOURS = absl_flags.DEFINE_float("hours", None, "Budget: hours of all --chips together.")
 MONEY = absl_flags.DEFINE_float("money", None, "Budget: US dollars.")
+LOSS = absl_flags.DEFINE_float("loss", None, "Budget: what reaches this loss, in nats a token.")
 PARAMS = absl_flags.DEFINE_float("params", None, "Parameters, of a model without a recipe.")
 TOKENS = absl_flags.DEFINE_float("tokens", None, "Tokens to train on; by default the recipe's.")
 DEVICE = absl_flags.DEFINE_enum(
@@ -102,7 +103,7 @@ def plan() -> dict[str, Any]:
         name, law = "your runs", fit.law
         answer["fit"] = planner.describe_fit(runs, fit)
     answer["law"] = name
-    budget = _budget(cluster)
+    budget = _budget(cluster, law)
     if budget is not None:
         optima = planner.optima(budget, name, law)
         answer["budget"] = planner.spend(budget, cluster) | {"optima": optima}
@@ -113,19 +114,20 @@ def plan() -> dict[str, Any]:
 
 def _check() -> None:
     """What can be said of the flags alone."""
-    positive = (FLOPS, HOURS, MONEY, PARAMS, TOKENS, DAYS, PRICE)
+    budgets = (FLOPS, HOURS, MONEY, LOSS)
+    positive = (*budgets, PARAMS, TOKENS, DAYS, PRICE)
     for flag in positive:
         if flag.value is not None and not 0 < flag.value < float("inf"):
             raise flags.FlagError(f"--{flag.name}={flag.value}: must be above 0, and finite")
-    budgets = [flag.name for flag in (FLOPS, HOURS, MONEY) if flag.value is not None]
-    if len(budgets) > 1:
-        raise flags.FlagError(f"--{' and --'.join(budgets)}: there is one budget; give one of them")
+    given = [flag.name for flag in budgets if flag.value is not None]
+    if len(given) > 1:
+        raise flags.FlagError(f"--{' and --'.join(given)}: there is one budget; give one of them")
     if flags.FLAGS.recipe and PARAMS.value:
         raise flags.FlagError("--params is for a model without a recipe: leave out one of them")
-    if not (flags.FLAGS.recipe or PARAMS.value or budgets or RUNS.value):
+    if not (flags.FLAGS.recipe or PARAMS.value or given or RUNS.value):
         raise flags.FlagError(
-            "--recipe, --params, --flops, --hours, --money or --runs is missing: say what is to be "
-            "planned"
+            "--recipe, --params, --flops, --hours, --money, --loss or --runs is missing: say what "
+            "is to be planned"
         )
     needing = [flag for flag in (HOURS, MONEY, DAYS, PRICE) if flag.value is not None]
     if needing and not DEVICE.value:
@@ -161,8 +163,13 @@ def _describe(cluster: cost.Cluster) -> dict[str, Any]:
     }
 
 
-def _budget(cluster: cost.Cluster | None) -> float | None:
+def _budget(cluster: cost.Cluster | None, law: scaling.LossLaw) -> float | None:
     """In FLOPs."""
+    if LOSS.value is not None:
+        try:
+            return law.cheapest(LOSS.value).flops
+        except ValueError as error:
+            raise flags.FlagError(f"--{error}") from error
     if HOURS.value is not None and cluster is not None:
         return cluster.flops_in(HOURS.value)
     if MONEY.value is not None and cluster is not None:

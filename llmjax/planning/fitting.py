@@ -54,10 +54,6 @@ class Runs:
     def __len__(self) -> int:
         return self.params.size
 
-    def __getitem__(self, index: Any) -> "Runs":
-        """Those at some places."""
-        return Runs(self.params[index], self.tokens[index], self.loss[index])
-
 
 @dataclasses.dataclass(frozen=True)
 class Fit:

@@ -53,10 +53,11 @@ def run(*lines: list[str]) -> list[tuple[int, str, str]]:
 
 GPT3 = ["--params=174.6e9", "--tokens=300e9", "--device=v100", "--chips=1000", "--days=34"]
 MISTAKES = {
-    "": "--recipe, --params, --flops, --hours, --money or --runs is missing",
+    "": "--recipe, --params, --flops, --hours, --money, --loss or --runs is missing",
     "--flops=-1": "--flops=-1.0: must be above 0",
     "--flops=nan": "--flops=nan: must be above 0",
     "--flops=1e20 --money=5": "--flops and --money: there is one budget",
+    "--loss=1.5": "--loss=1.5: no model gets below E = 1.817",
     "--hours=3": "--hours is of chips of a kind: say --device too",
     "--params=1e9 --recipe=tiny": "--params is for a model without a recipe",
     "--params=1e9 --days=3 --device=v5e": "--days is about a training: say --tokens too",
@@ -81,11 +82,12 @@ def test_the_command_line(tmp_path: pathlib.Path) -> None:
         [*budget, "--json"],
         budget,
         ["--recipe=tiny", "--device=v5e", "--chips=3", "--json"],
+        ["--loss=2.141", "--json"],
         ["--help"],
         *(line.split() for line in MISTAKES),
     ]
-    gpt3, table, fitted, text, tiny, shown, *wrong = run(*lines)
-    for code, _, err in (gpt3, table, fitted, text, tiny):
+    gpt3, table, fitted, text, tiny, loss, shown, *wrong = run(*lines)
+    for code, _, err in (gpt3, table, fitted, text, tiny, loss):
         assert (code, err) == (0, "")
     found = json.loads(gpt3[1])
     assert found["model"]["flops"] == pytest.approx(3.14e23, rel=0.002)
@@ -99,6 +101,7 @@ def test_the_command_line(tmp_path: pathlib.Path) -> None:
     assert "your runs" in text[1]
     assert plot.read_text().startswith("<?xml")
     assert "does not divide over 3 devices" in json.loads(tiny[1])["warnings"][0]
+    assert json.loads(loss[1])["budget"]["optima"][-1]["loss"] == pytest.approx(2.141)
     assert "--utilization" in shown[1]
     for (line, message), (_, out, err) in zip(MISTAKES.items(), wrong, strict=True):
         assert not out, line
