@@ -221,7 +221,9 @@ def help_text(script: str, flag_values: FlagValues = FLAGS) -> str:
     if "recipe" in flag_values:
         parts.append(_recipes_help(_recipes(flag_values)))
         parts.extend(_fields_help(flag_values))
-        parts.append(f"Example\n  {_program(script)} --recipe=tiny --steps=120 --run_dir=runs/tiny")
+        if "run_dir" in flag_values:
+            example = "--recipe=tiny --steps=120 --run_dir=runs/tiny"
+            parts.append(f"Example\n  {_program(script)} {example}")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -120,32 +120,36 @@ def make_mesh(recipe: Recipe) -> jax.sharding.Mesh:
     """
     try:
         made = mesh.make_mesh(recipe.mesh)
+        require_divides(recipe, made)
     except ValueError as error:
         raise FlagError(str(error)) from error
-    with jax.set_mesh(made):
-        rows = mesh.size("batch")
-        if recipe.batch_size % (rows * recipe.accumulate):
-            raise FlagError(
-                f"batch_size={recipe.batch_size} does not divide over {rows} devices (mesh "
-                f"{' × '.join(mesh.RULES['batch'])}) in accumulate={recipe.accumulate} parts"
-            )
-        try:
-            rows = recipe.batch_size // recipe.accumulate
-            models.require_fits(recipe.model, rows, recipe.sequence_length)
-            spec = objective.param_spec(recipe)
-        except ValueError as error:
-            raise FlagError(str(error)) from error
-    for param in jax.tree.leaves(spec, is_leaf=specs.is_param):
-        _require_divides(param, made)
     return made
 
 
-def _require_divides(param: specs.Param, made: jax.sharding.Mesh) -> None:
+def require_divides(recipe: Recipe, made: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+    """Raises ValueError where the batch or the model does not divide over a mesh."""
+    abstract = made if isinstance(made, jax.sharding.AbstractMesh) else made.abstract_mesh
+    with jax.sharding.use_abstract_mesh(abstract):
+        devices = mesh.size("batch")
+        if recipe.batch_size % (devices * recipe.accumulate):
+            raise ValueError(
+                f"batch_size={recipe.batch_size} does not divide over {devices} devices (mesh "
+                f"{' × '.join(mesh.RULES['batch'])}) in accumulate={recipe.accumulate} parts"
+            )
+        rows = recipe.batch_size // recipe.accumulate
+        models.require_fits(recipe.model, rows, recipe.sequence_length)
+    for param in jax.tree.leaves(objective.param_spec(recipe), is_leaf=specs.is_param):
+        _require_divides(param, made)
+
+
+def _require_divides(
+    param: specs.Param, made: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> None:
     for size, axis in zip(param.shape, param.axes, strict=True):
         names = mesh.RULES[axis] if axis else ()
         for name in names:
             if size % made.shape[name]:
-                raise FlagError(
+                raise ValueError(
                     f"mesh.{name}={made.shape[name]} does not divide the model's {size} "
                     f"({axis}): choose sizes that divide"
                 )

@@ -68,24 +68,57 @@ class MeshConfig:
             raise ValueError(f"mesh {sizes}: only one axis may be -1 (all remaining devices)")
 
 
+def axis_sizes(config: MeshConfig, count: int) -> dict[str, int]:
+    """The devices along each axis of a mesh of `count`; -1 takes what the other axes leave.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    sizes = [getattr(config, name) for name in AXES]
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = count // known
+    if math.prod(sizes) != count:
+        wanted = " × ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+        raise ValueError(
+            f"mesh {wanted} needs {math.prod(sizes)} devices and there are {count}; "
+            "choose sizes whose product is that, or -1 for one of them"
+        )
+    return dict(zip(AXES, sizes, strict=True))
+
+
 def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.Mesh:
-    """An Explicit mesh over `devices`, by default all; -1 takes what the other axes leave.
+    """An Explicit mesh over `devices`, by default all.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, name) for name in AXES]
-    known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if math.prod(sizes) != len(devices):
-        wanted = " × ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
-        raise ValueError(
-            f"mesh {wanted} needs {math.prod(sizes)} devices and there are {len(devices)}; "
-            "choose sizes whose product is that, or -1 for one of them"
-        )
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices)
+    sizes = axis_sizes(config, len(devices))
+    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices)
+
+
+def abstract_mesh(
+    config: MeshConfig, count: int, kind: str, platform: str
+) -> jax.sharding.AbstractMesh:
+    """The Explicit mesh over `count` devices that are not here, to trace programs for them.
+
+    Args:
+        config: of the axes.
+        count: of the devices.
+        kind: what they call themselves.
+        platform: "tpu" say.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    sizes = axis_sizes(config, count)
+    return jax.sharding.AbstractMesh(
+        tuple(sizes.values()),
+        AXES,
+        axis_types=(AxisType.Explicit,) * len(AXES),
+        abstract_device=jax.sharding.AbstractDevice(kind, 1, platform),
+    )
 
 
 def for_decoding(made: jax.sharding.Mesh) -> jax.sharding.Mesh:

@@ -106,3 +106,11 @@ def test_disentangled_attention_compiles_and_its_memory_is_linear_in_the_length(
     """
     for name, (temporary, arguments) in run("compile_disentangled.py", topology).items():
         assert temporary < 12 * arguments, name
+
+
+@pytest.mark.parametrize("case", ["llama", "llama, dots", "gpt2", "bert", "experts"])
+def test_memory_is_as_planned(case):
+    """Of `planning.step_memory`, which compiles nothing; figures are in BENCH.md."""
+    report = run("compile_memory.py", case)
+    assert report["planned_arguments"] == pytest.approx(report["arguments"], rel=0.002)
+    assert report["planned"] == pytest.approx(report["peak"], rel=0.05)
