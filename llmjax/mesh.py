@@ -14,6 +14,7 @@ from typing import Any
 import einops
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 Axes = tuple[str | None, ...]
@@ -90,12 +91,36 @@ def axis_sizes(config: MeshConfig, count: int) -> dict[str, int]:
 def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.Mesh:
     """An Explicit mesh over `devices`, by default all.
 
+    Of several slices of TPUs, which only the data center's network joins, the outermost axes cross
+    that network: stage, then data, then fsdp, as far as the number of slices needs.
+
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or those of these axes do
+            not divide over the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(config, len(devices))
-    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices)
+    across = _across(sizes, slices)
+    within = [size // across[name] for name, size in sizes.items()]
+    placed = mesh_utils.create_hybrid_device_mesh(within, list(across.values()), devices)
+    return jax.sharding.Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def _across(sizes: dict[str, int], slices: int) -> dict[str, int]:
+    """How many slices each axis crosses."""
+    across, left = dict.fromkeys(sizes, 1), slices
+    for name in ("stage", "data", "fsdp"):
+        across[name] = math.gcd(sizes[name], left)
+        left //= across[name]
+    if left > 1:
+        raise ValueError(
+            f"mesh stage={sizes['stage']} × data={sizes['data']} × fsdp={sizes['fsdp']} does not "
+            f"divide over {slices} slices: choose sizes of these axes that do"
+        )
+    return across
 
 
 def abstract_mesh(
@@ -153,35 +178,42 @@ def partition_spec(axes: Axes, rules: Rules = RULES) -> PartitionSpec:
     )
 
 
-def _current() -> jax.sharding.AbstractMesh | None:
+def current_mesh() -> jax.sharding.AbstractMesh | None:
+    """That which is set, or None."""
     current = jax.sharding.get_abstract_mesh()
     return None if current.empty else current
 
 
-def _visible(axes: Axes, current: jax.sharding.AbstractMesh) -> PartitionSpec:
+def visible_spec(axes: Axes, current: jax.sharding.AbstractMesh) -> PartitionSpec:
     """The spec over those mesh axes that split anything and are not manual (inside `shard_map`).
 
     An axis of one device splits nothing, and a loop over layers may not run over one that does.
     """
-    free = {name for name in _free(current) if current.shape[name] > 1}
+    free = {name for name in free_axes(current) if current.shape[name] > 1}
     rules = {name: tuple(m for m in target if m in free) for name, target in RULES.items()}
     return partition_spec(axes, rules)
 
 
-def _names(spec: PartitionSpec) -> set[str]:
+def axis_names(spec: PartitionSpec) -> set[str]:
     """The mesh axes in a spec."""
     parts = [part if isinstance(part, tuple) else (part,) for part in spec if part is not None]
     return {name for part in parts for name in part}
 
 
+def free_axes(current: jax.sharding.AbstractMesh) -> set[str]:
+    """The mesh axes that no `shard_map` around here has taken."""
+    axes = zip(current.axis_names, current.axis_types, strict=True)
+    return {name for name, kind in axes if kind != AxisType.Manual}
+
+
 def named_sharding(axes: Axes) -> NamedSharding | None:
     """The sharding of an array on the current mesh, or None when no mesh is set."""
-    current = _current()
+    current = current_mesh()
     if current is None:
         return None
     concrete = jax.sharding.get_mesh() if hasattr(jax.sharding, "get_mesh") else None
     target: Any = concrete if concrete is not None and not concrete.empty else current
-    return NamedSharding(target, _visible(axes, current))
+    return NamedSharding(target, visible_spec(axes, current))
 
 
 def sharded(op: Callable, axes: Axes) -> Callable:
@@ -190,129 +222,15 @@ def sharded(op: Callable, axes: Axes) -> Callable:
     Without a mesh it is `op` itself; on an Explicit mesh the result's type says where it lies;
     on an Auto mesh the compiler is told by a constraint.
     """
-    current = _current()
+    current = current_mesh()
     if current is None:
         return op
-    spec = _visible(axes, current)
+    spec = visible_spec(axes, current)
     if AxisType.Explicit in current.axis_types:
         return lambda *args, **kwargs: op(*args, out_sharding=spec, **kwargs)
     if AxisType.Auto in current.axis_types:
         return lambda *args, **kwargs: jax.lax.with_sharding_constraint(op(*args, **kwargs), spec)
     return op
-
-
-def on_parts(
-    op: Callable,
-    in_axes: tuple[Axes, ...],
-    out_axes: Axes | tuple[Axes, ...],
-    *,
-    check: bool = True,
-) -> Callable:
-    """`op`, run by every device on its parts of the arguments (`jax.shard_map`).
-
-    As an einsum's, a result is summed over what splits an argument and not the result. Without
-    a mesh it is `op` itself.
-
-    Args:
-        op: of arrays to one array or a tuple of them; it sees the lengths that a device has.
-        in_axes: the logical axes of each argument, which is moved there first.
-        out_axes: those of the result, or of each.
-        check: whether jax checks what varies over devices, of which Pallas' interpreter knows
-            nothing.
-    """
-    current = _current()
-    if current is None:
-        return op
-    if AxisType.Manual in current.axis_types:
-        return _within(op, in_axes, out_axes, check)
-    return _mapped(op, in_axes, out_axes, check)
-
-
-def _mapped(op, in_axes, out_axes, check: bool) -> Callable:
-    """`on_parts` by one `shard_map`."""
-    current = _current()
-    assert current is not None
-    specs = tuple(_visible(axes, current) for axes in in_axes)
-    several = _several(out_axes)
-    results = tuple(_visible(axes, current) for axes in (out_axes if several else (out_axes,)))
-    names = set().union(*map(_names, specs))
-
-    def others(spec):
-        return tuple(sorted(names - _names(spec)))
-
-    def part(*parts):
-        # The gradient of what several devices hold alike is summed over them.
-        alike = [others(spec) for spec in specs]
-        varying = [
-            jax.lax.pcast(x, over, to="varying") if over and check else x
-            for x, over in zip(parts, alike, strict=True)
-        ]
-        found = op(*varying) if several else (op(*varying),)
-        sums = (jax.lax.psum(x, others(to)) for x, to in zip(found, results, strict=True))
-        return tuple(sums) if several else next(sums)
-
-    mapped = jax.shard_map(
-        part,
-        in_specs=specs,
-        out_specs=results if several else results[0],
-        axis_names=_free(current),
-        check_vma=check,
-    )
-    return lambda *args: mapped(*map(place, args, in_axes))
-
-
-def _within(op, in_axes, out_axes, check: bool) -> Callable:
-    """`on_parts` within another `shard_map`, where jax (0.10 to 0.12) cannot take it apart.
-
-    To find a gradient, or what a loop need not do again, it cuts an inner `shard_map` in two, and
-    says of what passes from one to the other that it is split over the outer one's axes, too;
-    unless it is not to check that. And the gradient is a `shard_map` of its own.
-    """
-    current = _current()
-    assert current is not None
-    outer = tuple(name for name in current.axis_names if name not in _free(current))
-    listed: tuple[Axes, ...] = out_axes if _several(out_axes) else (out_axes,)
-
-    @jax.custom_vjp
-    def run(*args):
-        found = _mapped(op, in_axes, out_axes, check=False)(*args)
-        # What was not checked is not known to vary.
-        return jax.tree.map(lambda x: jax.lax.pcast(x, outer, to="varying"), found)
-
-    def forward(*args):
-        return run(*args), args
-
-    def backward(args, cotangents):
-        places = [i for i, x in enumerate(args) if jax.numpy.issubdtype(x.dtype, np.floating)]
-
-        def pull(*arrays):
-            parts, cotangents = list(arrays[: len(args)]), arrays[len(args) :]
-
-            def of_floats(*floats):
-                for i, x in zip(places, floats, strict=True):
-                    parts[i] = x
-                return op(*parts)
-
-            _, transposed = jax.vjp(of_floats, *(parts[i] for i in places))
-            return transposed(cotangents if _several(out_axes) else cotangents[0])
-
-        to = tuple(in_axes[i] for i in places)
-        cotangents = cotangents if _several(out_axes) else (cotangents,)
-        found = iter(_mapped(pull, (*in_axes, *listed), to, check)(*args, *cotangents))
-        return tuple(next(found) if i in places else None for i in range(len(args)))
-
-    run.defvjp(forward, backward)
-    return run
-
-
-def _several(out_axes: Axes | tuple[Axes, ...]) -> bool:
-    return any(isinstance(axes, tuple) for axes in out_axes)
-
-
-def _free(current: jax.sharding.AbstractMesh) -> set[str]:
-    """The mesh axes that no `shard_map` around here has taken."""
-    axes = zip(current.axis_names, current.axis_types, strict=True)
-    return {name for name, kind in axes if kind != AxisType.Manual}
 
 
 def place(x: jax.Array, axes: Axes) -> jax.Array:
@@ -326,7 +244,7 @@ def _identity(x: jax.Array, out_sharding: PartitionSpec | None = None) -> jax.Ar
 
 def size(axis: str | None) -> int:
     """Over how many devices the current mesh splits a logical axis."""
-    current = _current()
+    current = current_mesh()
     if current is None or axis is None:
         return 1
     return math.prod(current.shape.get(name, 1) for name in RULES[axis])
@@ -334,7 +252,7 @@ def size(axis: str | None) -> int:
 
 def devices() -> int:
     """Of the current mesh; 1 without one."""
-    current = _current()
+    current = current_mesh()
     return 1 if current is None else current.size
 
 
@@ -351,7 +269,7 @@ def device_kind() -> str:
 
 
 def _abstract_device() -> jax.sharding.AbstractDevice | None:
-    current = _current()
+    current = current_mesh()
     return None if current is None else current.abstract_device
 
 
@@ -364,7 +282,7 @@ def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     Raises:
         ValueError: the rows do not divide over the devices.
     """
-    if _current() is None:
+    if current_mesh() is None:
         return {name: jax.numpy.asarray(value) for name, value in batch.items()}
     rows = next(iter(batch.values())).shape[0] * jax.process_count()
     if rows % size("batch"):

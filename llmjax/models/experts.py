@@ -12,6 +12,7 @@ from llmjax import mesh
 from llmjax.models import layers, remat
 from llmjax.models.config import ModelConfig
 from llmjax.models.mlp import ACTIVATIONS
+from llmjax.parts import on_parts
 from llmjax.spec import Param
 from llmjax.weights import einsum, materialize
 
@@ -84,7 +85,7 @@ def experts(
     routing = _count(probabilities, chosen, segment_ids)
     copies = chosen.size // mesh.size("batch")
     implementation = implementation or _implementation(copies, config.experts.count)
-    compute = mesh.on_parts(
+    compute = on_parts(
         functools.partial(_compute, config=config, implementation=implementation),
         (
             *(layers.HIDDEN,) * 3,

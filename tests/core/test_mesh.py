@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 from llmjax import mesh
+from llmjax.parts import on_parts
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_on_parts_sums_over_what_splits_an_argument_alone(kind):
     axes = (("batch", "mlp"), ("mlp", None))
 
     def total(x, weight):
-        out = mesh.on_parts(product, axes, ("batch", None))(x, weight)
+        out = on_parts(product, axes, ("batch", None))(x, weight)
         return jnp.sum(jnp.sin(out)), out
 
     expected = jax.grad(total, (0, 1), has_aux=True)(x, weight)

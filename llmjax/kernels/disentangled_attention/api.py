@@ -12,6 +12,7 @@ from llmjax.kernels.disentangled_attention import pallas_gpu, pallas_tpu, refere
 from llmjax.kernels.disentangled_attention.tables import by_distance
 from llmjax.kernels.flash_attention import Mask
 from llmjax.kernels.flash_attention.tiles import Options
+from llmjax.parts import on_parts
 
 Implementation = Literal["xla", "pallas_tpu", "pallas_gpu", "reference"]
 KERNELS = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
@@ -92,7 +93,7 @@ def _on_parts(kernel, query, key, value, mask, draw, tables, options) -> jax.Arr
     states = ("batch", "heads", None, None)
     by_rank = {2: ("batch", None), 3: ("heads", None, None)}  # segments, and tables
     axes = (states, states, states, (None,), ("batch", "heads"), *(by_rank[x.ndim] for x in rest))
-    attend = mesh.on_parts(attend, axes, states, check=not options.interpret)
+    attend = on_parts(attend, axes, states, check=not options.interpret)
     return attend(query, key, value, *draw, *rest)
 
 

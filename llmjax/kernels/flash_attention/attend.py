@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from llmjax import mesh
 from llmjax.kernels.dropout import Draw
 from llmjax.kernels.flash_attention.mask import Mask
 from llmjax.kernels.flash_attention.tiles import Gradients, Options, Result
+from llmjax.parts import on_parts
 
 # Logical axes.
 QUERY = ("batch", "heads", "sequence", None)
@@ -81,7 +81,7 @@ class OnParts(NamedTuple):
         def everywhere(*arrays):
             more = (QUERY, QUERY[:3], QUERY, QUERY[:3])[: len(arrays) - 3]
             axes = ((None,), ("batch", "kv_heads"), *by_row, QUERY, KEY, KEY, *more)
-            mapped = mesh.on_parts(local, axes, out, check=not options.interpret)
+            mapped = on_parts(local, axes, out, check=not options.interpret)
             return mapped(*draw, *limits, *arrays)
 
         return everywhere

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from llmjax import mesh
 from llmjax.kernels.flash_attention.mask import Mask
+from llmjax.parts import on_parts
 
 
 def cudnn(query, key, value, mask: Mask, scale: float, cap: float) -> jax.Array:
@@ -74,7 +75,7 @@ def tokamax(query, key, value, mask: Mask, scale: float, cap: float) -> jax.Arra
         return jnp.swapaxes(out, 1, 2)
 
     queries, keys = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
-    attend = mesh.on_parts(attend, (queries, keys, keys), queries, check=False)
+    attend = on_parts(attend, (queries, keys, keys), queries, check=False)
     return attend(query, key, value)
 
 

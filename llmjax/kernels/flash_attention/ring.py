@@ -23,6 +23,7 @@ from llmjax.kernels.dropout import Draw
 from llmjax.kernels.flash_attention.attend import Implementation
 from llmjax.kernels.flash_attention.mask import Mask
 from llmjax.kernels.flash_attention.tiles import Gradients, Options, Result
+from llmjax.parts import on_parts
 
 (AXIS,) = mesh.RULES["sequence"]
 Index = Any  # an int, or an int32 scalar
@@ -47,7 +48,7 @@ class _Pair(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """Attention on every device of the ring, within `mesh.on_parts`.
+    """Attention on every device of the ring, within `parts.on_parts`.
 
     Attributes:
         implementation: of a pair of parts.
@@ -257,7 +258,7 @@ def _reorder(x, axes, how):
     devices = mesh.size("sequence")
     if devices == 1:
         return x
-    return mesh.on_parts(functools.partial(how, devices), (axes,), axes)(x)
+    return on_parts(functools.partial(how, devices), (axes,), axes)(x)
 
 
 def _routes(devices: int) -> tuple[list[tuple[int, int]], ...]:

@@ -18,6 +18,7 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
     combine,
 )
 from llmjax.kernels.tiling import pad
+from llmjax.parts import on_parts
 
 IGNORE = -1  # the target of a position that predicts nothing
 
@@ -140,7 +141,7 @@ def _fold(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, 
 
     def move(x, before, after):
         rest = (None,) * (x.ndim - 2)
-        return mesh.on_parts(lambda part: part, ((*before, *rest),), (*after, *rest))(x)
+        return on_parts(lambda part: part, ((*before, *rest),), (*after, *rest))(x)
 
     def unfold(x):
         x = move(x, ("tokens", None), ("batch", "sequence"))
@@ -188,7 +189,7 @@ def _by_kernel(
     rows, head = ("tokens", None), (("vocab", None), *[("vocab",) for _ in biases])
     axes = ((*rows, None), rows, ("vocab",), *head)
     out = ("vocab", None, *rows)
-    leaves = mesh.on_parts(local, axes, out, check=not options.interpret)(*arrays)
+    leaves = on_parts(local, axes, out, check=not options.interpret)(*arrays)
     return combine(wanted.statistics(jnp.moveaxis(leaves, 1, 0)))
 
 

@@ -1,0 +1,120 @@
+"""Functions that every device runs on its parts of arrays."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType
+
+from llmjax import mesh
+
+
+def on_parts(
+    op: Callable,
+    in_axes: tuple[mesh.Axes, ...],
+    out_axes: mesh.Axes | tuple[mesh.Axes, ...],
+    *,
+    check: bool = True,
+) -> Callable:
+    """`op`, run by every device on its parts of the arguments (`jax.shard_map`).
+
+    As an einsum's, a result is summed over what splits an argument and not the result. Without
+    a mesh it is `op` itself.
+
+    Args:
+        op: of arrays to one array or a tuple of them; it sees the lengths that a device has.
+        in_axes: the logical axes of each argument, which is moved there first.
+        out_axes: those of the result, or of each.
+        check: whether jax checks what varies over devices, of which Pallas' interpreter knows
+            nothing.
+    """
+    current = mesh.current_mesh()
+    if current is None:
+        return op
+    if AxisType.Manual in current.axis_types:
+        return _within(op, in_axes, out_axes, check)
+    return _mapped(op, in_axes, out_axes, check)
+
+
+def _mapped(op, in_axes, out_axes, check: bool) -> Callable:
+    """`on_parts` by one `shard_map`."""
+    current = mesh.current_mesh()
+    assert current is not None
+    specs = tuple(mesh.visible_spec(axes, current) for axes in in_axes)
+    several = _several(out_axes)
+    results = tuple(
+        mesh.visible_spec(axes, current) for axes in (out_axes if several else (out_axes,))
+    )
+    names = set().union(*map(mesh.axis_names, specs))
+
+    def others(spec):
+        return tuple(sorted(names - mesh.axis_names(spec)))
+
+    def part(*parts):
+        # The gradient of what several devices hold alike is summed over them.
+        alike = [others(spec) for spec in specs]
+        varying = [
+            jax.lax.pcast(x, over, to="varying") if over and check else x
+            for x, over in zip(parts, alike, strict=True)
+        ]
+        found = op(*varying) if several else (op(*varying),)
+        sums = (jax.lax.psum(x, others(to)) for x, to in zip(found, results, strict=True))
+        return tuple(sums) if several else next(sums)
+
+    mapped = jax.shard_map(
+        part,
+        in_specs=specs,
+        out_specs=results if several else results[0],
+        axis_names=mesh.free_axes(current),
+        check_vma=check,
+    )
+    return lambda *args: mapped(*map(mesh.place, args, in_axes))
+
+
+def _within(op, in_axes, out_axes, check: bool) -> Callable:
+    """`on_parts` within another `shard_map`, where jax (0.10 to 0.12) cannot take it apart.
+
+    To find a gradient, or what a loop need not do again, it cuts an inner `shard_map` in two, and
+    says of what passes from one to the other that it is split over the outer one's axes, too;
+    unless it is not to check that. And the gradient is a `shard_map` of its own.
+    """
+    current = mesh.current_mesh()
+    assert current is not None
+    outer = tuple(name for name in current.axis_names if name not in mesh.free_axes(current))
+    listed: tuple[mesh.Axes, ...] = out_axes if _several(out_axes) else (out_axes,)
+
+    @jax.custom_vjp
+    def run(*args):
+        found = _mapped(op, in_axes, out_axes, check=False)(*args)
+        # What was not checked is not known to vary.
+        return jax.tree.map(lambda x: jax.lax.pcast(x, outer, to="varying"), found)
+
+    def forward(*args):
+        return run(*args), args
+
+    def backward(args, cotangents):
+        places = [i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, np.floating)]
+
+        def pull(*arrays):
+            parts, cotangents = list(arrays[: len(args)]), arrays[len(args) :]
+
+            def of_floats(*floats):
+                for i, x in zip(places, floats, strict=True):
+                    parts[i] = x
+                return op(*parts)
+
+            _, transposed = jax.vjp(of_floats, *(parts[i] for i in places))
+            return transposed(cotangents if _several(out_axes) else cotangents[0])
+
+        to = tuple(in_axes[i] for i in places)
+        cotangents = cotangents if _several(out_axes) else (cotangents,)
+        found = iter(_mapped(pull, (*in_axes, *listed), to, check)(*args, *cotangents))
+        return tuple(next(found) if i in places else None for i in range(len(args)))
+
+    run.defvjp(forward, backward)
+    return run
+
+
+def _several(out_axes: mesh.Axes | tuple[mesh.Axes, ...]) -> bool:
+    return any(isinstance(axes, tuple) for axes in out_axes)
