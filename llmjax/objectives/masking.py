@@ -121,9 +121,7 @@ def mask_tokens(
     _check_shapes(tokens, segment_ids=segment_ids, word_starts=word_starts)
     if config.whole_word and word_starts is None:
         raise ValueError("masking.whole_word needs word_starts, the tokens that begin a word")
-    tokens = mesh.place(jnp.asarray(tokens), ROWS)
-    if segment_ids is not None:
-        segment_ids = mesh.place(jnp.asarray(segment_ids), ROWS)
+    tokens, segment_ids = jax.tree.map(_place, (tokens, segment_ids))
     order_key, count_key, replace_key = jax.random.split(key, 3)
 
     candidates = ~_any_equal(tokens, special)
@@ -186,6 +184,10 @@ def _check_shapes(tokens: jax.Array, **others: jax.Array | None) -> None:
 
 def _any_equal(tokens: jax.Array, ids: np.ndarray) -> jax.Array:
     return jnp.any(tokens[..., None] == ids, axis=-1)
+
+
+def _place(x):
+    return mesh.place(jnp.asarray(x), ROWS)
 
 
 def _places(like: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Compiles the training step of a model for a TPU topology; prints what it needs, as JSON.
 
-    compile_step.py MODEL TOPOLOGY DATA FSDP TENSOR
+    compile_step.py MODEL TOPOLOGY DATA FSDP TENSOR [EXPERT STAGE CONTEXT]
 
 A program of its own, run by test_tpu.py: libtpu reads its settings from the environment once.
 """
@@ -123,5 +123,4 @@ def main(name: str, topology: str, config: mesh.MeshConfig) -> None:
 
 
 if __name__ == "__main__":
-    data, fsdp, tensor = (int(size) for size in sys.argv[3:])
-    main(sys.argv[1], sys.argv[2], mesh.MeshConfig(data, fsdp, tensor))
+    main(sys.argv[1], sys.argv[2], mesh.MeshConfig(*map(int, sys.argv[3:])))

@@ -13,16 +13,16 @@ from llmjax.parts import on_parts
 @pytest.mark.parametrize(
     ("config", "sizes"),
     [
-        (mesh.MeshConfig(), (8, 1, 1, 1)),
-        (mesh.MeshConfig(data=2, fsdp=-1, tensor=2), (2, 2, 2, 1)),
-        (mesh.MeshConfig(data=1, fsdp=8), (1, 8, 1, 1)),
-        (mesh.MeshConfig(tensor=2, expert=4), (1, 1, 2, 4)),
+        (mesh.MeshConfig(), {"data": 8}),
+        (mesh.MeshConfig(data=2, fsdp=-1, tensor=2), {"data": 2, "fsdp": 2, "tensor": 2}),
+        (mesh.MeshConfig(data=1, fsdp=8), {"fsdp": 8}),
+        (mesh.MeshConfig(tensor=2, expert=4), {"tensor": 2, "expert": 4}),
+        (mesh.MeshConfig(stage=4, context=2), {"stage": 4, "context": 2}),
     ],
 )
 def test_sizes_and_what_is_left_for_minus_one(config, sizes):
     made = mesh.make_mesh(config)
-    assert made.devices.shape == sizes
-    assert made.axis_names == mesh.AXES
+    assert made.shape == dict.fromkeys(mesh.AXES, 1) | sizes
     assert set(made.axis_types) == {AxisType.Explicit}
 
 
@@ -33,7 +33,7 @@ def test_sizes_and_what_is_left_for_minus_one(config, sizes):
         ({"tensor": -2}, "mesh.tensor=-2"),
         ({"expert": 0}, "mesh.expert=0"),
         ({"data": -1, "fsdp": -1}, "only one axis"),
-        ({"data": 3}, "data=3 × fsdp=1 × tensor=1 × expert=1 needs 3 devices and"),
+        ({"data": 3}, "data=3 × fsdp=1 × context=1 × tensor=1 × expert=1 needs 3 devices and"),
         ({"data": -1, "tensor": 3}, "needs 6 devices and there are 8"),
         ({"data": -1, "tensor": 16}, "there are 8"),
     ],
@@ -44,7 +44,9 @@ def test_impossible_sizes_are_named(sizes, message):
 
 
 def test_logical_axes_become_mesh_axes():
-    assert mesh.partition_spec(("batch", "sequence", None)) == jax.P(("data", "fsdp"), None, None)
+    assert mesh.partition_spec(("batch", "sequence", None)) == jax.P(
+        ("stage", "data", "fsdp"), "context", None
+    )
     assert mesh.partition_spec(("vocab", "embed")) == jax.P("tensor", "fsdp")
     assert mesh.partition_spec(("experts", "mlp")) == jax.P("expert", "tensor")
 
@@ -73,9 +75,15 @@ def test_sizes_of_logical_axes():
         assert [mesh.size(axis) for axis in ("batch", "experts", "mlp")] == [2, 4, 1]
 
 
+def made_of(kind, **sizes):
+    """A mesh whose axes are of a kind."""
+    made = mesh.make_mesh(mesh.MeshConfig(**sizes))
+    return jax.sharding.Mesh(made.devices, mesh.AXES, axis_types=(kind,) * len(mesh.AXES))
+
+
 @pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
 def test_place_moves(kind):
-    with jax.set_mesh(jax.make_mesh((2, 2, 2, 1), mesh.AXES, axis_types=(kind,) * 4)):
+    with jax.set_mesh(made_of(kind, data=2, fsdp=2, tensor=2)):
         x = jax.jit(lambda x: mesh.place(2 * x, ("batch", "mlp")))(jnp.ones((8, 6)))
         assert {shard.data.shape for shard in x.addressable_shards} == {(2, 3)}
         np.testing.assert_array_equal(x, 2 * np.ones((8, 6)))
@@ -113,7 +121,7 @@ def test_on_parts_sums_over_what_splits_an_argument_alone(kind):
 
     expected = jax.grad(total, (0, 1), has_aux=True)(x, weight)
     assert seen == [((4, 6), (6, 3))]
-    with jax.set_mesh(jax.make_mesh((2, 1, 2, 2), mesh.AXES, axis_types=(kind,) * 4)):
+    with jax.set_mesh(made_of(kind, data=2, tensor=2, expert=2)):
         found = jax.jit(jax.grad(total, (0, 1), has_aux=True))(x, weight)
     assert seen[1:] == [((2, 3), (3, 3))]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)

@@ -100,7 +100,7 @@ def test_attention_goes_by_cudnn_where_it_can(window, keys, options, cudnn, monk
     attend = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     monkeypatch.setattr(mesh, "platform", lambda: "gpu")
-    monkeypatch.setattr(pallas_gpu, "attention", xla_attention)
+    monkeypatch.setattr(pallas_gpu, "forward", xla.forward)
     actual = flash_attention(query, key, value, Mask(window=window), **options)
     assert asked == ["cudnn"] * cudnn
     np.testing.assert_allclose(
@@ -143,7 +143,3 @@ def test_disentangled_attention(channels, dtype, terms, window, segments):
     tables = {term: array((4, 500, channels), dtype) for term in terms}
     found = kernels(run, states, states, states, tables, array((2, 500), "int32"), states)
     assert len(found) == (4 if terms else 3)
-
-
-def xla_attention(query, key, value, mask, draw, options):
-    return xla.attention(query, key, value, mask, draw, *options[:3])

@@ -227,7 +227,7 @@ def test_every_mesh_equals_one_device(sizes, implementation, x, params):
         segments = mesh.shard_batch({"segment_ids": segment_ids})["segment_ids"]
         spread = run(placed, there, config, segment_ids=segments, implementation=implementation)
         gate = spread[1][0]["gate"].sharding.spec
-        assert gate == mesh.partition_spec(spec["gate"].axes)
+        assert gate == mesh.named_sharding(spec["gate"].axes).spec
     check(jax.device_get(spread), alone)
 
 

@@ -120,7 +120,7 @@ def test_every_mesh_equals_one_device(sizes, masked):
             for name in names
         )
         spread = jax.jit(both)(jax.random.key(8), *placed)
-        assert spread[0][0].sharding.spec == mesh.partition_spec(("batch", None))
+        assert spread[0][0].sharding.spec == mesh.named_sharding(("batch", None)).spec
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(spread), jax.device_get(alone))
 
 

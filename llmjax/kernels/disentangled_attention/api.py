@@ -48,8 +48,7 @@ def disentangled_attention(
         scale: of the sum.
         dropout_rate: share of the attention weights that is dropped.
         dropout_key: randomness for that; None switches dropout off.
-        dropout_rows: int32 [B], the number of each row among all of its batch, by which weights are
-            dropped; by default 0, 1, …
+        dropout_rows: int32 [B], the number of each row among all of its batch; by default 0, 1, …
         implementation: "xla" (the weights of all pairs in memory), "pallas_tpu" (TPUs),
             "pallas_gpu" (NVIDIA GPUs), or "reference", which gathers a position for every pair.
             Elsewhere, Pallas' are interpreted, slowly. By default "pallas_tpu" on

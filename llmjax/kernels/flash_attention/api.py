@@ -45,8 +45,7 @@ def flash_attention(
 ) -> jax.Array:
     """Scaled dot-product attention with grouped heads and float32 accumulation.
 
-    On a mesh that splits sequences it goes around the ring of devices that share one; causal
-    sequences are then in the order of `balance`, and all that is given by position with them.
+    A ring of devices may share sequences; causal ones are then in the order of `balance`.
 
     Args:
         query: [B, H, S, C].
@@ -60,8 +59,7 @@ def flash_attention(
         dropout_rate: share of the attention weights that is dropped.
         dropout_key: randomness for that, the same in every implementation and on every mesh;
             None switches dropout off.
-        dropout_rows: int32 [B], the number of each row among all of its batch, by which weights are
-            dropped; by default 0, 1, …
+        dropout_rows: int32 [B], the number of each row among all of its batch; by default 0, 1, …
         implementation: "xla" (blocks of queries), "pallas_tpu", "pallas_gpu" (both interpreted,
             slowly, where they do not run), "cudnn", "tokamax" (of the extra of its name), or
             "reference". By default "pallas_tpu" on TPUs; on GPUs "cudnn" or else, for 16-bit
@@ -78,10 +76,7 @@ def flash_attention(
     if implementation is None and not libraries.cudnn_refuses(query, key, mask, cap, rate, sinks):
         implementation = "cudnn"
     if implementation == "cudnn" or implementation == "tokamax":
-        attend, refuses = LIBRARIES[implementation]
-        if reason := refuses(query, key, mask, cap, rate, sinks):
-            raise ValueError(f"flash_attention: implementation={implementation!r} {reason}")
-        return attend(query, key, value, mask, scale, cap)
+        return _by_library(implementation, query, key, value, mask, scale, cap, rate, sinks)
     out, _ = flash_attention_with_log_sum(
         query,
         key,
@@ -120,7 +115,7 @@ def flash_attention_with_log_sum(
     mask, scale = _prepare(query, key, value, mask, scale, sinks)
     rate = 0.0 if dropout_key is None else dropout_rate
     # Other libraries' give no log-sum-exps.
-    implementations.check("flash_attention", implementation, ("reference", *BLOCKWISE))
+    implementations.check("flash_attention", implementation, (*BLOCKWISE, "reference"))
     chosen = implementation or _fastest(query.dtype)
     if chosen == "reference":
         if rate:
@@ -144,6 +139,13 @@ def flash_attention_with_log_sum(
     # What the sink leaves of the others' weights.
     share = jax.nn.sigmoid(log_sum - sinks)[..., None]
     return out * share.astype(out.dtype), jnp.logaddexp(log_sum, sinks)
+
+
+def _by_library(name, query, key, value, mask, scale, cap, rate, sinks) -> jax.Array:
+    attend, refuses = LIBRARIES[name]
+    if reason := refuses(query, key, mask, cap, rate, sinks):
+        raise ValueError(f"flash_attention: implementation={name!r} {reason}")
+    return attend(query, key, value, mask, scale, cap)
 
 
 def _fastest(dtype: jnp.dtype) -> str:

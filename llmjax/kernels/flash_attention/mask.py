@@ -15,16 +15,17 @@ class Mask:
     Attributes:
         segment_ids: int32 [B, S], of packed rows: pairs of equal, non-zero segments attend. None:
             all do.
-        key_segment_ids: int32 [B, T], those of the keys; None: the same, of self-attention.
         offset: int32 [B], the position of each row's first query among the keys, when the queries
             continue a cache, say; it may lie before or behind all of them. None: 0.
+        key_segment_ids: int32 [B, T], segments of the keys, where they are others than those of the
+            queries.
         causal: a query sees the keys up to its own position only.
         window: a query sees keys at a smaller distance only; 0 does not limit it.
     """
 
     segment_ids: jax.Array | None = None
-    key_segment_ids: jax.Array | None = None
     offset: jax.Array | None = None
+    key_segment_ids: jax.Array | None = None
     causal: bool = struct.field(pytree_node=False, default=True)
     window: int = struct.field(pytree_node=False, default=0)
 

@@ -71,7 +71,7 @@ class Ring(NamedTuple):
                     parts.at(query, pair.query),
                     parts.at(key, pair.key),
                     parts.at(value, pair.key),
-                    parts.mask(pair, segments),
+                    parts.mask(pair, len(query), segments),
                     parts.draw(draw, pair),
                     options,
                 )
@@ -100,7 +100,7 @@ class Ring(NamedTuple):
                     parts.at(query, pair.query),
                     parts.at(key, pair.key),
                     parts.at(value, pair.key),
-                    parts.mask(pair, segments),
+                    parts.mask(pair, len(query), segments),
                     parts.draw(draw, pair),
                     parts.both(result, pair.query),
                     parts.both(grads, pair.query),
@@ -168,18 +168,19 @@ class _Parts:
         """x with one part replaced."""
         return jax.lax.dynamic_update_slice_in_dim(x, new, part * self.length, 2)
 
-    def mask(self, pair: _Pair, visiting: jax.Array | None) -> Mask:
-        """Of a pair, with segments that came with the keys."""
+    def mask(self, pair: _Pair, rows: int, visiting: jax.Array | None) -> Mask:
+        """Of a pair in so many rows, with segments that came with the keys."""
         whole, own, other = self.whole, self.whole.segment_ids, visiting
         if own is not None and other is not None:
             own, other = self.at(own, pair.query, 1), self.at(other, pair.key, 1)
+        make = functools.partial(Mask, own, key_segment_ids=other)
         if pair.same:
-            return Mask(own, other, causal=whole.causal, window=whole.window)
+            return make(causal=whole.causal, window=whole.window)
         if not whole.window:
-            return Mask(own, other, causal=False)
+            return make(causal=False)
         ahead = (pair.query_number - pair.key_number) * self.length
-        rows = jnp.zeros(1, jnp.int32)
-        return Mask(own, other, rows + ahead, causal=whole.causal, window=whole.window)
+        offset = jnp.full(rows, ahead, jnp.int32)
+        return make(offset, causal=whole.causal, window=whole.window)
 
     def draw(self, draw: Draw, pair: _Pair) -> Draw:
         """Of a pair."""
