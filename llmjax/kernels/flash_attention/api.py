@@ -54,11 +54,9 @@ def flash_attention(
         mask: which pairs attend; by default causal. Rows that see nothing are zero.
         scale: of the scores; by default C^-0.5.
         cap: scores are bent into ±cap by cap·tanh(score / cap) before the mask; 0 leaves them.
-        sinks: [H], the score of a key of value zero that all queries of a head see (Xiao et al.
-            2024, section 3.3); None has none.
+        sinks: [H], scores of a key of value zero that all queries see (Xiao et al. 2024, 3.3).
         dropout_rate: share of the attention weights that is dropped.
-        dropout_key: randomness for that, the same in every implementation and on every mesh;
-            None switches dropout off.
+        dropout_key: for that, alike on all meshes and by all implementations; None drops nothing.
         dropout_rows: int32 [B], the number of each row among all of its batch; by default 0, 1, …
         implementation: "xla" (blocks of queries), "pallas_tpu", "pallas_gpu" (both interpreted,
             slowly, where they do not run), "cudnn", "tokamax" (of the extra of its name), or
