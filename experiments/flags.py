@@ -17,10 +17,11 @@ what there is, and nothing about the flags of other libraries.
 """
 
 import dataclasses
+import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 from absl import app, logging
@@ -166,6 +167,13 @@ def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
     if len(rest) > 1:
         _exit(argv, f"{rest[1]!r} is not a flag; flags are written --name=value")
     return rest
+
+
+def command_line(*, without: Collection[str] = ()) -> str:
+    """What was typed to start this program, but for the flags that are named."""
+    dropped = {f"--{prefix}{name}" for name in without for prefix in ("", "no")}
+    given = [a for a in sys.argv[1:] if "--" + a.lstrip("-").partition("=")[0] not in dropped]
+    return f"{_program(sys.argv[0])} {shlex.join(given)}".strip()
 
 
 def _exit(argv: Sequence[str], message: object) -> NoReturn:

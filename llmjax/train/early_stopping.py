@@ -87,5 +87,3 @@ class EarlyStopping:
         """Takes up what `get_state` gave."""
         self.best, self.best_step = state["best"], state["best_step"]
         self.waited = state["waited"]
-
-

@@ -74,6 +74,7 @@ def read_run(folder: pathlib.Path) -> Run:
     written = folder / "config.json"
     config = dict(json.loads(written.read_text("utf-8"))) if written.exists() else {}
     versions = config.pop("versions", {})
+    config.pop("begun", None)
     if isinstance(recipe := config.get("recipe"), Mapping):
         config = {**config, **recipe}
         del config["recipe"]

@@ -3,36 +3,48 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from llmjax import mesh
+from llmjax import mesh, tree
 from llmjax.objectives import Batch, Loss, MaskedLoss, Metrics
+from llmjax.train import health
 from llmjax.train.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1) -> Step:
+def make_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    spikes: health.SpikeConfig | None = None,
+    norms: bool = False,
+) -> Step:
     """Compiles (state, batch) -> (next state, metrics). The given state is used up (donated).
 
     The gradient is that of Σ sums / Σ weights over the whole batch, whatever the number of
-    micro-batches or devices. A step whose loss or gradient is not finite, or whose batch has no
-    target, leaves parameters and optimizer as they were, and says so. A loss that draws what is
-    random of a row (`objectives.MaskedLoss`) does so before the batch is cut, by the step's key.
+    micro-batches or devices. A step whose loss or gradient is not finite or a spike, or whose batch
+    has no target, leaves parameters and optimizer as they were, and says so. A loss that draws what
+    is random of a row (`objectives.MaskedLoss`) does so before the batch is cut, by the step's key.
 
     Args:
         loss: the objective.
         optimizer: made with `optim.make`.
         accumulate: micro-batches that a batch is cut into, one after the other, to save memory.
+        spikes: which steps are skipped because they stand out; None skips none for that.
+        norms: whether the norms of gradient and update are metrics for each group of parameters.
 
     Returns:
         The step. Its metrics are scalars: loss (mean), tokens (the weight), inputs (tokens that
         the model reads, padding left out), grad_norm (before clipping), param_norm (after the
-        update), learning_rate, skipped (1 when the update was), and the objective's own sums
-        divided by the weight.
+        update), learning_rate, skipped (1 when the update was), spike (1 when it stood out),
+        skipped_total (since the run began), and the objective's own sums divided by the weight.
+        With `norms` also grad_norm/GROUP and update_norm/GROUP: embedding, layers/attention, ….
     """
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options())
@@ -47,7 +59,9 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
         grads = jax.tree.map(lambda grad: grad * (1 / weight).astype(grad.dtype), grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total.sum) & jnp.isfinite(norm)
-        sound = finite & (total.weight > 0)
+        usable, mean = finite & (total.weight > 0), total.sum / weight
+        spike, after = health.judge(state.health, spikes, mean, norm, usable)
+        sound = usable & ~spike
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
 
         def keep(condition, new, old):
@@ -57,23 +71,38 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
         # Reading all new parameters before the moments change lets XLA update these in place.
         param_norm = optax.tree.norm(params)
         metrics = {name: value / weight for name, value in extra.items()} | {
-            "loss": total.sum / weight,
+            "loss": mean,
             "tokens": total.weight,
             "inputs": read,
             "grad_norm": norm,
             "param_norm": param_norm,
             "learning_rate": optax.tree.get(opt_state, "learning_rate"),
             "skipped": 1 - sound.astype(jnp.int32),
+            "spike": spike.astype(jnp.int32),
+            "skipped_total": after.skipped,
         }
+        if norms:
+            metrics |= _group_norms("grad_norm", grads) | _group_norms("update_norm", updates)
         advanced = dataclasses.replace(
             state,
             step=state.step + 1,
             params=params,
             opt_state=keep(sound & jnp.isfinite(param_norm), opt_state, state.opt_state),
+            health=after,
         )
         return advanced, metrics
 
     return step
+
+
+def _group_norms(name: str, values: Any) -> Metrics:
+    """The norm of each group of parameters; of layers, stacked or listed, each part is a group."""
+    groups: dict[str, list[jax.Array]] = {}
+    for path, value in zip(tree.paths(values), jax.tree.leaves(values), strict=True):
+        parts = [part for part in path.split("/") if not part.isdecimal()]
+        depth = parts.index("layers") + 2 if "layers" in parts else max(len(parts) - 1, 1)
+        groups.setdefault("/".join(parts[:depth]), []).append(value)
+    return {f"{name}/{group}": optax.tree.norm(leaves) for group, leaves in groups.items()}
 
 
 def _inputs(batch: Batch) -> jax.Array:
