@@ -4,10 +4,11 @@ Training documents come in an order shuffled anew every epoch, by seed; with sev
 gives its weight's share of the tokens and repeats whenever it runs out. Validation is one pass in a
 fixed order over all sources, weights aside, each document exactly once.
 
-An endless stream shared by several processes gives each of them every n-th document of every
-source, so no process reads another's. A finite one is packed as a whole by each process, which then
-keeps its own rows of every batch: so all see equally many batches, the last is filled up with
-padding, and nothing is dropped.
+The global batch of a step is the same for any number of processes, so a run may go on with another.
+An endless stream consists of up to 64 streams (as many as divide the batch size), each of which has
+every n-th document and gives the same rows of every batch; a process reads the streams of its rows
+only. A finite stream, and windows, are cut into rows as a whole by each process, which then keeps
+its own of every batch: so the last batch is filled up with padding, and nothing is dropped.
 """
 
 import atexit
@@ -15,8 +16,9 @@ import functools
 import hashlib
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import grain
 import grain.experimental
@@ -26,6 +28,8 @@ from array_record.python import array_record_module
 from llmjax.data import packing as pack_lib
 from llmjax.data import shards
 
+# Of which an endless stream consists at most; processes beyond that read some of them together.
+_STREAMS = 64
 # Reading a document takes microseconds, a hand-over between threads more; whole batches are
 # prefetched instead.
 _IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -67,7 +71,8 @@ def batches(
     Returns:
         An iterable of batches: int32 [B, S] `tokens`, `targets` (-1: none), `segment_ids`
         (0: padding) and `positions`. Its iterators have `get_state()`, a dictionary fit for JSON,
-        and `set_state(state)`, after which they go on exactly where the state was taken.
+        and `set_state(state)`, after which they go on exactly where the state was taken. Another
+        number of processes goes on from {"processes": [the states of all]}.
 
     Raises:
         FileNotFoundError: the directory holds no prepared data.
@@ -77,33 +82,130 @@ def batches(
     _check_processes(batch_size, process_index, process_count)
     reader = _Reader(directory, split)
     endless = split == "train" and epochs is None and packing != "windows"
+    own = range(batch_size)[process_index * batch_size // process_count :]
+    own = own[: batch_size // process_count]
     if packing == "windows":
         rows = _windows(reader, split, sequence_length, seed, weights, epochs)
-    else:
-        own = slice(process_index, None, process_count) if endless else slice(None)
-        documents = reader.stream(seed, weights, epochs, own)
-        examples = documents.map(pack_lib.with_targets).to_iter_dataset(_IN_THIS_THREAD)
-        rows = pack_lib.pack(examples, sequence_length, packing)
-    stream = _batched(rows, batch_size, process_index, process_count, shared=not endless)
-    return _Prefetch(stream, prefetch_buffer_size=prefetch)
+        return _Prefetch(_part(rows, batch_size, own), prefetch_buffer_size=prefetch)
+    documents = reader.stream(seed, weights, epochs)
+    if not endless:
+        rows = _packed(documents, sequence_length, packing)
+        return _Prefetch(_part(rows, batch_size, own), prefetch_buffer_size=prefetch)
+    count = max(n for n in range(1, _STREAMS + 1) if batch_size % n == 0)
+    rows_each = batch_size // count
+    first, last = own.start // rows_each, (own.stop - 1) // rows_each
+    streams = [
+        _part(
+            _packed(documents[i::count], sequence_length, packing, i), rows_each, range(rows_each)
+        )
+        for i in range(first, last + 1)
+    ]
+    skipped = own.start - first * rows_each
+    together = _Together(streams, first)
+    if len(streams) * rows_each != len(own):
+        together = together.map(functools.partial(_rows, part=slice(skipped, skipped + len(own))))
+    return _Prefetch(together, prefetch_buffer_size=prefetch)
 
 
-def _batched(
-    rows: grain.IterDataset[pack_lib.Batch],
-    batch_size: int,
-    process_index: int,
-    process_count: int,
-    *,
-    shared: bool,
+class _Dealt(grain.MapDataset[np.ndarray]):
+    """One of n streams, which gets one of every n documents.
+
+    Which one is drawn by seed: or streams could fall in step with the turns of several sources, and
+    one have all of a source. (grain's own shuffle takes milliseconds for so few.)
+    """
+
+    def __init__(self, documents: grain.MapDataset, stream: int, count: int, seed: int) -> None:
+        super().__init__(documents)
+        self._stream, self._count, self._seed = stream, count, _seed(seed, "streams")
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        order = np.random.default_rng((self._seed, index)).permutation(self._count)
+        return self._parent[index * self._count + int(order[self._stream])]
+
+
+def _packed(
+    documents: grain.MapDataset[np.ndarray],
+    sequence_length: int,
+    packing: pack_lib.Packing,
+    stream: int = 0,
 ) -> grain.IterDataset[pack_lib.Batch]:
-    """This process's part of each batch, cut out of the whole where all processes read all rows."""
-    own = batch_size // process_count
-    size = batch_size if shared else own
-    stream = rows.batch(size, batch_fn=functools.partial(pack_lib.stack, batch_size=size))
-    if size == own:
-        return stream
-    part = slice(process_index * own, (process_index + 1) * own)
-    return stream.map(lambda batch: {name: rows[part] for name, rows in batch.items()})
+    examples = documents.map(pack_lib.with_targets).to_iter_dataset(_IN_THIS_THREAD)
+    return pack_lib.pack(examples, sequence_length, packing, stream)
+
+
+def _part(
+    rows: grain.IterDataset[pack_lib.Batch], batch_size: int, own: range
+) -> grain.IterDataset[pack_lib.Batch]:
+    """Batches of rows, and of each a part."""
+    stack = functools.partial(pack_lib.stack, batch_size=batch_size)
+    whole = rows.batch(batch_size, batch_fn=stack)
+    if len(own) == batch_size:
+        return whole
+    return whole.map(functools.partial(_rows, part=slice(own.start, own.stop)))
+
+
+def _rows(batch: pack_lib.Batch, part: slice) -> pack_lib.Batch:
+    return {name: values[part] for name, values in batch.items()}
+
+
+class _Together(grain.IterDataset[pack_lib.Batch]):
+    """The batches of some streams, one below the other; `first` is the number of the first."""
+
+    def __init__(self, streams: Sequence[grain.IterDataset], first: int) -> None:
+        super().__init__(streams)
+        self._first = first
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _TogetherIterator([iter(stream) for stream in self._parents], self._first)
+
+
+class _TogetherIterator(grain.DatasetIterator[pack_lib.Batch]):
+    """Its state names its streams, so that those of all processes can be dealt out anew."""
+
+    def __init__(self, streams: Sequence[grain.DatasetIterator], first: int) -> None:
+        super().__init__(streams)
+        self._first = first
+
+    def __next__(self) -> pack_lib.Batch:
+        parts = [next(stream) for stream in self._parents]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def get_state(self) -> dict[str, Any]:
+        numbers = map(str, range(self._first, self._first + len(self._parents)))
+        return {"streams": {i: s.get_state() for i, s in zip(numbers, self._parents, strict=True)}}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        saved = state["streams"]
+        for number, stream in enumerate(self._parents, start=self._first):
+            if str(number) not in saved:
+                raise ValueError(
+                    f"the saved place in the data is that of streams {', '.join(saved)}, and "
+                    f"stream {number} is read here: give the states of all processes, saved with "
+                    "the same batch_size"
+                )
+            stream.set_state(saved[str(number)])
+
+
+def _joined(state: Any) -> Any:
+    """One state for the whole batch from those of all processes."""
+    states = state.get("processes")
+    if not states:
+        return state
+    if "streams" not in states[0]:
+        return states[0]  # all processes read everything, and stood at the same place
+    return {"streams": {i: place for one in states for i, place in one["streams"].items()}}
+
+
+def _with_tuples(state: Any) -> Any:
+    """A state as it was before JSON: grain tells a slice that is empty by its being (-1, -1)."""
+    if isinstance(state, Mapping):
+        return {name: _with_tuples(value) for name, value in state.items()}
+    return tuple(map(_with_tuples, state)) if isinstance(state, list) else state
 
 
 class _Prefetch(grain.experimental.ThreadPrefetchIterDataset):
@@ -120,6 +222,9 @@ class _PrefetchIterator(grain.experimental.ThreadPrefetchDatasetIterator):
         super().__init__(parent, size)
         self._open = True
         atexit.register(_close, weakref.ref(self))
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(_with_tuples(_joined(state)))
 
     def close(self) -> None:
         if self._open:
@@ -148,13 +253,9 @@ class _Reader:
             )
 
     def stream(
-        self, seed: int, weights: Mapping[str, float] | None, epochs: int | None, own: slice
+        self, seed: int, weights: Mapping[str, float] | None, epochs: int | None
     ) -> grain.MapDataset[np.ndarray]:
-        """Training documents mixed and shuffled, or validation documents one after the other.
-
-        `own` is this process's part of each source: taken from the mixture, it could fall in step
-        with the sources' turns, and leave a process with one of them.
-        """
+        """Training documents mixed and shuffled, or validation documents one after the other."""
         if self._split == "validation":
             sources = [s for s in self._manifest.sources if s.validation.documents]
             return grain.MapDataset.concatenate([self._documents(source) for source in sources])
@@ -163,7 +264,7 @@ class _Reader:
         for source in self._manifest.sources:
             if source.name in chosen:
                 documents = self._documents(source).shuffle(seed=_seed(seed, source.name))
-                streams.append(documents.repeat(epochs)[own])
+                streams.append(documents.repeat(epochs))
                 part = source.split(self._split)
                 proportions.append(chosen[source.name] * part.documents / part.tokens)
         return grain.MapDataset.mix(streams, proportions) if len(streams) > 1 else streams[0]

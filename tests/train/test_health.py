@@ -50,7 +50,7 @@ def test_normal_steps_are_no_spikes_and_one_far_out_is():
     spikes, health = course(SpikeConfig(window=100), losses)
     assert np.flatnonzero(spikes).tolist() == [500, 2000]
     assert (int(health.skipped), int(health.in_a_row)) == (2, 0)
-    spikes, _ = course(SpikeConfig(window=100), np.full(2500, 3.0), 1.0 + (losses - 3.0) / 2)
+    spikes, _ = course(SpikeConfig(window=100), np.full(3000, 3.0), 1.0 + (losses - 3.0) / 2)
     assert np.flatnonzero(spikes).tolist() == [500, 2000]
     assert not any(course(SpikeConfig(sigma=0.0, window=100), losses)[0])
     assert not any(course(None, losses)[0])

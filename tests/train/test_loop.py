@@ -163,14 +163,22 @@ def test_waiting_for_data_is_told_when_the_device_waits_too(step_seconds, idle):
             time.sleep(0.05)
             return super().__next__()
 
-    @jax.jit
-    def lasting(state, batch):
-        def sleep(x):
-            time.sleep(step_seconds)
-            return x
+    class Lasting:
+        """A metric that is ready a while after its step was dispatched."""
 
-        loss = jax.pure_callback(sleep, jax.ShapeDtypeStruct((), "float32"), jnp.float32(1.0))
-        return state.replace(step=state.step + 1), {"loss": loss}
+        def __init__(self):
+            self.done = time.perf_counter() + step_seconds
+
+        def block_until_ready(self):
+            time.sleep(max(0.0, self.done - time.perf_counter()))
+            return self
+
+        def __array__(self, *_, **__):
+            self.block_until_ready()
+            return np.float32(1.0)
+
+    def lasting(state, _):
+        return state.replace(step=state.step + 1), {"loss": Lasting()}
 
     ticks: list[Tick] = []
     fit(start(), lasting, Slow(), steps=6, hooks=[ticks.append])
