@@ -33,6 +33,7 @@ import numpy as np
 from llmjax import mesh
 from llmjax.train.state import TrainState
 from llmjax.train.step import Step
+from llmjax.train.stragglers import Stragglers
 
 Batch = Mapping[str, np.ndarray]
 
@@ -172,6 +173,7 @@ def fit(
         with listeners.waiting(running):
             rows = _draw(iterator, number, steps)
         state, metrics = step(state, mesh.shard_batch(rows))
+        metrics = {**metrics, **listeners.stragglers.compare()}
         if running is not None:
             listeners.tick(running)
         running = _Running(number, metrics, rows)
@@ -218,6 +220,7 @@ class _Listeners:
         self._bad: dict[int, Batch] = {}  # the batches of skipped steps in a row
         self._since = time.perf_counter()
         self._idle = 0.0  # seconds of a device without a batch, since then
+        self.stragglers = Stragglers()
         self._watcher = concurrent.futures.ThreadPoolExecutor(1, "idle")
 
     @contextlib.contextmanager
@@ -237,6 +240,7 @@ class _Listeners:
         """Waits until the step is complete and tells the plain hooks."""
         read = jax.device_get(dict(running.metrics))
         values = {name: float(value) for name, value in read.items()}
+        self.stragglers.begin()
         now = time.perf_counter()
         tick = Tick(running.step, values, now - self._since, self._idle)
         self._since, self._idle = now, 0.0
@@ -254,6 +258,7 @@ class _Listeners:
                 if isinstance(hook, Every) and hook.last is not None and hook not in due:
                     hook(pause)
         self._since = time.perf_counter()
+        self.stragglers.begin()
         return ends
 
     def _check(self, tick: Tick, batch: Batch) -> None:
