@@ -74,7 +74,7 @@ class Recipe:
     spikes: SpikeConfig = SpikeConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     log_every: int = 1
-    log_norms: bool = False
+    log_norms: bool = True
     evaluate_every: int = 0
     evaluate_batches: int = 0
     checkpoint_every: int = 0

@@ -11,22 +11,18 @@ only. A finite stream, and windows, are cut into rows as a whole by each process
 its own of every batch: so the last batch is filled up with padding, and nothing is dropped.
 """
 
-import atexit
 import functools
 import hashlib
 import sys
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import grain
-import grain.experimental
 import numpy as np
 from array_record.python import array_record_module
 
 from llmjax.data import packing as pack_lib
-from llmjax.data import shards
+from llmjax.data import shards, streams
 
 # Of which an endless stream consists at most; processes beyond that read some of them together.
 _STREAMS = 64
@@ -81,51 +77,41 @@ def batches(
     _check_arguments(split, batch_size, sequence_length, seed, epochs, packing, prefetch)
     _check_processes(batch_size, process_index, process_count)
     reader = _Reader(directory, split)
-    endless = split == "train" and epochs is None and packing != "windows"
-    own = range(batch_size)[process_index * batch_size // process_count :]
-    own = own[: batch_size // process_count]
+    share = batch_size // process_count
+    own = range(process_index * share, (process_index + 1) * share)
     if packing == "windows":
         rows = _windows(reader, split, sequence_length, seed, weights, epochs)
-        return _Prefetch(_part(rows, batch_size, own), prefetch_buffer_size=prefetch)
-    documents = reader.stream(seed, weights, epochs)
-    if not endless:
+    else:
+        documents = reader.stream(seed, weights, epochs)
+        if split == "train" and epochs is None:
+            endless = _endless(documents, batch_size, own, sequence_length, packing, seed)
+            return streams.Prefetch(endless, prefetch_buffer_size=prefetch)
         rows = _packed(documents, sequence_length, packing)
-        return _Prefetch(_part(rows, batch_size, own), prefetch_buffer_size=prefetch)
+    return streams.Prefetch(_part(rows, batch_size, own), prefetch_buffer_size=prefetch)
+
+
+def _endless(
+    documents: grain.MapDataset[np.ndarray],
+    batch_size: int,
+    own: range,
+    sequence_length: int,
+    packing: pack_lib.Packing,
+    seed: int,
+) -> grain.IterDataset[pack_lib.Batch]:
+    """The rows `own` of every batch, from the streams that they lie in."""
     count = max(n for n in range(1, _STREAMS + 1) if batch_size % n == 0)
-    rows_each = batch_size // count
-    first, last = own.start // rows_each, (own.stop - 1) // rows_each
-    streams = [
-        _part(
-            _packed(documents[i::count], sequence_length, packing, i), rows_each, range(rows_each)
-        )
-        for i in range(first, last + 1)
-    ]
-    skipped = own.start - first * rows_each
-    together = _Together(streams, first)
-    if len(streams) * rows_each != len(own):
-        together = together.map(functools.partial(_rows, part=slice(skipped, skipped + len(own))))
-    return _Prefetch(together, prefetch_buffer_size=prefetch)
-
-
-class _Dealt(grain.MapDataset[np.ndarray]):
-    """One of n streams, which gets one of every n documents.
-
-    Which one is drawn by seed: or streams could fall in step with the turns of several sources, and
-    one have all of a source. (grain's own shuffle takes milliseconds for so few.)
-    """
-
-    def __init__(self, documents: grain.MapDataset, stream: int, count: int, seed: int) -> None:
-        super().__init__(documents)
-        self._stream, self._count, self._seed = stream, count, _seed(seed, "streams")
-
-    def __len__(self) -> int:
-        return len(self._parent) // self._count
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.slice(index)
-        order = np.random.default_rng((self._seed, index)).permutation(self._count)
-        return self._parent[index * self._count + int(order[self._stream])]
+    each = batch_size // count
+    first, last = own.start // each, (own.stop - 1) // each
+    parts = []
+    for i in range(first, last + 1):
+        dealt = streams.Dealt(documents, i, count, _seed(seed, "streams"))
+        rows = _packed(dealt, sequence_length, packing, stream=i)
+        parts.append(_part(rows, each, range(each)))
+    together = streams.Together(parts, first)
+    if len(parts) * each == len(own):
+        return together
+    skipped = own.start - first * each
+    return together.map(functools.partial(_rows, part=slice(skipped, skipped + len(own))))
 
 
 def _packed(
@@ -153,91 +139,6 @@ def _rows(batch: pack_lib.Batch, part: slice) -> pack_lib.Batch:
     return {name: values[part] for name, values in batch.items()}
 
 
-class _Together(grain.IterDataset[pack_lib.Batch]):
-    """The batches of some streams, one below the other; `first` is the number of the first."""
-
-    def __init__(self, streams: Sequence[grain.IterDataset], first: int) -> None:
-        super().__init__(streams)
-        self._first = first
-
-    def __iter__(self) -> grain.DatasetIterator:
-        return _TogetherIterator([iter(stream) for stream in self._parents], self._first)
-
-
-class _TogetherIterator(grain.DatasetIterator[pack_lib.Batch]):
-    """Its state names its streams, so that those of all processes can be dealt out anew."""
-
-    def __init__(self, streams: Sequence[grain.DatasetIterator], first: int) -> None:
-        super().__init__(streams)
-        self._first = first
-
-    def __next__(self) -> pack_lib.Batch:
-        parts = [next(stream) for stream in self._parents]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def get_state(self) -> dict[str, Any]:
-        numbers = map(str, range(self._first, self._first + len(self._parents)))
-        return {"streams": {i: s.get_state() for i, s in zip(numbers, self._parents, strict=True)}}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        saved = state["streams"]
-        for number, stream in enumerate(self._parents, start=self._first):
-            if str(number) not in saved:
-                raise ValueError(
-                    f"the saved place in the data is that of streams {', '.join(saved)}, and "
-                    f"stream {number} is read here: give the states of all processes, saved with "
-                    "the same batch_size"
-                )
-            stream.set_state(saved[str(number)])
-
-
-def _joined(state: Any) -> Any:
-    """One state for the whole batch from those of all processes."""
-    states = state.get("processes")
-    if not states:
-        return state
-    if "streams" not in states[0]:
-        return states[0]  # all processes read everything, and stood at the same place
-    return {"streams": {i: place for one in states for i, place in one["streams"].items()}}
-
-
-def _with_tuples(state: Any) -> Any:
-    """A state as it was before JSON: grain tells a slice that is empty by its being (-1, -1)."""
-    if isinstance(state, Mapping):
-        return {name: _with_tuples(value) for name, value in state.items()}
-    return tuple(map(_with_tuples, state)) if isinstance(state, list) else state
-
-
-class _Prefetch(grain.experimental.ThreadPrefetchIterDataset):
-    """Makes batches ready in a thread."""
-
-    def __iter__(self) -> grain.DatasetIterator:
-        return _PrefetchIterator(iter(self._parent), self._prefetch_buffer_size)
-
-
-class _PrefetchIterator(grain.experimental.ThreadPrefetchDatasetIterator):
-    """Closes once, and before the interpreter goes: grain's own fails when it outlives modules."""
-
-    def __init__(self, parent: grain.DatasetIterator, size: int) -> None:
-        super().__init__(parent, size)
-        self._open = True
-        atexit.register(_close, weakref.ref(self))
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        super().set_state(_with_tuples(_joined(state)))
-
-    def close(self) -> None:
-        if self._open:
-            self._open = False
-            super().close()
-
-
-def _close(alive: weakref.ref[_PrefetchIterator]) -> None:
-    iterator = alive()
-    if iterator is not None:
-        iterator.close()
-
-
 class _Reader:
     """The documents of one split, source by source, as grain datasets of int32 tokens [S]."""
 
@@ -260,14 +161,14 @@ class _Reader:
             sources = [s for s in self._manifest.sources if s.validation.documents]
             return grain.MapDataset.concatenate([self._documents(source) for source in sources])
         chosen = self._weights(weights)
-        streams, proportions = [], []
+        mixed, proportions = [], []
         for source in self._manifest.sources:
             if source.name in chosen:
                 documents = self._documents(source).shuffle(seed=_seed(seed, source.name))
-                streams.append(documents.repeat(epochs))
+                mixed.append(documents.repeat(epochs))
                 part = source.split(self._split)
                 proportions.append(chosen[source.name] * part.documents / part.tokens)
-        return grain.MapDataset.mix(streams, proportions) if len(streams) > 1 else streams[0]
+        return grain.MapDataset.mix(mixed, proportions) if len(mixed) > 1 else mixed[0]
 
     def flat(self) -> np.ndarray:
         """All documents joined into one array [N], in the type they have on disk."""

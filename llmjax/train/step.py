@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from llmjax import mesh, tree
-from llmjax.objectives import Batch, Loss, MaskedLoss, Metrics
+from llmjax.objectives import Batch, Loss, MaskedLoss, Metrics, Weighted
 from llmjax.train import health
 from llmjax.train.state import TrainState
 
@@ -54,45 +54,63 @@ def make_step(
         if isinstance(loss, MaskedLoss):
             batch = loss.prepare(batch, key)
         total, extra, grads = _gradient(loss, state.params, batch, key, accumulate)
-        weight = jnp.where(total.weight > 0, total.weight, 1.0)
-        # A product, unlike a quotient, is computed again by all who need it rather than stored.
-        grads = jax.tree.map(lambda grad: grad * (1 / weight).astype(grad.dtype), grads)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(total.sum) & jnp.isfinite(norm)
-        usable, mean = finite & (total.weight > 0), total.sum / weight
-        spike, after = health.judge(state.health, spikes, mean, norm, usable)
-        sound = usable & ~spike
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-
-        def keep(condition, new, old):
-            return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-        params = keep(sound, optax.apply_updates(state.params, updates), state.params)
-        # Reading all new parameters before the moments change lets XLA update these in place.
-        param_norm = optax.tree.norm(params)
-        metrics = {name: value / weight for name, value in extra.items()} | {
-            "loss": mean,
-            "tokens": total.weight,
-            "inputs": read,
-            "grad_norm": norm,
-            "param_norm": param_norm,
-            "learning_rate": optax.tree.get(opt_state, "learning_rate"),
-            "skipped": 1 - sound.astype(jnp.int32),
-            "spike": spike.astype(jnp.int32),
-            "skipped_total": after.skipped,
-        }
-        if norms:
-            metrics |= _group_norms("grad_norm", grads) | _group_norms("update_norm", updates)
-        advanced = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            opt_state=keep(sound & jnp.isfinite(param_norm), opt_state, state.opt_state),
-            health=after,
-        )
-        return advanced, metrics
+        advanced, metrics = _advance(state, optimizer, spikes, total, grads, norms=norms)
+        extra = {name: value / _divisor(total) for name, value in extra.items()}
+        return advanced, extra | metrics | {"inputs": read}
 
     return step
+
+
+def _advance(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    spikes: health.SpikeConfig | None,
+    total: Weighted,
+    grads: Any,
+    *,
+    norms: bool,
+) -> tuple[TrainState, Metrics]:
+    """The state after a step by the gradient of Σ sums, and the step's metrics."""
+    weight = _divisor(total)
+    # A product, unlike a quotient, is computed again by all who need it rather than stored.
+    grads = jax.tree.map(lambda grad: grad * (1 / weight).astype(grad.dtype), grads)
+    norm, mean = optax.tree.norm(grads), total.sum / weight
+    usable = jnp.isfinite(total.sum) & jnp.isfinite(norm) & (total.weight > 0)
+    spike, after = health.judge(state.health, spikes, mean, norm, usable)
+    sound = usable & ~spike
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+
+    def keep(condition, new, old):
+        return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+    params = keep(sound, optax.apply_updates(state.params, updates), state.params)
+    # Reading all new parameters before the moments change lets XLA update these in place.
+    param_norm = optax.tree.norm(params)
+    metrics = {
+        "loss": mean,
+        "tokens": total.weight,
+        "grad_norm": norm,
+        "param_norm": param_norm,
+        "learning_rate": optax.tree.get(opt_state, "learning_rate"),
+        "skipped": 1 - sound.astype(jnp.int32),
+        "spike": spike.astype(jnp.int32),
+        "skipped_total": after.skipped,
+    }
+    if norms:
+        metrics |= _group_norms("grad_norm", grads) | _group_norms("update_norm", updates)
+    advanced = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        opt_state=keep(sound & jnp.isfinite(param_norm), opt_state, state.opt_state),
+        health=after,
+    )
+    return advanced, metrics
+
+
+def _divisor(total: Weighted) -> jax.Array:
+    """The weight, or 1 of a batch without a target."""
+    return jnp.where(total.weight > 0, total.weight, 1.0)
 
 
 def _group_norms(name: str, values: Any) -> Metrics:

@@ -29,7 +29,6 @@ SMALL = (
     "--data.tokenizer.kind=bytes",
     "--model.vocab_size=260",
     "--optimizer.warmup_steps=2",
-    "--log_norms",
     # So near that some steps are skipped, and the statistics show in the parameters.
     "--spikes.window=4",
     "--spikes.sigma=1.5",
