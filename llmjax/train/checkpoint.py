@@ -2,8 +2,8 @@
 
 Orbax writes the arrays, in the background and from every process. What it does not do is notice
 damage: most flipped bits in its data files restore as wrong weights without a word. So every
-checkpoint ends with a manifest of sizes and SHA-256 digests, and restoring begins with reading it
-against the files. One checkpoint is a folder, named by its step:
+checkpoint ends with a manifest of sizes and digests, and restoring begins with reading it against
+the files. One checkpoint is a folder, named by its step:
 
     checkpoints/120/
         state/            the arrays, by Orbax
