@@ -176,6 +176,18 @@ def command_line(*, without: Collection[str] = ()) -> str:
     return f"{_program(sys.argv[0])} {shlex.join(given)}".strip()
 
 
+def step_range(name: str, text: str) -> tuple[int, int]:
+    """The first and the last step of a flag's START:STOP.
+
+    Raises:
+        FlagError: it is no such range.
+    """
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise FlagError(f"--{name}={text}: two numbers of steps, from 1 up, such as 10:12")
+    return int(first), int(last)
+
+
 def _exit(argv: Sequence[str], message: object) -> NoReturn:
     print(f"{message}\nTry: {_program(argv[0])} --help", file=sys.stderr)
     sys.exit(2)

@@ -13,11 +13,15 @@ or Ctrl-C it saves, says how to go on, and exits with 0.
 """
 
 import pathlib
+import sys
 
 from absl import flags as absl_flags
 
 from experiments import flags, runs, training
 from experiments.recipes import RECIPES
+from llmjax.train.checkpoint import SaveError
+from llmjax.train.integrity import DamagedError
+from llmjax.train.loop import DivergedError
 
 RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run; runs/RECIPE if not given.")
 RESUME = absl_flags.DEFINE_bool("resume", True, "Go on with the run that is in the folder.")
@@ -43,22 +47,15 @@ def main(argv: list[str]) -> None:
     options = training.Options(
         resume=RESUME.value,
         hang_seconds=HANG_SECONDS.value,
-        profile=_steps(PROFILE.value),
+        profile=flags.step_range("profile", PROFILE.value) if PROFILE.value else None,
         wandb=WANDB.value or "",
         command=flags.command_line(without=("resume", "profile")),
     )
-    report = training.pretrain(recipe, run_dir, options)
+    try:
+        report = training.pretrain(recipe, run_dir, options)
+    except (DivergedError, SaveError, DamagedError) as error:
+        sys.exit(f"{run_dir}: {error}")
     print(f"report: {report}")
-
-
-def _steps(text: str | None) -> tuple[int, int] | None:
-    """The first and the last step of START:STOP."""
-    if not text:
-        return None
-    first, _, last = text.partition(":")
-    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise flags.FlagError(f"--profile={text}: two numbers of steps, from 1 up, such as 10:12")
-    return int(first), int(last)
 
 
 if __name__ == "__main__":

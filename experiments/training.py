@@ -57,7 +57,9 @@ def pretrain(recipe: Recipe, run_dir: pathlib.Path, options: Options = Options()
     """
     try:
         optim.schedule(recipe.optimizer, recipe.steps)
-    except ValueError as error:
+        if options.wandb:
+            metrics.require_wandb()
+    except (ValueError, ModuleNotFoundError) as error:
         raise FlagError(str(error)) from error
     made_mesh = runs.make_mesh(recipe)
     runs.open_run(run_dir, recipe, resume=options.resume)
@@ -201,10 +203,7 @@ class _Run:
         """The writer to Weights & Biases."""
         config = fields.to_json(self.recipe)
         name = self.run_dir.resolve().name
-        try:
-            writer = metrics.WandbWriter(self.options.wandb, name, self.run_dir, config)
-        except ModuleNotFoundError as error:
-            raise FlagError(f"--wandb={self.options.wandb}: {error}") from error
+        writer = metrics.WandbWriter(self.options.wandb, name, self.run_dir, config)
         stack.callback(writer.close)
         return writer
 

@@ -8,10 +8,12 @@ them and hands them to its writers: `JsonlWriter`, `TensorBoardWriter`, `WandbWr
 `progress.Progress`.
 """
 
+import importlib.util
 import json
 import math
 import os
 import pathlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
@@ -205,6 +207,12 @@ class TensorBoardWriter:
         self._writer.close()
 
 
+def require_wandb() -> None:
+    """Raises ModuleNotFoundError, naming the extra, when Weights & Biases is not installed."""
+    if "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
+        raise ModuleNotFoundError("Weights & Biases is not installed: pip install 'llmjax[wandb]'")
+
+
 class WandbWriter:
     """The numbers of every record in Weights & Biases, under the names that TensorBoard has.
 
@@ -228,12 +236,9 @@ class WandbWriter:
         directory: str | os.PathLike[str],
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        try:
-            import wandb  # an extra, and slow to import
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                "Weights & Biases is not installed: pip install 'llmjax[wandb]'"
-            ) from None
+        require_wandb()
+        import wandb  # slow to import, and only wanted here
+
         plain = dict(config or {})
         self._run = wandb.init(
             project=project, id=name, name=name, dir=directory, config=plain, resume="allow"

@@ -141,6 +141,7 @@ def test_weights_and_biases_gets_the_same_names_and_is_asked_for_by_its_extra(
         (3, {"validation/loss": 3.0, "validation/perplexity": 20.0}),
         "finished",
     ]
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.delitem(sys.modules, "wandb")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'llmjax\[wandb\]'"):
         WandbWriter("mine", "run7", tmp_path)
