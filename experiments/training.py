@@ -135,7 +135,9 @@ class _Run:
         recipe, options = self.recipe, self.options
         progress = stack.enter_context(Progress(recipe.steps, start=start, title=recipe.name))
         recorder = self.recorder(progress, start, stack)
-        watchdog = stack.enter_context(Watchdog(options.hang_seconds or None, self.run_dir))
+        seconds, index = options.hang_seconds or None, jax.process_index()
+        name = f"watchdog.{index}.txt" if jax.process_count() > 1 else "watchdog.txt"
+        watchdog = stack.enter_context(Watchdog(seconds, self.run_dir, name=name))
         preemption = SaveOnSignal(checkpoints, options.command)
         stack.callback(preemption.restore_handlers)
         samples = metrics.JsonlWriter(self.run_dir / "samples.jsonl", step=start)
