@@ -17,10 +17,11 @@ what there is, and nothing about the flags of other libraries.
 """
 
 import dataclasses
+import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 from absl import app, logging
@@ -166,6 +167,25 @@ def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
     if len(rest) > 1:
         _exit(argv, f"{rest[1]!r} is not a flag; flags are written --name=value")
     return rest
+
+
+def command_line(*, without: Collection[str] = ()) -> str:
+    """What was typed to start this program, but for the flags that are named."""
+    dropped = {f"--{prefix}{name}" for name in without for prefix in ("", "no")}
+    given = [a for a in sys.argv[1:] if "--" + a.lstrip("-").partition("=")[0] not in dropped]
+    return f"{_program(sys.argv[0])} {shlex.join(given)}".strip()
+
+
+def step_range(name: str, text: str) -> tuple[int, int]:
+    """The first and the last step of a flag's START:STOP.
+
+    Raises:
+        FlagError: it is no such range.
+    """
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise FlagError(f"--{name}={text}: two numbers of steps, from 1 up, such as 10:12")
+    return int(first), int(last)
 
 
 def _exit(argv: Sequence[str], message: object) -> NoReturn:

@@ -11,6 +11,8 @@ from llmjax.mesh import RULES, MeshConfig
 from llmjax.models.config import ModelConfig
 from llmjax.objectives import MaskingConfig, ReplacementConfig
 from llmjax.optim.config import OptimizerConfig
+from llmjax.train.early_stopping import EarlyStoppingConfig
+from llmjax.train.health import SpikeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,11 @@ class Recipe:
         label_smoothing: of clm, share of each target's probability spread over the vocabulary.
         z_loss: of clm, weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
         seed: of initial parameters, dropout, masks and the order of the data.
+        spikes: which steps are skipped because their loss or gradient stands out.
+        early_stopping: when the run ends before its last step.
         log_every: steps between lines of metrics.
+        log_norms: whether metrics have the norms of gradient and update of each group of
+            parameters.
         evaluate_every: steps between evaluations; 0 means only at the end.
         evaluate_batches: validation batches per evaluation; 0 means all.
         checkpoint_every: steps between checkpoints; 0 means only at the end.
@@ -66,7 +72,10 @@ class Recipe:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     seed: int = 0
+    spikes: SpikeConfig = SpikeConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     log_every: int = 1
+    log_norms: bool = True
     evaluate_every: int = 0
     evaluate_batches: int = 0
     checkpoint_every: int = 0
@@ -98,6 +107,11 @@ class Recipe:
         _require(
             0.0 <= self.label_smoothing < 1.0,
             f"label_smoothing={self.label_smoothing}: a share of probability is in [0, 1)",
+        )
+        _require(
+            not self.early_stopping.patience or self.evaluate_every > 0,
+            f"early_stopping.patience={self.early_stopping.patience} counts evaluations, of which "
+            "evaluate_every=0 makes none before the end: set it to a number of steps",
         )
         self._require_model_fits()
         self._require_batch_divides()

@@ -7,12 +7,16 @@ RUN_DIR/metrics.jsonl    a line a step, and one an evaluation
 RUN_DIR/samples.jsonl    what the model wrote during the run
 RUN_DIR/tensorboard/     the same numbers for TensorBoard
 RUN_DIR/report.html      all of it on one page, with plots/
+RUN_DIR/profile/         traces, with --profile
+RUN_DIR/diverged/        the batches that a run stopped at, if it did
 """
 
 import dataclasses
 import json
 import pathlib
-from typing import Any
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -23,12 +27,19 @@ from experiments.versions import versions
 from llmjax import data, hf, mesh, models
 from llmjax import spec as specs
 
-# What may differ between a run and its continuation: it changes what is seen, not what is learnt.
+if TYPE_CHECKING:
+    from llmjax.train.checkpoint import Checkpointer, Remembering
+
+# What may differ between a run and its continuation: what is seen, how far it goes, and what keeps
+# it from going astray.
 FREE = {
     "name",
     "mesh",
     "steps",
+    "spikes",
+    "early_stopping",
     "log_every",
+    "log_norms",
     "evaluate_every",
     "evaluate_batches",
     "checkpoint_every",
@@ -72,13 +83,38 @@ def open_run(run_dir: pathlib.Path, recipe: Recipe, *, resume: bool) -> None:
             )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        written = {"recipe": fields.to_json(recipe), "versions": versions()}
         path = run_dir / "config.json"
+        written = {
+            "recipe": fields.to_json(recipe),
+            "versions": versions(),
+            "begun": begun(run_dir) or time.time(),
+        }
         partial = path.with_suffix(".tmp")
         partial.write_text(json.dumps(written, indent=1), "utf-8")
         partial.replace(path)
     except OSError as error:
         raise FlagError(f"--run_dir={run_dir}: cannot write there: {error.strerror}") from error
+
+
+def begun(run_dir: pathlib.Path) -> float | None:
+    """When the run in a folder was first started, in seconds since the epoch."""
+    path = run_dir / "config.json"
+    return json.loads(path.read_text("utf-8")).get("begun") if path.exists() else None
+
+
+def checkpointer(
+    run_dir: pathlib.Path, recipe: Recipe, remembering: "Mapping[str, Remembering] | None" = None
+) -> "Checkpointer":
+    """The checkpoints of a run; the best are those of the metric that early stopping watches."""
+    from llmjax.train.checkpoint import Checkpointer  # Orbax takes a second to import
+
+    return Checkpointer(
+        run_dir / "checkpoints",
+        keep_last=max(recipe.keep_checkpoints, 1),
+        best_metric=recipe.early_stopping.metric,
+        mode=recipe.early_stopping.mode,
+        remembering=remembering,
+    )
 
 
 def _require_same(run_dir: pathlib.Path, before: Recipe, now: Recipe) -> None:
@@ -178,13 +214,11 @@ def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
     Raises:
         FlagError: the folder holds no run, or a run without a checkpoint.
     """
-    from llmjax.train.checkpoint import Checkpointer  # Orbax takes a second to import
-
     recipe = saved_recipe(run_dir)
     if recipe is None:
         raise FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
     abstract = {"params": specs.abstract(objective.param_spec(recipe))}
-    with Checkpointer(run_dir / "checkpoints") as checkpoints:
+    with checkpointer(run_dir, recipe) as checkpoints:
         read = checkpoints.restore_best if best else checkpoints.restore_latest
         found = read(abstract)
     if found is None:

@@ -1,69 +1,90 @@
 """A pretraining run, from a recipe to a report."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import pathlib
+import time
+from collections.abc import Callable
 
 import jax
 
-from experiments import objective, runs
+from experiments import fields, objective, runs
 from experiments.flags import FlagError
 from experiments.recipe import Recipe
 from llmjax import data, mesh, optim, planning, sampling, train
 from llmjax import spec as specs
-from llmjax.train import metrics
-from llmjax.train.checkpoint import Checkpointer
-from llmjax.train.loop import Every, Pause, fit
+from llmjax.train import metrics, telemetry
+from llmjax.train.checkpoint import Checkpointer, Remembering
+from llmjax.train.early_stopping import EarlyStopping
+from llmjax.train.loop import DivergedError, Every, Hook, Pause, fit, save_batches
 from llmjax.train.preemption import SaveOnSignal
 from llmjax.train.progress import Progress
 from llmjax.train.report import write_report
 from llmjax.train.watchdog import Watchdog
 
 
-def pretrain(
-    recipe: Recipe,
-    run_dir: pathlib.Path,
-    *,
-    resume: bool = True,
-    hang_seconds: float = 0.0,
-) -> pathlib.Path:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a run is looked after; none of it changes what is learnt.
+
+    Attributes:
+        resume: whether to go on with the run that is there. Off, a folder with a run is an error.
+        hang_seconds: the process ends when no step completes for so long; 0 waits for ever.
+        profile: the first and the last step that a trace is written of, or None.
+        wandb: the project of Weights & Biases that gets the metrics, or "".
+        command: the command line that goes on with the run, said when a signal ends it.
+    """
+
+    resume: bool = True
+    hang_seconds: float = 0.0
+    profile: tuple[int, int] | None = None
+    wandb: str = ""
+    command: str = ""
+
+
+def pretrain(recipe: Recipe, run_dir: pathlib.Path, options: Options = Options()) -> pathlib.Path:
     """Trains a recipe's model in a folder and returns the path of its report.
 
     Args:
         recipe: the run.
         run_dir: its folder; see `experiments.runs`.
-        resume: whether to go on with the run that is there. Off, a folder with a run is an error.
-        hang_seconds: the process ends when no step completes for so long; 0 waits for ever.
+        options: how it is looked after.
 
     Raises:
         flags.FlagError: the recipe, the folder, the text and the devices do not fit together.
+        DivergedError: too many steps in a row were skipped; the folder has their batches.
     """
     try:
         optim.schedule(recipe.optimizer, recipe.steps)
-    except ValueError as error:
+        if options.wandb:
+            metrics.require_wandb()
+    except (ValueError, ModuleNotFoundError) as error:
         raise FlagError(str(error)) from error
     made_mesh = runs.make_mesh(recipe)
-    runs.open_run(run_dir, recipe, resume=resume)
+    runs.open_run(run_dir, recipe, resume=options.resume)
     directory = runs.data_directory(run_dir, recipe)
     runs.prepare(recipe, directory)
     with jax.set_mesh(made_mesh), contextlib.ExitStack() as stack:
-        _train(_Run(recipe, run_dir, directory), stack, hang_seconds)
+        _train(_Run(recipe, run_dir, directory, options), stack)
     return write_report(run_dir)
 
 
-def _train(run: "_Run", stack: contextlib.ExitStack, hang_seconds: float) -> None:
+def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
     """Restores or begins, and trains to the last step; what it opens is closed by the stack."""
     stack.callback(train.trim_after_compiling())
-    recipe, run_dir = run.recipe, run.run_dir
+    recipe = run.recipe
     spec = objective.param_spec(recipe)
     optimizer = optim.make(recipe.optimizer, spec, recipe.steps)
     begin = functools.partial(train.init_state, jax.random.key(recipe.seed), spec, optimizer)
     batches = iter(run.batches("train"))
-    checkpoints = stack.enter_context(
-        Checkpointer(run_dir / "checkpoints", keep_last=max(recipe.keep_checkpoints, 1))
-    )
-    restored = checkpoints.restore_latest(jax.eval_shape(begin))
+    remembering: dict[str, Remembering] = {
+        "early_stopping": run.early_stopping,
+        "goodput": run.goodput,
+    }
+    checkpoints = stack.enter_context(runs.checkpointer(run.run_dir, recipe, remembering))
+    restored = checkpoints.restore_latest(jax.eval_shape(begin), set_aside=True)
     if restored is None:
         state = begin()
     else:
@@ -71,41 +92,76 @@ def _train(run: "_Run", stack: contextlib.ExitStack, hang_seconds: float) -> Non
         batches.set_state(restored.data)
     start = int(state.step)
     if start >= recipe.steps:
-        print(f"{run_dir}: all {recipe.steps} steps are done; raise --steps to train on")
+        print(f"{run.run_dir}: all {recipe.steps} steps are done; raise --steps to train on")
         return
-    progress = stack.enter_context(Progress(recipe.steps, start=start, title=recipe.name))
-    recorder = run.recorder(progress, start, stack)
-    watchdog = stack.enter_context(Watchdog(hang_seconds or None, run_dir))
-    preemption = SaveOnSignal(checkpoints)
-    stack.callback(preemption.restore_handlers)
-    samples = stack.enter_context(metrics.JsonlWriter(run_dir / "samples.jsonl", step=start))
-
-    def every(interval, hook):
-        return Every(interval, hook, last=recipe.steps)
-
-    def write(pause: Pause) -> None:
-        run.sample(pause, progress, samples)
-
-    hooks = [
-        recorder,
-        watchdog,
-        every(recipe.evaluate_every, lambda pause: run.evaluate(pause, recorder)),
-        *([every(recipe.sample_every, write)] if recipe.objective == "clm" else []),
-        every(recipe.checkpoint_every, checkpoints),
-        preemption,
-    ]
-    step = train.make_step(run.loss, optimizer, accumulate=recipe.accumulate)
-    fit(state, step, batches, steps=recipe.steps, hooks=hooks)
+    if run.early_stopping.stopped:
+        print(
+            f"{run.run_dir}: stopped early at step {start}; the best was step "
+            f"{run.early_stopping.best_step}. Raise --early_stopping.patience to train on"
+        )
+        return
+    step = train.make_step(
+        run.loss,
+        optimizer,
+        accumulate=recipe.accumulate,
+        spikes=recipe.spikes,
+        norms=recipe.log_norms,
+    )
+    hooks = run.hooks(checkpoints, start, stack)
+    try:
+        fit(state, step, batches, steps=recipe.steps, hooks=hooks)
+    except DivergedError as error:
+        where = save_batches(error.batches, run.run_dir / "diverged")
+        raise DivergedError(f"{error}: {where}", error.batches) from None
 
 
 class _Run:
     """What the hooks of a run share."""
 
-    def __init__(self, recipe: Recipe, run_dir: pathlib.Path, directory: pathlib.Path) -> None:
+    def __init__(
+        self, recipe: Recipe, run_dir: pathlib.Path, directory: pathlib.Path, options: Options
+    ) -> None:
         self.recipe, self.run_dir, self.directory = recipe, run_dir, directory
+        self.options = options
         self.tokenizer = data.load_tokenizer(directory)
         self.loss = objective.make_loss(recipe, self.tokenizer)
         self.plain_loss = objective.make_loss(recipe, self.tokenizer, plain=True)
+        self.early_stopping = EarlyStopping(recipe.early_stopping)
+        self.goodput = telemetry.Goodput(runs.begun(run_dir) or time.time())
+
+    def hooks(
+        self, checkpoints: Checkpointer, start: int, stack: contextlib.ExitStack
+    ) -> list[Hook]:
+        """What watches a run that starts after a step, in the order of their calls."""
+        recipe, options = self.recipe, self.options
+        progress = stack.enter_context(Progress(recipe.steps, start=start, title=recipe.name))
+        recorder = self.recorder(progress, start, stack)
+        seconds, index = options.hang_seconds or None, jax.process_index()
+        name = f"watchdog.{index}.txt" if jax.process_count() > 1 else "watchdog.txt"
+        watchdog = stack.enter_context(Watchdog(seconds, self.run_dir, name=name))
+        preemption = SaveOnSignal(checkpoints, options.command)
+        stack.callback(preemption.restore_handlers)
+        samples = metrics.JsonlWriter(self.run_dir / "samples.jsonl", step=start)
+        stack.enter_context(samples)
+        hooks: list[Hook] = [recorder, watchdog]
+        if options.profile:
+            folder = self.run_dir / "profile"
+            profiler = telemetry.Profiler(options.profile, folder, start=start)
+            stack.callback(profiler.close)
+            hooks.append(profiler)
+
+        def every(interval: int, hook: Callable[[Pause], bool | None]) -> Every:
+            return Every(interval, hook, last=recipe.steps)
+
+        def evaluate(pause: Pause) -> bool:
+            self.evaluate(pause, recorder)
+            return self.early_stopping(pause)
+
+        hooks.append(every(recipe.evaluate_every, evaluate))
+        if recipe.objective == "clm":
+            write = functools.partial(self.sample, progress=progress, samples=samples)
+            hooks.append(every(recipe.sample_every, write))
+        return [*hooks, every(recipe.checkpoint_every, checkpoints), preemption]
 
     def batches(self, split: data.SplitName):
         """The loader of a split."""
@@ -129,14 +185,30 @@ class _Run:
         lines = stack.enter_context(metrics.JsonlWriter(self.run_dir / "metrics.jsonl", step=start))
         board = metrics.TensorBoardWriter(self.run_dir / "tensorboard", step=start)
         stack.callback(board.close)
+        writers: list[metrics.Writer] = [lines, board, progress]
+        if self.options.wandb:
+            writers.append(self.wandb(stack))
+        compiling = telemetry.CompileTime()
+        stack.callback(compiling.close)
+        gauges: list[telemetry.Gauge] = [self.goodput, compiling, telemetry.device_memory]
+        chips = jax.device_count()
         if self.recipe.objective == "clm":
             throughput = metrics.Throughput(
                 planning.training_flops(self.recipe.model, self.recipe.sequence_length),
                 planning.peak_flops(jax.devices()),
+                chips=chips,
             )
         else:  # Few of the tokens that are read are targets.
-            throughput = metrics.Throughput(counted="inputs")
-        return metrics.Recorder([lines, board, progress], throughput, self.recipe.log_every)
+            throughput = metrics.Throughput(counted="inputs", chips=chips)
+        return metrics.Recorder(writers, throughput, self.recipe.log_every, gauges)
+
+    def wandb(self, stack: contextlib.ExitStack) -> metrics.WandbWriter:
+        """The writer to Weights & Biases."""
+        config = fields.to_json(self.recipe)
+        name = self.run_dir.resolve().name
+        writer = metrics.WandbWriter(self.options.wandb, name, self.run_dir, config)
+        stack.callback(writer.close)
+        return writer
 
     def evaluate(self, pause: Pause, recorder: metrics.Recorder) -> None:
         """Measures the validation text, without the terms that only regularise."""

@@ -4,28 +4,28 @@ Training documents come in an order shuffled anew every epoch, by seed; with sev
 gives its weight's share of the tokens and repeats whenever it runs out. Validation is one pass in a
 fixed order over all sources, weights aside, each document exactly once.
 
-An endless stream shared by several processes gives each of them every n-th document of every
-source, so no process reads another's. A finite one is packed as a whole by each process, which then
-keeps its own rows of every batch: so all see equally many batches, the last is filled up with
-padding, and nothing is dropped.
+The global batch of a step is the same for any number of processes, so a run may go on with another.
+An endless stream consists of up to 64 streams (as many as divide the batch size), each of which has
+every n-th document and gives the same rows of every batch; a process reads the streams of its rows
+only. A finite stream, and windows, are cut into rows as a whole by each process, which then keeps
+its own of every batch: so the last batch is filled up with padding, and nothing is dropped.
 """
 
-import atexit
 import functools
 import hashlib
 import sys
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
 import grain
-import grain.experimental
 import numpy as np
 from array_record.python import array_record_module
 
 from llmjax.data import packing as pack_lib
-from llmjax.data import shards
+from llmjax.data import shards, streams
 
+# Of which an endless stream consists at most; processes beyond that read some of them together.
+_STREAMS = 64
 # Reading a document takes microseconds, a hand-over between threads more; whole batches are
 # prefetched instead.
 _IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -67,7 +67,8 @@ def batches(
     Returns:
         An iterable of batches: int32 [B, S] `tokens`, `targets` (-1: none), `segment_ids`
         (0: padding) and `positions`. Its iterators have `get_state()`, a dictionary fit for JSON,
-        and `set_state(state)`, after which they go on exactly where the state was taken.
+        and `set_state(state)`, after which they go on exactly where the state was taken. Another
+        number of processes goes on from {"processes": [the states of all]}.
 
     Raises:
         FileNotFoundError: the directory holds no prepared data.
@@ -76,61 +77,66 @@ def batches(
     _check_arguments(split, batch_size, sequence_length, seed, epochs, packing, prefetch)
     _check_processes(batch_size, process_index, process_count)
     reader = _Reader(directory, split)
-    endless = split == "train" and epochs is None and packing != "windows"
+    share = batch_size // process_count
+    own = range(process_index * share, (process_index + 1) * share)
     if packing == "windows":
         rows = _windows(reader, split, sequence_length, seed, weights, epochs)
     else:
-        own = slice(process_index, None, process_count) if endless else slice(None)
-        documents = reader.stream(seed, weights, epochs, own)
-        examples = documents.map(pack_lib.with_targets).to_iter_dataset(_IN_THIS_THREAD)
-        rows = pack_lib.pack(examples, sequence_length, packing)
-    stream = _batched(rows, batch_size, process_index, process_count, shared=not endless)
-    return _Prefetch(stream, prefetch_buffer_size=prefetch)
+        documents = reader.stream(seed, weights, epochs)
+        if split == "train" and epochs is None:
+            endless = _endless(documents, batch_size, own, sequence_length, packing, seed)
+            return streams.Prefetch(endless, prefetch_buffer_size=prefetch)
+        rows = _packed(documents, sequence_length, packing)
+    return streams.Prefetch(_part(rows, batch_size, own), prefetch_buffer_size=prefetch)
 
 
-def _batched(
-    rows: grain.IterDataset[pack_lib.Batch],
+def _endless(
+    documents: grain.MapDataset[np.ndarray],
     batch_size: int,
-    process_index: int,
-    process_count: int,
-    *,
-    shared: bool,
+    own: range,
+    sequence_length: int,
+    packing: pack_lib.Packing,
+    seed: int,
 ) -> grain.IterDataset[pack_lib.Batch]:
-    """This process's part of each batch, cut out of the whole where all processes read all rows."""
-    own = batch_size // process_count
-    size = batch_size if shared else own
-    stream = rows.batch(size, batch_fn=functools.partial(pack_lib.stack, batch_size=size))
-    if size == own:
-        return stream
-    part = slice(process_index * own, (process_index + 1) * own)
-    return stream.map(lambda batch: {name: rows[part] for name, rows in batch.items()})
+    """The rows `own` of every batch, from the streams that they lie in."""
+    count = max(n for n in range(1, _STREAMS + 1) if batch_size % n == 0)
+    each = batch_size // count
+    first, last = own.start // each, (own.stop - 1) // each
+    parts = []
+    for i in range(first, last + 1):
+        dealt = streams.Dealt(documents, i, count, _seed(seed, "streams"))
+        rows = _packed(dealt, sequence_length, packing, stream=i)
+        parts.append(_part(rows, each, range(each)))
+    together = streams.Together(parts, first)
+    if len(parts) * each == len(own):
+        return together
+    skipped = own.start - first * each
+    return together.map(functools.partial(_rows, part=slice(skipped, skipped + len(own))))
 
 
-class _Prefetch(grain.experimental.ThreadPrefetchIterDataset):
-    """Makes batches ready in a thread."""
-
-    def __iter__(self) -> grain.DatasetIterator:
-        return _PrefetchIterator(iter(self._parent), self._prefetch_buffer_size)
-
-
-class _PrefetchIterator(grain.experimental.ThreadPrefetchDatasetIterator):
-    """Closes once, and before the interpreter goes: grain's own fails when it outlives modules."""
-
-    def __init__(self, parent: grain.DatasetIterator, size: int) -> None:
-        super().__init__(parent, size)
-        self._open = True
-        atexit.register(_close, weakref.ref(self))
-
-    def close(self) -> None:
-        if self._open:
-            self._open = False
-            super().close()
+def _packed(
+    documents: grain.MapDataset[np.ndarray],
+    sequence_length: int,
+    packing: pack_lib.Packing,
+    stream: int = 0,
+) -> grain.IterDataset[pack_lib.Batch]:
+    examples = documents.map(pack_lib.with_targets).to_iter_dataset(_IN_THIS_THREAD)
+    return pack_lib.pack(examples, sequence_length, packing, stream)
 
 
-def _close(alive: weakref.ref[_PrefetchIterator]) -> None:
-    iterator = alive()
-    if iterator is not None:
-        iterator.close()
+def _part(
+    rows: grain.IterDataset[pack_lib.Batch], batch_size: int, own: range
+) -> grain.IterDataset[pack_lib.Batch]:
+    """Batches of rows, and of each a part."""
+    stack = functools.partial(pack_lib.stack, batch_size=batch_size)
+    whole = rows.batch(batch_size, batch_fn=stack)
+    if len(own) == batch_size:
+        return whole
+    return whole.map(functools.partial(_rows, part=slice(own.start, own.stop)))
+
+
+def _rows(batch: pack_lib.Batch, part: slice) -> pack_lib.Batch:
+    return {name: values[part] for name, values in batch.items()}
 
 
 class _Reader:
@@ -148,25 +154,21 @@ class _Reader:
             )
 
     def stream(
-        self, seed: int, weights: Mapping[str, float] | None, epochs: int | None, own: slice
+        self, seed: int, weights: Mapping[str, float] | None, epochs: int | None
     ) -> grain.MapDataset[np.ndarray]:
-        """Training documents mixed and shuffled, or validation documents one after the other.
-
-        `own` is this process's part of each source: taken from the mixture, it could fall in step
-        with the sources' turns, and leave a process with one of them.
-        """
+        """Training documents mixed and shuffled, or validation documents one after the other."""
         if self._split == "validation":
             sources = [s for s in self._manifest.sources if s.validation.documents]
             return grain.MapDataset.concatenate([self._documents(source) for source in sources])
         chosen = self._weights(weights)
-        streams, proportions = [], []
+        mixed, proportions = [], []
         for source in self._manifest.sources:
             if source.name in chosen:
                 documents = self._documents(source).shuffle(seed=_seed(seed, source.name))
-                streams.append(documents.repeat(epochs)[own])
+                mixed.append(documents.repeat(epochs))
                 part = source.split(self._split)
                 proportions.append(chosen[source.name] * part.documents / part.tokens)
-        return grain.MapDataset.mix(streams, proportions) if len(streams) > 1 else streams[0]
+        return grain.MapDataset.mix(mixed, proportions) if len(mixed) > 1 else mixed[0]
 
     def flat(self) -> np.ndarray:
         """All documents joined into one array [N], in the type they have on disk."""

@@ -27,19 +27,25 @@ def with_targets(document: np.ndarray) -> Batch:
     return {"tokens": document, "targets": targets}
 
 
-def pack(examples: grain.IterDataset, sequence_length: int, packing: Packing) -> grain.IterDataset:
+def pack(
+    examples: grain.IterDataset, sequence_length: int, packing: Packing, stream: int = 0
+) -> grain.IterDataset:
     """Examples from `with_targets` to rows of `sequence_length`, four int32 arrays [S] each.
 
     `concat` fills every row to the brim: a document that does not fit goes on in the next row as a
     segment of its own, with positions from 0 and without sight of what came before.
     `best_fit` cuts only documents that are longer than a row, and pads
-    (Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv:2404.10830).
+    (Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv:2404.10830). It packs
+    many rows at once and then gives them out: streams of different numbers do so in other steps.
     """
     lengths = {"tokens": sequence_length, "targets": sequence_length}
     if packing == "best_fit":
         pieces = grain.experimental.FlatMapIterDataset(examples, _Cut(sequence_length))
         rows = grain.experimental.BestFitPackIterDataset(
-            pieces, length_struct=lengths, num_packing_bins=_OPEN_ROWS, shuffle_bins=False
+            pieces,
+            length_struct=lengths,
+            num_packing_bins=_OPEN_ROWS + stream % 16,
+            shuffle_bins=False,
         )
     else:
         rows = grain.experimental.ConcatThenSplitIterDataset(examples, length_struct=lengths)

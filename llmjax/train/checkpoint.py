@@ -2,20 +2,20 @@
 
 Orbax writes the arrays, in the background and from every process. What it does not do is notice
 damage: most flipped bits in its data files restore as wrong weights without a word. So every
-checkpoint ends with a manifest of sizes and SHA-256 digests, and restoring begins with reading it
-against the files. One checkpoint is a folder, named by its step:
+checkpoint ends with a manifest of sizes and digests, and restoring begins with reading it against
+the files. One checkpoint is a folder, named by its step:
 
     checkpoints/120/
         state/            the arrays, by Orbax
         data/0.json       where process 0's batches stand (0.bin when the iterator gives bytes)
-        checkpoint.json   step, metrics, and name, dtype and shape of each array
-        manifest.json     size and digest of each file above
+        checkpoint.json   step, metrics, what hooks remember, and dtype and shape of each array
+        manifest.json     size and digests of each file above
         UNFINISHED        there until all of the above is
 
 A folder with the last file was being written when its run was killed: it counts for nothing. Any
 other folder that does not agree with its manifest is damaged. Restoring goes back past both to the
 newest sound checkpoint and says what it passed over; if all are damaged it raises, because a fresh
-start would hide a loss.
+start would hide a loss. `llmjax.train.folders` tells what is set aside and what is deleted.
 """
 
 import concurrent.futures
@@ -24,20 +24,37 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from orbax.checkpoint import multihost
 
-from llmjax.train import integrity
+from llmjax.train import arrays, folders, integrity
 from llmjax.train.loop import Pause
 
 State = TypeVar("State")
 
-_UNFINISHED = "UNFINISHED"
+_BARRIER_MS = 30 * 60 * 1000
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written; those before it are as they were."""
+
+
+class Remembering(Protocol):
+    """A hook whose memory belongs to the run, such as the best loss so far."""
+
+    def get_state(self) -> Any:
+        """What JSON can hold."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Takes up what `get_state` gave."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +64,8 @@ class Restored(Generic[State]):
     Attributes:
         step: the steps completed when it was saved.
         state: the arrays, placed as the abstract state asked.
-        data: what the batches' `get_state` had returned in this process, or None.
+        data: what the batches' `get_state` had returned in this process, or None. If it was saved
+            by another number of processes, {"processes": [what each had]}.
         metrics: the metrics stored with it.
     """
 
@@ -70,6 +88,7 @@ class Checkpointer:
         keep_best: how many of the best stay beside them, among those with `best_metric`.
         best_metric: the name in the metrics given to `save`.
         mode: whether the lowest ("min") or the highest ("max") is the best.
+        remembering: hooks by name, whose memory is saved and comes back with the arrays.
     """
 
     def __init__(
@@ -80,6 +99,7 @@ class Checkpointer:
         keep_best: int = 1,
         best_metric: str = "validation_loss",
         mode: Literal["min", "max"] = "min",
+        remembering: Mapping[str, Remembering] | None = None,
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last}: at least the newest checkpoint must stay")
@@ -89,8 +109,10 @@ class Checkpointer:
             raise ValueError(f'mode={mode!r}: "min" or "max"')
         self.directory = epath.Path(directory).resolve()
         self.last_saved: int | None = None
+        self._folders = folders.Folders(self.directory)
         self._keep_last, self._keep_best = keep_last, keep_best
         self._best_metric, self._sign = best_metric, 1 if mode == "min" else -1
+        self._remembering = remembering or {}
         # Weights hardly compress, and zstd would take the cores from a CPU run.
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
@@ -122,26 +144,26 @@ class Checkpointer:
 
         Raises:
             ValueError: `data` would not come back from JSON as it is.
-            Exception: the previous save failed.
+            SaveError: this save could not begin, or the previous one failed.
         """
         self.wait()
         fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
         step = int(fields["step"])
         suffix, encoded = _encode(data)
-        folder = self.directory / str(step)
-        if jax.process_index() == 0:
-            _remove(folder)
-            folder.mkdir(parents=True)
-            (folder / _UNFINISHED).touch()
-            numbers = {name: float(value) for name, value in (metrics or {}).items()}
-            about = {"step": step, "metrics": numbers, "arrays": _describe(fields)}
-            (folder / "checkpoint.json").write_text(json.dumps(about, indent=1))
-        _barrier(f"checkpoint {step}")
-        if data is not None:
-            (folder / "data").mkdir(exist_ok=True)
-            (folder / "data" / f"{jax.process_index()}.{suffix}").write_bytes(encoded)
-        arrays = jax.tree.map(_without_key, fields)
-        self._orbax.save(folder / "state", args=ocp.args.PyTreeSave(arrays))
+        folder = self._folders.path(step)
+        try:
+            if jax.process_index() == 0:
+                self._folders.begin(step)
+                self._describe(folder, fields, metrics or {})
+            _barrier(f"checkpoint {step}")
+            if data is not None:
+                (folder / "data").mkdir(exist_ok=True)
+                path = folder / "data" / f"{jax.process_index()}.{suffix}"
+                integrity.write_durably(path, encoded)
+            plain = jax.tree.map(arrays.without_key, fields)
+            self._orbax.save(folder / "state", args=ocp.args.PyTreeSave(plain))
+        except Exception as error:
+            raise self._failed(step, error) from error
         self._pending = self._background.submit(self._finish, step)
         self.last_saved = step
 
@@ -161,27 +183,29 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """The steps that have a completed checkpoint, in ascending order; none is verified."""
-        return [step for step in self._folders() if not self._unfinished(step)]
+        return self._folders.steps()
 
-    def restore_latest(self, abstract: State) -> Restored[State] | None:
+    def restore_latest(self, abstract: State, *, set_aside: bool = False) -> Restored[State] | None:
         """The newest sound checkpoint, or None when no save was ever completed.
 
         Args:
             abstract: what `jax.eval_shape` gives for the state on the current mesh, or arrays; the
                 shardings to restore into are theirs. A whole state, or a dict with some of its
                 fields, {"params": …}.
+            set_aside: whether those passed over are renamed, so that they are out of the way; for
+                the run whose folder it is, since what another is just saving is unfinished too.
 
         Raises:
             integrity.DamagedError: there are checkpoints, and every one is damaged.
             ValueError: the checkpoint does not fit `abstract`: other names, shapes or key types.
         """
-        return self._restore_first(self._folders()[::-1], abstract)
+        return self._restore_first(self._folders.candidates(), abstract, set_aside)
 
     def restore_best(self, abstract: State) -> Restored[State] | None:
         """The sound checkpoint with the best metric; the newest when none has the metric."""
-        best = self._ranked(self.steps())
-        rest = [step for step in self._folders()[::-1] if step not in best]
-        return self._restore_first(best + rest, abstract)
+        best = [self._folders.path(step) for step in self._ranked(self.steps())]
+        rest = [path for path in self._folders.candidates() if path not in best]
+        return self._restore_first(best + rest, abstract, False)
 
     def restore(self, step: int, abstract: State) -> Restored[State]:
         """The checkpoint of one step.
@@ -191,45 +215,38 @@ class Checkpointer:
             integrity.DamagedError: it is unfinished or damaged.
             ValueError: it does not fit `abstract`.
         """
-        folder = self.directory / str(step)
+        folder = self._folders.path(step)
         if not folder.exists():
             raise FileNotFoundError(f"no checkpoint {folder}: there are {self.steps()}")
-        if self._unfinished(step):
+        if folders.is_unfinished(folder):
             raise integrity.DamagedError(f"{folder}: its run was killed while it was being saved")
-        integrity.verify(folder)
+        if problem := _damage(folder):
+            raise integrity.DamagedError(problem)
         return self._read(folder, abstract)
 
-    def _restore_first(self, order: Iterable[int], abstract: State) -> Restored[State] | None:
-        chosen, damage = self._agree(*self._first_sound(order))
-        if damage:
+    def _restore_first(
+        self, order: Iterable[epath.Path], abstract: State, set_aside: bool
+    ) -> Restored[State] | None:
+        passed, damage, chosen = [], False, None
+        for folder in order:
+            if folders.is_unfinished(folder):
+                _warn(f"passed over {folder}: its run was killed while it was being saved")
+            elif problem := _damage(folder):
+                _warn(f"passed over a damaged checkpoint: {problem}")
+                damage = True
+            else:
+                chosen = folder
+                break
+            passed.append(folder)
+        if chosen is None and damage:
             raise integrity.DamagedError(
                 f"no checkpoint in {self.directory} is sound: see the warnings"
             )
-        return None if chosen is None else self._read(self.directory / str(chosen), abstract)
-
-    def _first_sound(self, order: Iterable[int]) -> tuple[int | None, bool]:
-        """The first sound step, or None and whether one was damaged, all seen by process 0."""
-        damage = False
-        for step in order if jax.process_index() == 0 else ():
-            folder = self.directory / str(step)
-            if self._unfinished(step):
-                _warn(f"passed over {folder}: its run was killed while it was being saved")
-                continue
-            try:
-                integrity.verify(folder)
-                return step, False
-            except integrity.DamagedError as error:
-                _warn(f"passed over a damaged checkpoint: {error}")
-                damage = True
-        return None, damage
-
-    def _agree(self, step: int | None, damage: bool) -> tuple[int | None, bool]:
-        """Process 0's choice, in every process."""
-        if jax.process_count() == 1:
-            return step, damage
-        choice = -1 if step is None else step
-        choice, damaged = multihost_utils.broadcast_one_to_all((choice, int(damage)))
-        return (None if choice < 0 else int(choice)), bool(damaged)
+        restored = None if chosen is None else self._read(chosen, abstract)
+        if set_aside and jax.process_index() == 0:
+            for folder in passed:
+                self._folders.set_aside(folder)
+        return restored
 
     def _read(self, folder: epath.Path, abstract: State) -> Restored[State]:
         about = json.loads((folder / "checkpoint.json").read_text())
@@ -239,31 +256,39 @@ class Checkpointer:
             if whole
             else dict(abstract)  # type: ignore[call-overload]
         )
-        _check_fit(folder, about["arrays"], _describe(fields), whole)
-        wanted = jax.tree.map(_placed, fields)
+        arrays.check_fit(folder, about["arrays"], arrays.describe(fields), whole)
+        wanted = jax.tree.map(arrays.placed, fields)
         arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-        arrays = self._orbax.restore(
+        found = self._orbax.restore(
             folder / "state",
             args=ocp.args.PyTreeRestore(wanted, arguments, partial_restore=not whole),
         )
-        fields = jax.tree.map(_with_key, fields, arrays)
+        fields = jax.tree.map(arrays.with_key, fields, found)
         state: Any = dataclasses.replace(abstract, **fields) if whole else fields  # type: ignore[type-var]
+        for name, hook in self._remembering.items():
+            if name in about["hooks"]:
+                hook.set_state(about["hooks"][name])
         return Restored(about["step"], state, _decode(folder / "data"), about["metrics"])
 
-    def _folders(self) -> list[int]:
-        if not self.directory.exists():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
-
-    def _unfinished(self, step: int) -> bool:
-        return (self.directory / str(step) / _UNFINISHED).exists()
+    def _describe(
+        self, folder: epath.Path, fields: Mapping[str, Any], metrics: Mapping[str, float]
+    ) -> None:
+        """Writes checkpoint.json."""
+        about = {
+            "step": int(fields["step"]),
+            "metrics": {name: float(value) for name, value in metrics.items()},
+            "hooks": {name: hook.get_state() for name, hook in self._remembering.items()},
+            "arrays": arrays.describe(fields),
+        }
+        content = json.dumps(about, indent=1).encode()
+        integrity.write_durably(folder / "checkpoint.json", content)
 
     def _ranked(self, steps: Sequence[int]) -> list[int]:
         """Those steps that have the metric, best first, the later first among equals."""
         found = {}
         for step in steps:
             try:
-                about = json.loads((self.directory / str(step) / "checkpoint.json").read_text())
+                about = json.loads((self._folders.path(step) / "checkpoint.json").read_text())
                 value = self._sign * float(about["metrics"][self._best_metric])
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # not evaluated, or damaged, which restoring reports
@@ -273,76 +298,59 @@ class Checkpointer:
 
     def _finish(self, step: int) -> None:
         """In the background: waits for the arrays, writes the manifest, deletes what is old."""
-        self._orbax.wait_until_finished()
-        if jax.process_index() != 0:
-            return
-        folder = self.directory / str(step)
-        integrity.write(folder, ignore={_UNFINISHED})
-        (folder / _UNFINISHED).unlink()
-        past = [other for other in self.steps() if other <= step]
+        folder = self._folders.path(step)
+        try:
+            self._orbax.wait_until_finished()
+            integrity.write(
+                folder,
+                ignore={folders.UNFINISHED},
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                barrier=lambda name: _barrier(f"{name} {step}"),
+            )
+            if jax.process_index() == 0:
+                self._folders.finish(step)
+                self._prune(step)
+        except Exception as error:
+            raise self._failed(step, error) from error
+
+    def _prune(self, step: int) -> None:
+        """Deletes what need not be kept, now that this step is complete."""
+        past = self._folders.intact([other for other in self.steps() if other <= step])
         keep = {*past[-self._keep_last :], *self._ranked(past)[: self._keep_best]}
-        for other in self._folders():
-            if other not in keep:
-                _remove(self.directory / str(other))
+        if keep == {step} and len(past) > 1:
+            # Nothing sound would be left if what was just written does not read back.
+            integrity.verify(self._folders.path(step))
+        self._folders.prune(keep)
 
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _without_key(leaf: Any) -> Any:
-    """A typed PRNG key as its integers; Orbax stores plain arrays."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The plain array to read, on real devices: those of the current mesh for abstract meshes."""
-    sharding = getattr(leaf, "sharding", None)
-    current = jax.sharding.get_mesh()
-    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
-        sharding = NamedSharding(current, sharding.spec)
-    elif sharding is None and not current.empty:
-        sharding = NamedSharding(current, PartitionSpec())
-    elif sharding is None:
-        sharding = SingleDeviceSharding(jax.devices()[0])
-    if _is_key(leaf):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _with_key(abstract: Any, leaf: jax.Array) -> jax.Array:
-    if not _is_key(abstract):
-        return leaf
-    generators: list[Any] = []  # `key_impl` takes a traced key but not an abstract one
-    jax.eval_shape(lambda key: generators.append(jax.random.key_impl(key)), abstract)
-    return jax.random.wrap_key_data(leaf, impl=generators[0])
-
-
-def _describe(fields: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Name → [dtype, shape] of every array."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(fields)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): [str(leaf.dtype), list(leaf.shape)]
-        for path, leaf in leaves
-    }
-
-
-def _check_fit(folder: epath.Path, has: dict, wants: dict, whole: bool) -> None:
-    """Raises unless the saved arrays are the wanted ones; number types may differ (a cast)."""
-    problems = [f"{name} is missing" for name in wants if name not in has]
-    if whole:
-        problems += [f"{name} is not wanted" for name in has if name not in wants]
-    for name in wants.keys() & has.keys():
-        (dtype, shape), (wanted_dtype, wanted_shape) = has[name], wants[name]
-        keys = dtype.startswith("key<") or wanted_dtype.startswith("key<")
-        if shape != wanted_shape or (keys and dtype != wanted_dtype):
-            problems.append(f"{name} is {dtype}{shape} and should be {wanted_dtype}{wanted_shape}")
-    if problems:
-        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise ValueError(
-            f"{folder} is of another model or optimizer: {'; '.join(problems[:5])}{more}. "
-            "Run it with the configuration that made it, or use a new run folder"
+    def _failed(self, step: int, error: Exception) -> SaveError:
+        """The error to raise; what there is of the step goes, for the disk may be full."""
+        folder = self._folders.path(step)
+        try:
+            if jax.process_index() == 0:
+                self._folders.abandon(step)
+        except OSError as again:
+            _warn(f"{folder} is unfinished and could not be deleted: {again}")
+        left = self.steps()
+        return SaveError(
+            f"{folder} could not be saved: {error}. The checkpoints of steps {left} are as they "
+            "were; make room or mend the storage, and resume"
         )
+
+
+def _damage(folder: epath.Path) -> str | None:
+    """What is wrong with a folder, or None; each process reads a share, and all agree."""
+    problem = None
+    try:
+        index, count = jax.process_index(), jax.process_count()
+        integrity.verify(folder, process_index=index, process_count=count)
+    except (integrity.DamagedError, OSError) as error:
+        problem = str(error)
+    if jax.process_count() == 1:
+        return problem
+    found = multihost_utils.process_allgather(np.int32(problem is not None))
+    bad = np.flatnonzero(found).tolist()
+    return problem or (f"{folder}: process {bad[0]} found damage" if bad else None)
 
 
 def _encode(data: Any) -> tuple[str, bytes]:
@@ -362,28 +370,24 @@ def _listed(data: Any) -> Any:
 
 
 def _decode(folder: epath.Path) -> Any:
-    process = jax.process_index()
-    if (path := folder / f"{process}.bin").exists():
-        return path.read_bytes()
-    path = folder / f"{process}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _remove(folder: epath.Path) -> None:
-    """Deletes a checkpoint so that, killed midway, what is left counts as unfinished."""
+    """What this process saved, or what all did if they were another number."""
     if not folder.exists():
-        return
-    (folder / _UNFINISHED).touch()
-    for path in folder.iterdir():
-        if path.name != _UNFINISHED:
-            path.rmtree() if path.is_dir() else path.unlink()
-    folder.rmtree()
+        return None
+    paths = sorted(folder.iterdir(), key=lambda path: int(path.stem))
+    if len(paths) == jax.process_count():
+        return _decode_one(paths[jax.process_index()])
+    return {"processes": [_decode_one(path) for path in paths]}
+
+
+def _decode_one(path: epath.Path) -> Any:
+    return path.read_bytes() if path.suffix == ".bin" else json.loads(path.read_text())
 
 
 def _barrier(name: str) -> None:
+    """Not by the devices, which a step may keep busy and whose programs need one order."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        multihost.get_barrier_sync_fn()(key=f"llmjax {name}", timeout_ms=_BARRIER_MS)
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=5)
+    warnings.warn(message, RuntimeWarning, stacklevel=4)

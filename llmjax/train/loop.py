@@ -17,11 +17,15 @@ step i are read, step i+1 has taken the state after step i. Hence two kinds of h
   step and the iterator that has given exactly its batches. The next step is dispatched afterwards.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import math
+import os
+import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -29,6 +33,7 @@ import numpy as np
 from llmjax import mesh
 from llmjax.train.state import TrainState
 from llmjax.train.step import Step
+from llmjax.train.stragglers import Stragglers
 
 Batch = Mapping[str, np.ndarray]
 
@@ -42,11 +47,14 @@ class Tick:
         metrics: its metrics as floats.
         seconds: wall time since the step before, the time spent in `StateHook`s left out; of the
             first step of a run it is the time to compile, to get the first batch and to run.
+        data_seconds: of these, how long the device had nothing to do because the next batch was not
+            there yet.
     """
 
     step: int
     metrics: dict[str, float]
     seconds: float
+    data_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +69,8 @@ class Pause(Tick):
         batches: the iterator, which has given the batches of the steps so far and no more.
     """
 
-    state: TrainState
-    batches: Iterator[Batch]
+    state: TrainState = dataclasses.field(kw_only=True)
+    batches: Iterator[Batch] = dataclasses.field(kw_only=True)
 
 
 @runtime_checkable
@@ -73,8 +81,8 @@ class StateHook(Protocol):
         """Whether to be called when `step` is complete; asked once per step."""
         ...
 
-    def __call__(self, pause: Pause, /) -> None:
-        """Sees the state after the step."""
+    def __call__(self, pause: Pause, /) -> bool | None:
+        """Sees the state after the step; True makes it the last one."""
         ...
 
 
@@ -88,11 +96,11 @@ class Every:
     Attributes:
         interval: in steps; 0 means only after step `last`.
         hook: what to call.
-        last: the run's last step, or None.
+        last: the run's last step, or None. If a hook ends the run early, that is its last step.
     """
 
     interval: int
-    hook: Callable[[Pause], None]
+    hook: Callable[[Pause], bool | None]
     last: int | None = None
 
     def __post_init__(self) -> None:
@@ -103,13 +111,31 @@ class Every:
         """Whether `step` is a multiple of the interval, or the last."""
         return step == self.last or (self.interval > 0 and step % self.interval == 0)
 
-    def __call__(self, pause: Pause) -> None:
+    def __call__(self, pause: Pause) -> bool | None:
         """Calls the hook."""
-        self.hook(pause)
+        return self.hook(pause)
 
 
 class DivergedError(FloatingPointError):
-    """Too many steps in a row had a non-finite loss or gradient."""
+    """Too many steps in a row had a non-finite loss or gradient, or a spike.
+
+    Attributes:
+        batches: this process's rows of the batches of these steps, by step.
+    """
+
+    def __init__(self, message: str, batches: Mapping[int, Batch]) -> None:
+        super().__init__(message)
+        self.batches = batches
+
+
+def save_batches(batches: Mapping[int, Batch], folder: str | os.PathLike[str]) -> str:
+    """Writes each step's rows as an .npz file for `numpy.load`; says in words where they are."""
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    for step, batch in batches.items():
+        arrays: dict[str, Any] = dict(batch)
+        np.savez_compressed(path / f"step_{step}.process_{jax.process_index()}.npz", **arrays)
+    return f"the batches of steps {min(batches)} to {max(batches)} are in {path}"
 
 
 def fit(
@@ -133,7 +159,7 @@ def fit(
         max_skipped: after so many skipped or non-finite steps in a row the run ends.
 
     Returns:
-        The state after the last step.
+        The state after the last step, which a hook may have named.
 
     Raises:
         DivergedError: `max_skipped` consecutive steps were skipped, or their loss was not finite.
@@ -141,20 +167,31 @@ def fit(
     """
     iterator = iter(batches)
     first = int(state.step) + 1
-    listeners = _Listeners(hooks, max_skipped)
-    running: tuple[int, Mapping[str, jax.Array]] | None = None
+    listeners = _Listeners(hooks, max_skipped, int(state.health.in_a_row))
+    running: _Running | None = None
     for number in range(first, steps + 1):
-        batch = mesh.shard_batch(_draw(iterator, number, steps))
-        state, metrics = step(state, batch)
+        with listeners.waiting(running):
+            rows = _draw(iterator, number, steps)
+        state, metrics = step(state, mesh.shard_batch(rows))
+        metrics = {**metrics, **listeners.stragglers.compare()}
         if running is not None:
-            listeners.tick(*running)
-        running = (number, metrics)
+            listeners.tick(running)
+        running = _Running(number, metrics, rows)
         due = listeners.due(number)
         if due or number in (first, steps):
-            tick = listeners.tick(*running)
-            listeners.pause(due, Pause(**vars(tick), state=state, batches=iterator))
+            tick = listeners.tick(running)
+            if listeners.pause(due, Pause(**vars(tick), state=state, batches=iterator)):
+                break
             running = None
     return state
+
+
+class _Running(NamedTuple):
+    """A step that was dispatched."""
+
+    step: int
+    metrics: Mapping[str, jax.Array]
+    batch: Batch
 
 
 def _draw(batches: Iterator[Batch], number: int, steps: int) -> Batch:
@@ -166,43 +203,75 @@ def _draw(batches: Iterator[Batch], number: int, steps: int) -> Batch:
         ) from None
 
 
+def _completed(metrics: Mapping[str, jax.Array]) -> float:
+    """When a step was complete, by waiting for it."""
+    jax.block_until_ready(metrics)
+    return time.perf_counter()
+
+
 class _Listeners:
     """Calls the hooks, times the steps and ends a run that has diverged."""
 
-    def __init__(self, hooks: Sequence[Hook], max_skipped: int) -> None:
+    def __init__(self, hooks: Sequence[Hook], max_skipped: int, skipped: int) -> None:
         self._plain = [hook for hook in hooks if not isinstance(hook, StateHook)]
         self._state_hooks = [hook for hook in hooks if isinstance(hook, StateHook)]
         self._max_skipped = max_skipped
-        self._skipped = 0
+        self._skipped = skipped
+        self._bad: dict[int, Batch] = {}  # the batches of skipped steps in a row
         self._since = time.perf_counter()
+        self._idle = 0.0  # seconds of a device without a batch, since then
+        self.stragglers = Stragglers()
+        self._watcher = concurrent.futures.ThreadPoolExecutor(1, "idle")
+
+    @contextlib.contextmanager
+    def waiting(self, running: _Running | None) -> Iterator[None]:
+        """Around drawing a batch: measures how long the device is idle meanwhile."""
+        began = time.perf_counter()
+        done = self._watcher.submit(_completed, running.metrics) if running else None
+        yield
+        if done is None or done.done():
+            idle_since = max(began, done.result()) if done else began
+            self._idle += time.perf_counter() - idle_since
 
     def due(self, step: int) -> list[StateHook]:
         return [hook for hook in self._state_hooks if hook.due(step)]
 
-    def tick(self, step: int, metrics: Mapping[str, jax.Array]) -> Tick:
+    def tick(self, running: _Running) -> Tick:
         """Waits until the step is complete and tells the plain hooks."""
-        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        read = jax.device_get(dict(running.metrics))
+        values = {name: float(value) for name, value in read.items()}
+        self.stragglers.begin()
         now = time.perf_counter()
-        tick = Tick(step, values, now - self._since)
-        self._since = now
+        tick = Tick(running.step, values, now - self._since, self._idle)
+        self._since, self._idle = now, 0.0
         for hook in self._plain:
             hook(tick)
-        self._check(tick)
+        self._check(tick, running.batch)
         return tick
 
-    def pause(self, due: Sequence[StateHook], pause: Pause) -> None:
-        """Calls the state hooks that are due, outside the step's time."""
-        for hook in due:
-            hook(pause)
+    def pause(self, due: Sequence[StateHook], pause: Pause) -> bool:
+        """Calls the state hooks that are due, outside the step's time; whether one ends the run."""
+        answers = [hook(pause) for hook in due]  # all of them, whatever one says
+        ends = any(answers)
+        if ends:
+            for hook in self._state_hooks:
+                if isinstance(hook, Every) and hook.last is not None and hook not in due:
+                    hook(pause)
         self._since = time.perf_counter()
+        self.stragglers.begin()
+        return ends
 
-    def _check(self, tick: Tick) -> None:
+    def _check(self, tick: Tick, batch: Batch) -> None:
         loss = tick.metrics.get("loss", 0.0)
-        bad = tick.metrics.get("skipped", 0.0) > 0 or not math.isfinite(loss)
-        self._skipped = self._skipped + 1 if bad else 0
+        if not tick.metrics.get("skipped", 0.0) > 0 and math.isfinite(loss):
+            self._skipped, self._bad = 0, {}
+            return
+        self._skipped += 1
+        self._bad[tick.step] = batch
         if self._skipped >= self._max_skipped:
             raise DivergedError(
                 f"step {tick.step}: the last {self._skipped} steps had a non-finite loss or "
-                f"gradient (loss {loss:g} now), or no target, and changed nothing; lower the "
-                "learning rate, lengthen the warm-up, or look at the data of these steps"
+                f"gradient (loss {loss:g} now), a spike, or no target, and changed nothing; lower "
+                "the learning rate, lengthen the warm-up, or look at the data of these steps",
+                self._bad,
             )

@@ -4,20 +4,41 @@ A record is one flat dict with a `step`. Training records have step, loss, token
 what else the step measures (learning_rate, grad_norm, …, and mfu where it is known); evaluation
 records have step, validation_loss and what else the objective's evaluation says: perplexity and
 bits_per_byte of next tokens. `Recorder` is the hook that makes
-them and hands them to its writers: `JsonlWriter`, `TensorBoardWriter`, `progress.Progress`.
+them and hands them to its writers: `JsonlWriter`, `TensorBoardWriter`, `WandbWriter`,
+`progress.Progress`.
 """
 
+import importlib.util
 import json
 import math
 import os
 import pathlib
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 from llmjax.train.loop import Tick
 
 Record = Mapping[str, Any]
+
+# What differs between two runs that are otherwise the same, byte for byte.
+TIMINGS = frozenset(
+    {
+        "seconds",
+        "data_seconds",
+        "compile_seconds",
+        "tokens_per_s",
+        "tokens_per_s_per_chip",
+        "mfu",
+        "goodput",
+        "memory_bytes",
+        "memory_peak_share",
+        "host_seconds_max",
+        "host_seconds_median",
+        "slowest_process",
+    }
+)
 
 
 class Writer(Protocol):
@@ -38,6 +59,7 @@ class Throughput:
         peak_flops: what all the devices together can do in a second, or None when unknown.
         counted: the metric of a step that says how many tokens it had: "inputs", those that are
             read, where only some of them are targets.
+        chips: over how many devices, to tell the rate of one; None tells none.
     """
 
     def __init__(
@@ -45,14 +67,15 @@ class Throughput:
         flops_per_token: float | None = None,
         peak_flops: float | None = None,
         counted: str = "tokens",
+        chips: int | None = None,
     ) -> None:
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._counted = counted
+        self._counted, self._chips = counted, chips
         self._first: int | None = None
         self._tokens = self._seconds = 0.0
 
     def measure(self, tick: Tick) -> dict[str, float]:
-        """This step's tokens_per_s, and its mfu where that is known."""
+        """This step's tokens_per_s, that of a chip, and its mfu, where these are known."""
         tokens = tick.metrics.get(self._counted, 0.0)
         if self._first is None:
             self._first = tick.step  # compiles
@@ -60,8 +83,12 @@ class Throughput:
             self._tokens += tokens
             self._seconds += tick.seconds
         rate = tokens / max(tick.seconds, 1e-9)
-        mfu = self.mfu(rate)
-        return {"tokens_per_s": rate} | ({} if mfu is None else {"mfu": mfu})
+        found = {"tokens_per_s": rate}
+        if self._chips:
+            found["tokens_per_s_per_chip"] = rate / self._chips
+        if (mfu := self.mfu(rate)) is not None:
+            found["mfu"] = mfu
+        return found
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -82,23 +109,32 @@ class Recorder:
         writers: where the records go.
         throughput: measures every step.
         every: only steps that are multiples of it are written, and the first.
+        gauges: called for every step, add their numbers to its record; see `telemetry`.
     """
 
     def __init__(
-        self, writers: Sequence[Writer], throughput: Throughput | None = None, every: int = 1
+        self,
+        writers: Sequence[Writer],
+        throughput: Throughput | None = None,
+        every: int = 1,
+        gauges: Sequence[Callable[[Tick], Mapping[str, float]]] = (),
     ) -> None:
         if every < 1:
             raise ValueError(f"every={every}: a positive number of steps")
         self.throughput = throughput or Throughput()
         self._writers, self._every, self._begun = writers, every, False
+        self._gauges = gauges
 
     def __call__(self, tick: Tick) -> None:
         """Records a completed step."""
-        speed = self.throughput.measure(tick)
+        measured = self.throughput.measure(tick)
+        for gauge in self._gauges:
+            measured |= gauge(tick)
         if self._begun and tick.step % self._every:
             return
         self._begun = True
-        self.write({"step": tick.step, **tick.metrics, **speed, "seconds": tick.seconds})
+        times = {"seconds": tick.seconds, "data_seconds": tick.data_seconds}
+        self.write({"step": tick.step, **tick.metrics, **measured, **times})
 
     def write(self, record: Record) -> None:
         """Hands a record, such as an evaluation's, to all writers."""
@@ -163,15 +199,66 @@ class TensorBoardWriter:
 
     def write(self, record: Record) -> None:
         """Logs one record."""
-        group = "validation" if "validation_loss" in record else "train"
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
-                tag = name.removeprefix("validation_")
-                self._writer.add_scalar(f"{group}/{tag}", value, record["step"])
+        for tag, value in _scalars(record):
+            self._writer.add_scalar(tag, value, record["step"])
 
     def close(self) -> None:
         """Writes what is buffered and closes the file."""
         self._writer.close()
+
+
+def require_wandb() -> None:
+    """Raises ModuleNotFoundError, naming the extra, when Weights & Biases is not installed."""
+    if "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
+        raise ModuleNotFoundError("Weights & Biases is not installed: pip install 'llmjax[wandb]'")
+
+
+class WandbWriter:
+    """The numbers of every record in Weights & Biases, under the names that TensorBoard has.
+
+    A run that is resumed goes on under its own name there. Where no network is, WANDB_MODE=offline
+    keeps all in the folder.
+
+    Args:
+        project: of Weights & Biases.
+        name: the run's name; runs of a project have different ones.
+        directory: where its files are kept.
+        config: what is shown as the run's settings.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        name: str,
+        directory: str | os.PathLike[str],
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        require_wandb()
+        import wandb  # slow to import, and only wanted here
+
+        plain = dict(config or {})
+        self._run = wandb.init(
+            project=project, id=name, name=name, dir=directory, config=plain, resume="allow"
+        )
+
+    def write(self, record: Record) -> None:
+        """Logs one record."""
+        self._run.log(dict(_scalars(record)), step=record["step"])
+
+    def close(self) -> None:
+        """Sends what is buffered."""
+        self._run.finish()
+
+
+def _scalars(record: Record) -> Iterator[tuple[str, float]]:
+    """(tag, number) of all numbers of a record: train/… or validation/…."""
+    group = "validation" if "validation_loss" in record else "train"
+    for name, value in record.items():
+        if name != "step" and isinstance(value, int | float):
+            yield f"{group}/{name.removeprefix('validation_')}", value
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Machines are taken back with a signal and a minute's notice: save, then leave."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,23 +14,36 @@ from llmjax.train.loop import Pause
 
 
 class SaveOnSignal:
-    """The state hook that saves and ends the run when a signal (by default SIGTERM) comes.
+    """The state hook that saves and ends the run when a signal comes: SIGTERM, or Ctrl-C's SIGINT.
 
-    The step under way is finished and saved, then `SystemExit` is raised with the shell's code for
-    the signal (143 for SIGTERM). A second signal ends the process at once. With several processes
-    they agree on the step through JAX's preemption notice. Put it last among the hooks.
+    The step under way is finished and saved, and `SystemExit` is raised with code 0, since nothing
+    is lost: the last line says how to go on. A second signal ends the process at once. Of several
+    processes all save the same step, whichever had the signal: JAX's preemption notice, which
+    listens to SIGTERM itself, lets them agree on it. Put it last among the hooks.
+
+    Args:
+        checkpointer: saves.
+        resume: the command line that goes on with the run.
+        signals: what to listen to.
     """
 
     def __init__(
-        self, checkpointer: Checkpointer, signals: Sequence[signal.Signals] = (signal.SIGTERM,)
+        self,
+        checkpointer: Checkpointer,
+        resume: str = "",
+        signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
     ) -> None:
-        self._checkpointer = checkpointer
+        self._checkpointer, self._resume = checkpointer, resume
         self._received: int | None = None
-        self._previous = {number: signal.signal(number, self._receive) for number in signals}
+        self._several = jax.process_count() > 1
+        own = [number for number in signals if not (self._several and number == signal.SIGTERM)]
+        self._previous = {number: signal.signal(number, self._receive) for number in own}
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self._received = number
         self.restore_handlers()
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def restore_handlers(self) -> None:
         """Puts the former signal handlers back."""
@@ -39,10 +53,9 @@ class SaveOnSignal:
 
     def due(self, step: int) -> bool:
         """Whether a signal has come."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self._received = self._received or signal.SIGTERM
-            return True
-        return jax.process_count() == 1 and self._received is not None
+        if self._several:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received is not None
 
     def __call__(self, pause: Pause) -> None:
         """Saves, unless a hook before it just did, and exits."""
@@ -51,6 +64,9 @@ class SaveOnSignal:
         self._checkpointer.wait()
         number = signal.Signals(self._received or signal.SIGTERM)
         where = self._checkpointer.directory / str(pause.step)
-        message = f"{number.name}: saved step {pause.step} in {where}; resume to go on"
-        print(message, file=sys.stderr)
-        raise SystemExit(128 + number)
+        message = f"{number.name}: saved step {pause.step} in {where}"
+        if self._resume:
+            message += f"; go on with\n  {self._resume}"
+        if jax.process_index() == 0:
+            print(message, file=sys.stderr)
+        raise SystemExit(0)

@@ -122,6 +122,8 @@ class Progress:
             parts.append(f"{record['tokens_per_s']:,.0f} tokens/s")
         if "mfu" in record:
             parts.append(f"MFU {record['mfu']:.0%}")
+        if record.get("skipped_total"):
+            parts.append(f"{record['skipped_total']:,.0f} skipped")
         return "  ".join(parts)
 
     def _evaluation_text(self) -> str:

@@ -74,6 +74,7 @@ def read_run(folder: pathlib.Path) -> Run:
     written = folder / "config.json"
     config = dict(json.loads(written.read_text("utf-8"))) if written.exists() else {}
     versions = config.pop("versions", {})
+    config.pop("begun", None)
     if isinstance(recipe := config.get("recipe"), Mapping):
         config = {**config, **recipe}
         del config["recipe"]
@@ -154,6 +155,12 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
         steps, tokens, seconds = _totals(run.training)
         found.append(("Steps", f"{steps:,}", f"{_number(tokens)} tokens"))
         found.append(("Time in steps", _duration(seconds), "evaluations left out"))
+        last = run.training[-1]
+        if last.get("goodput"):
+            note = "of wall time in steps that count"
+            found.append(("Goodput", f"{last['goodput']:.1%}", note))
+        if skipped := last.get("skipped_total"):
+            found.append(("Skipped steps", f"{skipped:,.0f}", "spikes, or not finite"))
     steady = run.training[1:] or run.training  # the first step compiles
     if speeds := [r["tokens_per_s"] for r in steady if r.get("tokens_per_s")]:
         found.append(("Tokens per second", _number(statistics.median(speeds)), "median step"))

@@ -8,6 +8,7 @@ import optax
 from flax import struct
 
 from llmjax import spec as specs
+from llmjax.train.health import Health
 
 
 @struct.dataclass
@@ -19,12 +20,14 @@ class TrainState:
         params: the parameters.
         opt_state: the optimizer's.
         key: a typed PRNG key; each step folds its number into it.
+        health: by which a step tells whether it is a bad one.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     key: jax.Array
+    health: Health = struct.field(default_factory=Health.new)
 
 
 def init_state(key: jax.Array, spec: Any, optimizer: optax.GradientTransformation) -> TrainState:

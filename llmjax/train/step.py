@@ -3,36 +3,48 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from llmjax import mesh
-from llmjax.objectives import Batch, Loss, MaskedLoss, Metrics
+from llmjax import mesh, tree
+from llmjax.objectives import Batch, Loss, MaskedLoss, Metrics, Weighted
+from llmjax.train import health
 from llmjax.train.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1) -> Step:
+def make_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    spikes: health.SpikeConfig | None = None,
+    norms: bool = False,
+) -> Step:
     """Compiles (state, batch) -> (next state, metrics). The given state is used up (donated).
 
     The gradient is that of Σ sums / Σ weights over the whole batch, whatever the number of
-    micro-batches or devices. A step whose loss or gradient is not finite, or whose batch has no
-    target, leaves parameters and optimizer as they were, and says so. A loss that draws what is
-    random of a row (`objectives.MaskedLoss`) does so before the batch is cut, by the step's key.
+    micro-batches or devices. A step whose loss or gradient is not finite or a spike, or whose batch
+    has no target, leaves parameters and optimizer as they were, and says so. A loss that draws what
+    is random of a row (`objectives.MaskedLoss`) does so before the batch is cut, by the step's key.
 
     Args:
         loss: the objective.
         optimizer: made with `optim.make`.
         accumulate: micro-batches that a batch is cut into, one after the other, to save memory.
+        spikes: which steps are skipped because they stand out; None skips none for that.
+        norms: whether the norms of gradient and update are metrics for each group of parameters.
 
     Returns:
         The step. Its metrics are scalars: loss (mean), tokens (the weight), inputs (tokens that
         the model reads, padding left out), grad_norm (before clipping), param_norm (after the
-        update), learning_rate, skipped (1 when the update was), and the objective's own sums
-        divided by the weight.
+        update), learning_rate, skipped (1 when the update was), spike (1 when it stood out),
+        skipped_total (since the run began), and the objective's own sums divided by the weight.
+        With `norms` also grad_norm/GROUP and update_norm/GROUP: embedding, layers/attention, ….
     """
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=_compiler_options())
@@ -42,38 +54,73 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, accumulate
         if isinstance(loss, MaskedLoss):
             batch = loss.prepare(batch, key)
         total, extra, grads = _gradient(loss, state.params, batch, key, accumulate)
-        weight = jnp.where(total.weight > 0, total.weight, 1.0)
-        # A product, unlike a quotient, is computed again by all who need it rather than stored.
-        grads = jax.tree.map(lambda grad: grad * (1 / weight).astype(grad.dtype), grads)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(total.sum) & jnp.isfinite(norm)
-        sound = finite & (total.weight > 0)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-
-        def keep(condition, new, old):
-            return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-        params = keep(sound, optax.apply_updates(state.params, updates), state.params)
-        # Reading all new parameters before the moments change lets XLA update these in place.
-        param_norm = optax.tree.norm(params)
-        metrics = {name: value / weight for name, value in extra.items()} | {
-            "loss": total.sum / weight,
-            "tokens": total.weight,
-            "inputs": read,
-            "grad_norm": norm,
-            "param_norm": param_norm,
-            "learning_rate": optax.tree.get(opt_state, "learning_rate"),
-            "skipped": 1 - sound.astype(jnp.int32),
-        }
-        advanced = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            opt_state=keep(sound & jnp.isfinite(param_norm), opt_state, state.opt_state),
-        )
-        return advanced, metrics
+        advanced, metrics = _advance(state, optimizer, spikes, total, grads, norms=norms)
+        extra = {name: value / _divisor(total) for name, value in extra.items()}
+        return advanced, extra | metrics | {"inputs": read}
 
     return step
+
+
+def _advance(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    spikes: health.SpikeConfig | None,
+    total: Weighted,
+    grads: Any,
+    *,
+    norms: bool,
+) -> tuple[TrainState, Metrics]:
+    """The state after a step by the gradient of Σ sums, and the step's metrics."""
+    weight = _divisor(total)
+    # A product, unlike a quotient, is computed again by all who need it rather than stored.
+    grads = jax.tree.map(lambda grad: grad * (1 / weight).astype(grad.dtype), grads)
+    norm, mean = optax.tree.norm(grads), total.sum / weight
+    usable = jnp.isfinite(total.sum) & jnp.isfinite(norm) & (total.weight > 0)
+    spike, after = health.judge(state.health, spikes, mean, norm, usable)
+    sound = usable & ~spike
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+
+    def keep(condition, new, old):
+        return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+    params = keep(sound, optax.apply_updates(state.params, updates), state.params)
+    # Reading all new parameters before the moments change lets XLA update these in place.
+    param_norm = optax.tree.norm(params)
+    metrics = {
+        "loss": mean,
+        "tokens": total.weight,
+        "grad_norm": norm,
+        "param_norm": param_norm,
+        "learning_rate": optax.tree.get(opt_state, "learning_rate"),
+        "skipped": 1 - sound.astype(jnp.int32),
+        "spike": spike.astype(jnp.int32),
+        "skipped_total": after.skipped,
+    }
+    if norms:
+        metrics |= _group_norms("grad_norm", grads) | _group_norms("update_norm", updates)
+    advanced = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        opt_state=keep(sound & jnp.isfinite(param_norm), opt_state, state.opt_state),
+        health=after,
+    )
+    return advanced, metrics
+
+
+def _divisor(total: Weighted) -> jax.Array:
+    """The weight, or 1 of a batch without a target."""
+    return jnp.where(total.weight > 0, total.weight, 1.0)
+
+
+def _group_norms(name: str, values: Any) -> Metrics:
+    """The norm of each group of parameters; of layers, stacked or listed, each part is a group."""
+    groups: dict[str, list[jax.Array]] = {}
+    for path, value in zip(tree.paths(values), jax.tree.leaves(values), strict=True):
+        parts = [part for part in path.split("/") if not part.isdecimal()]
+        depth = parts.index("layers") + 2 if "layers" in parts else max(len(parts) - 1, 1)
+        groups.setdefault("/".join(parts[:depth]), []).append(value)
+    return {f"{name}/{group}": optax.tree.norm(leaves) for group, leaves in groups.items()}
 
 
 def _inputs(batch: Batch) -> jax.Array:

@@ -14,7 +14,7 @@ from llmjax.train.loop import Tick
 class Watchdog:
     """The hook that ends the process when no step completes for `seconds`.
 
-    It writes the Python stack of every thread to stderr and to `watchdog.txt` in the run folder and
+    It writes the Python stack of every thread to stderr and to a file in the run folder and
     exits at once, without clean-up, since clean-up may be what hangs. The clock starts with the
     first completed step, so compiling is exempt; choose a deadline longer than the slowest
     evaluation or checkpoint.
@@ -22,16 +22,22 @@ class Watchdog:
     Args:
         seconds: the deadline, or None for no watchdog.
         directory: the run folder.
+        name: of the file; processes that share the folder have different ones.
         exit_code: of the process; 124 is what `timeout` uses.
     """
 
     def __init__(
-        self, seconds: float | None, directory: str | os.PathLike[str], *, exit_code: int = 124
+        self,
+        seconds: float | None,
+        directory: str | os.PathLike[str],
+        *,
+        name: str = "watchdog.txt",
+        exit_code: int = 124,
     ) -> None:
         if seconds is not None and seconds <= 0:
             raise ValueError(f"seconds={seconds}: a positive deadline, or None for no watchdog")
         self._seconds, self._exit_code = seconds, exit_code
-        self._report = pathlib.Path(directory) / "watchdog.txt"
+        self._report = pathlib.Path(directory) / name
         self._step, self._last = 0, time.monotonic()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

@@ -1,52 +1,41 @@
 """Law 7: a run that is killed and started again is the run that was never interrupted."""
 
 import json
-import os
 import pathlib
+import shlex
 import signal
 import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
 from experiments import runs
-
-TIMINGS = ("seconds", "tokens_per_s", "mfu")
-
-
-def start(run_dir: pathlib.Path) -> subprocess.Popen:
-    flags = ["--recipe=tiny", "--steps=80", "--checkpoint_every=10", f"--run_dir={run_dir}"]
-    command = [sys.executable, "-m", "experiments.pretrain", *flags, "--evaluate_every=40"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+from tests.e2e.processes import records, signal_after, start
 
 
-def records(run_dir: pathlib.Path) -> list[dict]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    plain = [json.loads(line) for line in lines]
-    return [{k: v for k, v in record.items() if k not in TIMINGS} for record in plain]
-
-
-def kill_after(run_dir: pathlib.Path, lines: int, process: subprocess.Popen) -> None:
-    path = run_dir / "metrics.jsonl"
-    while process.poll() is None:
-        if path.exists() and path.read_text().count("\n") >= lines:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.01)
-    assert process.wait() == -signal.SIGKILL
+def flags(run_dir: pathlib.Path) -> list[str]:
+    return [
+        "--recipe=tiny",
+        "--steps=80",
+        "--checkpoint_every=10",
+        "--evaluate_every=40",
+        f"--run_dir={run_dir}",
+    ]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
+    """A run in one piece, and one in three: after kill −9, and by the line that SIGTERM is told."""
     root = tmp_path_factory.mktemp("runs")
     whole, cut = root / "whole", root / "cut"
-    assert start(whole).wait() == 0
-    kill_after(cut, 25, start(cut))
-    assert start(cut).wait() == 0
+    assert start(flags(whole)).wait() == 0
+    assert signal_after(cut, 25, start(flags(cut))) == -signal.SIGKILL
+    process = start(flags(cut), stderr=subprocess.PIPE, text=True)
+    assert signal_after(cut, 50, process, signal.SIGTERM) == 0
+    python, module, name, *rest = shlex.split(process.stderr.read().splitlines()[-1])
+    assert (python, module, name) == ("python", "-m", "experiments.pretrain")
+    assert start(rest).wait() == 0
     return whole, cut
 
 
@@ -67,3 +56,16 @@ def test_the_loss_falls_and_the_report_is_there(folders):
     losses = [record["loss"] for record in records(folders[1]) if "loss" in record]
     assert np.mean(losses[-10:]) < 0.6 * losses[0]
     assert (folders[1] / "report.html").stat().st_size > 10_000
+
+
+def test_what_the_run_cost_is_told(folders):
+    lines = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert steps[0]["compile_seconds"] > 0
+    assert {line["compile_seconds"] for line in steps[:30]} == {steps[0]["compile_seconds"]}
+    assert all(line["tokens_per_s_per_chip"] == line["tokens_per_s"] for line in steps)
+    assert all(0 <= line["data_seconds"] <= line["seconds"] for line in steps)
+    # What is productive is in steps, and the wall has the start of the process too.
+    productive = sum(line["seconds"] - line["data_seconds"] for line in steps[1:])
+    assert 0 < steps[-1]["goodput"] < 1
+    assert productive / steps[-1]["goodput"] > sum(line["seconds"] for line in steps)

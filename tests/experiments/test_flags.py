@@ -1,6 +1,8 @@
 """The command line: a flag for every field, mistakes answered with what would be right."""
 
 import dataclasses
+import shlex
+import sys
 from typing import Literal
 
 import pytest
@@ -177,3 +179,18 @@ def test_help_without_a_recipe_shows_no_values() -> None:
     text = flags.help_text("program", values)
     assert "how deep." in text
     assert "how deep. [" not in text
+
+
+def test_the_command_line_can_be_typed_again(monkeypatch):
+    typed = ["pretrain.py", "--recipe=tiny", "--noresume", "-resume=false", "--run_dir=a b"]
+    monkeypatch.setattr(sys, "argv", typed)
+    said = shlex.split(flags.command_line(without=("resume", "profile")))
+    assert said[-2:] == ["--recipe=tiny", "--run_dir=a b"]
+    assert not any("resume" in part for part in said)
+
+
+@pytest.mark.parametrize("text", ["9", "9:", ":9", "0:3", "5:4", "a:b", "1:2:3", "-1:4"])
+def test_a_range_of_steps_to_trace_is_two_numbers(text):
+    with pytest.raises(flags.FlagError, match=f"--profile={text}: two numbers of steps"):
+        flags.step_range("profile", text)
+    assert flags.step_range("profile", "7:7") == (7, 7)

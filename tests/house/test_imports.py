@@ -40,6 +40,7 @@ HEAVY = {
     "tensorstore",
     "torch",
     "transformers",
+    "wandb",
 }
 
 LIBRARY = sorted((ROOT / "llmjax").rglob("*.py"))

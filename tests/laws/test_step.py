@@ -105,7 +105,7 @@ def test_metrics_are_scalars_by_their_standard_names(step, setting, packed):
         state, metrics = step(state, good)
         rates.append(float(metrics["learning_rate"]))
     names = {"loss", "tokens", "inputs", "grad_norm", "param_norm", "learning_rate", "skipped"}
-    assert set(metrics) == names
+    assert set(metrics) == names | {"spike", "skipped_total"}
     assert metrics["inputs"] == (packed["segment_ids"] != 0).sum()
     assert all(value.shape == () for value in metrics.values())
     np.testing.assert_allclose(rates, [0.0, 0.005, 0.01], rtol=1e-6)

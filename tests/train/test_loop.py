@@ -9,45 +9,8 @@ import numpy as np
 import pytest
 
 from llmjax.train.checkpoint import Checkpointer
-from llmjax.train.loop import DivergedError, Every, Pause, Tick, fit
-from llmjax.train.state import TrainState
-
-
-class Counting:
-    """An endless iterator of batches that knows its place."""
-
-    def __init__(self, end: int = 10**9) -> None:
-        self.position, self.end = 0, end
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self.position == self.end:
-            raise StopIteration
-        self.position += 1
-        return {"tokens": np.full((8, 4), self.position, np.int32)}
-
-    def get_state(self):
-        return {"position": self.position}
-
-    def set_state(self, state):
-        self.position = state["position"]
-
-
-@jax.jit(donate_argnums=0)
-def step(state, batch):
-    """A step that depends on the state, the data and the key."""
-    noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (4,))
-    w = 0.9 * state.params["w"] + noise + batch["tokens"].sum()
-    skipped = jnp.where(batch["tokens"].max() > 1000, 1, 0)
-    loss = jnp.where(skipped > 0, jnp.nan, w.mean())
-    metrics = {"loss": loss, "tokens": jnp.float32(32), "skipped": skipped}
-    return state.replace(step=state.step + 1, params={"w": w}), metrics
-
-
-def start() -> TrainState:
-    return TrainState(jnp.int32(0), {"w": jnp.zeros(4)}, {}, jax.random.key(1))
+from llmjax.train.loop import DivergedError, Every, Pause, Tick, fit, save_batches
+from tests.train.toy import Counting, start, step
 
 
 def test_every_step_is_told_once_in_order_and_state_matches():
@@ -143,16 +106,87 @@ def test_batches_that_end_early_are_named():
         fit(start(), step, Counting(end=3), steps=9)
 
 
-def test_skipped_steps_in_a_row_end_the_run_by_name():
+def test_skipped_steps_in_a_row_end_the_run_by_name(tmp_path):
     batches, ticks = Counting(), []
 
     def jump(_):
         batches.position = 2000
 
-    with pytest.raises(DivergedError, match=r"step 7: the last 4 steps .* \(loss nan now\)"):
+    with pytest.raises(DivergedError, match=r"step 7: the last 4 .* \(loss nan now\)") as ended:
         hooks = [Every(3, jump), ticks.append]
         fit(start(), step, batches, steps=50, hooks=hooks, max_skipped=4)
     assert [math.isnan(tick.metrics["loss"]) for tick in ticks] == [False] * 3 + [True] * 4
+    # The batches that each of these steps had, to be looked at.
+    where = save_batches(ended.value.batches, tmp_path / "diverged")
+    assert where == f"the batches of steps 4 to 7 are in {tmp_path / 'diverged'}"
+    found = sorted((tmp_path / "diverged").iterdir())
+    assert [int(np.load(path)["tokens"][0, 0]) for path in found] == [2001, 2002, 2003, 2001]
+
+
+def test_a_resumed_run_goes_on_counting_skipped_steps():
+    state = start()
+    health = state.health.replace(in_a_row=jnp.int32(3))
+    batches = Counting()
+    batches.position = 2000
+    with pytest.raises(DivergedError, match="step 1: the last 4 steps"):
+        fit(state.replace(health=health), step, batches, steps=50, max_skipped=4)
+
+
+def test_a_hook_that_ends_the_run_lets_the_others_do_their_last():
+    calls = []
+
+    def stop(pause):
+        calls.append(("stop", pause.step))
+        return pause.step == 6
+
+    hooks = [
+        Every(3, stop),
+        Every(0, lambda pause: calls.append(("final", pause.step)), last=50),
+        Every(0, lambda pause: calls.append(("never", pause.step))),
+        Every(2, lambda pause: calls.append(("even", pause.step)), last=50),
+    ]
+    assert int(fit(start(), step, Counting(), steps=50, hooks=hooks).step) == 6
+    assert calls == [
+        ("even", 2),
+        ("stop", 3),
+        ("even", 4),
+        ("stop", 6),
+        ("even", 6),
+        ("final", 6),
+    ]
+
+
+@pytest.mark.parametrize(("step_seconds", "idle"), [(0.0, 0.05), (0.15, 0.0)])
+def test_waiting_for_data_is_told_when_the_device_waits_too(step_seconds, idle):
+    class Slow(Counting):
+        def __next__(self):
+            time.sleep(0.05)
+            return super().__next__()
+
+    class Lasting:
+        """A metric that is ready a while after its step was dispatched."""
+
+        def __init__(self):
+            self.done = time.perf_counter() + step_seconds
+
+        def block_until_ready(self):
+            time.sleep(max(0.0, self.done - time.perf_counter()))
+            return self
+
+        def __array__(self, *_, **__):
+            self.block_until_ready()
+            return np.float32(1.0)
+
+    def lasting(state, _):
+        return state.replace(step=state.step + 1), {"loss": Lasting()}
+
+    ticks: list[Tick] = []
+    fit(start(), lasting, Slow(), steps=6, hooks=[ticks.append])
+    # The first batch has no step to hide behind, and behind the last one none is drawn.
+    assert ticks[0].data_seconds >= 0.05
+    steady = [tick.data_seconds for tick in ticks[1:5]]
+    np.testing.assert_allclose(np.median(steady[1:]), idle, atol=0.03)
+    assert all(tick.data_seconds <= tick.seconds for tick in ticks)
 
 
 def test_now_and_then_a_skipped_step_is_fine():

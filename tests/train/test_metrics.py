@@ -1,6 +1,7 @@
 """Metrics files hold every step once, whatever happened to the run."""
 
 import json
+import sys
 
 import pytest
 
@@ -10,6 +11,7 @@ from llmjax.train.metrics import (
     Recorder,
     TensorBoardWriter,
     Throughput,
+    WandbWriter,
     read_jsonl,
 )
 
@@ -21,7 +23,8 @@ def tick(step: int, seconds: float = 0.5, **metrics: float) -> Tick:
 def test_a_line_has_what_the_issue_promises(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     with JsonlWriter(path) as writer:
-        recorder = Recorder([writer], Throughput(flops_per_token=6e6, peak_flops=1e11))
+        throughput = Throughput(flops_per_token=6e6, peak_flops=1e11, chips=4)
+        recorder = Recorder([writer], throughput, gauges=[lambda tick: {"twice": 2.0 * tick.step}])
         recorder(tick(1, learning_rate=1e-3))
         recorder.write({"step": 1, "validation_loss": 3.0})
         first, second = (json.loads(line) for line in path.read_text().splitlines())
@@ -31,8 +34,11 @@ def test_a_line_has_what_the_issue_promises(tmp_path):
         "tokens": 1000.0,
         "learning_rate": 1e-3,
         "tokens_per_s": 2000.0,
+        "tokens_per_s_per_chip": 500.0,
         "mfu": 2000.0 * 6e6 / 1e11,
+        "twice": 2.0,
         "seconds": 0.5,
+        "data_seconds": 0.0,
     }
     assert second == {"step": 1, "validation_loss": 3.0}
 
@@ -100,3 +106,42 @@ def test_tensorboard_files_are_written(tmp_path):
     assert b"train/loss" in content
     assert b"validation/loss" in content
     assert b"note" not in content
+
+
+def test_weights_and_biases_gets_the_same_names_and_is_asked_for_by_its_extra(
+    tmp_path, monkeypatch
+):
+    """Against a package that only notes what it is called with."""
+    calls = []
+
+    class Noted:
+        def init(self, **options):
+            calls.append(options)
+            return self
+
+        def log(self, numbers, step):
+            calls.append((step, numbers))
+
+        def finish(self):
+            calls.append("finished")
+
+    monkeypatch.setitem(sys.modules, "wandb", Noted())
+    writer = WandbWriter("mine", "run7", tmp_path, {"seed": 1})
+    writer.write({"step": 3, "loss": 2.0, "note": "no number"})
+    writer.write({"step": 3, "validation_loss": 3.0, "perplexity": 20.0})
+    writer.close()
+    assert calls[0]["project"] == "mine"
+    assert (calls[0]["id"], calls[0]["resume"], calls[0]["config"]) == (
+        "run7",
+        "allow",
+        {"seed": 1},
+    )
+    assert calls[1:] == [
+        (3, {"train/loss": 2.0}),
+        (3, {"validation/loss": 3.0, "validation/perplexity": 20.0}),
+        "finished",
+    ]
+    monkeypatch.delitem(sys.modules, "wandb")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'llmjax\[wandb\]'"):
+        WandbWriter("mine", "run7", tmp_path)

@@ -53,6 +53,7 @@ def run_dir(tmp_path_factory):
     for step in range(1, 1001):
         record = {"step": step, "loss": 3.0 + 4.0 / step, "tokens": 512.0, "seconds": 0.25}
         record |= {"tokens_per_s": 2048.0, "learning_rate": 1e-3, "grad_norm": 1.0, "mfu": 0.5}
+        record |= {"goodput": 0.8125, "skipped_total": step // 250}
         records.append(record)
         if step % 250 == 0:
             loss = {250: 3.9, 500: 3.2, 750: 3.1, 1000: 3.15}[step]
@@ -82,6 +83,8 @@ def test_every_artefact_is_there(run_dir, text):
     assert all(f"text {step}" in page.text for step in range(10))
     for part in ("3.1000", "at step 750", "model.num_layers", "7", "0.99", "4 min 10 s", "50.0%"):
         assert part in page.text
+    assert "81.2%" in page.text
+    assert "Skipped steps4spikes" in page.text
     assert text.count('class="best"') == 1
 
 

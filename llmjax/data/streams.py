@@ -1,0 +1,118 @@
+"""Streams of documents and of batches whose place can be taken up, by any number of processes."""
+
+import atexit
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import grain.experimental
+import numpy as np
+
+from llmjax.data.packing import Batch
+
+
+class Dealt(grain.MapDataset[np.ndarray]):
+    """One of n streams, which gets one of every n documents.
+
+    Which one is drawn by seed: or streams could fall in step with the turns of several sources, and
+    one have all of a source. (grain's own shuffle takes milliseconds for so few.)
+    """
+
+    def __init__(self, documents: grain.MapDataset, stream: int, count: int, seed: int) -> None:
+        super().__init__(documents)
+        self._stream, self._count, self._seed = stream, count, seed
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        order = np.random.default_rng((self._seed, index)).permutation(self._count)
+        return self._parent[index * self._count + int(order[self._stream])]
+
+
+class Together(grain.IterDataset[Batch]):
+    """The batches of some streams, one below the other; `first` is the number of the first."""
+
+    def __init__(self, streams: Sequence[grain.IterDataset], first: int) -> None:
+        super().__init__(streams)
+        self._first = first
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _TogetherIterator([iter(stream) for stream in self._parents], self._first)
+
+
+class _TogetherIterator(grain.DatasetIterator[Batch]):
+    """Its state names its streams, so that those of all processes can be dealt out anew."""
+
+    def __init__(self, streams: Sequence[grain.DatasetIterator], first: int) -> None:
+        super().__init__(streams)
+        self._first = first
+
+    def __next__(self) -> Batch:
+        parts = [next(stream) for stream in self._parents]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def get_state(self) -> dict[str, Any]:
+        numbers = map(str, range(self._first, self._first + len(self._parents)))
+        return {"streams": {i: s.get_state() for i, s in zip(numbers, self._parents, strict=True)}}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        saved = state["streams"]
+        for number, stream in enumerate(self._parents, start=self._first):
+            if str(number) not in saved:
+                raise ValueError(
+                    f"the saved place in the data is that of streams {', '.join(saved)}, and "
+                    f"stream {number} is read here: give the states of all processes, saved with "
+                    "the same batch_size"
+                )
+            stream.set_state(saved[str(number)])
+
+
+def _joined(state: Any) -> Any:
+    """One state for the whole batch from those of all processes."""
+    states = state.get("processes")
+    if not states:
+        return state
+    if "streams" not in states[0]:
+        return states[0]  # all processes read everything, and stood at the same place
+    return {"streams": {i: place for one in states for i, place in one["streams"].items()}}
+
+
+def _with_tuples(state: Any) -> Any:
+    """A state as it was before JSON: grain tells a slice that is empty by its being (-1, -1)."""
+    if isinstance(state, Mapping):
+        return {name: _with_tuples(value) for name, value in state.items()}
+    return tuple(map(_with_tuples, state)) if isinstance(state, list) else state
+
+
+class Prefetch(grain.experimental.ThreadPrefetchIterDataset):
+    """Makes batches ready in a thread."""
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _PrefetchIterator(iter(self._parent), self._prefetch_buffer_size)
+
+
+class _PrefetchIterator(grain.experimental.ThreadPrefetchDatasetIterator):
+    """Closes once, and before the interpreter goes: grain's own fails when it outlives modules."""
+
+    def __init__(self, parent: grain.DatasetIterator, size: int) -> None:
+        super().__init__(parent, size)
+        self._open = True
+        atexit.register(_close, weakref.ref(self))
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(_with_tuples(_joined(state)))
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            super().close()
+
+
+def _close(alive: weakref.ref[_PrefetchIterator]) -> None:
+    iterator = alive()
+    if iterator is not None:
+        iterator.close()

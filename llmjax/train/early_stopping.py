@@ -1,0 +1,89 @@
+"""Stop when the validation metric has not got better for a while."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from llmjax.train.loop import Pause
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """When a run has learnt what it will.
+
+    Attributes:
+        patience: evaluations without a better metric after which the run ends; 0 never ends it.
+        min_delta: how much better the metric must be to count as better.
+        metric: the metric of an evaluation that is watched.
+        mode: whether the lowest (min, of losses) or the highest (max, of accuracies) is the best.
+    """
+
+    patience: int = 0
+    min_delta: float = 0.0
+    metric: str = "validation_loss"
+    mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        if self.patience < 0:
+            raise ValueError(f"patience={self.patience}: a number of evaluations, or 0 for never")
+        if not 0.0 <= self.min_delta < math.inf:
+            raise ValueError(f"min_delta={self.min_delta}: an improvement is 0 or more")
+
+
+class EarlyStopping:
+    """The hook that remembers the best metric and ends the run when it stays the best too long.
+
+    Call it when an evaluation before it has put the metric into `Pause.metrics`. What it remembers
+    belongs to the run: give it to `Checkpointer(remembering=…)`, before whose hook it stands.
+
+    Attributes:
+        best: the best metric so far, or None before the first.
+        best_step: its step.
+        waited: evaluations since then.
+    """
+
+    def __init__(self, config: EarlyStoppingConfig) -> None:
+        self.config = config
+        self.best: float | None = None
+        self.best_step = 0
+        self.waited = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether patience is at an end."""
+        return 0 < self.config.patience <= self.waited
+
+    def __call__(self, pause: Pause) -> bool:
+        """Counts an evaluation; whether the run should end.
+
+        Raises:
+            ValueError: the evaluation does not have the metric.
+        """
+        metric = self.config.metric
+        if metric not in pause.metrics:
+            raise ValueError(
+                f"early_stopping.metric={metric}: an evaluation has {sorted(pause.metrics)}"
+            )
+        value = pause.metrics[metric]
+        if self._is_better(value):
+            self.best, self.best_step, self.waited = value, pause.step, 0
+        else:
+            self.waited += 1
+        return self.stopped
+
+    def _is_better(self, value: float) -> bool:
+        if not math.isfinite(value):
+            return False
+        if self.best is None:
+            return True
+        gain = self.best - value if self.config.mode == "min" else value - self.best
+        return gain > self.config.min_delta
+
+    def get_state(self) -> dict[str, Any]:
+        """What a continuation needs to know."""
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes up what `get_state` gave."""
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.waited = state["waited"]

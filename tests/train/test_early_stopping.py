@@ -1,0 +1,90 @@
+"""Early stopping ends a run where its metric says, and the same after a kill."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from llmjax.train.checkpoint import Checkpointer
+from llmjax.train.early_stopping import EarlyStopping, EarlyStoppingConfig
+from llmjax.train.loop import Every, Pause, fit
+from tests.train.toy import Counting, start, step
+
+
+def waits(config: EarlyStoppingConfig, values: list[float]) -> list[int]:
+    hook = EarlyStopping(config)
+    counts = []
+    for number, value in enumerate(values, start=1):
+        metrics = {config.metric: value}
+        hook(Pause(number, metrics, 0.1, state=start(), batches=Counting()))
+        counts.append(hook.waited)
+    return counts
+
+
+def test_waiting_begins_again_with_every_better_metric():
+    assert waits(EarlyStoppingConfig(2), [3.0, 2.0, 2.0, 1.9, math.nan]) == [0, 0, 1, 0, 1]
+    assert waits(EarlyStoppingConfig(2, 0.5), [3.0, 2.6, 2.5, 2.4, 2.0]) == [0, 1, 2, 0, 1]
+    up = EarlyStoppingConfig(2, metric="accuracy", mode="max")
+    assert waits(up, [0.5, 0.6, 0.4, 0.6, 0.7]) == [0, 0, 1, 2, 0]
+    assert waits(EarlyStoppingConfig(2), [math.nan, math.inf, 5.0]) == [1, 2, 0]
+
+
+LOSSES = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1, 10: 2.2, 12: 1.0}
+
+
+def run(folder, steps, patience=3):
+    """A run with an evaluation every other step and a checkpoint every fifth."""
+    early = EarlyStopping(EarlyStoppingConfig(patience))
+    with Checkpointer(folder, remembering={"early": early}) as checkpointer:
+        restored = checkpointer.restore_latest(jax.eval_shape(start))
+        state, batches = (restored.state, Counting()) if restored else (start(), Counting())
+        if restored:
+            batches.set_state(restored.data)
+
+        def evaluate(pause):
+            pause.metrics["validation_loss"] = LOSSES[pause.step]
+            return early(pause)
+
+        end = fit(
+            state,
+            step,
+            batches,
+            steps=steps,
+            hooks=[Every(2, evaluate), Every(5, checkpointer, last=steps)],
+        )
+        checkpointer.wait()
+        return early, int(end.step), checkpointer.steps()
+
+
+def test_the_run_ends_with_a_checkpoint_where_patience_does(tmp_path):
+    early, last, saved = run(tmp_path, 12)
+    assert (early.best, early.best_step, early.stopped, last) == (2.0, 4, True, 10)
+    assert saved[-1] == 10
+    again = EarlyStopping(EarlyStoppingConfig(3))
+    with Checkpointer(tmp_path, remembering={"early": again}) as checkpointer:
+        checkpointer.restore_latest(jax.eval_shape(start))
+    assert again.stopped
+    assert dataclasses.replace(again.config, patience=4).patience > again.waited
+
+
+@pytest.mark.parametrize("cut", [3, 5, 7, 9])
+def test_a_run_that_was_cut_stops_where_the_whole_one_does(cut, tmp_path):
+    run(tmp_path, cut)
+    early, last, _ = run(tmp_path, 12)
+    assert (early.best, early.best_step, early.waited, last) == (2.0, 4, 3, 10)
+
+
+def test_without_patience_nothing_stops_and_the_best_is_known(tmp_path):
+    early, last, _ = run(tmp_path, 12, patience=0)
+    assert (early.best, early.best_step, last) == (1.0, 12, 12)
+
+
+def test_bad_settings_are_named():
+    for settings in ({"patience": -1}, {"min_delta": -0.1}, {"min_delta": math.nan}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            EarlyStoppingConfig(**settings)
+    with pytest.raises(ValueError, match=r"metric=accuracy: an evaluation has \['loss'\]"):
+        EarlyStopping(EarlyStoppingConfig(metric="accuracy"))(
+            Pause(1, {"loss": 1.0}, 0.1, state=start(), batches=Counting())
+        )
