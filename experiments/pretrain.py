@@ -17,7 +17,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from experiments import flags, runs, training
+from experiments import flags, processes, runs, training
 from experiments.recipes import RECIPES
 from llmjax.train.checkpoint import SaveError
 from llmjax.train.integrity import DamagedError
@@ -41,6 +41,7 @@ flags.define(RECIPES)
 def main(argv: list[str]) -> None:
     """The entry point."""
     del argv
+    processes.join()
     run_dir = pathlib.Path(RUN_DIR.value) if RUN_DIR.value else None
     recipe = flags.resolve(run_dir and runs.saved_recipe(run_dir))
     run_dir = run_dir or pathlib.Path("runs") / recipe.name

@@ -81,6 +81,8 @@ def open_run(run_dir: pathlib.Path, recipe: Recipe, *, resume: bool) -> None:
                 f"{run_dir}: {before.steps} steps become {recipe.steps}; the "
                 f"{recipe.optimizer.schedule} schedule goes by the new number from here on"
             )
+    if jax.process_index():
+        return  # process 0 writes it
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / "config.json"

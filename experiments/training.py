@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 
-from experiments import fields, objective, runs
+from experiments import fields, objective, processes, runs
 from experiments.flags import FlagError
 from experiments.recipe import Recipe
 from llmjax import data, mesh, optim, planning, sampling, train
@@ -63,12 +63,12 @@ def pretrain(recipe: Recipe, run_dir: pathlib.Path, options: Options = Options()
     except (ValueError, ModuleNotFoundError) as error:
         raise FlagError(str(error)) from error
     made_mesh = runs.make_mesh(recipe)
-    runs.open_run(run_dir, recipe, resume=options.resume)
     directory = runs.data_directory(run_dir, recipe)
-    runs.prepare(recipe, directory)
+    processes.first(lambda: runs.open_run(run_dir, recipe, resume=options.resume))
+    processes.first(lambda: runs.prepare(recipe, directory))
     with jax.set_mesh(made_mesh), contextlib.ExitStack() as stack:
         _train(_Run(recipe, run_dir, directory, options), stack)
-    return write_report(run_dir)
+    return run_dir / "report.html" if jax.process_index() else write_report(run_dir)
 
 
 def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
@@ -141,8 +141,10 @@ class _Run:
         watchdog = stack.enter_context(Watchdog(seconds, self.run_dir, name=name))
         preemption = SaveOnSignal(checkpoints, options.command)
         stack.callback(preemption.restore_handlers)
-        samples = metrics.JsonlWriter(self.run_dir / "samples.jsonl", step=start)
-        stack.enter_context(samples)
+        samples = None
+        if index == 0:
+            samples = metrics.JsonlWriter(self.run_dir / "samples.jsonl", step=start)
+            stack.enter_context(samples)
         hooks: list[Hook] = [recorder, watchdog]
         if options.profile:
             folder = self.run_dir / "profile"
@@ -220,7 +222,7 @@ class _Run:
         pause.metrics.update(found)
         recorder.write({"step": pause.step, **found})
 
-    def sample(self, pause: Pause, progress: Progress, samples: metrics.JsonlWriter) -> None:
+    def sample(self, pause: Pause, progress: Progress, samples: metrics.JsonlWriter | None) -> None:
         """Lets the model write, shows it and keeps it."""
         prompt, config = self.recipe.sample_prompt, self.recipe.model
         tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
@@ -235,6 +237,7 @@ class _Run:
                 sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
                 stop_tokens=(self.tokenizer.eos_id,),
             )
-        text = self.tokenizer.decode(written.tokens[0, : written.lengths[0]].tolist())
-        samples.write({"step": pause.step, "prompt": prompt, "continuation": text})
-        progress.sample(prompt, text)
+        if samples is not None:
+            text = self.tokenizer.decode(written.tokens[0, : written.lengths[0]].tolist())
+            samples.write({"step": pause.step, "prompt": prompt, "continuation": text})
+            progress.sample(prompt, text)

@@ -73,10 +73,11 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
     """Operations a second of all these devices together, or None when their kind is unknown.
 
     Of accelerators it is the data sheet's bfloat16 figure. CPUs have no such figure: theirs is
-    the float32 matrix-product rate of the whole machine, measured now.
+    the float32 matrix-product rate of this process's, measured now, and as much for each other's.
     """
     if devices[0].platform == "cpu":
-        return matmul_rate(devices)
+        own = [device for device in devices if device.process_index == jax.process_index()]
+        return matmul_rate(own) * len(devices) / len(own)
     known = chip_of(devices[0].device_kind)
     return known.flops * len(devices) if known else None
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.experimental import multihost_utils
 
 from llmjax import mesh, models
 from llmjax.models import ModelConfig
@@ -105,10 +106,17 @@ def generate(
     state = decode(params, state, max_new_tokens, stop_ids(stop_tokens), config, sampler)
     written = np.s_[: len(rows), :max_new_tokens]
     return Generated(
-        np.asarray(state.tokens)[written],
-        np.asarray(state.lengths)[: len(rows)],
-        np.asarray(state.log_probs)[written],
+        _fetch(state.tokens)[written],
+        _fetch(state.lengths)[: len(rows)],
+        _fetch(state.log_probs)[written],
     )
+
+
+def _fetch(x: jax.Array) -> np.ndarray:
+    """All of it, in every process."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def as_rows(
