@@ -26,8 +26,9 @@ SMALL = (
     "--evaluate_every=10",
     "--evaluate_batches=2",
     "--corpus=python_topics",
-    "--data.tokenizer.kind=bytes",
-    "--model.vocab_size=260",
+    "--data.tokenizer.kind=sentencepiece",
+    "--data.tokenizer.vocab_size=512",
+    "--model.vocab_size=512",
     "--optimizer.warmup_steps=2",
     # So near that some steps are skipped, and the statistics show in the parameters.
     "--spikes.window=4",
@@ -52,7 +53,7 @@ def test_twenty_kills_at_random(name: str, tmp_path: pathlib.Path) -> None:
     assert start([*flags, f"--run_dir={whole}"]).wait() == 0
     expected, model = records(whole), runs.load(whole, best=False)
     assert [r["step"] for r in expected if "loss" in r] == list(range(1, STEPS + 1))
-    assert 0 < expected[-2]["skipped_total"] < STEPS / 2
+    assert 0 < expected[-2]["skipped_total"] < STEPS
     for trial in range(5):
         cut = tmp_path / str(trial)
         for lines in sorted(draw.sample(range(STEPS), 1 + trial % 2)):
