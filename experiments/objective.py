@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.recipe import Recipe
-from llmjax import data, evaluation, models, objectives
+from llmjax import data, evaluation, models, objectives, planning
 from llmjax.objectives import Loss
 
 
@@ -56,6 +56,23 @@ def make_loss(recipe: Recipe, tokenizer: data.Tokenizer, *, plain: bool = False)
         weight=recipe.replacement.weight,
         **hidden,
     )
+
+
+def training_flops(recipe: Recipe) -> float:
+    """Operations of a training step for each token that is read (`llmjax.planning.flops`)."""
+    if recipe.objective == "clm":
+        return planning.training_flops(recipe.model, recipe.sequence_length)
+    if recipe.objective == "mlm":
+        return planning.mlm_flops(recipe.model, recipe.sequence_length, recipe.masking)
+    return planning.rtd_flops(
+        generator(recipe), recipe.model, recipe.sequence_length, recipe.masking
+    )
+
+
+def active_params(recipe: Recipe) -> int:
+    """Parameters that a token has to do with, of all models that are trained."""
+    found = planning.active_params(recipe.model)
+    return found + (planning.active_params(generator(recipe)) if recipe.objective == "rtd" else 0)
 
 
 def evaluate(

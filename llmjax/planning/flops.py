@@ -29,6 +29,11 @@ def matmul_params(config: models.ModelConfig) -> int:
     return _body_params(config) + _head_params(config)
 
 
+def active_params(config: models.ModelConfig) -> int:
+    """Parameters that a token has to do with, N of the 6·N rule: all but experts not chosen."""
+    return int(sum(_sizes(config).values()))
+
+
 def forward_flops(
     config: models.ModelConfig, sequence_length: int, predictions: float | None = None
 ) -> float:

@@ -1,5 +1,6 @@
-"""What the devices at hand can do in a second."""
+"""What devices can do in a second, and hold."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
@@ -8,21 +9,64 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-# Dense bfloat16 operations a second, without sparsity, from the makers' data sheets.
-BFLOAT16_PEAK = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A kind of device, by its maker's data sheet.
+
+    Attributes:
+        name: short, as people say it.
+        kinds: what its devices call themselves; longer names may follow.
+        flops: dense bfloat16 operations a second, without sparsity; float16 of the V100, which has
+            no bfloat16.
+        memory: bytes of it.
+        bandwidth: of the memory, bytes a second.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    flops: float
+    memory: float
+    bandwidth: float
+
+    @property
+    def platform(self) -> str:
+        """What jax calls the platform."""
+        return "tpu" if self.kinds[0].startswith("TPU") else "gpu"
+
+
+CHIPS = (
+    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1.228e12),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 0.819e12),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2.765e12),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1.64e12),
+    Chip("tpu7x", ("TPU7x",), 2307e12, 192 * GIB, 7.37e12),
+    Chip("v100", ("NVIDIA V100", "Tesla V100"), 125e12, 32 * GIB, 0.9e12),
+    Chip("a100", ("NVIDIA A100",), 312e12, 80 * GIB, 2.039e12),
+    Chip("h100", ("NVIDIA H100",), 989e12, 80 * GIB, 3.35e12),
+    Chip("h200", ("NVIDIA H200",), 989e12, 141 * GIB, 4.8e12),
+    Chip("b200", ("NVIDIA B200",), 2250e12, 180 * GIB, 8e12),
+)
+
+
+def chip(name: str) -> Chip:
+    """The chip of a short name, "v5p" say, in any case.
+
+    Raises:
+        ValueError: none is known by that name.
+    """
+    for known in CHIPS:
+        if known.name == name.lower():
+            return known
+    raise ValueError(f"{name}: no chip of that name; there are {', '.join(c.name for c in CHIPS)}")
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The chip of what a device calls itself, "NVIDIA H100 80GB HBM3" say; None if unknown."""
+    found = [(len(k), c) for c in CHIPS for k in c.kinds if kind.startswith(k)]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
@@ -33,9 +77,8 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
     """
     if devices[0].platform == "cpu":
         return matmul_rate(devices)
-    kind = devices[0].device_kind
-    known = [name for name in BFLOAT16_PEAK if kind.startswith(name)]
-    return BFLOAT16_PEAK[max(known, key=len)] * len(devices) if known else None
+    known = chip_of(devices[0].device_kind)
+    return known.flops * len(devices) if known else None
 
 
 def matmul_rate(devices: Sequence[jax.Device], size: int = 1536, repeats: int = 5) -> float:

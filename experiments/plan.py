@@ -1,0 +1,193 @@
+"""Plans a training before it is paid for: size, data, memory, time and cost.
+
+    python -m experiments.plan --recipe=llama3_8b --device=v5p --chips=64
+    python -m experiments.plan --flops=1e22
+    python -m experiments.plan --money=100000 --device=h100 --chips=64 --plot=isoflops.svg
+    python -m experiments.plan --hours=720 --device=v6e --chips=256 --recipe=llama3_8b
+    python -m experiments.plan --params=175e9 --tokens=300e9 --device=v100 --chips=1000 --days=34
+    python -m experiments.plan --flops=1e20 --runs=ladder.csv --runs=runs/small
+
+A recipe (or --params and --tokens) says what is trained: its operations exactly and by the 6N rule,
+data at 20 to 100 tokens a parameter, memory of a chip by item, time and cost. A budget (--flops,
+--hours of all chips, or --money) says what may be spent: the best size and tokens for it by
+Chinchilla's three approaches and a law of the loss, and what smaller models cost that are trained
+for longer. Both together place the model among those. --runs fits the law to runs of your own:
+params, tokens and loss in a .csv or .jsonl file, or the folder of an evaluated run.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from absl import flags as absl_flags
+
+from experiments import flags, plan_tables, planner
+from experiments.recipes import RECIPES
+from llmjax import planning
+from llmjax.planning import cost, fitting, plots, scaling
+
+FLOPS = absl_flags.DEFINE_float("flops", None, "Budget: training FLOPs.")
+HOURS = absl_flags.DEFINE_float("hours", None, "Budget: hours of all --chips together.")
+MONEY = absl_flags.DEFINE_float("money", None, "Budget: US dollars.")
+PARAMS = absl_flags.DEFINE_float("params", None, "Parameters, of a model without a recipe.")
+TOKENS = absl_flags.DEFINE_float("tokens", None, "Tokens to train on; by default the recipe's.")
+DEVICE = absl_flags.DEFINE_enum(
+    "device", None, [chip.name for chip in planning.CHIPS], "Kind of chip."
+)
+CHIPS = absl_flags.DEFINE_integer("chips", 1, "How many of them.")
+UTILIZATION = absl_flags.DEFINE_float(
+    "utilization", 0.4, "Share of the data sheet's rate that training gets (MFU)."
+)
+PRICE = absl_flags.DEFINE_float("price", None, "Dollars for a chip-hour; by default a list price.")
+DAYS = absl_flags.DEFINE_float("days", None, "A claim: the training took so long. Is that so?")
+LAW = absl_flags.DEFINE_enum(
+    "law",
+    "besiroglu",
+    list(planner.LAWS),
+    "Of the loss: the corrected fit of Besiroglu et al. 2024, or Hoffmann et al. 2022, approach 3, "
+    "with unrounded or printed constants.",
+)
+RUNS = absl_flags.DEFINE_multi_string(
+    "runs", None, "Runs to fit the law to: .csv, .jsonl or a run folder. Give it once for each."
+)
+PLOT = absl_flags.DEFINE_string("plot", None, "File for isoFLOP curves, .svg or .png.")
+AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object in place of tables.")
+
+flags.define(RECIPES)
+
+
+def main(argv: list[str]) -> None:
+    """The entry point."""
+    del argv
+    answer = plan()
+    if AS_JSON.value:
+        print(json.dumps(planner.finite(answer)))
+    else:
+        plan_tables.show(answer)
+
+
+def plan() -> dict[str, Any]:
+    """All that the flags ask for.
+
+    Raises:
+        FlagError: what they say does not fit together.
+    """
+    _check()
+    recipe = flags.resolve() if flags.FLAGS.recipe else None
+    work = planner.work_of(recipe, PARAMS.value, TOKENS.value)
+    cluster = _cluster()
+    answer: dict[str, Any] = {"warnings": []}
+    if cluster is not None:
+        answer["cluster"] = _describe(cluster)
+    if work is not None:
+        answer["model"] = planner.describe(work)
+        if work.flops is not None:
+            answer["training"] = planner.spend(work.flops, cluster)
+        answer["data"] = planner.data_needed(work, cluster)
+        if DAYS.value is not None and cluster is not None:
+            answer["claim"] = planner.claim(work, cluster, DAYS.value)
+            answer["warnings"] += _doubts(answer["claim"])
+    name, law, runs = LAW.value, planner.LAWS[LAW.value], None
+    if RUNS.value:
+        runs, fit = planner.fit_runs(RUNS.value)
+        name, law = "your runs", fit.law
+        answer["fit"] = planner.describe_fit(runs, fit)
+    answer["law"] = name
+    budget = _budget(cluster)
+    if budget is not None:
+        optima = planner.optima(budget, name, law)
+        answer["budget"] = planner.spend(budget, cluster) | {"optima": optima}
+        answer["overtraining"] = planner.overtraining(budget, law, work and work.active)
+    _plot(law, budget or (work and work.flops), runs)
+    return answer
+
+
+def _check() -> None:
+    """What can be said of the flags alone."""
+    positive = (FLOPS, HOURS, MONEY, PARAMS, TOKENS, DAYS, PRICE)
+    for flag in positive:
+        if flag.value is not None and not 0 < flag.value < float("inf"):
+            raise flags.FlagError(f"--{flag.name}={flag.value}: must be above 0, and finite")
+    budgets = [flag.name for flag in (FLOPS, HOURS, MONEY) if flag.value is not None]
+    if len(budgets) > 1:
+        raise flags.FlagError(f"--{' and --'.join(budgets)}: there is one budget; give one of them")
+    if flags.FLAGS.recipe and PARAMS.value:
+        raise flags.FlagError("--params is for a model without a recipe: leave out one of them")
+    if not (flags.FLAGS.recipe or PARAMS.value or budgets or RUNS.value):
+        raise flags.FlagError(
+            "--recipe, --params, --flops, --hours, --money or --runs is missing: say what is to be "
+            "planned"
+        )
+    needing = [flag for flag in (HOURS, MONEY, DAYS, PRICE) if flag.value is not None]
+    if needing and not DEVICE.value:
+        raise flags.FlagError(f"--{needing[0].name} is of chips of a kind: say --device too")
+    if DAYS.value is not None and not (flags.FLAGS.recipe or PARAMS.value):
+        raise flags.FlagError("--days is about a training: say --recipe, or --params and --tokens")
+
+
+def _cluster() -> cost.Cluster | None:
+    if not DEVICE.value:
+        return None
+    listed = planning.prices().get(DEVICE.value)
+    dollars = PRICE.value or (listed.dollars if listed else None)
+    try:
+        return cost.Cluster(planning.chip(DEVICE.value), CHIPS.value, UTILIZATION.value, dollars)
+    except ValueError as error:
+        raise flags.FlagError(f"--{error}") from error
+
+
+def _describe(cluster: cost.Cluster) -> dict[str, Any]:
+    price: dict[str, Any] | None = None
+    if PRICE.value:
+        price = {"dollars": PRICE.value, "offer": "", "date": "", "source": ""}
+    elif cluster.dollars is not None:
+        price = dataclasses.asdict(planning.prices()[cluster.chip.name])
+    return {
+        "chip": cluster.chip.name,
+        "chips": cluster.count,
+        "utilization": cluster.utilization,
+        "flops": cluster.chip.flops,
+        "memory": cluster.chip.memory,
+        "price": price,
+    }
+
+
+def _budget(cluster: cost.Cluster | None) -> float | None:
+    """In FLOPs."""
+    if HOURS.value is not None and cluster is not None:
+        return cluster.flops_in(HOURS.value)
+    if MONEY.value is not None and cluster is not None:
+        if cluster.dollars is None:
+            raise flags.FlagError(f"--money: no price of {cluster.chip.name} is known: say --price")
+        return cluster.flops_for(MONEY.value)
+    return FLOPS.value
+
+
+def _doubts(claim: dict[str, Any]) -> list[str]:
+    if claim["believable"]:
+        return []
+    needed, days = claim["utilization"], claim["days"]
+    if needed > 1:
+        return [f"--days={days:g}: impossible, it needs {needed:.0%} of the chips' peak"]
+    return [
+        f"--days={days:g}: needs {needed:.0%} of the chips' peak; large runs reach 30 to 60 %, so "
+        "more chips, more days or fewer FLOPs were in it"
+    ]
+
+
+def _plot(law: scaling.LossLaw, flops: float | None, runs: fitting.Runs | None) -> None:
+    if not PLOT.value:
+        return
+    if flops is None and runs is None:
+        raise flags.FlagError("--plot: there is no budget to draw curves around; say --flops")
+    middle = flops or float((scaling.FLOPS_PER_PARAM * runs.params * runs.tokens).max())
+    budgets = [share * middle for share in planner.ISOFLOPS]
+    try:
+        plots.plot_isoflops(pathlib.Path(PLOT.value), law, budgets, runs)
+    except (ValueError, OSError) as error:
+        raise flags.FlagError(f"--plot={PLOT.value}: {error}") from error
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,213 @@
+"""The answers of `experiments.plan` as tables for people."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def show(answer: dict[str, Any], console: Console | None = None) -> None:
+    """Prints every part of an answer that there is, and its warnings last."""
+    console = console or Console()
+    sections = (_model, _time, _data, _memory, _budget, _overtraining, _fit)
+    for section in sections:
+        for table in section(answer):
+            console.print(table)
+            console.print()
+    for warning in answer["warnings"]:
+        console.print(f"[bold yellow]warning[/] {escape(warning)}")
+
+
+def count(value: float) -> str:
+    """A number in three digits with its unit: 8.03 B, 15.0 T."""
+    if not math.isfinite(value):
+        return "never"
+    for unit, letter in UNITS:
+        if value >= 0.9995 * unit:
+            return f"{value / unit:,.3g} {letter}" if value < 999.5 * unit else f"{value:.3g}"
+    return f"{value:,.3g}"
+
+
+def flops(value: float) -> str:
+    """A number of operations: 7.23e+23."""
+    return f"{value:.3g}"
+
+
+def duration(days: float) -> str:
+    """In the unit that suits it."""
+    for size, unit in ((365.25, "years"), (1, "days"), (1 / 24, "hours"), (1 / 1440, "minutes")):
+        if days >= size:
+            return f"{days / size:,.3g} {unit}" if days / size < 1000 else f"{days / size:,.0f} {unit}"
+    return f"{days * 86400:.3g} seconds"
+
+
+def dollars(value: float | None) -> str:
+    """US dollars."""
+    if value is None:
+        return "—"
+    return f"${value:,.0f}" if value < 1e6 else f"${count(value)}"
+
+
+def gigabytes(value: float) -> str:
+    """Bytes, in GiB as memories are sold."""
+    return f"{value / 2**30:,.2f}"
+
+
+def _table(title: str, *columns: str, left: int = 1) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < left else "right")
+    return table
+
+
+def _pairs(title: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=False
+    )
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    return table
+
+
+def _model(answer: dict[str, Any]) -> Iterator[Table]:
+    found = answer.get("model")
+    if not found:
+        return
+    table = _pairs(found["recipe"] or "Model")
+    table.add_row("parameters", count(found["params"]), "")
+    if found["active_params"] != found["params"]:
+        table.add_row("  of which a token meets", count(found["active_params"]), "")
+    exact, rule = found["flops_per_token"], found["flops_per_token_6n"]
+    note = f"the 6N rule says {flops(rule)} ({exact / rule - 1:+.1%} is what it leaves out)"
+    note = note if exact != rule else "by the 6N rule"
+    table.add_row("FLOPs per token", flops(exact), note)
+    if found["tokens"]:
+        ratio = f"{found['tokens_per_param']:,.3g} per parameter"
+        table.add_row("tokens", count(found["tokens"]), ratio)
+        rule = f"6ND is {flops(found['flops_6nd'])}" if exact != rule else "6ND"
+        table.add_row("training FLOPs", flops(found["flops"]), rule)
+    yield table
+
+
+def _time(answer: dict[str, Any]) -> Iterator[Table]:
+    found, training = answer.get("cluster"), answer.get("training")
+    if not found or not training:
+        return
+    chips = f"{found['chips']:,} × {found['chip']}"
+    table = _pairs(f"Time and cost on {chips}")
+    peak = f"of {found['flops'] / 1e12:,.0f} TFLOP/s a chip (data sheet)"
+    table.add_row("utilisation", f"{found['utilization']:.0%}", peak)
+    table.add_row("time", duration(training["days"]), "")
+    table.add_row("chip-hours", count(training["chip_hours"]), "")
+    table.add_row("cost", dollars(training["dollars"]), _price(found))
+    if "claim" in answer:
+        claimed = answer["claim"]
+        table.add_row(
+            f"in {claimed['days']:g} days it needs", f"{claimed['utilization']:.0%}", "utilisation"
+        )
+    yield table
+
+
+def _price(found: dict[str, Any]) -> str:
+    price = found["price"]
+    if price is None:
+        return "no price is known: give --price"
+    note = f"${price['dollars']:.2f} a chip-hour"
+    return note + (f": {price['offer']}, list price of {price['date']}" if price["date"] else "")
+
+
+def _data(answer: dict[str, Any]) -> Iterator[Table]:
+    rows = answer.get("data")
+    if not rows:
+        return
+    timed = "days" in rows[0]
+    names = ("time", "cost") if timed else ()
+    table = _table("Data that a model of this size needs", "tokens/parameter", "tokens", "FLOPs", *names)
+    for row in rows:
+        spent = (duration(row["days"]), dollars(row["dollars"])) if timed else ()
+        table.add_row(str(row["ratio"]), count(row["tokens"]), flops(row["flops"]), *spent)
+    yield table
+
+
+def _memory(answer: dict[str, Any]) -> Iterator[Table]:
+    found = answer.get("memory")
+    if not found:
+        return
+    sizes = " × ".join(f"{name}={size}" for name, size in found["mesh"].items() if size > 1)
+    title = f"Memory of a chip, GiB (mesh {sizes or 'of one chip'}, remat={found['remat']})"
+    table = _pairs(title)
+    for name, item in found["items"].items():
+        table.add_row(name, gigabytes(item["bytes"]), item["note"])
+    share = found["total"] / found["chip"]
+    style = "bold" if share <= 1 else "bold red"
+    of_chip = f"{share:.0%} of the chip's {gigabytes(found['chip'])}"
+    table.add_row("total", gigabytes(found["total"]), of_chip, style=style)
+    yield table
+
+
+def _budget(answer: dict[str, Any]) -> Iterator[Table]:
+    found = answer.get("budget")
+    if not found:
+        return
+    title = f"Compute-optimal for {flops(found['flops'])} FLOPs"
+    if "days" in found:
+        spent = duration(found["days"]), f"{count(found['chip_hours'])} chip-hours"
+        title += f" ({', '.join(spent)}, {dollars(found['dollars'])})"
+    table = _table(title, "law", "parameters", "tokens", "tokens/parameter", "loss")
+    for row in found["optima"]:
+        loss = f"{row['loss']:.3f}" if "loss" in row else ""
+        numbers = (count(row["params"]), count(row["tokens"]), f"{row['tokens_per_param']:.3g}")
+        table.add_row(row["law"], *numbers, loss)
+    yield table
+
+
+def _overtraining(answer: dict[str, Any]) -> Iterator[Table]:
+    rows = answer.get("overtraining")
+    if not rows:
+        return
+    title = f"Smaller models, trained for longer (law: {answer['law']})"
+    table = _table(
+        title,
+        "parameters",
+        "of the best",
+        "tokens",
+        "tokens/parameter",
+        "loss",
+        "worse by",
+        "tokens to match",
+        "FLOPs to match",
+    )
+    for row in rows:
+        extra = f"× {row['extra']:.2f}" if math.isfinite(row["extra"]) else "—"
+        table.add_row(
+            count(row["params"]) + (" ←" if row["given"] else ""),
+            f"{row['share']:.0%}",
+            count(row["tokens"]),
+            f"{row['tokens'] / row['params']:.3g}",
+            f"{row['loss']:.3f}",
+            f"{row['penalty']:.3f}",
+            count(row["tokens_to_match"]),
+            extra,
+        )
+    yield table
+
+
+def _fit(answer: dict[str, Any]) -> Iterator[Table]:
+    found = answer.get("fit")
+    if not found:
+        return
+    title = f"L = E + A/N^α + B/D^β of {found['runs']} runs, error {found['error']:.2%}"
+    interval = f"{found['share']:.0%} interval (bootstrap)"
+    table = _table(title, "", "value", interval)
+    for name in ("E", "A", "B", "alpha", "beta", "a"):
+        low, high = found[name]["interval"]
+        label = "N grows as C^" if name == "a" else name
+        table.add_row(label, f"{found[name]['value']:.4g}", f"{low:.4g} … {high:.4g}")
+    yield table

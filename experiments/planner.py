@@ -1,0 +1,194 @@
+"""Answers of `experiments.plan`, as plain data: what JSON holds and what the tables show."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import objective, runs
+from experiments.flags import FlagError
+from experiments.recipe import Recipe
+from llmjax import planning, spec
+from llmjax.planning import cost, fitting, scaling
+from llmjax.train.metrics import read_jsonl
+
+LAWS: dict[str, scaling.LossLaw] = {
+    "besiroglu": scaling.BESIROGLU,
+    "hoffmann": scaling.HOFFMANN,
+    "rounded": scaling.ROUNDED,
+}
+FRONTIERS: dict[str, scaling.Law] = {
+    "Chinchilla, approach 1": scaling.APPROACH_1,
+    "Chinchilla, approach 2": scaling.APPROACH_2,
+    "Chinchilla, approach 3": scaling.APPROACH_3,
+}
+RATIOS = (20, 50, 100)  # tokens a parameter
+SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)  # of the best size, in over-training
+ISOFLOPS = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the budget, in the plot
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is to be trained, and how much that is.
+
+    Attributes:
+        name: of the recipe; empty if there is none.
+        params: N, all of them.
+        active: those that a token has to do with; fewer than N in a mixture of experts.
+        tokens: D; None if that is the question.
+        flops_per_token: exact, of a recipe; else 6·N.
+    """
+
+    name: str
+    params: float
+    active: float
+    tokens: float | None
+    flops_per_token: float
+
+    @property
+    def flops(self) -> float | None:
+        """Of the whole training."""
+        return None if self.tokens is None else self.flops_per_token * self.tokens
+
+
+def work_of(recipe: Recipe | None, params: float | None, tokens: float | None) -> Work | None:
+    """The recipe's, or that of a model of which only its size is known; None without either."""
+    if recipe is not None:
+        read = recipe.steps * recipe.batch_size * recipe.sequence_length
+        return Work(
+            recipe.name,
+            spec.count(objective.param_spec(recipe)),
+            objective.active_params(recipe),
+            tokens or read,
+            objective.training_flops(recipe),
+        )
+    if params is None:
+        return None
+    return Work("", params, params, tokens, scaling.FLOPS_PER_PARAM * params)
+
+
+def describe(work: Work) -> dict[str, Any]:
+    """Size and operations, beside those of the 6·N rule."""
+    rule = scaling.FLOPS_PER_PARAM * work.active
+    tokens = work.tokens
+    return {
+        "recipe": work.name,
+        "params": work.params,
+        "active_params": work.active,
+        "tokens": tokens,
+        "tokens_per_param": tokens and tokens / work.active,
+        "flops_per_token": work.flops_per_token,
+        "flops_per_token_6n": rule,
+        "flops": work.flops,
+        "flops_6nd": tokens and rule * tokens,
+    }
+
+
+def spend(flops: float, cluster: cost.Cluster | None) -> dict[str, Any]:
+    """FLOPs as time and money."""
+    if cluster is None:
+        return {"flops": flops}
+    return {
+        "flops": flops,
+        "days": cluster.seconds(flops) / cost.DAY,
+        "chip_hours": cluster.chip_hours(flops),
+        "dollars": cluster.cost(flops),
+    }
+
+
+def data_needed(work: Work, cluster: cost.Cluster | None) -> list[dict[str, Any]]:
+    """Tokens at 20 to 100 for each parameter, and what training on them takes."""
+    rows = ({"ratio": ratio, "tokens": ratio * work.active} for ratio in RATIOS)
+    return [row | spend(work.flops_per_token * row["tokens"], cluster) for row in rows]
+
+
+def optima(flops: float, name: str, law: scaling.LossLaw) -> list[dict[str, Any]]:
+    """The best model for a budget, by each law; the chosen one last, with the loss it expects."""
+    found = []
+    for label, one in {**FRONTIERS, name: law}.items():
+        best = one.optimal(flops)
+        row = {"law": label, "params": best.params, "tokens": best.tokens}
+        row |= {"tokens_per_param": best.tokens / best.params}
+        if isinstance(one, scaling.LossLaw):
+            row |= {"loss": one.loss(best.params, best.tokens)}
+        found.append(row)
+    return found
+
+
+def overtraining(
+    flops: float, law: scaling.LossLaw, params: float | None = None
+) -> list[dict[str, Any]]:
+    """Smaller models at the budget's cost, and at its best loss; `params` is one more."""
+    best = law.optimal(flops).params
+    sizes = {share * best for share in SHARES} | ({params} if params else set())
+    rows = []
+    for size in sorted(sizes, reverse=True):
+        row = dataclasses.asdict(scaling.overtrain(law, flops, size))
+        rows.append({"share": size / best, "given": size == params, **row})
+    return rows
+
+
+def claim(work: Work, cluster: cost.Cluster, days: float) -> dict[str, Any]:
+    """The utilisation that a training in so many days needs.
+
+    Raises:
+        FlagError: nothing says what is trained.
+    """
+    if work.flops is None:
+        raise FlagError("--days is about a training: say --tokens too")
+    needed = cluster.needed_utilization(work.flops, days * cost.DAY)
+    return {"days": days, "utilization": needed, "believable": needed <= cost.GOOD_UTILIZATION}
+
+
+def fit_runs(paths: Sequence[str]) -> tuple[fitting.Runs, fitting.Fit]:
+    """A law of the user's own runs: files, or run folders.
+
+    Raises:
+        FlagError: something that is neither, or too few runs.
+    """
+    try:
+        found = fitting.merged([_runs_at(pathlib.Path(path)) for path in paths])
+        return found, planning.fit(found)
+    except (ValueError, OSError) as error:
+        raise FlagError(f"--runs: {error}") from error
+
+
+def _runs_at(path: pathlib.Path) -> fitting.Runs:
+    recipe = runs.saved_recipe(path)
+    if recipe is None:
+        return fitting.read_runs(path)
+    losses = [
+        (record["step"], record["validation_loss"])
+        for record in read_jsonl(path / "metrics.jsonl")
+        if record.get("validation_loss") is not None
+    ]
+    if not losses:
+        raise ValueError(f"{path}/metrics.jsonl: no validation_loss; the run was never evaluated")
+    step, loss = losses[-1]
+    tokens = step * recipe.batch_size * recipe.sequence_length
+    params = spec.count(objective.param_spec(recipe))
+    return fitting.runs_of([(step, {"params": params, "tokens": tokens, "loss": loss})], str(path))
+
+
+def describe_fit(found: fitting.Runs, fit: fitting.Fit) -> dict[str, Any]:
+    """The law's numbers and exponents, each with its interval."""
+    quantities = {name: lambda law, n=name: getattr(law, n) for name in ("E", "A", "B")}
+    quantities |= {name: lambda law, n=name: getattr(law, n) for name in ("alpha", "beta")}
+    quantities["a"] = lambda law: law.frontier().exponent
+    values = {
+        name: {"value": of(fit.law), "interval": fit.interval(of)}
+        for name, of in quantities.items()
+    }
+    return {"runs": len(found), "error": fit.error, "share": 0.8, **values}
+
+
+def finite(answer: Any) -> Any:
+    """The answer for JSON, which has no infinities: they become null."""
+    if isinstance(answer, dict):
+        return {name: finite(value) for name, value in answer.items()}
+    if isinstance(answer, list | tuple):
+        return [finite(value) for value in answer]
+    if isinstance(answer, float) and not math.isfinite(answer):
+        return None
+    return answer
