@@ -59,14 +59,16 @@ def gigabytes(value: float) -> str:
     return f"{value / 2**30:,.2f}"
 
 
-def _table(title: str, *columns: str, left: int = 1) -> Table:
+def grid(title: str, *columns: str, left: int = 1) -> Table:
+    """An empty table, of which the first `left` columns hold names and the others numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < left else "right")
     return table
 
 
-def _pairs(title: str) -> Table:
+def facts(title: str) -> Table:
+    """An empty table with a name, a number and a remark in each row."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=False
     )
@@ -80,7 +82,7 @@ def _model(answer: dict[str, Any]) -> Iterator[Table]:
     found = answer.get("model")
     if not found:
         return
-    table = _pairs(found["recipe"] or "Model")
+    table = facts(found["recipe"] or "Model")
     table.add_row("parameters", count(found["params"]), "")
     if found["active_params"] != found["params"]:
         table.add_row("  of which a token meets", count(found["active_params"]), "")
@@ -101,7 +103,7 @@ def _time(answer: dict[str, Any]) -> Iterator[Table]:
     if not found or not training:
         return
     chips = f"{found['chips']:,} × {found['chip']}"
-    table = _pairs(f"Time and cost on {chips}")
+    table = facts(f"Time and cost on {chips}")
     peak = f"of {found['flops'] / 1e12:,.0f} TFLOP/s a chip (data sheet)"
     table.add_row("utilisation", f"{found['utilization']:.0%}", peak)
     table.add_row("time", duration(training["days"]), "")
@@ -129,7 +131,7 @@ def _data(answer: dict[str, Any]) -> Iterator[Table]:
         return
     timed = "days" in rows[0]
     names = ("time", "cost") if timed else ()
-    table = _table("Data that a model of this size needs", "tokens/parameter", "tokens", "FLOPs", *names)
+    table = grid("Data that a model of this size needs", "tokens/parameter", "tokens", "FLOPs", *names)
     for row in rows:
         spent = (duration(row["days"]), dollars(row["dollars"])) if timed else ()
         table.add_row(str(row["ratio"]), count(row["tokens"]), flops(row["flops"]), *spent)
@@ -142,7 +144,7 @@ def _memory(answer: dict[str, Any]) -> Iterator[Table]:
         return
     sizes = " × ".join(f"{name}={size}" for name, size in found["mesh"].items() if size > 1)
     title = f"Memory of a chip, GiB (mesh {sizes or 'of one chip'}, remat={found['remat']})"
-    table = _pairs(title)
+    table = facts(title)
     for name, item in found["items"].items():
         table.add_row(name, gigabytes(item["bytes"]), item["note"])
     share = found["total"] / found["chip"]
@@ -160,7 +162,7 @@ def _budget(answer: dict[str, Any]) -> Iterator[Table]:
     if "days" in found:
         spent = duration(found["days"]), f"{count(found['chip_hours'])} chip-hours"
         title += f" ({', '.join(spent)}, {dollars(found['dollars'])})"
-    table = _table(title, "law", "parameters", "tokens", "tokens/parameter", "loss")
+    table = grid(title, "law", "parameters", "tokens", "tokens/parameter", "loss")
     for row in found["optima"]:
         loss = f"{row['loss']:.3f}" if "loss" in row else ""
         numbers = (count(row["params"]), count(row["tokens"]), f"{row['tokens_per_param']:.3g}")
@@ -173,7 +175,7 @@ def _overtraining(answer: dict[str, Any]) -> Iterator[Table]:
     if not rows:
         return
     title = f"Smaller models, trained for longer (law: {answer['law']})"
-    table = _table(
+    table = grid(
         title,
         "parameters",
         "of the best",
@@ -205,7 +207,7 @@ def _fit(answer: dict[str, Any]) -> Iterator[Table]:
         return
     title = f"L = E + A/N^α + B/D^β of {found['runs']} runs, error {found['error']:.2%}"
     interval = f"{found['share']:.0%} interval (bootstrap)"
-    table = _table(title, "", "value", interval)
+    table = grid(title, "", "value", interval)
     for name in ("E", "A", "B", "alpha", "beta", "a"):
         low, high = found[name]["interval"]
         label = "N grows as C^" if name == "a" else name

@@ -54,9 +54,7 @@ class Amounts:
     wire: float = 0.0
 
     def __add__(self, other: Self) -> "Amounts":
-        return Amounts(
-            self.calls + other.calls, self.bytes + other.bytes, self.wire + other.wire
-        )
+        return Amounts(self.calls + other.calls, self.bytes + other.bytes, self.wire + other.wire)
 
     def __mul__(self, times: int) -> "Amounts":
         return Amounts(self.calls * times, self.bytes * times, self.wire * times)
@@ -76,8 +74,9 @@ class _Traffic(dict[Collective, Amounts]):
         """The same, with a source where one is missing."""
         return _Traffic(
             {
-                collective if collective.source else dataclasses.replace(collective, source=source):
-                amounts
+                collective
+                if collective.source
+                else dataclasses.replace(collective, source=source): amounts
                 for collective, amounts in self.items()
             }
         )

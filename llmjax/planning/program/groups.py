@@ -14,7 +14,7 @@ def replica_groups(line: str, devices: int) -> Groups:
 
     XLA writes them out, {{0,1},{2,3}}; or as the rows of a transposed range,
     [4,2]<=[2,2,2]T(0,2,1); or as axes of a mesh of its own, mesh['a'=4,'b'=2] {'a'}. None at all
-    means one group of all. A permutation's are its pairs of source and target.
+    means one group of all devices. A permutation's are its pairs of source and target.
 
     Raises:
         ValueError: another notation.
@@ -23,21 +23,51 @@ def replica_groups(line: str, devices: int) -> Groups:
     explicit = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", line)
     if pairs or explicit:
         listed = (pairs or explicit)[1]
-        groups = [tuple(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", listed)]
+        groups = [tuple(_integers(g)) for g in re.findall(r"\{([\d,]+)\}", listed)]
         return groups or [tuple(range(devices))]
     ranges = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     if ranges:
-        shape, of, order = (list(map(int, g.split(","))) if g else None for g in ranges.groups())
+        shape, of, order = (_integers(g) if g else None for g in ranges.groups())
         return _rows(np.transpose(np.arange(math.prod(of)).reshape(of), order).reshape(shape))
-    own = re.search(r"replica_groups=@?mesh\[([^\]]*)\](?:\([^)]*\))? ?\{([^}]*)\}", line)
-    if own and "device_ids" not in own[0] and ":(" not in own[2]:
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", own[1])}
-        joined = re.findall(r"'([^']+)'", own[2])
-        names = [name for name in sizes if name not in joined] + joined
-        numbers = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
-        ordered = np.transpose(numbers, [list(sizes).index(name) for name in names])
-        return _rows(ordered.reshape(-1, math.prod(sizes[name] for name in joined)))
+    own = re.search(r"replica_groups=@?mesh(\[.*?\](?:, device_ids=\(.*?\))?) ?\{([^}]*)\}", line)
+    if own:
+        return _of_own_mesh(own[1], own[2])
     raise ValueError(f"replica groups in an unknown notation: {line.strip()[:300]}")
+
+
+def _of_own_mesh(mesh: str, joined: str) -> Groups:
+    """Groups along axes, or parts of axes: 'a':(2)4 is of 4 devices, the middle one of lengths 2, 4 and what is left."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    numbers = np.arange(math.prod(sizes.values()))
+    order = re.search(r"device_ids=\((?:\[([\d,]+)\](?:T\(([\d,]+)\))?|([\d,]+))\)", mesh)
+    if order and order[3]:
+        numbers = np.array(_integers(order[3]))
+    elif order and order[2]:
+        numbers = np.transpose(numbers.reshape(_integers(order[1])), _integers(order[2]))
+    shape: list[int] = []  # of the mesh, with the parts of axes as axes
+    inside: list[int] = []  # which of them are joined, in their order
+    parts = {name: (before, size) for name, before, size in _axes(joined)}
+    for name, size in sizes.items():
+        if name not in parts:
+            shape.append(size)
+            continue
+        before, part = parts[name]
+        part = part or size
+        inside.append(len(shape) + 1)
+        shape += [before, part, size // (before * part)]
+    outside = [axis for axis in range(len(shape)) if axis not in inside]
+    ordered = np.transpose(numbers.reshape(shape), outside + inside)
+    return _rows(ordered.reshape(-1, math.prod(shape[axis] for axis in inside)))
+
+
+def _axes(joined: str) -> list[tuple[str, int, int]]:
+    """Name, length before the part, and of the part; 0 for the whole axis."""
+    found = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", joined)
+    return [(name, int(before or 1), int(size or 0)) for name, before, size in found]
+
+
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _rows(numbers: np.ndarray) -> Groups:
