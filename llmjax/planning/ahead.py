@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 
@@ -53,7 +54,7 @@ def out_of_memory(message: str) -> OutOfMemory | None:
 
 def peak_bytes(compiled: jax.stages.Compiled) -> float:
     """Bytes that a device holds at most: what comes in, what is new, and what is in between."""
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return memory.argument_size_in_bytes + new + memory.temp_size_in_bytes
 

@@ -21,14 +21,15 @@ def replica_groups(line: str, devices: int) -> Groups:
     """
     pairs = re.search(r"source_target_pairs=\{(.*?)\}(?:,? [a-z]|$)", line)
     explicit = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", line)
-    if pairs or explicit:
-        listed = (pairs or explicit)[1]
+    listed = (pairs or explicit or [None, None])[1]
+    if listed is not None:
         groups = [tuple(_integers(g)) for g in re.findall(r"\{([\d,]+)\}", listed)]
         return groups or [tuple(range(devices))]
     ranges = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     if ranges:
-        shape, of, order = (_integers(g) if g else None for g in ranges.groups())
-        return _rows(np.transpose(np.arange(math.prod(of)).reshape(of), order).reshape(shape))
+        shape, of, order = (_integers(g or "") for g in ranges.groups())
+        numbers = np.arange(math.prod(of)).reshape(of)
+        return _rows(np.transpose(numbers, order or None).reshape(shape))
     own = re.search(r"replica_groups=@?mesh(\[.*?\](?:, device_ids=\(.*?\))?) ?\{([^}]*)\}", line)
     if own:
         return _of_own_mesh(own[1], own[2])
@@ -36,7 +37,7 @@ def replica_groups(line: str, devices: int) -> Groups:
 
 
 def _of_own_mesh(mesh: str, joined: str) -> Groups:
-    """Groups along axes, or parts of axes: 'a':(2)4 is of 4 devices, the middle one of lengths 2, 4 and what is left."""
+    """Groups along axes, or parts of axes: 'a':(2)4 is the middle one of lengths 2, 4 and the rest."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     numbers = np.arange(math.prod(sizes.values()))
     order = re.search(r"device_ids=\((?:\[([\d,]+)\](?:T\(([\d,]+)\))?|([\d,]+))\)", mesh)
@@ -67,7 +68,7 @@ def _axes(joined: str) -> list[tuple[str, int, int]]:
 
 
 def _integers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
+    return [int(number) for number in text.split(",") if number]
 
 
 def _rows(numbers: np.ndarray) -> Groups:
