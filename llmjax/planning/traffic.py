@@ -26,10 +26,9 @@ def least_traffic(
     What is assumed, for each of `accumulate` parts of a batch:
 
     - fsdp: weights are gathered in compute precision, once for the forward and once for the
-      backward pass, and their gradients are scattered in that precision once. The head is gathered
-      once, as its two passes adjoin. Of a table that is only looked up, either it is gathered and
-      its gradient scattered, or each chip's part of the tokens' rows is sent to all, there and
-      back: the cheaper. What is on every chip (scales of norms) has its gradient summed in float32.
+      backward pass, and their gradients are scattered in that precision once. The head, whose
+      passes adjoin, and a table that is only looked up are gathered once. What is on every chip
+      (scales of norms) has its gradient summed in float32.
     - data: gradients are summed once a step, in compute precision.
     - tensor: of activations, two sums a layer in each direction, one behind the look-up and one of
       the head's gradient (Shoeybi et al. 2019, section 3). Layers that are computed again send
@@ -50,10 +49,8 @@ def least_traffic(
     tokens = rows * length / _split(("batch", "sequence"), sizes)
     for path, param in zip(tree.paths(declared, is_leaf=is_param), params, strict=True):
         if "fsdp" in total:
-            looked_up = path == "embedding" and not config.tied
-            moved = _fsdp(param, sizes, itemsize, gathers=1 if path.startswith("head") else 2)
-            if looked_up:
-                moved = min(moved, 2 * tokens / accumulate * param.shape[1] * itemsize)
+            once = path.startswith("head") or (path == "embedding" and not config.tied)
+            moved = _fsdp(param, sizes, itemsize, gathers=1 if once else 2)
             total["fsdp"] += accumulate * _others(sizes["fsdp"]) * moved
         if "data" in total:
             of_chip = math.prod(param.shape) / _split(param.axes, sizes)

@@ -89,7 +89,7 @@ def collectives(hlo: str, mesh: Mapping[str, int]) -> dict[Collective, Amounts]:
     """All of a compiled program, `jax.stages.Compiled.as_text()`, as often as its loops run them.
 
     Those that start and end in two instructions count at the start. A sum of which each chip keeps
-    a slice at once, in one fused operation, counts as a reduce-scatter.
+    a slice at once, in one fused operation, counts as a reduce-scatter. Groups of one are left out.
 
     Args:
         hlo: the text.
@@ -100,7 +100,8 @@ def collectives(hlo: str, mesh: Mapping[str, int]) -> dict[Collective, Amounts]:
     def measure(computation: Computation, name: str) -> Iterator[_Traffic]:
         kind = computation.opcode(name).removesuffix("-start")
         if kind in KINDS:
-            yield _one(_reduced(kind, computation, name), computation, name, mesh)
+            found = _one(_reduced(kind, computation, name), computation, name, mesh)
+            yield _Traffic({one: amounts for one, amounts in found.items() if one.group > 1})
         fused = re.search(r"calls=%([\w.\-]+)", computation[name])
         inner = program.computations.get(fused[1], Computation()) if fused else Computation()
         for part in inner:
