@@ -10,6 +10,7 @@ would help. A step that does not fit is an answer too; the exit status is then 1
 """
 
 import json
+import pathlib
 
 import jax
 from absl import flags as absl_flags
@@ -21,6 +22,7 @@ from llmjax import planning
 TARGET = absl_flags.DEFINE_string(
     "target", None, "Kind of chip and how many: v5p:4x4x4, v6e:16x16, h100:8."
 )
+HLO = absl_flags.DEFINE_string("hlo", None, "File for the text of the compiled program.")
 AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object in place of tables.")
 
 flags.define(RECIPES)
@@ -38,7 +40,8 @@ def main(argv: list[str]) -> int:
         target = planning.target(TARGET.value)
     except (ValueError, ModuleNotFoundError) as error:
         raise flags.FlagError(f"--target={error}") from error
-    answer = compiler.answer(recipe, target)
+    hlo = pathlib.Path(HLO.value) if HLO.value else None
+    answer = compiler.answer(recipe, target, hlo)
     if AS_JSON.value:
         print(json.dumps(planner.finite(answer)))
     else:

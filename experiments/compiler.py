@@ -1,6 +1,7 @@
 """Answers of `experiments.compile`, as plain data: what JSON holds and what the tables show."""
 
 import dataclasses
+import pathlib
 import time
 from collections import defaultdict
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 
 from experiments import objective, runs
+from experiments.flags import FlagError
 from experiments.recipe import Recipe
 from llmjax import mesh, optim, planning, train
 from llmjax.data.tokenizer import ByteTokenizer
@@ -66,11 +68,16 @@ def _bytes(arrays: Any) -> float:
     return float(sum(map(planning.local_bytes, jax.tree.leaves(arrays))))
 
 
-def answer(recipe: Recipe, target: Target) -> dict[str, Any]:
+def answer(recipe: Recipe, target: Target, hlo: pathlib.Path | None = None) -> dict[str, Any]:
     """Compiles a recipe's step, and says what a chip holds, computes and sends.
 
+    Args:
+        recipe: whose step it is.
+        target: the chips.
+        hlo: file that the program's text is written to.
+
     Raises:
-        FlagError: as `lower`.
+        FlagError: as `lower`, or the file cannot be written.
     """
     step = lower(recipe, target)
     start = time.perf_counter()
@@ -96,9 +103,18 @@ def answer(recipe: Recipe, target: Target) -> dict[str, Any]:
         found["memory"] = step.memory | {"available": compiled.available or available}
         found["fits"] = False
     else:
+        if hlo is not None:
+            _write(hlo, compiled.as_text())
         found |= _measured(recipe, target, step, compiled, available)
     found["advice"] = advice(found)
     return found
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise FlagError(f"--hlo={path}: cannot write there: {error.strerror}") from error
 
 
 def _measured(recipe, target, step, compiled, available) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -95,24 +96,11 @@ def test_axes_are_those_along_which_a_group_differs():
 
 
 # As libtpu prints a sum of which each chip keeps a slice.
-FUSED = """HloModule m
-
-%all-reduce-scatter (input: bf16[64,16]) -> bf16[16,16] {
-  %input = bf16[64,16]{1,0:T(8,128)(2,1)} parameter(0)
-  %all-reduce = bf16[64,16]{1,0:T(8,128)(2,1)} all-reduce(%input), replica_groups={{0,1,2,3}}, to_apply=%add
-  %at = s32[] parameter(1)
-  ROOT %slice = bf16[16,16]{1,0:T(8,128)(2,1)} dynamic-slice(%all-reduce, %at, %at), dynamic_slice_sizes={16,16}
-}
-
-ENTRY %main (x: bf16[64,16]) -> bf16[16,16] {
-  %x = bf16[64,16]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %fusion = bf16[16,16]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter, metadata={op_name="jit(f)/dot"}
-}
-"""
+SCATTER = pathlib.Path(__file__).with_name("scatter.hlo").read_text()
 
 
 def test_a_sum_that_is_sliced_in_one_operation_is_a_scatter():
-    (found,) = planning.collectives(FUSED, {"fsdp": 4}).items()
+    (found,) = planning.collectives(SCATTER, {"fsdp": 4}).items()
     size = 2 * 64 * 16
     assert found == (
         planning.Collective("reduce-scatter", ("fsdp",), 4, "jit(f)/dot"),
@@ -121,7 +109,7 @@ def test_a_sum_that_is_sliced_in_one_operation_is_a_scatter():
 
 
 def test_several_axes_send_as_much_as_one_after_the_other():
-    """2·15/16 of an array over 4 × 4 devices: 2·3/4 over one axis, and of a quarter over the other."""
+    """2·15/16 of an array over 4 × 4 devices: 2·3/4 over one axis, then of a quarter."""
     moved = {planning.Collective("all-reduce", ("data", "fsdp"), 16): planning.Amounts(1, 16, 30)}
     sent = planning.by_axis(moved, {"data": 4, "fsdp": 4, "tensor": 1})
     assert sent == pytest.approx({"fsdp": 24.0, "data": 6.0})

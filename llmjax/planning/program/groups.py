@@ -37,7 +37,7 @@ def replica_groups(line: str, devices: int) -> Groups:
 
 
 def _of_own_mesh(mesh: str, joined: str) -> Groups:
-    """Groups along axes or parts of them: 'a':(2)4 is the middle one of lengths 2, 4 and the rest."""
+    """Groups along axes or parts of them: 'a':(2)4 is the middle one of 2, 4 and the rest."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     numbers = np.arange(math.prod(sizes.values()))
     order = re.search(r"device_ids=\((?:\[([\d,]+)\](?:T\(([\d,]+)\))?|([\d,]+))\)", mesh)
