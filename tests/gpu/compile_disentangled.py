@@ -7,9 +7,9 @@ import functools
 import json
 
 import jax
+import numpy as np
 
-from llmjax import planningimport numpy as np
-
+from llmjax import planning
 from llmjax.kernels.disentangled_attention import disentangled_attention
 from llmjax.kernels.flash_attention import Mask
 
