@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
@@ -108,11 +109,11 @@ def _join(x: jax.Array, name: str, axis: int) -> jax.Array:
 
 def _scatter(x: jax.Array, name: str, axis: int) -> jax.Array:
     """Sums over a mesh axis, of which each device keeps its part along an axis of x."""
+    # TPUs have no parts of less than 128 numbers along the last axis.
+    x = jnp.moveaxis(x, axis, 0)
     for groups in _stages(name):
-        x = jax.lax.psum_scatter(
-            x, name, scatter_dimension=axis, tiled=True, axis_index_groups=groups
-        )
-    return x
+        x = jax.lax.psum_scatter(x, name, scatter_dimension=0, tiled=True, axis_index_groups=groups)
+    return jnp.moveaxis(x, 0, axis)
 
 
 def _stages(name: str) -> list[list[list[int]] | None]:
