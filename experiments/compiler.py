@@ -104,7 +104,7 @@ def answer(recipe: Recipe, target: Target, hlo: pathlib.Path | None = None) -> d
         found["fits"] = False
     else:
         if hlo is not None:
-            _write(hlo, compiled.as_text())
+            _write(hlo, compiled.as_text() or "")
         found |= _measured(recipe, target, step, compiled, available)
     found["advice"] = advice(found)
     return found

@@ -127,7 +127,8 @@ def _look_up_backward(dtype, table_axes, axes, kept, grad):
             return zeros.at[at].add(grad.astype(table.dtype), mode="drop")
 
         like = jax.typeof(table).sharding.spec
-        return collectives.sum_of_parts(add, (rows, grad), over, like), None
+        total = collectives.sum_of_parts(add, (rows, grad), over, like)
+        return total.astype(table.dtype), None
 
     def plain(table):
         return mesh.sharded(mesh.place(table, table_axes).at[rows].get, axes)()
