@@ -127,8 +127,7 @@ def _look_up_backward(dtype, table_axes, axes, kept, grad):
             return zeros.at[at].add(grad.astype(table.dtype), mode="drop")
 
         like = jax.typeof(table).sharding.spec
-        total = collectives.sum_of_parts(add, (rows, grad), over, like)
-        return total.astype(table.dtype), None
+        return collectives.sum_of_parts(add, (rows, grad), over, like), None
 
     def plain(table):
         return mesh.sharded(mesh.place(table, table_axes).at[rows].get, axes)()

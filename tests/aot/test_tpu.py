@@ -1,5 +1,6 @@
 """The real training step compiles for TPU chips that are not there, and fits on them."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -34,8 +35,8 @@ DECODER = (
     "--model.num_heads=8",
     "--model.num_kv_heads=4",
     "--model.mlp_dim=2048",
-    "--model.vocab_size=8192",
-    "--data.tokenizer.vocab_size=8192",
+    "--model.vocab_size=2048",
+    "--data.tokenizer.vocab_size=2048",
     "--model.max_length=512",
     "--sequence_length=512",
     "--batch_size=16",
@@ -56,6 +57,7 @@ def run(program: str, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@functools.cache
 def compile_recipe(*flags: str) -> dict[str, Any]:
     """What `experiments.compile` answers."""
     done = subprocess.run(
@@ -93,7 +95,8 @@ def test_a_step_sends_little_more_than_the_least(tensor):
     answer = compile_recipe(*DECODER, "--target=v5e:4x4", f"--mesh.tensor={tensor}")
     assert answer["mesh"] == {"data": 1, "fsdp": 16 // tensor, "tensor": tensor, "expert": 1}
     ratios = {row["axis"]: row["ratio"] for row in answer["traffic"]}
-    assert ratios["fsdp"] < 1.05
+    # The weights of keys and values, of a single head a chip, are summed where all are scattered.
+    assert ratios["fsdp"] < (1.05 if tensor == 1 else 1.1)
     # Attention's output is computed and summed once more in the backward pass.
     assert tensor == 1 or ratios["tensor"] < 1.25
 
@@ -101,8 +104,8 @@ def test_a_step_sends_little_more_than_the_least(tensor):
 def test_a_chip_sends_as_much_among_256_as_among_16():
     """Per chip, but for its own part, which it need not send."""
     sent = []
-    for target, chips in (("v5e:4x4", 16), ("v5e:16x16", 256)):
-        answer = compile_recipe(*DECODER, f"--target={target}", f"--batch_size={chips}")
+    for target, chips, rows in (("v5e:4x4", 16, ()), ("v5e:16x16", 256, ("--batch_size=256",))):
+        answer = compile_recipe(*DECODER, f"--target={target}", "--mesh.tensor=1", *rows)
         (row,) = answer["traffic"]
         sent.append(row["wire"] * chips / (chips - 1))
     assert sent[0] == pytest.approx(sent[1], rel=0.02)

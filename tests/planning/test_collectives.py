@@ -95,8 +95,9 @@ def test_axes_are_those_along_which_a_group_differs():
     assert crossed_axes([(3,)], sizes) == ()
 
 
-# As libtpu prints a sum of which each chip keeps a slice.
+# As libtpu prints a sum of which each chip keeps a slice, and a gather in pieces, shortened.
 SCATTER = pathlib.Path(__file__).with_name("scatter.hlo").read_text()
+PIECES = pathlib.Path(__file__).with_name("pieces.hlo").read_text()
 
 
 def test_a_sum_that_is_sliced_in_one_operation_is_a_scatter():
@@ -106,6 +107,11 @@ def test_a_sum_that_is_sliced_in_one_operation_is_a_scatter():
         planning.Collective("reduce-scatter", ("fsdp",), 4, "jit(f)/dot"),
         planning.Amounts(1, size, 3 / 4 * size),
     )
+
+
+def test_a_collective_in_pieces_counts_once():
+    (amounts,) = planning.collectives(PIECES, {"fsdp": 4}).values()
+    assert amounts == planning.Amounts(1, 2 * 64 * 64, 2 * 48 * 64)
 
 
 def test_several_axes_send_as_much_as_one_after_the_other():

@@ -96,10 +96,11 @@ def collectives(hlo: str, mesh: Mapping[str, int]) -> dict[Collective, Amounts]:
         mesh: sizes of the axes of the mesh that it was compiled for, in order.
     """
     program = Program(hlo)
+    later = _later_pieces(program)
 
     def measure(computation: Computation, name: str) -> Iterator[_Traffic]:
         kind = computation.opcode(name).removesuffix("-start")
-        if kind in KINDS:
+        if kind in KINDS and name not in later:
             found = _one(_reduced(kind, computation, name), computation, name, mesh)
             yield _Traffic({one: amounts for one, amounts in found.items() if one.group > 1})
         fused = re.search(r"calls=%([\w.\-]+)", computation[name])
@@ -109,6 +110,18 @@ def collectives(hlo: str, mesh: Mapping[str, int]) -> dict[Collective, Amounts]:
                 yield traffic.named(_source(computation[name]))
 
     return dict(program.add_up(measure, _Traffic(), _Traffic.wire))
+
+
+def _later_pieces(program: Program) -> set[str]:
+    """XLA:TPU fuses the pieces of one collective into one computation after the other."""
+    first: dict[tuple[str, ...], str] = {}
+    names = set()
+    for computation in program.computations.values():
+        for name, line in computation.items():
+            piece = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', line)
+            if piece and first.setdefault(piece.groups(), name) != name:
+                names.add(name)
+    return names
 
 
 def _one(kind: str, computation: Computation, name: str, mesh: Mapping[str, int]) -> _Traffic:
