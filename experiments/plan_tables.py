@@ -66,14 +66,16 @@ def gigabytes(value: float) -> str:
     return f"{value / 2**30:,.2f}"
 
 
-def _table(title: str, *columns: str, left: int = 1) -> Table:
+def grid(title: str, *columns: str, left: int = 1) -> Table:
+    """An empty table, of which the first `left` columns hold names and the others numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
     return table
 
 
-def _pairs(title: str) -> Table:
+def facts(title: str) -> Table:
+    """An empty table with a name, a number and a remark in each row."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=False
     )
@@ -87,7 +89,7 @@ def _model(answer: dict[str, Any]) -> Iterator[Table]:
     found = answer.get("model")
     if not found:
         return
-    table = _pairs(found["recipe"] or "Model")
+    table = facts(found["recipe"] or "Model")
     table.add_row("parameters", count(found["params"]), "")
     if found["active_params"] != found["params"]:
         table.add_row("  of which a token meets", count(found["active_params"]), "")
@@ -108,7 +110,7 @@ def _time(answer: dict[str, Any]) -> Iterator[Table]:
     if not found or not training:
         return
     chips = f"{found['chips']:,} × {found['chip']}"
-    table = _pairs(f"Time and cost on {chips}")
+    table = facts(f"Time and cost on {chips}")
     peak = f"of {found['flops'] / 1e12:,.0f} TFLOP/s a chip (data sheet)"
     table.add_row("utilisation", f"{found['utilization']:.0%}", peak)
     table.add_row("time", duration(training["days"]), "")
@@ -136,7 +138,7 @@ def _data(answer: dict[str, Any]) -> Iterator[Table]:
         return
     timed = "days" in rows[0]
     names = ("time", "cost") if timed else ()
-    table = _table(
+    table = grid(
         "Data that a model of this size needs", "tokens/parameter", "tokens", "FLOPs", *names
     )
     for row in rows:
@@ -150,7 +152,7 @@ def _memory(answer: dict[str, Any]) -> Iterator[Table]:
     if not found:
         return
     sizes = " × ".join(f"{name}={size}" for name, size in found["mesh"].items() if size > 1)
-    table = _pairs(f"Memory of a chip at its fullest, GiB (mesh {sizes or 'of one chip'})")
+    table = facts(f"Memory of a chip at its fullest, GiB (mesh {sizes or 'of one chip'})")
     each = found["parameters"] / 4  # parameters that a chip holds, in float32
 
     def row(name: str, note: str) -> None:
@@ -182,7 +184,7 @@ def _budget(answer: dict[str, Any]) -> Iterator[Table]:
     if "days" in found:
         spent = duration(found["days"]), f"{count(found['chip_hours'])} chip-hours"
         title += f" ({', '.join(spent)}, {dollars(found['dollars'])})"
-    table = _table(title, "law", "parameters", "tokens", "tokens/parameter", "loss")
+    table = grid(title, "law", "parameters", "tokens", "tokens/parameter", "loss")
     for row in found["optima"]:
         loss = f"{row['loss']:.3f}" if "loss" in row else ""
         numbers = (count(row["params"]), count(row["tokens"]), ratio(row["tokens_per_param"]))
@@ -194,7 +196,7 @@ def _overtraining(answer: dict[str, Any]) -> Iterator[Table]:
     rows = answer.get("overtraining")
     if not rows:
         return
-    table = _table(
+    table = grid(
         f"Smaller models, trained for longer (law: {answer['law']})",
         "parameters",
         "tokens",
@@ -225,7 +227,7 @@ def _fit(answer: dict[str, Any]) -> Iterator[Table]:
         return
     title = f"L = E + A/N^α + B/D^β of {found['runs']} runs, error {found['error']:.2%}"
     interval = f"{found['share']:.0%} interval (bootstrap)"
-    table = _table(title, "", "value", interval)
+    table = grid(title, "", "value", interval)
     for name in ("E", "A", "B", "alpha", "beta", "a"):
         low, high = found[name]["interval"]
         label = "N grows as C^" if name == "a" else name

@@ -150,14 +150,14 @@ def prepare(recipe: Recipe, directory: pathlib.Path) -> data.Manifest:
         raise FlagError(str(error)) from error
 
 
-def make_mesh(recipe: Recipe) -> jax.sharding.Mesh:
-    """The recipe's mesh over all devices.
+def make_mesh(recipe: Recipe, devices: list | None = None) -> jax.sharding.Mesh:
+    """The recipe's mesh over `devices`, by default all.
 
     Raises:
         FlagError: it does not fit the devices, or the batch or the model does not divide over it.
     """
     try:
-        made = mesh.make_mesh(recipe.mesh)
+        made = mesh.make_mesh(recipe.mesh, devices)
         require_divides(recipe, made)
     except ValueError as error:
         raise FlagError(str(error)) from error

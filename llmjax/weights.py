@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from llmjax import mesh
+from llmjax import collectives, mesh
 
 
 @struct.dataclass
@@ -106,6 +106,12 @@ def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> 
     if isinstance(weight, Transposed):
         return _weight_on_the_left(equation, x, weight, out_axes)
     weight = weight.astype(x.dtype)
+    shared = {name for names in collectives.split(weight) for name in names}
+    product = _gathered_product if shared & _rows_over(equation, x) else _plain
+    return product(equation, x, weight, out_axes)
+
+
+def _plain(equation: str, x: jax.Array, weight: jax.Array, out_axes: mesh.Axes) -> jax.Array:
     rows, flat_equation = _merge_rows(equation)
     if rows and mesh.size(out_axes[1]) == 1:
         product = functools.partial(jnp.einsum, flat_equation)
@@ -113,6 +119,49 @@ def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> 
         out = flat(x.reshape(-1, *x.shape[2:]), weight)
         return mesh.sharded(jnp.reshape, out_axes)(out, (*x.shape[:2], *out.shape[1:]))
     return mesh.sharded(functools.partial(jnp.einsum, equation), out_axes)(x, weight)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _gathered_product(equation, x, weight, out_axes):
+    """Of a weight that is split over devices which have rows of their own.
+
+    It is gathered before both passes, and its gradient scattered. XLA would do either by sums on
+    all devices.
+    """
+    return _plain(equation, x, collectives.gathered(weight, _rows_over(equation, x)), out_axes)
+
+
+def _forward(equation, x, weight, out_axes):
+    return _gathered_product(equation, x, weight, out_axes), (x, weight)
+
+
+def _backward(equation, out_axes, kept, cotangent):
+    x, weight = kept
+    over = _rows_over(equation, x)
+    whole = collectives.gathered(weight, over)
+    _, pull = jax.vjp(lambda x: _plain(equation, x, whole, out_axes), x)
+    rows, merged = _merge_rows(equation)
+
+    def by_weight(x, cotangent):
+        if rows:
+            x, cotangent = (array.reshape(-1, *array.shape[2:]) for array in (x, cotangent))
+        operands, result = (merged if rows else equation).split("->")
+        inputs, axes = operands.split(",")
+        return jnp.einsum(f"{inputs},{result}->{axes}", x, cotangent)
+
+    like = jax.typeof(weight).sharding.spec
+    return *pull(cotangent), collectives.sum_of_parts(by_weight, (x, cotangent), over, like)
+
+
+_gathered_product.defvjp(_forward, _backward)
+
+
+def _rows_over(equation: str, x: jax.Array) -> frozenset[str]:
+    """The mesh axes that split those axes of an operand that a product keeps."""
+    _, _, contracted, _, _ = _roles(equation)
+    inputs = equation.split(",")[0]
+    split = zip(inputs, collectives.split(x), strict=True)
+    return frozenset(name for axis, names in split if axis not in contracted for name in names)
 
 
 def _merge_rows(equation: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from llmjax import mesh
+from llmjax import collectives, mesh
 from llmjax.models import layers
 from llmjax.models.config import ModelConfig
 from llmjax.spec import Param
@@ -107,8 +107,10 @@ def look_up(
     and GPUs have no fast addition for it.
     """
     # The width is gathered first, so that the look-up crosses the vocabulary's devices only.
-    placed = mesh.place(jnp.asarray(table, dtype), table_axes)
-    return mesh.sharded(placed.at[rows].get, axes)()
+    table = jnp.asarray(table, dtype)
+    over = _over(rows)
+    table = collectives.gathered(table, over) if _shared(table, over) else table
+    return mesh.sharded(mesh.place(table, table_axes).at[rows].get, axes)()
 
 
 def _look_up_forward(table, rows, dtype, table_axes, axes):
@@ -118,12 +120,35 @@ def _look_up_forward(table, rows, dtype, table_axes, axes):
 def _look_up_backward(dtype, table_axes, axes, kept, grad):
     del dtype
     table, rows = kept
+    over = _over(rows)
+    if _shared(table, over):
+        count, width = table.shape[0] // mesh.size(table_axes[0]), table.shape[1]
+
+        def add(rows, grad):
+            first = collectives.index(table_axes[0]) * count
+            here = (rows >= first) & (rows < first + count)
+            zeros = jax.lax.full_like(grad, 0, table.dtype, (count, width))
+            at = jnp.where(here, rows - first, count)
+            return zeros.at[at].add(grad.astype(table.dtype), mode="drop")
+
+        like = jax.typeof(table).sharding.spec
+        return collectives.sum_of_parts(add, (rows, grad), over, like), None
 
     def plain(table):
         return mesh.sharded(mesh.place(table, table_axes).at[rows].get, axes)()
 
     _, pull = jax.vjp(plain, table)
     return *pull(grad.astype(table.dtype)), None
+
+
+def _over(rows):
+    """The mesh axes that split the rows."""
+    return frozenset(name for names in collectives.split(rows) for name in names)
+
+
+def _shared(table, over):
+    """Whether devices with rows of their own split the table."""
+    return bool(over & {name for names in collectives.split(table) for name in names})
 
 
 look_up.defvjp(_look_up_forward, _look_up_backward)

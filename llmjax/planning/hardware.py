@@ -23,6 +23,9 @@ class Chip:
             no bfloat16.
         memory: bytes of it.
         bandwidth: of the memory, bytes a second.
+        network: bytes a second that it sends to others of its kind, over all its links together.
+        clock: of a TPU, ticks a second: that by which its matrix units make `flops`.
+        parts: devices that jax makes of a chip, each with its share of all this.
     """
 
     name: str
@@ -30,6 +33,9 @@ class Chip:
     flops: float
     memory: float
     bandwidth: float
+    network: float
+    clock: float = 0.0
+    parts: int = 1
 
     @property
     def platform(self) -> str:
@@ -38,16 +44,16 @@ class Chip:
 
 
 CHIPS = (
-    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1.228e12),
-    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 0.819e12),
-    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2.765e12),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1.64e12),
-    Chip("tpu7x", ("TPU7x",), 2307e12, 192 * GIB, 7.37e12),
-    Chip("v100", ("NVIDIA V100", "Tesla V100"), 125e12, 32 * GIB, 0.9e12),
-    Chip("a100", ("NVIDIA A100",), 312e12, 80 * GIB, 2.039e12),
-    Chip("h100", ("NVIDIA H100",), 989e12, 80 * GIB, 3.35e12),
-    Chip("h200", ("NVIDIA H200",), 989e12, 141 * GIB, 4.8e12),
-    Chip("b200", ("NVIDIA B200",), 2250e12, 180 * GIB, 8e12),
+    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1.228e12, 300e9, 1.05e9),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 0.819e12, 200e9, 1.5e9),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2.765e12, 600e9, 1.75e9),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1.64e12, 448e9, 1.75e9),
+    Chip("tpu7x", ("TPU7x",), 2307e12, 192 * GIB, 7.37e12, 1200e9, 2.2e9, 2),
+    Chip("v100", ("NVIDIA V100", "Tesla V100"), 125e12, 32 * GIB, 0.9e12, 150e9),
+    Chip("a100", ("NVIDIA A100",), 312e12, 80 * GIB, 2.039e12, 300e9),
+    Chip("h100", ("NVIDIA H100",), 989e12, 80 * GIB, 3.35e12, 450e9),
+    Chip("h200", ("NVIDIA H200",), 989e12, 141 * GIB, 4.8e12, 450e9),
+    Chip("b200", ("NVIDIA B200",), 2250e12, 180 * GIB, 8e12, 900e9),
 )
 
 
@@ -79,7 +85,7 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
         own = [device for device in devices if device.process_index == jax.process_index()]
         return matmul_rate(own) * len(devices) / len(own)
     known = chip_of(devices[0].device_kind)
-    return known.flops * len(devices) if known else None
+    return known.flops / known.parts * len(devices) if known else None
 
 
 def matmul_rate(devices: Sequence[jax.Device], size: int = 1536, repeats: int = 5) -> float:

@@ -1,5 +1,6 @@
 """The real training step compiles for TPU chips that are not there, and fits on them."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -26,6 +27,21 @@ ENVIRONMENT = {
     "PYTHONPATH": str(FOLDER.parents[1]),
 }
 
+# A recipe's decoder, made small.
+DECODER = (
+    "--recipe=llama3_8b",
+    "--model.num_layers=4",
+    "--model.embed_dim=1024",
+    "--model.num_heads=8",
+    "--model.num_kv_heads=4",
+    "--model.mlp_dim=2048",
+    "--model.vocab_size=2048",
+    "--data.tokenizer.vocab_size=2048",
+    "--model.max_length=512",
+    "--sequence_length=512",
+    "--batch_size=16",
+)
+
 
 def run(program: str, *arguments: str) -> dict[str, Any]:
     """What a program beside this one prints last."""
@@ -39,6 +55,66 @@ def run(program: str, *arguments: str) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@functools.cache
+def compile_recipe(*flags: str) -> dict[str, Any]:
+    """What `experiments.compile` answers."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.compile", "--json", *flags],
+        cwd=FOLDER.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["fits"] is not bool(done.returncode)
+    return answer
+
+
+@pytest.mark.parametrize("topology", ["v5p:2x2x2", "v6e:2x4"])
+def test_collectives_are_counted_as_often_as_loops_run(topology):
+    """64 rows of 128 floats a device, 5 rounds, over 2 × 2 × 2 devices."""
+    part = 5 * 4 * 64 * 128
+    known = {  # bytes of arrays, and sent, by number of devices
+        "all-gather": lambda n: (n * part, (n - 1) * part),
+        "all-reduce": lambda n: (part, 2 * (n - 1) / n * part),
+        "reduce-scatter": lambda n: (part, (n - 1) / n * part),
+        "all-to-all": lambda n: (part, (n - 1) / n * part),
+        "collective-permute": lambda n: (part, part),
+    }
+    for kind, axes, found in run("compile_collectives.py", topology):
+        assert found == [[kind, axes, 5, *known[kind](2 ** len(axes))]]
+
+
+@pytest.mark.parametrize("tensor", [1, 4])
+def test_a_step_sends_little_more_than_the_least(tensor):
+    """A decoder over 16 chips: all of them fsdp, or fsdp=4 × tensor=4."""
+    answer = compile_recipe(*DECODER, "--target=v5e:4x4", f"--mesh.tensor={tensor}")
+    assert answer["mesh"] == {"data": 1, "fsdp": 16 // tensor, "tensor": tensor, "expert": 1}
+    ratios = {row["axis"]: row["ratio"] for row in answer["traffic"]}
+    # The weights of keys and values, of a single head a chip, are summed where all are scattered.
+    assert ratios["fsdp"] < (1.05 if tensor == 1 else 1.1)
+    # Attention's output is computed and summed once more in the backward pass.
+    assert tensor == 1 or ratios["tensor"] < 1.25
+
+
+def test_a_chip_sends_as_much_among_256_as_among_16():
+    """Per chip, but for its own part, which it need not send."""
+    sent = []
+    for target, chips, rows in (("v5e:4x4", 16, ()), ("v5e:16x16", 256, ("--batch_size=256",))):
+        answer = compile_recipe(*DECODER, f"--target={target}", "--mesh.tensor=1", *rows)
+        (row,) = answer["traffic"]
+        sent.append(row["wire"] * chips / (chips - 1))
+    assert sent[0] == pytest.approx(sent[1], rel=0.02)
+
+
+def test_a_step_that_does_not_fit_is_an_answer():
+    answer = compile_recipe("--recipe=tiny", "--target=v5e:2x2", "--batch_size=1048576")
+    assert answer["out_of_memory"]["needed"] > answer["out_of_memory"]["available"]
+    assert answer["advice"]
 
 
 def test_a_training_step_of_8b_parameters_compiles_for_sixteen_chips():

@@ -6,9 +6,9 @@ A program of its own: it needs the extra `cuda`, and JAX_PLATFORMS=cpu where the
 import functools
 import json
 
-import h100
 import jax
 
+from llmjax import planning
 from llmjax.kernels.flash_attention import Mask, flash_attention
 
 LENGTHS = (2048, 8192, 32768)
@@ -63,7 +63,7 @@ def memory(run, kernels: int, *arguments) -> list[int]:
 
 def main() -> None:
     """Compiles every variant at every length and head size."""
-    mesh = jax.make_mesh((1,), ("data",), devices=h100.devices())
+    mesh = jax.make_mesh((1,), ("data",), devices=planning.target("h100:1").devices)
     rows = jax.sharding.NamedSharding(mesh, jax.P("data"))
 
     def shape(sizes, dtype="bfloat16"):

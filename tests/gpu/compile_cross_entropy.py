@@ -6,9 +6,9 @@ A program of its own: it needs the extra `cuda`, and JAX_PLATFORMS=cpu where the
 import functools
 import json
 
-import h100
 import jax
 
+from llmjax import planning
 from llmjax.kernels.linear_cross_entropy import linear_cross_entropy, linear_log_probs
 
 # name: tokens, channels, vocabulary, what is beyond a plain loss
@@ -54,7 +54,7 @@ def temporary(
 
 def main() -> None:
     """Compiles every case, by every implementation."""
-    mesh = jax.make_mesh((1,), ("data",), devices=h100.devices())
+    mesh = jax.make_mesh((1,), ("data",), devices=planning.target("h100:1").devices)
     found = {
         name: {
             implementation: temporary(mesh, *sizes, **options, implementation=implementation)

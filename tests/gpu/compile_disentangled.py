@@ -6,10 +6,10 @@ A program of its own: it needs the extra `cuda`, and JAX_PLATFORMS=cpu where the
 import functools
 import json
 
-import h100
 import jax
 import numpy as np
 
+from llmjax import planning
 from llmjax.kernels.disentangled_attention import disentangled_attention
 from llmjax.kernels.flash_attention import Mask
 
@@ -57,7 +57,7 @@ def temporary(mesh, dtype, length, channels, implementation) -> int:
 
 def main() -> None:
     """Compiles every size; of 64 channels by XLA's implementation, too."""
-    mesh = jax.make_mesh((1,), ("data",), devices=h100.devices())
+    mesh = jax.make_mesh((1,), ("data",), devices=planning.target("h100:1").devices)
     report = {}
     for dtype, length, channels in SIZES:
         names = IMPLEMENTATIONS if channels == 64 else ("pallas_gpu",)

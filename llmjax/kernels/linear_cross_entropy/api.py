@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from llmjax import mesh
+from llmjax import collectives, mesh
 from llmjax.kernels import implementations
 from llmjax.kernels.linear_cross_entropy import pallas_gpu, pallas_tpu, reference, xla
 from llmjax.kernels.linear_cross_entropy.statistics import (
@@ -174,6 +174,7 @@ def _by_kernel(
     options = Options(wanted, cap, implementations.interpreted(name))
 
     def local(hidden, targets, starts, weight, *bias):
+        weight = collectives.gather(weight, (None, "outer_embed"))
         found = KERNELS[name].statistics(
             hidden.reshape(-1, hidden.shape[2]),
             weight,
@@ -185,8 +186,9 @@ def _by_kernel(
         return leaves.reshape(1, len(leaves), *targets.shape)
 
     biases = () if bias is None else (bias,)
-    arrays = (hidden, targets, starts, weight, *biases)
-    rows, head = ("tokens", None), (("vocab", None), *[("vocab",) for _ in biases])
+    # Converted before it is gathered, and its gradient before it is scattered.
+    arrays = (hidden, targets, starts, weight.astype(hidden.dtype), *biases)
+    rows, head = ("tokens", None), (("vocab", "outer_embed"), *[("vocab",) for _ in biases])
     axes = ((*rows, None), rows, ("vocab",), *head)
     out = ("vocab", None, *rows)
     leaves = on_parts(local, axes, out, check=not options.interpret)(*arrays)

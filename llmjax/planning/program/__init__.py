@@ -1,0 +1,6 @@
+"""What a compiled program costs and moves, read from its text."""
+
+from llmjax.planning.program.collectives import Amounts, Collective, collectives
+from llmjax.planning.program.cost import ProgramCost, program_cost
+
+__all__ = ["Amounts", "Collective", "ProgramCost", "collectives", "program_cost"]

@@ -1,0 +1,57 @@
+"""What a program for TPUs costs, by the estimates of its compiler, without running it."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+from llmjax.planning.program.hlo import Computation, Program
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramCost:
+    """Of one chip.
+
+    Attributes:
+        cycles: the compiler's estimate for its own instructions, one after the other, without
+            transfers between chips; it knows nothing of kernels.
+        kernel_calls: how often Pallas kernels run.
+        kernel_flops: of all these runs, by their `pl.CostEstimate`.
+        kernel_bytes: read and written by them, likewise.
+        uncounted_loops: how many loops were counted once, since they run until something happens.
+    """
+
+    cycles: float = 0.0
+    kernel_calls: int = 0
+    kernel_flops: float = 0.0
+    kernel_bytes: float = 0.0
+    uncounted_loops: int = 0
+
+    def __add__(self, other: "ProgramCost") -> "ProgramCost":
+        sums = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return ProgramCost(*(one + another for one, another in sums))
+
+    def __mul__(self, times: int) -> "ProgramCost":
+        return ProgramCost(*(times * number for number in dataclasses.astuple(self)))
+
+
+def program_cost(hlo: str) -> ProgramCost:
+    """Adds up a compiled program, `jax.stages.Compiled.as_text()`, every loop as often as it runs.
+
+    Of a condition's branches the dearest counts.
+    """
+    program = Program(hlo)
+
+    def measure(computation: Computation, name: str) -> Iterator[ProgramCost]:
+        line = computation[name]
+        yield ProgramCost(cycles=_number("estimated_cycles", line))
+        if 'custom_call_target="tpu_custom_call"' in line:
+            yield ProgramCost(0.0, 1, _number("flops", line), _number("bytes_accessed", line))
+        if computation.opcode(name) == "while" and program.trips(computation, name) is None:
+            yield ProgramCost(uncounted_loops=1)
+
+    return program.add_up(measure, ProgramCost(), lambda cost: (cost.cycles, cost.kernel_flops))
+
+
+def _number(name: str, line: str) -> float:
+    found = re.search(rf'"{name}":"(\d+)"', line)
+    return float(found[1]) if found else 0.0

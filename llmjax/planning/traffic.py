@@ -1,0 +1,109 @@
+"""The least that chips must send each other in a training step, by mesh axis."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+
+from llmjax import mesh, models, tree
+from llmjax.planning.program import Amounts, Collective
+from llmjax.spec import Param, is_param
+
+WIDE = 4  # bytes of float32
+
+
+def least_traffic(
+    config: models.ModelConfig,
+    sizes: Mapping[str, int],
+    rows: int,
+    length: int,
+    *,
+    accumulate: int = 1,
+    itemsize: int = 2,
+) -> dict[str, float]:
+    """Bytes that one chip sends in a step of a decoder, by axes of more than one device.
+
+    What is assumed, for each of `accumulate` parts of a batch:
+
+    - fsdp: weights are gathered in compute precision, once for the forward and once for the
+      backward pass, and their gradients are scattered in that precision once. The head, whose
+      passes adjoin, and a table that is only looked up are gathered once. What is on every chip
+      (scales of norms) has its gradient summed in float32.
+    - data: gradients are summed once a step, in compute precision.
+    - tensor: of activations, two sums a layer in each direction, one behind the look-up and one of
+      the head's gradient (Shoeybi et al. 2019, section 3). Layers that are computed again send
+      nothing again.
+    - expert: a sum of activations a layer and direction.
+
+    Args:
+        config: the model's.
+        sizes: of the mesh's axes.
+        rows: B, of all chips together.
+        length: S.
+        accumulate: parts that the batch is cut into.
+        itemsize: bytes of a number in compute precision.
+    """
+    total = {axis: 0.0 for axis, size in sizes.items() if size > 1}
+    declared = models.spec(config)
+    params = jax.tree.leaves(declared, is_leaf=is_param)
+    tokens = rows * length / _split(("batch", "sequence"), sizes)
+    for path, param in zip(tree.paths(declared, is_leaf=is_param), params, strict=True):
+        if "fsdp" in total:
+            once = path.startswith("head") or (path == "embedding" and not config.tied)
+            moved = _fsdp(param, sizes, itemsize, gathers=1 if once else 2)
+            total["fsdp"] += accumulate * _others(sizes["fsdp"]) * moved
+        if "data" in total:
+            of_chip = math.prod(param.shape) / _split(param.axes, sizes)
+            total["data"] += 2 * _others(sizes["data"]) * of_chip * itemsize
+    summed = 2 * tokens * config.embed_dim * itemsize
+    if "tensor" in total:
+        total["tensor"] += (4 * config.num_layers + 2) * summed * _others(sizes["tensor"])
+    if "expert" in total:
+        total["expert"] += 2 * config.num_layers * summed * _others(sizes["expert"])
+    return total
+
+
+def by_axis(moved: Mapping[Collective, Amounts], sizes: Mapping[str, int]) -> dict[str, float]:
+    """Bytes that one chip sends, by axis.
+
+    A collective over several axes counts as one over the last of them and then, of the part that
+    a chip has then, over the one before it: it sends as much as they do.
+    """
+    total = {axis: 0.0 for axis, size in sizes.items() if size > 1}
+    for collective, amounts in moved.items():
+        axes = collective.axes or ("within a chip",)
+        part, shares = 1.0, {}
+        for axis in reversed(axes):
+            size = sizes.get(axis, 1)
+            shares[axis] = part * _others(size)
+            part /= size
+        whole = sum(shares.values()) or 1.0
+        for axis, share in shares.items():
+            total[axis] = total.get(axis, 0.0) + amounts.wire * share / whole
+    return total
+
+
+def _fsdp(param: Param, sizes: Mapping[str, int], itemsize: int, gathers: int) -> float:
+    """Bytes of the arrays that are gathered and scattered."""
+    of_group = math.prod(param.shape) / _split(param.axes, {**sizes, "fsdp": 1})
+    split = any(axis is not None and "fsdp" in mesh.RULES[axis] for axis in param.axes)
+    return of_group * ((gathers + 1) * itemsize if split else 2 * WIDE)
+
+
+def _split(axes: tuple[str | None, ...], sizes: Mapping[str, int]) -> int:
+    """Over how many devices an array with these logical axes is split."""
+    names = [name for axis in axes if axis is not None for name in mesh.RULES[axis]]
+    return math.prod(sizes.get(name, 1) for name in names)
+
+
+def _others(size: int) -> float:
+    return (size - 1) / size
+
+
+def bubble(stages: int, microbatches: int, rounds: int = 1) -> float:
+    """Share of a step that a pipeline's stages wait: (P-1) / (V·M + P-1).
+
+    GPipe (Huang et al. 2019, section 2.3) for one round; circular stages (Narayanan et al. 2021,
+    section 2.2) for V of them.
+    """
+    return (stages - 1) / (rounds * microbatches + stages - 1)
