@@ -1,6 +1,7 @@
 """Answers of `experiments.compile`, as plain data: what JSON holds and what the tables show."""
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections import defaultdict
@@ -13,6 +14,7 @@ from experiments.flags import FlagError
 from experiments.recipe import Recipe
 from llmjax import mesh, optim, planning, train
 from llmjax.data.tokenizer import ByteTokenizer
+from llmjax.models import pipeline
 from llmjax.planning.target import Target
 
 ROOM = 0.5  # of a chip's memory: a program that needs less could hold more activations
@@ -178,6 +180,7 @@ def _traffic(recipe: Recipe, step: Step, sent: dict[str, float]) -> list[dict[st
             recipe.batch_size,
             recipe.sequence_length,
             accumulate=recipe.accumulate,
+            microbatches=_schedule(recipe, step).microbatches,
         )
     rows = []
     for axis, wire in sent.items():
@@ -189,8 +192,19 @@ def _traffic(recipe: Recipe, step: Step, sent: dict[str, float]) -> list[dict[st
 
 def _pipeline(recipe: Recipe, step: Step) -> dict[str, Any]:
     """What the stages of a pipeline wait."""
-    stages = step.mesh.get("stage", 1)
-    return {"stages": stages, "bubble": planning.bubble(stages, recipe.accumulate)}
+    plan = _schedule(recipe, step)
+    return {"stages": plan.stages, "bubble": plan.bubble}
+
+
+def _schedule(recipe: Recipe, step: Step) -> pipeline.Schedule:
+    chips = math.prod(step.mesh.values())
+    made = mesh.abstract_mesh(recipe.mesh, chips, "chip", "tpu")
+    with jax.sharding.use_abstract_mesh(made):
+        if mesh.size("layers") == 1:
+            return pipeline.Schedule(1, 1, 1)
+        model, rows = recipe.model, recipe.batch_size // recipe.accumulate
+        period = len(model.attention.pattern)
+        return pipeline.schedule(model.pipeline, rows, model.num_layers, period)
 
 
 def advice(found: dict[str, Any]) -> list[str]:

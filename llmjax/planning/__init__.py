@@ -24,7 +24,7 @@ from llmjax.planning.memory import StepMemory, abstract_batch, step_memory
 from llmjax.planning.program import Amounts, Collective, ProgramCost, collectives, program_cost
 from llmjax.planning.scaling import Allocation, Frontier, LossLaw, Overtraining, overtrain
 from llmjax.planning.target import Target, target
-from llmjax.planning.traffic import bubble, by_axis, least_traffic
+from llmjax.planning.traffic import by_axis, least_traffic
 
 __all__ = [
     "CHIPS",
@@ -46,7 +46,6 @@ __all__ = [
     "Time",
     "abstract_batch",
     "active_params",
-    "bubble",
     "by_axis",
     "chip",
     "chip_of",

@@ -19,6 +19,7 @@ def least_traffic(
     length: int,
     *,
     accumulate: int = 1,
+    microbatches: int = 1,
     itemsize: int = 2,
 ) -> dict[str, float]:
     """Bytes that one chip sends in a step of a decoder, by axes of more than one device.
@@ -34,6 +35,11 @@ def least_traffic(
       the head's gradient (Shoeybi et al. 2019, section 3). Layers that are computed again send
       nothing again.
     - expert: a sum of activations a layer and direction.
+    - context: of a ring of C, keys and values make C - 1 hops in each direction, and their
+      gradients, in float32, C hops. Windows are not counted.
+    - stage: each micro-batch crosses from stage to stage, in every round, and moves through the
+      stream of those that wait; in both directions. With fsdp, the weights of layers are gathered
+      and scattered for each micro-batch.
 
     Args:
         config: the model's.
@@ -41,6 +47,7 @@ def least_traffic(
         rows: B, of all chips together.
         length: S.
         accumulate: parts that the batch is cut into.
+        microbatches: M of a pipeline.
         itemsize: bytes of a number in compute precision.
     """
     total = {axis: 0.0 for axis, size in sizes.items() if size > 1}
@@ -51,13 +58,23 @@ def least_traffic(
         if "fsdp" in total:
             once = path.startswith("head") or (path == "embedding" and not config.tied)
             moved = _fsdp(param, sizes, itemsize, gathers=1 if once else 2)
-            total["fsdp"] += accumulate * _others(sizes["fsdp"]) * moved
+            times = accumulate * (microbatches if "layers" in param.axes else 1)
+            total["fsdp"] += times * _others(sizes["fsdp"]) * moved
         if "data" in total:
             of_chip = math.prod(param.shape) / _split(param.axes, sizes)
             total["data"] += 2 * _others(sizes["data"]) * of_chip * itemsize
     summed = 2 * tokens * config.embed_dim * itemsize
     if "tensor" in total:
         total["tensor"] += (4 * config.num_layers + 2) * summed * _others(sizes["tensor"])
+    if "context" in total:
+        ring = sizes["context"]
+        pairs = 2 * config.kv_heads * config.channels / sizes.get("tensor", 1)
+        each = 2 * (ring - 1) * itemsize + ring * WIDE
+        total["context"] += config.num_layers * tokens * pairs * each
+    if "stage" in total:
+        # A stage sees the tokens of all.
+        of_stage = sizes["stage"] * tokens * config.embed_dim * itemsize
+        total["stage"] += 2 * (config.pipeline.rounds + 1) * of_stage
     if "expert" in total:
         total["expert"] += 2 * config.num_layers * summed * _others(sizes["expert"])
     return total
@@ -98,12 +115,3 @@ def _split(axes: tuple[str | None, ...], sizes: Mapping[str, int]) -> int:
 
 def _others(size: int) -> float:
     return (size - 1) / size
-
-
-def bubble(stages: int, microbatches: int, rounds: int = 1) -> float:
-    """Share of a step that a pipeline's stages wait: (P-1) / (V·M + P-1).
-
-    GPipe (Huang et al. 2019, section 2.3) for one round; circular stages (Narayanan et al. 2021,
-    section 2.2) for V of them.
-    """
-    return (stages - 1) / (rounds * microbatches + stages - 1)

@@ -115,7 +115,13 @@ def main(name: str, topology: str, config: mesh.MeshConfig) -> None:
         "cost": dataclasses.asdict(program_cost(text)),
         "collectives": [
             name
-            for name in ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")
+            for name in (
+                "all-gather",
+                "reduce-scatter",
+                "all-reduce",
+                "all-to-all",
+                "collective-permute",
+            )
             if f" {name}(" in text or f" {name}-start(" in text
         ],
     }

@@ -136,6 +136,15 @@ def test_a_training_step_of_8b_parameters_compiles_for_sixteen_chips():
     assert {"all-reduce", "reduce-scatter"} & set(report["collectives"])
 
 
+def test_stages_of_shared_sequences_compile_with_their_kernels():
+    """stage=2 × fsdp=2 × context=2 of TPU v5p: rings within stages, by Pallas' kernels."""
+    report = run("compile_step.py", "small", "v5p:2x2x2", "1", "2", "1", "1", "2", "2")
+    assert "flash_attention" in " ".join(report["kernels"])
+    assert not report["square_in_length"]
+    assert report["aliased"] > 0.99 * 12 * report["parameters"] / 4  # a stage's fsdp half
+    assert "collective-permute" in report["collectives"]
+
+
 def test_a_sharded_encoder_holds_no_scores():
     """DeBERTa of two layers, fsdp=2 × tensor=2 of TPU v5e, rows of 1,024 tokens."""
     report = run("compile_step.py", "deberta", "v5e:2x2", "1", "2", "2")

@@ -1,7 +1,6 @@
 """Collectives of programs whose traffic is known, by kind, mesh axis and bytes."""
 
 import functools
-import math
 import pathlib
 
 import jax
@@ -175,9 +174,15 @@ def test_the_least_traffic_of_a_plain_layer():
     assert least == pytest.approx({"tensor": 6 * 2 * (8 * 4 * 8) * 2 / 2})
 
 
-def test_a_pipelines_bubble():
-    """GPipe, figure 2: 4 stages, 4 micro-batches; halved waiting with twice the rounds, about."""
-    assert planning.bubble(4, 4) == pytest.approx(3 / 7)
-    assert planning.bubble(4, 4, rounds=2) == pytest.approx(3 / 11)
-    assert planning.bubble(1, 8) == 0.0
-    assert math.isclose(planning.bubble(2, 1), 0.5)
+def test_the_least_traffic_of_a_ring_and_of_stages():
+    """By hand: 2 layers, 8 rows of 16 tokens, keys and values of one head of 8 channels."""
+    model = models.llama(
+        vocab_size=16, num_layers=2, embed_dim=8, num_heads=1, mlp_dim=32, max_length=16
+    )
+    least = planning.least_traffic(model, {"context": 4}, 8, 16)
+    tokens, pair = 8 * 16 // 4, 2 * 8
+    # In 2 bytes there and back 3 hops each; gradients in 4 bytes, and one hop home.
+    assert least == pytest.approx({"context": 2 * tokens * pair * (2 * 3 * 2 + 4 * 4)})
+    least = planning.least_traffic(model, {"stage": 2}, 8, 16, microbatches=2)
+    # Each of a stage's 8 × 16 tokens leaves it once for the next stage and once for the stream.
+    assert least == pytest.approx({"stage": 2 * 2 * (8 * 16) * 8 * 2})
