@@ -31,9 +31,9 @@ ENVIRONMENT = {
 DECODER = (
     "--recipe=llama3_8b",
     "--model.num_layers=4",
-    "--model.embed_dim=1024",
-    "--model.num_heads=8",
-    "--model.num_kv_heads=4",
+    "--model.embed_dim=4096",
+    "--model.num_heads=32",
+    "--model.num_kv_heads=8",
     "--model.mlp_dim=2048",
     "--model.vocab_size=2048",
     "--data.tokenizer.vocab_size=2048",
@@ -95,8 +95,7 @@ def test_a_step_sends_little_more_than_the_least(tensor):
     answer = compile_recipe(*DECODER, "--target=v5e:4x4", f"--mesh.tensor={tensor}")
     assert answer["mesh"] == {"data": 1, "fsdp": 16 // tensor, "tensor": tensor, "expert": 1}
     ratios = {row["axis"]: row["ratio"] for row in answer["traffic"]}
-    # The weights of keys and values, of a single head a chip, are summed where all are scattered.
-    assert ratios["fsdp"] < (1.05 if tensor == 1 else 1.1)
+    assert ratios["fsdp"] < 1.05
     # Attention's output is computed and summed once more in the backward pass.
     assert tensor == 1 or ratios["tensor"] < 1.25
 
