@@ -89,7 +89,7 @@ def test_collectives_are_counted_as_often_as_loops_run(topology):
         assert found == [[kind, axes, 5, *known[kind](2 ** len(axes))]]
 
 
-@pytest.mark.parametrize("tensor", [1, 4])
+@pytest.mark.parametrize("tensor", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_step_sends_little_more_than_the_least(tensor):
     """A decoder over 16 chips: all of them fsdp, or fsdp=4 × tensor=4."""
     answer = compile_recipe(*DECODER, "--target=v5e:4x4", f"--mesh.tensor={tensor}")
@@ -100,6 +100,7 @@ def test_a_step_sends_little_more_than_the_least(tensor):
     assert tensor == 1 or ratios["tensor"] < 1.25
 
 
+@pytest.mark.slow
 def test_a_chip_sends_as_much_among_256_as_among_16():
     """Per chip, but for its own part, which it need not send."""
     sent = []
@@ -135,6 +136,7 @@ def test_a_training_step_of_8b_parameters_compiles_for_sixteen_chips():
     assert {"all-reduce", "reduce-scatter"} & set(report["collectives"])
 
 
+@pytest.mark.slow
 def test_stages_of_shared_sequences_compile_with_their_kernels():
     """stage=2 × fsdp=2 × context=2 of TPU v5p: rings within stages, by Pallas' kernels."""
     report = run("compile_step.py", "small", "v5p:2x2x2", "1", "2", "1", "1", "2", "2")
@@ -192,7 +194,14 @@ def test_disentangled_attention_compiles_and_its_memory_is_linear_in_the_length(
         assert temporary < 12 * arguments, name
 
 
-@pytest.mark.parametrize("case", ["llama", "llama, dots", "gpt2", "bert", "experts"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("llama", "bert", "experts")),
+        "llama, dots",
+        "gpt2",
+    ],
+)
 def test_memory_is_as_planned(case):
     """Of `planning.step_memory`, which compiles nothing; figures are in BENCH.md."""
     report = run("compile_memory.py", case)
