@@ -63,21 +63,24 @@ def least_traffic(
         if "data" in total:
             of_chip = math.prod(param.shape) / _split(param.axes, sizes)
             total["data"] += 2 * _others(sizes["data"]) * of_chip * itemsize
-    summed = 2 * tokens * config.embed_dim * itemsize
-    if "tensor" in total:
-        total["tensor"] += (4 * config.num_layers + 2) * summed * _others(sizes["tensor"])
-    if "context" in total:
-        ring = sizes["context"]
-        pairs = 2 * config.kv_heads * config.channels / sizes.get("tensor", 1)
-        each = 2 * (ring - 1) * itemsize + ring * WIDE
-        total["context"] += config.num_layers * tokens * pairs * each
-    if "stage" in total:
-        # A stage sees the tokens of all.
-        of_stage = sizes["stage"] * tokens * config.embed_dim * itemsize
-        total["stage"] += 2 * (config.pipeline.rounds + 1) * of_stage
-    if "expert" in total:
-        total["expert"] += 2 * config.num_layers * summed * _others(sizes["expert"])
+    for axis, sent in _activations(config, sizes, tokens, itemsize).items():
+        if axis in total:
+            total[axis] += sent
     return total
+
+
+def _activations(config, sizes, tokens: float, itemsize: int) -> dict[str, float]:
+    """What is sent of activations, by axes that may have one device."""
+    layers, ring, stages = config.num_layers, sizes.get("context", 1), sizes.get("stage", 1)
+    states = tokens * config.embed_dim * itemsize
+    pairs = 2 * tokens * config.kv_heads * config.channels / sizes.get("tensor", 1)
+    return {
+        "tensor": (4 * layers + 2) * 2 * states * _others(sizes.get("tensor", 1)),
+        "expert": 2 * layers * 2 * states * _others(sizes.get("expert", 1)),
+        "context": layers * pairs * (2 * (ring - 1) * itemsize + ring * WIDE),
+        # A stage sees the tokens of all.
+        "stage": 2 * (config.pipeline.rounds + 1) * stages * states,
+    }
 
 
 def by_axis(moved: Mapping[Collective, Amounts], sizes: Mapping[str, int]) -> dict[str, float]:

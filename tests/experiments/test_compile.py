@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiments import compile_tables, compiler, planner
 from experiments.recipes import RECIPES
-from llmjax import planning
+from llmjax import mesh, planning
 from llmjax.mesh import MeshConfig
 
 
@@ -31,7 +31,7 @@ def test_an_answer_is_json_with_all_that_the_tables_show(answer):
     read = json.loads(json.dumps(planner.finite(answer)))
     assert read["fits"] is True
     assert read["out_of_memory"] is None
-    assert read["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "expert": 1}
+    assert read["mesh"] == dict.fromkeys(mesh.AXES, 1) | {"data": 2, "fsdp": 4}
     assert read["pipeline"] == {"stages": 1, "bubble": 0.0}
     assert {row["axis"] for row in read["traffic"]} == {"data", "fsdp"}
     for row in read["collectives"]:

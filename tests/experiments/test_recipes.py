@@ -64,7 +64,10 @@ def test_the_chapters_shares_are_whole() -> None:
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"sequence_length": 512}, "longer than model.max_length=256"),
         ({"batch_size": 6, "accumulate": 4}, "choose a multiple of 4"),
-        ({"batch_size": 6, "mesh.fsdp": 2, "mesh.data": 2}, "mesh.data × mesh.fsdp = 4 devices"),
+        (
+            {"batch_size": 6, "mesh.fsdp": 2, "mesh.data": 2},
+            "over 4 devices .mesh stage × data × fsdp",
+        ),
         ({"model.vocab_size": 100}, "set --model.vocab_size=260"),
         ({"data.tokenizer.kind": "sentencepiece"}, "set --model.vocab_size=4096"),
     ],
