@@ -55,6 +55,7 @@ def losses(run_dir: pathlib.Path) -> list[tuple[int, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_go_on_as_one(tmp_path, monkeypatch):
     data = f"--data.directory={tmp_path / 'data'}"
     alone, both = tmp_path / "alone", tmp_path / "both"
