@@ -93,7 +93,8 @@ def test_collectives_are_counted_as_often_as_loops_run(topology):
 def test_a_step_sends_little_more_than_the_least(tensor):
     """A decoder over 16 chips: all of them fsdp, or fsdp=4 × tensor=4."""
     answer = compile_recipe(*DECODER, "--target=v5e:4x4", f"--mesh.tensor={tensor}")
-    assert answer["mesh"] == {"data": 1, "fsdp": 16 // tensor, "tensor": tensor, "expert": 1}
+    sizes = {name: size for name, size in answer["mesh"].items() if size > 1}
+    assert sizes == {"fsdp": 16 // tensor} | ({"tensor": tensor} if tensor > 1 else {})
     ratios = {row["axis"]: row["ratio"] for row in answer["traffic"]}
     assert ratios["fsdp"] < 1.05
     # Attention's output is computed and summed once more in the backward pass.
