@@ -26,7 +26,7 @@ def memory(mesh, length, channels, window=0, segments=False, cap=0.0, rate=0.0) 
 
     Arguments as a chip's tiles of 128 lanes hold them: heads of 64 channels take twice their size.
     """
-    rows = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    rows = jax.sharding.NamedSharding(mesh, jax.P())
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=rows)
     query, key = (shape((1, heads, length, channels), "bfloat16") for heads in (8, 2))
 

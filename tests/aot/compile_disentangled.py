@@ -27,7 +27,7 @@ def memory(mesh, dtype, length, channels) -> list[int]:
 
     Arguments as a chip's tiles of 128 lanes hold them: heads of 64 channels take twice their size.
     """
-    here = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    here = jax.sharding.NamedSharding(mesh, jax.P())
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=here)
     states = shape((1, HEADS, length, channels), dtype)
     table = shape((HEADS, 2 * SPAN, channels), dtype)

@@ -64,7 +64,7 @@ def memory(run, kernels: int, *arguments) -> list[int]:
 def main() -> None:
     """Compiles every variant at every length and head size."""
     mesh = jax.make_mesh((1,), ("data",), devices=planning.target("h100:1").devices)
-    rows = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    rows = jax.sharding.NamedSharding(mesh, jax.P())
 
     def shape(sizes, dtype="bfloat16"):
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=rows)

@@ -21,7 +21,7 @@ IMPLEMENTATIONS = ("pallas_gpu", "xla")
 
 def temporary(mesh, dtype, length, channels, implementation) -> int:
     """Bytes that the forward and backward pass hold beside arguments and results."""
-    here = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    here = jax.sharding.NamedSharding(mesh, jax.P())
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=here)
     states = shape((BATCH, HEADS, length, channels), dtype)
     table = shape((HEADS, 2 * SPAN, channels), dtype)
