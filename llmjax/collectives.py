@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from llmjax import mesh
 
@@ -39,7 +39,8 @@ def sum_of_parts(
         return jax.lax.psum(total, rest) if rest else total
 
     specs = tuple(jax.typeof(array).sharding.spec for array in arrays)
-    return jax.shard_map(part, in_specs=specs, out_specs=like, axis_names=_free())(*arrays)
+    free = mesh.free_axes(jax.sharding.get_abstract_mesh())
+    return jax.shard_map(part, in_specs=specs, out_specs=like, axis_names=free)(*arrays)
 
 
 def gathered(x: jax.Array, over: frozenset[str]) -> jax.Array:
@@ -56,10 +57,9 @@ def gathered(x: jax.Array, over: frozenset[str]) -> jax.Array:
                 part = _join(part, name, axis) if name in over else part
         return part
 
+    free = mesh.free_axes(jax.sharding.get_abstract_mesh())
     # That all devices end with the same is not seen by the types.
-    joined = jax.shard_map(
-        join, in_specs=spec, out_specs=whole, axis_names=_free(), check_vma=False
-    )
+    joined = jax.shard_map(join, in_specs=spec, out_specs=whole, axis_names=free, check_vma=False)
     return joined(x)
 
 
@@ -133,10 +133,3 @@ def _entries(spec: PartitionSpec | tuple[()]) -> list[tuple[str, ...]]:
     """The mesh axes of each dimension of a spec."""
     parts = [part if isinstance(part, tuple) else (part,) for part in spec]
     return [tuple(name for name in part if name is not None) for part in parts]
-
-
-def _free() -> set[str]:
-    """The mesh axes that are not manual."""
-    current = jax.sharding.get_abstract_mesh()
-    kinds = zip(current.axis_names, current.axis_types, strict=True)
-    return {name for name, kind in kinds if kind != AxisType.Manual}
