@@ -12,8 +12,7 @@ import jax
 from experiments import objective, runs
 from experiments.flags import FlagError
 from experiments.recipe import Recipe
-from llmjax import mesh, optim, planning, train
-from llmjax.data.tokenizer import ByteTokenizer
+from llmjax import mesh, planning
 from llmjax.models import pipeline
 from llmjax.planning.target import Target
 
@@ -44,17 +43,11 @@ def lower(recipe: Recipe, target: Target) -> Step:
     """
     made = runs.make_mesh(recipe, target.devices)
     with jax.set_mesh(made):
-        spec = objective.param_spec(recipe)
-        optimizer = optim.make(recipe.optimizer, spec, recipe.steps)
-        key = jax.eval_shape(lambda: jax.random.key(recipe.seed))
-        state = jax.eval_shape(lambda key: train.init_state(key, spec, optimizer), key)
+        step, state = objective.step_ahead(recipe)
         shape, axes = (recipe.batch_size, recipe.sequence_length), ("batch", "sequence")
         rows = jax.ShapeDtypeStruct(shape, "int32", sharding=mesh.named_sharding(axes))
         names = ("tokens", "targets", "segment_ids", "positions")
         batch = dict.fromkeys(names[:2] if recipe.packing == "windows" else names, rows)
-        # Which tokens are special changes a program's constants and nothing else.
-        loss = objective.make_loss(recipe, ByteTokenizer())
-        step: Any = train.make_step(loss, optimizer, accumulate=recipe.accumulate)
         lowered = step.lower(state, batch)
     params = _bytes(state.params)
     memory = {
@@ -181,6 +174,7 @@ def _traffic(recipe: Recipe, step: Step, sent: dict[str, float]) -> list[dict[st
             recipe.sequence_length,
             accumulate=recipe.accumulate,
             microbatches=_schedule(recipe, step).microbatches,
+            zero=recipe.mesh.zero,
         )
     rows = []
     for axis, wire in sent.items():

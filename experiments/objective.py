@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from experiments.recipe import Recipe
-from llmjax import data, evaluation, models, objectives, planning
+from llmjax import data, evaluation, models, objectives, optim, planning, train
+from llmjax.data.tokenizer import ByteTokenizer
 from llmjax.objectives import Loss
 
 
@@ -25,6 +26,26 @@ def generator(recipe: Recipe) -> models.ModelConfig:
     """The generator of a recipe whose model is a discriminator."""
     options = recipe.replacement
     return objectives.generator_config(recipe.model, options.width_share, options.layers_share)
+
+
+def sharding(recipe: Recipe) -> train.Sharding:
+    """What devices split during a step."""
+    return train.Sharding(param_spec(recipe), recipe.model.compute_dtype, recipe.mesh.zero)
+
+
+def step_ahead(recipe: Recipe) -> tuple[Any, train.TrainState]:
+    """The recipe's step and the shapes of its state, on the current mesh, which need not be there.
+
+    As the tokenizer is not, which decides which tokens are special: that changes constants alone.
+    """
+    optimizer = optim.make(recipe.optimizer, param_spec(recipe), recipe.steps)
+    step = train.make_step(
+        make_loss(recipe, ByteTokenizer()),
+        optimizer,
+        accumulate=recipe.accumulate,
+        sharding=sharding(recipe),
+    )
+    return step, train.abstract_state(param_spec(recipe), optimizer)
 
 
 def make_loss(recipe: Recipe, tokenizer: data.Tokenizer, *, plain: bool = False) -> Loss:

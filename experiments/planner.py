@@ -12,8 +12,7 @@ import jax
 from experiments import objective, runs
 from experiments.flags import FlagError
 from experiments.recipe import Recipe
-from llmjax import mesh, optim, planning, spec, train
-from llmjax.data.tokenizer import ByteTokenizer
+from llmjax import mesh, planning, spec
 from llmjax.planning import cost, fitting, scaling
 from llmjax.train.metrics import read_jsonl
 
@@ -148,13 +147,7 @@ def memory(recipe: Recipe, cluster: cost.Cluster) -> dict[str, Any]:
     made = mesh.abstract_mesh(recipe.mesh, cluster.count, chip.kinds[-1], chip.platform)
     runs.require_divides(recipe, made)
     with jax.sharding.use_abstract_mesh(made):
-        spec_ = objective.param_spec(recipe)
-        optimizer = optim.make(recipe.optimizer, spec_, recipe.steps)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        state = jax.eval_shape(lambda key: train.init_state(key, spec_, optimizer), key)
-        # Which tokens are special decides nothing here.
-        loss = objective.make_loss(recipe, ByteTokenizer())
-        step = train.make_step(loss, optimizer, accumulate=recipe.accumulate)
+        step, state = objective.step_ahead(recipe)
         batch = planning.abstract_batch(recipe.batch_size, recipe.sequence_length)
         found = planning.step_memory(step, state, batch)
     return {
@@ -162,7 +155,7 @@ def memory(recipe: Recipe, cluster: cost.Cluster) -> dict[str, Any]:
         "remat": recipe.model.remat,
         "chip": chip.memory,
         "total": found.total,
-        "params": spec.count(spec_),
+        "params": spec.count(objective.param_spec(recipe)),
         **dataclasses.asdict(found),
     }
 

@@ -106,6 +106,7 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
         accumulate=recipe.accumulate,
         spikes=recipe.spikes,
         norms=recipe.log_norms,
+        sharding=objective.sharding(recipe),
     )
     hooks = run.hooks(checkpoints, start, stack)
     try:
@@ -167,6 +168,7 @@ class _Run:
 
     def batches(self, split: data.SplitName):
         """The loader of a split."""
+        index, count = mesh.row_share()
         return data.batches(
             self.directory,
             split=split,
@@ -174,8 +176,8 @@ class _Run:
             sequence_length=self.recipe.sequence_length,
             seed=self.recipe.seed,
             packing=self.recipe.packing,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
         )
 
     def recorder(

@@ -43,6 +43,33 @@ def sum_of_parts(
     return jax.shard_map(part, in_specs=specs, out_specs=like, axis_names=free)(*arrays)
 
 
+def terms_of_sum(
+    op: Callable, arrays: tuple[jax.Array, ...], over: frozenset[str], like: jax.core.ShapedArray
+) -> jax.Array:
+    """The terms of `sum_of_parts`, below each other and on the devices that have them.
+
+    Args:
+        op: of the parts that a device has.
+        arrays: on an Explicit mesh.
+        over: the mesh axes that are summed over.
+        like: the type of the result, whose first axis is split over them, and over others along
+            which devices have all the same: the first one's counts.
+    """
+    spec = like.sharding.spec
+    alike = tuple(name for name in _entries(spec)[0] if name not in over)
+
+    def part(*parts):
+        term = op(*parts)
+        for name in alike:
+            term = jax.lax.pcast(term, name, to="varying")
+            term = jnp.where(jax.lax.axis_index(name) == 0, term, 0)
+        return term[None]
+
+    specs = tuple(jax.typeof(array).sharding.spec for array in arrays)
+    free = mesh.free_axes(jax.sharding.get_abstract_mesh())
+    return jax.shard_map(part, in_specs=specs, out_specs=spec, axis_names=free)(*arrays)
+
+
 def gathered(x: jax.Array, over: frozenset[str]) -> jax.Array:
     """x, no longer split over some axes of an Explicit mesh. It has no gradient.
 

@@ -9,7 +9,7 @@ Explicit meshes (the default here) and under Auto meshes.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import einops
 import jax
@@ -25,12 +25,13 @@ AXES = ("stage", "data", "fsdp", "context", "tensor", "expert")
 
 RULES: Rules = {
     # Outside of the layers, where no stage has to wait for another, stages share the rows too.
-    "batch": ("stage", "data", "fsdp"),
+    "batch": ("stage", "data", "fsdp", "expert"),
     "sequence": ("context",),
-    "tokens": ("context", "stage", "data", "fsdp"),  # rows and sequences together
+    "tokens": ("context", "stage", "data", "fsdp", "expert"),  # rows and sequences together
     "layers": ("stage",),
-    "embed": ("fsdp",),  # the model width of weights; of activations it is never split
-    "outer_embed": ("stage", "fsdp"),  # the same of weights that are of no layer
+    "embed": ("fsdp", "expert"),  # the model width of weights; of activations it is never split
+    "outer_embed": ("stage", "fsdp", "expert"),  # the same of weights that are of no layer
+    "expert_embed": ("fsdp",),  # and of experts, which are split themselves
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
@@ -46,11 +47,14 @@ class MeshConfig:
     Attributes:
         data: replicas, each with its part of the batch and a copy of the parameters; -1, for one
             axis, means all the devices that the others leave.
-        fsdp: devices that share the batch and split parameters and optimizer state (ZeRO-3).
+        fsdp: devices that share the batch and split parameters, gradients and optimizer state.
         tensor: devices that split heads, MLP and vocabulary of every layer.
-        expert: devices that split the experts of every layer, each with all tokens of its batch.
+        expert: devices that share the batch and split the experts of every layer: tokens travel to
+            their experts and back. The other parameters are split as over fsdp.
         stage: stages of a pipeline, each with some of the layers.
         context: devices that share every sequence (ring attention).
+        zero: what devices split during a step, too (`train.zero`): 1 the optimizer state, 2 and the
+            gradients, 3 and the parameters of layers.
     """
 
     data: int = -1
@@ -59,9 +63,12 @@ class MeshConfig:
     expert: int = 1
     stage: int = 1
     context: int = 1
+    zero: Literal[1, 2, 3] = 3
 
     def __post_init__(self) -> None:
-        sizes = dataclasses.asdict(self)
+        if self.zero not in (1, 2, 3):
+            raise ValueError(f"mesh.zero={self.zero}: the stages of ZeRO are 1, 2 and 3")
+        sizes = {name: getattr(self, name) for name in AXES}
         for name, size in sizes.items():
             if size < 1 and size != -1:
                 raise ValueError(f"mesh.{name}={size}: a mesh axis has 1 or more devices, or -1")
@@ -273,26 +280,82 @@ def _abstract_device() -> jax.sharding.AbstractDevice | None:
     return None if current is None else current.abstract_device
 
 
-def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Host arrays [B/processes, ...] as device arrays [B, ...], split by rows over the mesh.
+def row_share() -> tuple[int, int]:
+    """(i, n): this process reads the i-th of n equal shares of a batch's rows.
 
-    Every process gives its own rows: tokens [B, S], or labels [B], say. Without a mesh, the arrays
-    go to the default device.
+    Processes whose devices share all their rows, since what they split is heads or sequences,
+    read the same share.
+
+    Raises:
+        ValueError: processes that share some of their rows and not all.
+    """
+    mine, shares = _shares()
+    return shares.index(mine), len(shares)
+
+
+def _shares() -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """The parts of the rows that this process's devices have, and those of every share."""
+    if current_mesh() is None:
+        return (0,), [(0,)]
+    return row_shares(jax.sharding.get_mesh(), jax.process_index())
+
+
+def row_shares(
+    made: jax.sharding.Mesh, process: int
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """The parts of the rows that a process's devices have, and those of every share.
+
+    Args:
+        made: the mesh.
+        process: its number.
+
+    Raises:
+        ValueError: processes that share some of their rows and not all.
+    """
+    axes = [made.axis_names.index(name) for name in RULES["batch"] if name in made.axis_names]
+    by_part = np.moveaxis(made.devices, axes, range(len(axes)))
+    count = math.prod(by_part.shape[: len(axes)])
+    parts: dict[int, set[int]] = {}
+    for part, devices_of in enumerate(by_part.reshape(count, -1)):
+        for device in devices_of:
+            parts.setdefault(device.process_index, set()).add(part)
+    shares = sorted({tuple(sorted(of)) for of in parts.values()})
+    if sum(map(len, shares)) != count or len({*map(len, shares)}) > 1:
+        raise ValueError(
+            f"mesh {dict(made.shape)} cuts rows into {count} parts, of which processes share some "
+            "and not all: choose sizes so that a process's devices have all parts of their rows, "
+            "or all processes the same number of them"
+        )
+    return tuple(sorted(parts[process])), shares
+
+
+def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Host arrays [B/n, ...] as device arrays [B, ...], split by rows over the mesh.
+
+    Every process gives the rows of its share (`row_share`): tokens [B/n, S], or labels, say.
+    Without a mesh, the arrays go to the default device.
 
     Raises:
         ValueError: the rows do not divide over the devices.
     """
     if current_mesh() is None:
         return {name: jax.numpy.asarray(value) for name, value in batch.items()}
-    rows = next(iter(batch.values())).shape[0] * jax.process_count()
+    mine, shares = _shares()
+    rows = next(iter(batch.values())).shape[0] * len(shares)
     if rows % size("batch"):
         raise ValueError(
             f"a batch of {rows} rows does not divide over {size('batch')} devices "
             f"(mesh {' × '.join(RULES['batch'])}); choose a batch_size that does"
         )
-    return {
-        name: jax.make_array_from_process_local_data(
-            named_sharding(("batch", "sequence")[: value.ndim]), value
-        )
-        for name, value in batch.items()
-    }
+    share = rows // size("batch")
+
+    def spread(value: np.ndarray) -> jax.Array:
+        def of_device(index: Any) -> np.ndarray:
+            first = mine.index((index[0].start or 0) // share) * share
+            return value[(slice(first, first + share), *index[1:])]
+
+        sharding = named_sharding(("batch", "sequence")[: value.ndim])
+        assert sharding is not None
+        return jax.make_array_from_callback((rows, *value.shape[1:]), sharding, of_device)
+
+    return {name: spread(value) for name, value in batch.items()}

@@ -61,7 +61,23 @@ class Transposed:
     axes: tuple[int, ...] = struct.field(pytree_node=False)
 
 
-Weight = jax.Array | Int8 | Lora | Transposed
+@struct.dataclass
+class Held:
+    """A weight that devices split, and that each holds whole for the time of a step.
+
+    Attributes:
+        split: as parameters are.
+        whole: the same in the precision of products, not split over devices with rows of their own.
+        terms: [devices, ...], whose gradient is each device's own term of the weight's gradient,
+            not summed yet; None: the gradient is that of `split`, summed and scattered.
+    """
+
+    split: jax.Array
+    whole: jax.Array
+    terms: jax.Array | None = None
+
+
+Weight = jax.Array | Int8 | Lora | Transposed | Held
 
 
 def quantize(weight: jax.Array, inputs: int = 1) -> Int8:
@@ -87,7 +103,7 @@ def materialize(weight: Weight) -> jax.Array:
         return weight.values.astype(weight.scale.dtype) * weight.scale
     if isinstance(weight, Transposed):
         return jnp.transpose(weight.values, tuple(map(weight.axes.index, range(len(weight.axes)))))
-    return weight
+    return weight.split if isinstance(weight, Held) else weight
 
 
 def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> jax.Array:
@@ -105,10 +121,16 @@ def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> 
         weight = weight.values.astype(x.dtype) * weight.scale.astype(x.dtype)
     if isinstance(weight, Transposed):
         return _weight_on_the_left(equation, x, weight, out_axes)
+    if isinstance(weight, Held):
+        if weight.whole.dtype == x.dtype:
+            split = weight.split.astype(x.dtype)
+            return _shared_product(equation, x, split, weight.whole, weight.terms, out_axes)
+        weight = weight.split
     weight = weight.astype(x.dtype)
     shared = {name for names in collectives.split(weight) for name in names}
-    product = _gathered_product if shared & _rows_over(equation, x) else _plain
-    return product(equation, x, weight, out_axes)
+    if shared & _rows_over(equation, x):
+        return _shared_product(equation, x, weight, None, None, out_axes)
+    return _plain(equation, x, weight, out_axes)
 
 
 def _plain(equation: str, x: jax.Array, weight: jax.Array, out_axes: mesh.Axes) -> jax.Array:
@@ -121,24 +143,26 @@ def _plain(equation: str, x: jax.Array, weight: jax.Array, out_axes: mesh.Axes) 
     return mesh.sharded(functools.partial(jnp.einsum, equation), out_axes)(x, weight)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def _gathered_product(equation, x, weight, out_axes):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
+def _shared_product(equation, x, weight, whole, terms, out_axes):
     """Of a weight that is split over devices which have rows of their own.
 
-    It is gathered before both passes, and its gradient scattered. XLA would do either by sums on
-    all devices.
+    Unless it is held whole it is gathered before both passes, and its gradient scattered: XLA would
+    do either by sums on all devices.
     """
-    return _plain(equation, x, collectives.gathered(weight, _rows_over(equation, x)), out_axes)
+    del terms
+    whole = collectives.gathered(weight, _rows_over(equation, x)) if whole is None else whole
+    return _plain(equation, x, whole, out_axes)
 
 
-def _forward(equation, x, weight, out_axes):
-    return _gathered_product(equation, x, weight, out_axes), (x, weight)
+def _forward(equation, x, weight, whole, terms, out_axes):
+    return _shared_product(equation, x, weight, whole, terms, out_axes), (x, weight, whole, terms)
 
 
 def _backward(equation, out_axes, kept, cotangent):
-    x, weight = kept
+    x, weight, whole, terms = kept
     over = _rows_over(equation, x)
-    whole = collectives.gathered(weight, over)
+    whole = collectives.gathered(weight, over) if whole is None else whole
     _, pull = jax.vjp(lambda x: _plain(equation, x, whole, out_axes), x)
     rows, merged = _merge_rows(equation)
 
@@ -147,13 +171,18 @@ def _backward(equation, out_axes, kept, cotangent):
             x, cotangent = (array.reshape(-1, *array.shape[2:]) for array in (x, cotangent))
         operands, result = (merged if rows else equation).split("->")
         inputs, axes = operands.split(",")
-        return jnp.einsum(f"{inputs},{result}->{axes}", x, cotangent)
+        wide = x.dtype if terms is None else terms.dtype
+        return jnp.einsum(f"{inputs},{result}->{axes}", x, cotangent, preferred_element_type=wide)
 
+    if terms is not None:
+        own = collectives.terms_of_sum(by_weight, (x, cotangent), over, jax.typeof(terms))
+        return *pull(cotangent), None, None, own
     like = jax.typeof(weight).sharding.spec
-    return *pull(cotangent), collectives.sum_of_parts(by_weight, (x, cotangent), over, like)
+    summed = collectives.sum_of_parts(by_weight, (x, cotangent), over, like)
+    return *pull(cotangent), summed, None, None
 
 
-_gathered_product.defvjp(_forward, _backward)
+_shared_product.defvjp(_forward, _backward)
 
 
 def _rows_over(equation: str, x: jax.Array) -> frozenset[str]:

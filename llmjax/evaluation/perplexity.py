@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from llmjax import mesh
 from llmjax.evaluation.sums import sum_up
 from llmjax.objectives import Loss
 
@@ -27,7 +28,8 @@ def evaluate(
         loss: the objective, called without a key (no dropout). Give the same function every time:
             it is compiled once for it.
         params: the parameters.
-        batches: host batches, int32 [B/processes, S], "targets" among them.
+        batches: host batches, int32 [B/n, S] of a process's share (`mesh.row_share`), "targets"
+            among them.
         token_bytes: int [V], the bytes of text that each token stands for.
 
     Returns:
@@ -48,7 +50,9 @@ def evaluate(
     found = sum_up(loss, params, counted())
     nats, weight = found["sum"], found["weight"]
     if jax.process_count() > 1:
-        count = multihost_utils.process_allgather(count).sum(axis=0)
+        # As many processes read each share of the rows.
+        everywhere = multihost_utils.process_allgather(count).sum(axis=0)
+        count = everywhere * mesh.row_share()[1] // jax.process_count()
     if not weight or not count[1]:
         raise ValueError(
             f"nothing to evaluate: {count[0]} target tokens with {count[1]} bytes of text; "

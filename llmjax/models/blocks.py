@@ -87,8 +87,15 @@ def block(
     norm = _norm_before(params, "mlp", config)
     routing = None
     if "experts" in params:
-        segments = context.mask.segment_ids
-        inner, routing = experts(params["experts"], norm, x, config, segment_ids=segments)
+        inner, routing = experts(
+            params["experts"],
+            norm,
+            x,
+            config,
+            segment_ids=context.mask.segment_ids,
+            positions=context.where.positions,
+            limited=cache is None,
+        )
     else:
         inner = mlp(params["mlp"], norm, x, config)
     x = _add(params, "mlp", x, inner, config, keys[2], context.where)

@@ -1,7 +1,8 @@
 """The mixture of experts of a block, in place of its MLP."""
 
 import functools
-from typing import Any, Literal
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +10,16 @@ from flax import struct
 from jax.nn import initializers
 
 from llmjax import mesh
-from llmjax.models import layers, remat
+from llmjax.models import dispatch, grouped, layers, remat
 from llmjax.models.config import ModelConfig
+from llmjax.models.grouped import Implementation, joined
 from llmjax.models.mlp import ACTIVATIONS
 from llmjax.parts import on_parts
 from llmjax.spec import Param
 from llmjax.weights import einsum, materialize
 
-MAX_BLOCK = 128  # rows of a block on CPUs; longer ones pad more and multiply no faster
-
-INTO = ("experts", "embed", "mlp")
-BACK = ("experts", "mlp", "embed")
-
-Implementation = Literal["blocks", "ragged", "gathered"]
+INTO = ("experts", "expert_embed", "mlp")
+BACK = ("experts", "mlp", "expert_embed")
 
 
 @struct.dataclass
@@ -32,11 +30,13 @@ class Routing:
         copies: float32 [E], tokens that each expert was chosen for.
         probabilities: float32 [E], the router's probabilities, summed over tokens.
         tokens: float32, their number; padding is not counted.
+        dropped: float32, copies that were one too many for their expert.
     """
 
     copies: jax.Array
     probabilities: jax.Array
     tokens: jax.Array
+    dropped: jax.Array
 
 
 def experts_spec(config: ModelConfig) -> dict[str, Param]:
@@ -60,47 +60,46 @@ def experts(
     config: ModelConfig,
     *,
     segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    limited: bool = True,
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, Routing]:
     """Σ p_e · down_e(activation(gate_e y) · up_e y) over the experts e chosen for y = norm x.
 
     The k experts with the largest probabilities p, a softmax of the router's logits, are chosen
-    (Shazeer et al. 2017, equation 2, without noise). No expert is ever full: no token is dropped.
+    (Shazeer et al. 2017, equation 2, without noise). With a capacity an expert takes no more than
+    ⌈capacity · S · k / E⌉ tokens of a row: first choices before second ones, then earlier tokens
+    before later ones (Lepikhin et al. 2020, algorithm 1). Without one no token is dropped.
 
     Args:
         params: as `experts_spec` declares; weights that are not arrays are made into arrays.
         norm: of the norm before; None has none.
         x: [B, S, D].
         config: the model's.
-        segment_ids: int32 [B, S]; 0 is padding, which `Routing` does not count.
-        implementation: of the products: "blocks" (a loop over blocks of rows with one expert),
-            the default on CPUs; elsewhere "ragged" (`jax.lax.ragged_dot`), or, where tokens are
-            so few that most experts' weights are not needed, "gathered".
+        segment_ids: int32 [B, S]; 0 is padding, which `Routing` does not count and which takes
+            nobody's place.
+        positions: int32 [S], the number of each position in its row; None: 0, 1, …
+        limited: whether the model's capacity counts; a row that is written token by token has none.
+        implementation: of the products where there is no capacity, see `grouped.fastest`.
 
     Returns:
         The sum [B, S, D], and where the tokens went.
     """
     y = layers.norm(norm, jnp.asarray(x), config)
     probabilities, weights, chosen = _route(params["router"], y, config)
-    routing = _count(probabilities, chosen, segment_ids)
-    copies = chosen.size // mesh.size("batch")
-    implementation = implementation or _implementation(copies, config.experts.count)
-    compute = on_parts(
-        functools.partial(_compute, config=config, implementation=implementation),
-        (
-            *(layers.HIDDEN,) * 3,
-            ("experts",),
-            # A device needs all of its experts' width.
-            ("experts", None, "mlp"),
-            ("experts", None, "mlp"),
-            ("experts", "mlp", None),
-        ),
-        layers.HIDDEN,
-    )
-    numbers = jnp.arange(config.experts.count, dtype=jnp.int32)
+    there = jnp.ones(chosen.shape[:2], bool) if segment_ids is None else segment_ids != 0
+    there = mesh.place(there, layers.HIDDEN[:2])
+    sent, compute = chosen, functools.partial(_dropless, implementation=implementation)
+    if limited and config.experts.capacity:
+        capacity = _capacity(x.shape[1], config)
+        sent = _first_come(chosen, there, positions, capacity, config.experts.count)
+        compute = functools.partial(_limited, capacity=capacity)
+    routing = _count(probabilities, chosen, sent, there)
     # Converted before they are gathered, which halves what travels.
     arrays = [jnp.asarray(materialize(params[name]), y.dtype) for name in ("gate", "up", "down")]
-    return compute(y, weights, chosen, numbers, *arrays), routing
+    axes = (*(layers.HIDDEN,) * 3, INTO, INTO, BACK)
+    on_devices = on_parts(functools.partial(compute, config=config), axes, layers.HIDDEN)
+    return on_devices(y, weights, sent, *arrays), routing
 
 
 def balance_loss(routing: Routing, config: ModelConfig) -> jax.Array:
@@ -131,153 +130,120 @@ def _route(router, y, config):
     return probabilities, weights.astype(y.dtype), chosen
 
 
-def _count(probabilities, chosen, segment_ids) -> Routing:
-    counted = jnp.ones(chosen.shape[:2]) if segment_ids is None else segment_ids != 0
-    there = mesh.place(counted.astype(jnp.float32), layers.HIDDEN[:2])[..., None]
+def _capacity(length: int, config: ModelConfig) -> int:
+    """The tokens of a row of this length that an expert takes."""
+    mean = length * config.experts.per_token / config.experts.count
+    return min(math.ceil(config.experts.capacity * mean), length)
+
+
+def _first_come(chosen, there, positions, capacity: int, count: int) -> jax.Array:
+    """The experts [B, S, k], or E for copies that are not the first of their row and expert."""
+    _, length, k = chosen.shape
+    if positions is None:
+        positions = jnp.arange(length, dtype=jnp.int32)
+
+    def choose(chosen, there, positions):
+        order = jnp.argsort(positions)
+        ordered = jnp.where(there[..., None], chosen, count)[:, order]
+        queue = jnp.swapaxes(ordered, 1, 2).reshape(len(chosen), -1)
+        ranks = jax.vmap(functools.partial(_ranks, count=count))(queue)
+        kept = (ranks < capacity) & (queue < count)
+        kept = jnp.swapaxes(kept.reshape(-1, k, length), 1, 2)
+        return kept[:, jnp.argsort(order)]
+
+    whole = ("batch", None, None)
+    kept = on_parts(choose, (whole, whole[:2], (None,)), whole)(chosen, there, positions)
+    return jnp.where(mesh.place(kept, layers.HIDDEN), chosen, count)
+
+
+def _ranks(experts: jax.Array, count: int) -> jax.Array:
+    """How many of the same expert come before each one of [N]."""
+    order = jnp.argsort(experts)
+    ordered = experts[order]
+    starts = jnp.searchsorted(ordered, jnp.arange(count + 1, dtype=experts.dtype))
+    numbers = jnp.arange(experts.size, dtype=experts.dtype)
+    ranks = numbers - starts.astype(experts.dtype)[ordered]
+    return jnp.zeros_like(experts).at[order].set(ranks)
+
+
+def _count(probabilities, chosen, sent, there) -> Routing:
+    counted = there.astype(jnp.float32)[..., None]
     chosen_by = jnp.sum(jax.nn.one_hot(chosen, probabilities.shape[-1]), axis=2)
     return Routing(
-        jnp.sum(chosen_by * there, axis=(0, 1)),
-        jnp.sum(probabilities * there, axis=(0, 1), dtype=jnp.float32),
-        jnp.sum(there),
+        jnp.sum(chosen_by * counted, axis=(0, 1)),
+        jnp.sum(probabilities * counted, axis=(0, 1), dtype=jnp.float32),
+        jnp.sum(counted),
+        jnp.sum((sent != chosen) * counted),
     )
 
 
-def _implementation(copies: int, count: int) -> Implementation:
-    if mesh.platform() == "cpu":
-        return "blocks"
-    return "gathered" if copies < count else "ragged"
+def _dropless(y, weights, chosen, *parts, config, implementation):
+    """What a device's tokens get from all experts, however many choose one."""
+    tokens, chosen = y.reshape(-1, y.shape[-1]), chosen.reshape(-1, chosen.shape[-1])
+    count, copies = len(parts[0]), chosen.size
+
+    def compute(rows, chosen):
+        way = implementation or grouped.fastest(chosen.size, count)
+        plan = grouped.plan(chosen, count, grouped.block_size(copies, count, way))
+
+        def arrange(rows, plan):
+            return rows.at[plan.tokens].get(mode="fill", fill_value=0)
+
+        product = functools.partial(grouped.product, implementation=way)
+        out = _mlps(rows, parts, plan, config, arrange, product)
+        return out.at[plan.rows].get(mode="fill", fill_value=0)
+
+    alone = dispatch.devices() == 1
+    found = (compute if alone else dispatch.elsewhere(compute, count))(tokens, chosen)
+    return _weighted(found, weights)
 
 
-def _compute(y, weights, chosen, numbers, gate, up, down, *, config, implementation):
-    """What the experts `numbers`, which a device has, add to its tokens."""
-    count, k = len(numbers), chosen.shape[-1]
-    tokens, chosen = y.reshape(-1, y.shape[-1]), chosen.reshape(-1, k)
-    size = _block_size(chosen.size, count) if implementation == "blocks" else 1
-    plan = _plan(chosen - numbers[0], count, size)
-    product = {"blocks": _in_blocks, "ragged": _ragged, "gathered": _gathered}[implementation]
-    activation = ACTIVATIONS[config.activation]
-    again = remat.at_level(config, "dots")
+def _limited(y, weights, chosen, *parts, config, capacity):
+    """What a device's tokens get from all experts, none of which takes more of a row."""
+    count, room = config.experts.count, min(capacity, y.shape[1])
+    tokens = y.reshape(-1, y.shape[-1])
+    ranks = jax.vmap(functools.partial(_ranks, count=count))(chosen.reshape(len(chosen), -1))
+    row = jnp.arange(len(chosen), dtype=chosen.dtype)[:, None, None]
+    slots = count * len(chosen) * room
+    slot = (chosen * len(chosen) + row) * room + ranks.reshape(chosen.shape)
+    slot = jnp.where(chosen < count, slot, slots).reshape(-1, chosen.shape[-1])
+    numbers = jnp.broadcast_to(jnp.arange(len(tokens), dtype=slot.dtype)[:, None], slot.shape)
+    token = jnp.full_like(slot, len(tokens), shape=slots).at[slot].set(numbers, mode="drop")
+    rows = tokens.at[token].get(mode="fill", fill_value=0)
+    rows = dispatch.to_experts(rows.reshape(count, -1, tokens.shape[-1]))
 
-    def widen(tokens, gate, up, plan):
-        rows = tokens.at[plan.tokens].get(mode="fill", fill_value=0)
-        return product(rows, gate, plan), product(rows, up, plan)
+    def product(rows, part, plan, axes):
+        return joined(_by_expert, rows, part, plan, axes)
+
+    out = _mlps(rows, parts, None, config, lambda rows, plan: rows, product)
+    out = dispatch.from_experts(out).reshape(slots, -1)
+    return _weighted(out.at[slot].get(mode="fill", fill_value=0), weights)
+
+
+def _by_expert(rows, weight, plan):
+    del plan
+    return jnp.einsum("ecd,edf->ecf", rows, weight)
+
+
+def _mlps(rows, parts, plan, config, arrange, product):
+    """down(activation(gate x) · up x) of rows x, each by its expert."""
+    activation, again = ACTIVATIONS[config.activation], remat.at_level(config, "dots")
+    # A device needs all of its experts' outer width.
+    into, back = (tuple(a if a == "expert_embed" else None for a in axes) for axes in (INTO, BACK))
+    gate, up, down = parts
+
+    def widen(rows, gate, up, plan):
+        rows = arrange(rows, plan)
+        return product(rows, gate, plan, axes=into), product(rows, up, plan, axes=into)
 
     def narrow(wide, down, plan):
         gate, up = wide
-        return product(activation(gate) * up, down, plan)
+        return product(activation(gate) * up, down, plan, axes=back)
 
-    rows = again(narrow)(again(widen)(tokens, gate, up, plan), down, plan)
-    copies = rows.at[plan.rows].get(mode="fill", fill_value=0)
-    return jnp.einsum("tkd,tk->td", copies, weights.reshape(-1, k)).reshape(y.shape)
+    return again(narrow)(again(widen)(rows, gate, up, plan), down, plan)
 
 
-@struct.dataclass
-class _Plan:
-    """Rows in order of their experts, of whom each begins a block of rows.
-
-    Attributes:
-        tokens: int32 [N], the token of each row; beyond the last token where a row has none.
-        rows: int32 [T, k], the row of each copy; beyond the last row where others have the expert.
-        owners: int32 [blocks], the expert of each block.
-        sizes: int32 [E], rows of each expert, those that fill its last block too.
-    """
-
-    tokens: jax.Array
-    rows: jax.Array
-    owners: jax.Array
-    sizes: jax.Array
-
-
-def _block_size(copies: int, count: int) -> int:
-    """A power of two, up to an expert's mean number of rows."""
-    return min(MAX_BLOCK, 1 << max(copies // count, 1).bit_length() - 1)
-
-
-def _plan(chosen: jax.Array, count: int, size: int) -> _Plan:
-    """For experts [T, k], of which those in [0, count) are here, and blocks of `size` rows."""
-    flat = chosen.reshape(-1)
-    flat = jnp.where((flat >= 0) & (flat < count), flat, count)
-    order = jnp.argsort(flat)
-    ordered = flat[order]
-    ends = jnp.searchsorted(ordered, jnp.arange(1, count + 1, dtype=flat.dtype))
-    copies = jnp.diff(ends, prepend=0)
-    sizes = -(-copies // size) * size
-    last = jnp.cumsum(sizes)
-    blocks = (flat.size + min(count, flat.size) * (size - 1)) // size
-    # A copy's row: where its expert's rows begin, and its rank among them.
-    shift = jnp.append(last - sizes - (ends - copies), blocks * size)
-    row = jnp.minimum(jnp.arange(flat.size) + shift[ordered], blocks * size)
-    rows = jnp.zeros_like(flat).at[order].set(row.astype(flat.dtype))
-    token = (order // chosen.shape[1]).astype(flat.dtype)
-    tokens = jnp.full_like(flat, len(chosen), shape=blocks * size).at[row].set(token, mode="drop")
-    owners = jnp.searchsorted(last, size * jnp.arange(blocks), side="right")
-    return _Plan(tokens, rows.reshape(chosen.shape), owners, sizes)
-
-
-def _ragged(rows: jax.Array, weight: jax.Array, plan: _Plan) -> jax.Array:
-    product = jax.lax.ragged_dot(rows, weight, plan.sizes)
-    # What lies behind the last expert's rows is not defined.
-    return jnp.where(jnp.arange(len(rows))[:, None] < jnp.sum(plan.sizes), product, 0)
-
-
-def _gathered(rows: jax.Array, weight: jax.Array, plan: _Plan) -> jax.Array:
-    return jnp.einsum("nd,ndf->nf", rows, weight.at[plan.owners].get(mode="clip"))
-
-
-def _in_blocks(rows: jax.Array, weight: jax.Array, plan: _Plan) -> jax.Array:
-    used = jnp.sum(plan.sizes) // (len(rows) // len(plan.owners))
-    return _loop(rows, weight, plan.owners, used)
-
-
-@jax.custom_vjp
-def _loop(rows: jax.Array, weight: jax.Array, owners: jax.Array, used: jax.Array) -> jax.Array:
-    """Each block of rows [N, D] times its owner's weight of [E, D, F], for the first `used` blocks.
-
-    XLA:CPU makes of `ragged_dot` one product of all rows with every expert, and of a gather of
-    weights a slow copy; here it slices. The loop ends with the last block that holds rows, so a
-    device with few of the experts does only its share of the work.
-    """
-    size = len(rows) // len(owners)
-
-    def one(block, out):
-        part = _block(rows, block, size) @ _expert(weight, owners, block)
-        return jax.lax.dynamic_update_slice_in_dim(out, part, block * size, axis=0)
-
-    out = jax.lax.full_like(rows, 0, shape=(len(rows), weight.shape[2]))
-    return jax.lax.fori_loop(0, used, one, out)
-
-
-def _forward(rows, weight, owners, used):
-    return _loop(rows, weight, owners, used), (rows, weight, owners, used)
-
-
-def _backward(kept, cotangent):
-    """In place: the transpose of a slice within a loop would add all weights' zeros each time."""
-    rows, weight, owners, used = kept
-    size = len(rows) // len(owners)
-
-    def one(block, gradients):
-        of_rows, of_weight = gradients
-        given = _block(cotangent, block, size)
-        part = given @ _expert(weight, owners, block).T
-        added = jnp.matmul(_block(rows, block, size).T, given, preferred_element_type=wide)
-        return (
-            jax.lax.dynamic_update_slice_in_dim(of_rows, part, block * size, axis=0),
-            of_weight.at[owners[block]].add(added),
-        )
-
-    wide = jnp.promote_types(weight.dtype, jnp.float32)
-    zeros = jnp.zeros_like(rows), jnp.zeros_like(weight, dtype=wide)
-    of_rows, of_weight = jax.lax.fori_loop(0, used, one, zeros)
-    return of_rows, of_weight.astype(weight.dtype), None, None
-
-
-def _block(rows, block, size):
-    return jax.lax.dynamic_slice_in_dim(rows, block * size, size, axis=0)
-
-
-def _expert(weight, owners, block):
-    return jax.lax.dynamic_index_in_dim(weight, owners[block], keepdims=False)
-
-
-_loop.defvjp(_forward, _backward)
+def _weighted(copies, weights):
+    """Σ weight · copy over the k copies [T, k, D] of each token, [B, S, D]."""
+    out = jnp.einsum("tkd,tk->td", copies, weights.reshape(-1, weights.shape[-1]))
+    return out.reshape(*weights.shape[:2], -1)

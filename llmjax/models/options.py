@@ -199,6 +199,8 @@ class Experts:
         dim: width inside an expert; 0 means mlp_dim.
         normalized: whether the chosen experts' weights sum to one.
         balance: weight of the load-balancing loss.
+        capacity: how many times an expert's mean number of tokens it takes of a sequence in
+            training; others pass it by. 0 drops none (GShard's 2, Switch's 1.25).
     """
 
     count: int = 0
@@ -206,9 +208,10 @@ class Experts:
     dim: int = 0
     normalized: bool = True
     balance: float = 0.001
+    capacity: float = 0.0
 
     def __post_init__(self) -> None:
-        require_at_least(0, self, "experts", ("count", "dim", "balance"))
+        require_at_least(0, self, "experts", ("count", "dim", "balance", "capacity"))
         if self.count and not 1 <= self.per_token <= self.count:
             raise ValueError(
                 f"experts.per_token={self.per_token}: must be in [1, count={self.count}]"

@@ -21,7 +21,8 @@ def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: flo
         "segment_ids" and "positions". Its weight is the number of targets. To a mixture of
         experts' loss `experts.balance` times the load-balancing loss is added for every target:
         the only part that is no sum over tokens, so each micro-batch balances its own. Its metric
-        "balance" is 1 or more, k where tokens are spread evenly over the experts.
+        "balance" is 1 or more, k where tokens are spread evenly over the experts; "dropped" the
+        share of their choices that was one too many for an expert.
 
     Raises:
         ValueError: a model with another head, or a bidirectional one, which sees what it predicts.
@@ -54,6 +55,8 @@ def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: flo
             return Weighted(total, weight), {}
         balance = models.balance_loss(output.routing, config)
         total += config.experts.balance * balance * weight
-        return Weighted(total, weight), {"balance": balance * weight}
+        copies = jnp.maximum(output.routing.tokens * config.experts.per_token, 1.0)
+        shares = {"balance": balance, "dropped": output.routing.dropped / copies}
+        return Weighted(total, weight), {name: share * weight for name, share in shares.items()}
 
     return loss

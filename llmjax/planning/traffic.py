@@ -20,21 +20,24 @@ def least_traffic(
     *,
     accumulate: int = 1,
     microbatches: int = 1,
+    zero: int = 3,
     itemsize: int = 2,
 ) -> dict[str, float]:
     """Bytes that one chip sends in a step of a decoder, by axes of more than one device.
 
     What is assumed, for each of `accumulate` parts of a batch:
 
-    - fsdp: weights are gathered in compute precision, once for the forward and once for the
-      backward pass, and their gradients are scattered in that precision once. The head, whose
-      passes adjoin, and a table that is only looked up are gathered once. What is on every chip
-      (scales of norms) has its gradient summed in float32.
+    - fsdp, and expert likewise: weights are gathered in compute precision, once for the forward and
+      once for the backward pass, and their gradients are scattered in that precision once. The
+      head, whose passes adjoin, and a table that is only looked up are gathered once. What is on
+      every chip (scales of norms) has its gradient summed in float32. Stages 1 and 2 of ZeRO gather
+      the weights of layers once a step, and the first one scatters their gradients once a step.
     - data: gradients are summed once a step, in compute precision.
     - tensor: of activations, two sums a layer in each direction, one behind the look-up and one of
       the head's gradient (Shoeybi et al. 2019, section 3). Layers that are computed again send
       nothing again.
-    - expert: a sum of activations a layer and direction.
+    - expert: besides, k copies of each token travel to an expert and back, in both directions,
+      spread evenly. Layers that are computed again send nothing again.
     - context: of a ring of C, keys and values make C - 1 hops in each direction, and their
       gradients, in float32, C hops. Windows are not counted.
     - stage: each micro-batch crosses from stage to stage, in every round, and moves through the
@@ -48,6 +51,7 @@ def least_traffic(
         length: S.
         accumulate: parts that the batch is cut into.
         microbatches: M of a pipeline.
+        zero: the stage of ZeRO.
         itemsize: bytes of a number in compute precision.
     """
     total = {axis: 0.0 for axis, size in sizes.items() if size > 1}
@@ -55,11 +59,13 @@ def least_traffic(
     params = jax.tree.leaves(declared, is_leaf=is_param)
     tokens = rows * length / _split(("batch", "sequence"), sizes)
     for path, param in zip(tree.paths(declared, is_leaf=is_param), params, strict=True):
-        if "fsdp" in total:
-            once = path.startswith("head") or (path == "embedding" and not config.tied)
-            moved = _fsdp(param, sizes, itemsize, gathers=1 if once else 2)
-            times = accumulate * (microbatches if "layers" in param.axes else 1)
-            total["fsdp"] += times * _others(sizes["fsdp"]) * moved
+        once = path.startswith("head") or (path == "embedding" and not config.tied)
+        times = accumulate * (microbatches if "layers" in param.axes else 1)
+        held = zero < 3 and "embed" in param.axes
+        gathers = 1 if held else times * (1 if once else 2)
+        scatters = 1 if held and zero == 1 else times
+        for axis, moved in _weights(param, sizes, (gathers + scatters) * itemsize, times).items():
+            total[axis] += moved
         if "data" in total:
             of_chip = math.prod(param.shape) / _split(param.axes, sizes)
             total["data"] += 2 * _others(sizes["data"]) * of_chip * itemsize
@@ -73,10 +79,11 @@ def _activations(config, sizes, tokens: float, itemsize: int) -> dict[str, float
     """What is sent of activations, by axes that may have one device."""
     layers, ring, stages = config.num_layers, sizes.get("context", 1), sizes.get("stage", 1)
     states = tokens * config.embed_dim * itemsize
+    copies = config.experts.per_token if config.experts.count else 0
     pairs = 2 * tokens * config.kv_heads * config.channels / sizes.get("tensor", 1)
     return {
         "tensor": (4 * layers + 2) * 2 * states * _others(sizes.get("tensor", 1)),
-        "expert": 2 * layers * 2 * states * _others(sizes.get("expert", 1)),
+        "expert": 4 * layers * copies * states * _others(sizes.get("expert", 1)),
         "context": layers * pairs * (2 * (ring - 1) * itemsize + ring * WIDE),
         # A stage sees the tokens of all.
         "stage": 2 * (config.pipeline.rounds + 1) * stages * states,
@@ -84,30 +91,38 @@ def _activations(config, sizes, tokens: float, itemsize: int) -> dict[str, float
 
 
 def by_axis(moved: Mapping[Collective, Amounts], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Bytes that one chip sends, by axis.
-
-    A collective over several axes counts as one over the last of them and then, of the part that
-    a chip has then, over the one before it: it sends as much as they do.
-    """
+    """Bytes that one chip sends, by axis, as `_shares` has it of a collective over several."""
     total = {axis: 0.0 for axis, size in sizes.items() if size > 1}
     for collective, amounts in moved.items():
-        axes = collective.axes or ("within a chip",)
-        part, shares = 1.0, {}
-        for axis in reversed(axes):
-            size = sizes.get(axis, 1)
-            shares[axis] = part * _others(size)
-            part /= size
+        shares = _shares(collective.axes or ("within a chip",), sizes)
         whole = sum(shares.values()) or 1.0
         for axis, share in shares.items():
             total[axis] = total.get(axis, 0.0) + amounts.wire * share / whole
     return total
 
 
-def _fsdp(param: Param, sizes: Mapping[str, int], itemsize: int, gathers: int) -> float:
-    """Bytes of the arrays that are gathered and scattered."""
-    of_group = math.prod(param.shape) / _split(param.axes, {**sizes, "fsdp": 1})
-    split = any(axis is not None and "fsdp" in mesh.RULES[axis] for axis in param.axes)
-    return of_group * ((gathers + 1) * itemsize if split else 2 * WIDE)
+def _shares(axes: tuple[str, ...], sizes: Mapping[str, int]) -> dict[str, float]:
+    """How often a chip sends an array that is scattered or gathered over several axes, by axis.
+
+    It counts as done over the last of them and then, of the part that a chip has then, over the one
+    before it: it sends as much as they do.
+    """
+    part, shares = 1.0, {}
+    for axis in reversed(axes):
+        size = sizes.get(axis, 1)
+        shares[axis] = part * _others(size)
+        part /= size
+    return shares
+
+
+def _weights(param: Param, sizes: Mapping[str, int], itemsize: int, times: int) -> dict[str, float]:
+    """Bytes sent of a weight that is gathered and scattered, or of the sum of its gradient."""
+    ours = [axis for axis in param.axes if axis in ("embed", "outer_embed", "expert_embed")]
+    rules = mesh.RULES[ours[0]] if ours else ("fsdp", "expert")
+    names = tuple(name for name in rules if sizes.get(name, 1) > 1)
+    of_group = math.prod(param.shape) / _split(param.axes, {**sizes, **dict.fromkeys(names, 1)})
+    moved = of_group * (itemsize if ours else 2 * WIDE * times)
+    return {axis: moved * share for axis, share in _shares(names, sizes).items()}
 
 
 def _split(axes: tuple[str | None, ...], sizes: Mapping[str, int]) -> int:

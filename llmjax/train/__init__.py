@@ -1,7 +1,16 @@
 """Training: the state, the step, and the loop around them."""
 
 from llmjax.train.host_memory import trim_after_compiling
-from llmjax.train.state import TrainState, init_state
+from llmjax.train.state import TrainState, abstract_state, init_state
 from llmjax.train.step import Step, make_step
+from llmjax.train.zero import Sharding
 
-__all__ = ["Step", "TrainState", "init_state", "make_step", "trim_after_compiling"]
+__all__ = [
+    "Sharding",
+    "Step",
+    "TrainState",
+    "abstract_state",
+    "init_state",
+    "make_step",
+    "trim_after_compiling",
+]

@@ -64,8 +64,8 @@ class Restored(Generic[State]):
     Attributes:
         step: the steps completed when it was saved.
         state: the arrays, placed as the abstract state asked.
-        data: what the batches' `get_state` had returned in this process, or None. If it was saved
-            by another number of processes, {"processes": [what each had]}.
+        data: what the batches' `get_state` had returned, or None. If several processes saved it,
+            {"processes": [what each had]}: other ones may read other rows now.
         metrics: the metrics stored with it.
     """
 
@@ -370,13 +370,14 @@ def _listed(data: Any) -> Any:
 
 
 def _decode(folder: epath.Path) -> Any:
-    """What this process saved, or what all did if they were another number."""
+    """What the process that saved it had, or all of them."""
     if not folder.exists():
         return None
     paths = sorted(folder.iterdir(), key=lambda path: int(path.stem))
-    if len(paths) == jax.process_count():
-        return _decode_one(paths[jax.process_index()])
-    return {"processes": [_decode_one(path) for path in paths]}
+    if len(paths) == 1:
+        return _decode_one(paths[0])
+    with concurrent.futures.ThreadPoolExecutor(32) as threads:
+        return {"processes": list(threads.map(_decode_one, paths))}
 
 
 def _decode_one(path: epath.Path) -> Any:

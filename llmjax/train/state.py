@@ -42,3 +42,9 @@ def init_state(key: jax.Array, spec: Any, optimizer: optax.GradientTransformatio
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), step_key)
 
     return make(key)
+
+
+def abstract_state(spec: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The shapes and shardings of `init_state`'s, on the current mesh, which need not be there."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(lambda key: init_state(key, spec, optimizer), key)

@@ -11,7 +11,7 @@ import optax
 
 from llmjax import mesh, tree
 from llmjax.objectives import Batch, Loss, MaskedLoss, Metrics, Weighted
-from llmjax.train import health
+from llmjax.train import health, zero
 from llmjax.train.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -24,6 +24,7 @@ def make_step(
     accumulate: int = 1,
     spikes: health.SpikeConfig | None = None,
     norms: bool = False,
+    sharding: zero.Sharding | None = None,
 ) -> Step:
     """Compiles (state, batch) -> (next state, metrics). The given state is used up (donated).
 
@@ -38,6 +39,7 @@ def make_step(
         accumulate: micro-batches that a batch is cut into, one after the other, to save memory.
         spikes: which steps are skipped because they stand out; None skips none for that.
         norms: whether the norms of gradient and update are metrics for each group of parameters.
+        sharding: which stage of ZeRO there is on the mesh; None is the third.
 
     Returns:
         The step. Its metrics are scalars: loss (mean), tokens (the weight), inputs (tokens that
@@ -53,7 +55,7 @@ def make_step(
         read = _inputs(batch)
         if isinstance(loss, MaskedLoss):
             batch = loss.prepare(batch, key)
-        total, extra, grads = _gradient(loss, state.params, batch, key, accumulate)
+        total, extra, grads = _gradient(loss, sharding, state.params, batch, key, accumulate)
         advanced, metrics = _advance(state, optimizer, spikes, total, grads, norms=norms)
         extra = {name: value / _divisor(total) for name, value in extra.items()}
         return advanced, extra | metrics | {"inputs": read}
@@ -139,30 +141,31 @@ def _compiler_options() -> dict[str, str]:
     return {"xla_cpu_prefer_vector_width": "512"}
 
 
-def _gradient(loss, params, batch, key, accumulate):
+def _gradient(loss, sharding, params, batch, key, accumulate):
     """(Weighted, metrics, gradient of the sum), added up over micro-batches."""
 
     def scalar(params, batch, key):
         weighted, metrics = loss(params, batch, key)
         return weighted.sum, (weighted, metrics)
 
-    def one(batch, key):
-        (_, (weighted, metrics)), grads = jax.value_and_grad(scalar, has_aux=True)(
-            params, batch, key
-        )
-        return weighted, metrics, grads
+    value_and_grad, finish = zero.value_and_grad(scalar, sharding, params)
 
-    if accumulate == 1:
-        return one(batch, key)
+    def one(batch, key):
+        (_, (weighted, metrics)), found = value_and_grad(batch, key)
+        return weighted, metrics, found
 
     def body(totals, inputs):
         return jax.tree.map(jnp.add, totals, one(*inputs)), None
 
+    if accumulate == 1:
+        weighted, metrics, found = one(batch, key)
+        return weighted, metrics, finish(found)
     micro = {name: _cut(name, rows, accumulate) for name, rows in batch.items()}
     keys = jax.random.split(key, accumulate)
     first = one({name: rows[0] for name, rows in micro.items()}, keys[0])
     rest = {name: rows[1:] for name, rows in micro.items()}
-    return jax.lax.scan(body, first, (rest, keys[1:]))[0]
+    (weighted, metrics, found), _ = jax.lax.scan(body, first, (rest, keys[1:]))
+    return weighted, metrics, finish(found)
 
 
 def _cut(name: str, rows: jax.Array, parts: int) -> jax.Array:

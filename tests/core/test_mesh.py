@@ -1,5 +1,8 @@
 """Meshes, and logical axes on them."""
 
+import dataclasses
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,3 +137,43 @@ def test_batches_are_split_by_rows():
         assert {shard.data.shape for shard in tokens.addressable_shards} == {(2, 4)}
         np.testing.assert_array_equal(tokens, rows)
     assert isinstance(mesh.shard_batch({"tokens": rows})["tokens"], jax.Array)
+
+
+@dataclasses.dataclass(frozen=True)
+class Elsewhere:
+    """A device of some process."""
+
+    process_index: int
+
+
+@pytest.mark.parametrize(
+    ("sizes", "processes", "shares"),
+    [
+        ((2, 2, 1), 4, [(0,), (1,), (2,), (3,)]),
+        ((2, 2, 1), 2, [(0, 1), (2, 3)]),
+        ((1, 2, 2), 4, [(0,), (0,), (1,), (1,)]),
+        ((1, 1, 4), 2, [(0,), (0,)]),
+        ((1, 2, 2), 1, [(0, 1)]),
+    ],
+)
+def test_processes_that_split_the_same_rows_read_the_same_share(sizes, processes, shares):
+    """Two processes of a mesh that splits heads alone both need all rows."""
+    count = int(np.prod(sizes))
+    devices = np.array([Elsewhere(i * processes // count) for i in range(count)])
+    made = types.SimpleNamespace(
+        axis_names=("data", "fsdp", "tensor"),
+        shape=dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)),
+        devices=devices.reshape(sizes),
+    )
+    found = [mesh.row_shares(made, process) for process in range(processes)]
+    assert [mine for mine, _ in found] == shares
+    assert all(everyone == sorted(set(shares)) for _, everyone in found)
+
+
+def test_processes_that_share_some_rows_and_not_all_are_refused():
+    devices = np.array([Elsewhere(process) for process in (0, 0, 1, 1, 2, 2)]).reshape(2, 3)
+    made = types.SimpleNamespace(
+        axis_names=("fsdp", "tensor"), shape={"fsdp": 2, "tensor": 3}, devices=devices
+    )
+    with pytest.raises(ValueError, match="processes share some and not all"):
+        mesh.row_shares(made, 0)

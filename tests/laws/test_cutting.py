@@ -5,12 +5,10 @@ the rows have between 0 and 13 targets. A mean of means is off by far more.
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from llmjax import mesh, models
@@ -25,6 +23,7 @@ from llmjax.objectives import (
     rtd_spec,
 )
 from llmjax.train import make_step
+from tests.laws.recorder import RECORDER
 
 TOLERANCE = 2e-6  # relative
 
@@ -39,24 +38,6 @@ CUTS = {
 # Enough for losses that are cut as the others are, once they have drawn their masks.
 FEWER_CUTS = ("8 micro-batches", "4 micro-batches on 2 devices", list(CUTS)[-1])
 HIDDEN = {"mask_id": 3, "special_ids": (0, 1, 2)}
-
-
-class Seen(NamedTuple):
-    """The gradient of the last step."""
-
-    grads: Any
-    learning_rate: jax.Array
-
-
-def _init(params):
-    return Seen(jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
-
-
-def _update(grads, state, params=None):
-    return jax.tree.map(jnp.zeros_like, grads), Seen(grads, state.learning_rate)
-
-
-RECORDER = optax.GradientTransformation(_init, _update)
 
 
 @pytest.fixture(scope="module")

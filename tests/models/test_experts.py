@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from llmjax import mesh, models, weights
+from llmjax.models import dispatch, grouped
 from llmjax.models import experts as moe
 from llmjax.spec import count, is_param
 
-B, S, D, E, F, K = 4, 6, 8, 4, 6, 2
+B, S, D, E, F, K = 8, 6, 8, 4, 6, 2
 IMPLEMENTATIONS = ("blocks", "ragged", "gathered")
 
-mix = jax.jit(moe.experts, static_argnames=("config", "implementation"))
+mix = jax.jit(moe.experts, static_argnames=("config", "limited", "implementation"))
 
 
 def config_of(**fields) -> models.ModelConfig:
@@ -128,11 +129,100 @@ def test_no_token_is_dropped_where_all_choose_one_expert(x, params):
             assert [bool(np.any(part)) for part in gradients[name]] == [False, False, True, False]
 
 
+def first_come(chosen, there, capacity):
+    """Which copies an expert takes: of each row first choices first, then earlier tokens."""
+    kept = np.zeros(chosen.shape, bool)
+    for row in range(len(chosen)):
+        taken = np.zeros(E, int)
+        for choice in range(chosen.shape[2]):
+            for position in np.flatnonzero(there[row]):
+                expert = chosen[row, position, choice]
+                kept[row, position, choice] = taken[expert] < capacity
+                taken[expert] += 1
+    return kept
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_an_expert_takes_no_more_than_its_capacity(remat, x, params):
+    """Of a row 6 · 2 / 4 · 0.6, rounded up, are 2 tokens; padding takes nobody's place."""
+    config = config_of(capacity=0.6, remat=remat)
+    segment_ids = np.ones((B, S), np.int32)
+    segment_ids[::2, 1] = 0
+    (_, (out, routing)), gradients = run(params, x, config, segment_ids=segment_ids)
+    _, _, chosen = by_hand(params, x, config)
+    there = segment_ids != 0
+    kept = first_come(chosen, there, 2)
+    assert routing.dropped == there.sum() * K - kept.sum() > 0
+    np.testing.assert_array_equal(routing.copies, np.bincount(chosen[there].ravel(), minlength=E))
+
+    def by_expert(params, x):
+        """All experts of all tokens, most of them weighted by 0."""
+        chances = jax.nn.softmax(x @ params["router"])
+        shares = jnp.take_along_axis(chances, chosen, axis=-1)
+        shares = shares / shares.sum(-1, keepdims=True) * kept
+        weight = jnp.einsum("bsk,bske->bse", shares, jax.nn.one_hot(chosen, E))
+        gate, up = (jnp.einsum("bsd,edf->bsef", x, params[name]) for name in ("gate", "up"))
+        every = jnp.einsum("bsef,efd->bsed", jax.nn.silu(gate) * up, params["down"])
+        total = jnp.einsum("bsed,bse->bsd", every, weight)
+        share = np.bincount(chosen[there].ravel(), minlength=E) / there.sum()
+        balance = E * jnp.sum(share * (chances * there[..., None]).sum((0, 1)) / there.sum())
+        return jnp.sum(jnp.sin(total)) + balance, total
+
+    expected_gradients, expected = jax.grad(by_expert, (0, 1), has_aux=True)(params, x)
+    check(out, expected)
+    check(gradients, expected_gradients)
+
+
+def test_a_capacity_that_nobody_exceeds_changes_nothing(x, params):
+    whole = run(params, x, config_of())
+    check(run(params, x, config_of(capacity=float(E))), whole)
+    limited, _ = mix(params, None, x, config=config_of(capacity=0.1), limited=False)
+    check(limited, whole[0][1][0])
+
+
+def test_places_are_given_in_the_order_of_positions(x, params):
+    """Of sequences that devices share, in another order than they are read."""
+    config, order = config_of(capacity=0.5), np.array([3, 0, 5, 1, 2, 4])
+    out, routing = mix(params, None, x, config=config)
+    positions = jnp.asarray(order, jnp.int32)
+    mixed, again = mix(params, None, x[:, order], config=config, positions=positions)
+    check(mixed, out[:, order])
+    assert again.dropped == routing.dropped > 0
+
+
+def test_what_is_exchanged_arrives_in_order_and_goes_back():
+    """Four devices send each other what a table says; sent back, all is as it was."""
+    random = np.random.default_rng(4)
+    sizes = random.integers(0, 4, (4, 4), dtype=np.int32)
+    rows = np.zeros((4, 16, 2), np.float32)
+    sent = {}
+    for source in range(4):
+        for target in range(4):
+            count, at = sizes[source, target], sizes[source, :target].sum()
+            sent[source, target] = 1 + random.random((count, 2), np.float32)
+            rows[source, at : at + count] = sent[source, target]
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(expert=4), jax.devices()[:4])):
+
+        @jax.jit
+        @jax.shard_map(in_specs=(jax.P("expert"), jax.P()), out_specs=jax.P("expert"))
+        def there_and_back(rows, sizes):
+            got = dispatch.exchange(rows[0], sizes, 16)
+            return got[None], dispatch.exchange(got, sizes.T, 16)[None]
+
+        placed = jax.device_put(rows, jax.P("expert"))
+        got, back = jax.device_get(there_and_back(placed, jnp.asarray(sizes)))
+    for target in range(4):
+        arrived = np.concatenate([sent[source, target] for source in range(4)])
+        np.testing.assert_array_equal(got[target, : len(arrived)], arrived)
+        assert not np.any(got[target, len(arrived) :])
+    np.testing.assert_array_equal(back, rows)
+
+
 @pytest.mark.parametrize("size", [1, 2, 8])
 def test_blocks_hold_each_copy_once_and_one_expert(size):
     random = np.random.default_rng(2)
     chosen = np.argsort(random.random((7, 5)), axis=1)[:, :3].astype(np.int32) - 1
-    plan = jax.device_get(moe._plan(jnp.asarray(chosen), 3, size))
+    plan = jax.device_get(grouped.plan(jnp.asarray(chosen), 3, size))
     for (token, _), row, expert in zip(np.ndindex(7, 3), plan.rows.flat, chosen.flat, strict=True):
         if 0 <= expert < 3:
             assert plan.tokens[row] == token and plan.owners[row // size] == expert
@@ -192,10 +282,14 @@ def test_routing_counts_all_but_padding(x, params):
 
 
 def test_balance_is_k_where_tokens_are_spread_evenly_and_e_where_one_has_all():
-    even = moe.Routing(jnp.full(E, 10.0 * K / E), jnp.full(E, 10.0 / E), jnp.float32(10))
+    even = moe.Routing(
+        jnp.full(E, 10.0 * K / E), jnp.full(E, 10.0 / E), jnp.float32(10), jnp.float32(0)
+    )
     assert moe.balance_loss(even, config_of()) == pytest.approx(K)
     one = jnp.zeros(E).at[1].set(10.0)
-    assert moe.balance_loss(moe.Routing(one, one, jnp.float32(10)), config_of()) == pytest.approx(E)
+    assert moe.balance_loss(
+        moe.Routing(one, one, jnp.float32(10), jnp.float32(0)), config_of()
+    ) == pytest.approx(E)
     none = jax.tree.map(jnp.zeros_like, even)
     assert moe.balance_loss(none, config_of()) == 0.0
     twice = jax.tree.map(lambda a: 2 * a, even)  # of two layers alike
@@ -208,13 +302,17 @@ MESHES = [(2, 1, 2, 2), (1, 2, 2, 2), (2, 2, 1, 2), (1, 1, 1, 4), (1, 1, 1, 1)]
 
 @pytest.mark.parametrize(
     ("sizes", "implementation"),
-    [(sizes, "blocks") for sizes in MESHES] + [(MESHES[0], "ragged"), (MESHES[1], "gathered")],
+    [(sizes, "blocks") for sizes in MESHES]
+    + [(MESHES[0], "ragged"), (MESHES[1], "gathered"), (MESHES[2], "limited")],
 )
 def test_every_mesh_equals_one_device(sizes, implementation, x, params):
-    config = config_of(remat="dots" if sizes[0] == 2 else "none")
+    """Tokens travel to the devices that have their experts, however many choose one."""
+    capacity, implementation = (1.0, None) if implementation == "limited" else (0, implementation)
+    config = config_of(remat="dots" if sizes[0] == 2 else "none", capacity=capacity)
     spec = moe.experts_spec(config)
     segment_ids = np.tile(np.arange(S, dtype=np.int32) % 3, (B, 1))
     alone = run(params, x, config, segment_ids=segment_ids, implementation="blocks")
+    assert (alone[0][1][1].dropped > 0) == bool(capacity)
     devices = jax.devices()[: int(np.prod(sizes))]
     with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(*sizes), devices)):
         placed = jax.tree.map(

@@ -1,0 +1,203 @@
+"""Products of rows with weights of which each row has its own: an expert's."""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from llmjax import collectives, mesh
+
+MAX_BLOCK = 128  # rows of a block on CPUs; longer ones pad more and multiply no faster
+
+Implementation = Literal["blocks", "ragged", "gathered"]
+
+
+@struct.dataclass
+class Plan:
+    """Rows in order of their experts, of whom each begins a block of rows.
+
+    Attributes:
+        tokens: int32 [N], the token of each row; beyond the last token where a row has none.
+        rows: int32 [T, k], the row of each copy; beyond the last row where others have the expert.
+        owners: int32 [blocks], the expert of each block.
+        sizes: int32 [E], rows of each expert, those that fill its last block too.
+    """
+
+    tokens: jax.Array
+    rows: jax.Array
+    owners: jax.Array
+    sizes: jax.Array
+
+
+def fastest(copies: int, count: int) -> Implementation:
+    """The implementation for so many copies of tokens and experts on a device.
+
+    "blocks", a loop over blocks of rows with one expert, on CPUs; elsewhere "ragged"
+    (`jax.lax.ragged_dot`), or, where rows are so few that most weights are not needed, "gathered".
+    """
+    if mesh.platform() == "cpu":
+        return "blocks"
+    return "gathered" if copies < count else "ragged"
+
+
+def block_size(copies: int, count: int, implementation: Implementation) -> int:
+    """Rows of a block: a power of two, up to an expert's mean number of rows, or 1."""
+    if implementation != "blocks":
+        return 1
+    return min(MAX_BLOCK, 1 << max(copies // count, 1).bit_length() - 1)
+
+
+def product(
+    rows: jax.Array,
+    part: jax.Array,
+    plan: Plan,
+    implementation: Implementation,
+    axes: mesh.Axes,
+) -> jax.Array:
+    """Rows [N, D] times their experts' weights [E, D, F], within `on_parts`.
+
+    Args:
+        rows: in the order of the plan.
+        part: what this device has of the weights.
+        plan: whose row is whose.
+        implementation: one of those of `fastest`.
+        axes: as in `joined`.
+    """
+    return joined(_PRODUCTS[implementation], rows, part, plan, axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
+def joined(
+    function: Callable, rows: jax.Array, part: jax.Array, plan: Plan | None, axes: mesh.Axes
+) -> jax.Array:
+    """`function(rows, weight, plan)` with a part of the weight, within `on_parts`.
+
+    The parts are joined in both passes, so that nothing keeps them whole in between, and the
+    gradient is scattered.
+
+    Args:
+        function: linear in rows and in the weight.
+        rows: what it multiplies.
+        part: what this device has of the weight.
+        plan: what else it needs.
+        axes: the logical axes along which parts are joined; None stays.
+    """
+    return function(rows, collectives.gather(part, axes), plan)
+
+
+def _joined_backward(function, axes, kept, cotangent):
+    rows, part, plan = kept
+
+    def again(rows, part):
+        return function(rows, collectives.gather(part, axes), plan)
+
+    return *jax.vjp(again, rows, part)[1](cotangent), None
+
+
+joined.defvjp(
+    lambda function, rows, part, plan, axes: (
+        joined(function, rows, part, plan, axes),
+        (rows, part, plan),
+    ),
+    _joined_backward,
+)
+
+
+def plan(chosen: jax.Array, count: int, size: int) -> Plan:
+    """For experts [T, k], of which those in [0, count) are here, and blocks of `size` rows."""
+    flat = chosen.reshape(-1)
+    flat = jnp.where((flat >= 0) & (flat < count), flat, count)
+    order = jnp.argsort(flat)
+    ordered = flat[order]
+    ends = jnp.searchsorted(ordered, jnp.arange(1, count + 1, dtype=flat.dtype))
+    copies = jnp.diff(ends, prepend=0)
+    sizes = -(-copies // size) * size
+    last = jnp.cumsum(sizes)
+    blocks = (flat.size + min(count, flat.size) * (size - 1)) // size
+    # A copy's row: where its expert's rows begin, and its rank among them.
+    shift = jnp.append(last - sizes - (ends - copies), blocks * size)
+    row = jnp.minimum(jnp.arange(flat.size) + shift[ordered], blocks * size)
+    rows = jnp.zeros_like(flat).at[order].set(row.astype(flat.dtype))
+    token = (order // chosen.shape[1]).astype(flat.dtype)
+    tokens = jnp.full_like(flat, len(chosen), shape=blocks * size).at[row].set(token, mode="drop")
+    owners = jnp.searchsorted(last, size * jnp.arange(blocks), side="right")
+    return Plan(tokens, rows.reshape(chosen.shape), owners, sizes)
+
+
+def _ragged(rows: jax.Array, weight: jax.Array, plan: Plan) -> jax.Array:
+    product = jax.lax.ragged_dot(rows, weight, plan.sizes)
+    # What lies behind the last expert's rows is not defined.
+    return jnp.where(jnp.arange(len(rows))[:, None] < jnp.sum(plan.sizes), product, 0)
+
+
+def _gathered(rows: jax.Array, weight: jax.Array, plan: Plan) -> jax.Array:
+    return jnp.einsum("nd,ndf->nf", rows, weight.at[plan.owners].get(mode="clip"))
+
+
+def _in_blocks(rows: jax.Array, weight: jax.Array, plan: Plan) -> jax.Array:
+    used = jnp.sum(plan.sizes) // (len(rows) // len(plan.owners))
+    return _loop(rows, weight, plan.owners, used)
+
+
+@jax.custom_vjp
+def _loop(rows: jax.Array, weight: jax.Array, owners: jax.Array, used: jax.Array) -> jax.Array:
+    """Each block of rows [N, D] times its owner's weight of [E, D, F], for the first `used` blocks.
+
+    XLA:CPU makes of `ragged_dot` one product of all rows with every expert, and of a gather of
+    weights a slow copy; here it slices. The loop ends with the last block that holds rows, so a
+    device with few of the experts does only its share of the work.
+    """
+    size = len(rows) // len(owners)
+
+    def one(block, out):
+        part = _block(rows, block, size) @ _expert(weight, owners, block)
+        return jax.lax.dynamic_update_slice_in_dim(out, part, block * size, axis=0)
+
+    out = jax.lax.full_like(rows, 0, shape=(len(rows), weight.shape[2]))
+    return jax.lax.fori_loop(0, used, one, out)
+
+
+def _forward(rows, weight, owners, used):
+    return _loop(rows, weight, owners, used), (rows, weight, owners, used)
+
+
+def _backward(kept, cotangent):
+    """In place: the transpose of a slice within a loop would add all weights' zeros each time."""
+    rows, weight, owners, used = kept
+    size = len(rows) // len(owners)
+
+    def one(block, gradients):
+        of_rows, of_weight = gradients
+        given = _block(cotangent, block, size)
+        part = given @ _expert(weight, owners, block).T
+        added = jnp.matmul(_block(rows, block, size).T, given, preferred_element_type=wide)
+        return (
+            jax.lax.dynamic_update_slice_in_dim(of_rows, part, block * size, axis=0),
+            of_weight.at[owners[block]].add(added),
+        )
+
+    wide = jnp.promote_types(weight.dtype, jnp.float32)
+    zeros = jnp.zeros_like(rows), jnp.zeros_like(weight, dtype=wide)
+    of_rows, of_weight = jax.lax.fori_loop(0, used, one, zeros)
+    return of_rows, of_weight.astype(weight.dtype), None, None
+
+
+def _block(rows, block, size):
+    return jax.lax.dynamic_slice_in_dim(rows, block * size, size, axis=0)
+
+
+def _expert(weight, owners, block):
+    return jax.lax.dynamic_index_in_dim(weight, owners[block], keepdims=False)
+
+
+_loop.defvjp(_forward, _backward)
+
+
+_PRODUCTS: dict[Implementation, Callable] = {
+    "blocks": _in_blocks,
+    "ragged": _ragged,
+    "gathered": _gathered,
+}

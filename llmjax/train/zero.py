@@ -1,0 +1,137 @@
+"""What devices that share a batch split of a model for it: ZeRO's stages (Rajbhandari et al. 2020).
+
+Parameters, moments and gradients lie split over the mesh axes fsdp and expert between steps. At
+stage 3 the weights are gathered for each product and their gradients scattered behind it. At stage
+2 the weights of layers are gathered once a step, and held whole in compute precision. At stage 1
+their gradients are held whole too, in float32, and summed once a step: the least to send where a
+batch is cut into many parts, and the most to hold. What lies outside of the layers, and experts,
+are used once or are too large, and gathered where they are used at every stage.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from llmjax import collectives, mesh
+from llmjax.spec import Param, is_param
+from llmjax.weights import Held
+
+Stage = Literal[1, 2, 3]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+    """What is split in a step, on the mesh that is set when it is compiled.
+
+    Attributes:
+        spec: of the parameters.
+        dtype: in which weights are held: that of the model's products.
+        stage: of ZeRO.
+    """
+
+    spec: Any
+    dtype: Any
+    stage: Stage
+
+    def __post_init__(self) -> None:
+        if self.stage not in (1, 2, 3):
+            raise ValueError(f"zero={self.stage}: stages are 1, 2 and 3")
+
+    def holds(self) -> bool:
+        """Whether anything is held whole."""
+        return self.stage < 3 and mesh.size("embed") > 1
+
+    def gather(self, params: Any) -> Any:
+        """Whole weights; None for what is not held."""
+
+        def one(param: Param, value: jax.Array) -> jax.Array | None:
+            if not _is_held(param):
+                return None
+            return collectives.gathered(value.astype(self.dtype), frozenset(mesh.RULES["embed"]))
+
+        return jax.tree.map(one, self.spec, params, is_leaf=is_param)
+
+    def terms(self, whole: Any) -> Any:
+        """Zeros in place of each device's own gradients; None where they are summed at once."""
+
+        def one(param: Param, value: jax.Array | None) -> jax.Array | None:
+            if value is None or self.stage > 1:
+                return None
+            at, names = _place(param), _sharing()
+            shape, spec = list(value.shape), list(jax.typeof(value).sharding.spec)
+            shape.insert(at, math.prod(names.values()))
+            spec.insert(at, tuple(names))
+            return jnp.zeros(shape, jnp.float32, out_sharding=jax.P(*spec))
+
+        return jax.tree.map(one, self.spec, whole, is_leaf=is_param)
+
+    def give(self, params: Any, whole: Any, terms: Any) -> Any:
+        """Parameters as a model takes them."""
+
+        def one(param, split, whole, terms):
+            return split if whole is None else Held(split, whole, terms)
+
+        return jax.tree.map(one, self.spec, params, whole, terms, is_leaf=is_param)
+
+    def add(self, grads: Any, terms: Any) -> Any:
+        """Gradients, with the sums of what each device has of its own."""
+
+        def one(param: Param, grad: jax.Array, own: jax.Array | None) -> jax.Array:
+            if own is None:
+                return grad
+            at, like = _place(param), jax.typeof(grad).sharding.spec
+
+            def term(own: jax.Array) -> jax.Array:
+                return jnp.squeeze(own, at).astype(self.dtype)
+
+            summed = collectives.sum_of_parts(term, (own,), frozenset(_sharing()), like)
+            return grad + summed.astype(grad.dtype)
+
+        return jax.tree.map(one, self.spec, grads, terms, is_leaf=is_param)
+
+
+def value_and_grad(loss: Callable, sharding: Sharding | None, params: Any) -> tuple[Callable, Any]:
+    """(f, finish): as `jax.value_and_grad` of a loss by parameters, with sums that may wait.
+
+    f(*rest) is ((value, extra), what it found of the gradient), which adds up over parts of a
+    batch; finish(found) is the gradient.
+
+    Args:
+        loss: (params, *rest) to (value, extra).
+        sharding: what is held whole; None: nothing.
+        params: by which.
+    """
+    if sharding is None or not sharding.holds():
+        pull = jax.value_and_grad(loss, has_aux=True)
+        return lambda *rest: pull(params, *rest), lambda found: found
+    whole = sharding.gather(params)
+    terms = sharding.terms(whole)
+
+    def of_both(both, *rest):
+        params, terms = both
+        return loss(sharding.give(params, whole, terms), *rest)
+
+    both = jax.value_and_grad(of_both, has_aux=True)
+    return lambda *rest: both((params, terms), *rest), lambda found: sharding.add(*found)
+
+
+def _is_held(param: Param) -> bool:
+    return "embed" in param.axes
+
+
+def _sharing() -> dict[str, int]:
+    """The mesh axes along which devices have rows, or parts of them, of their own; their sizes."""
+    names = (*mesh.RULES["batch"], *mesh.RULES["sequence"])
+    current = mesh.current_mesh()
+    assert current is not None
+    sizes = {name: current.shape.get(name, 1) for name in names if name not in mesh.RULES["layers"]}
+    return {name: size for name, size in sizes.items() if size > 1}
+
+
+def _place(param: Param) -> int:
+    """The axis of terms: behind that of layers."""
+    return int("layers" in param.axes)
