@@ -27,6 +27,8 @@ RULES: Rules = {
     # Outside of the layers, where no stage has to wait for another, stages share the rows too.
     "batch": ("stage", "data", "fsdp", "expert"),
     "sequence": ("context",),
+    # Between blocks, devices that split heads share the positions (Korthikanti et al. 2022).
+    "stream": ("context", "tensor"),
     "tokens": ("context", "stage", "data", "fsdp", "expert"),  # rows and sequences together
     "layers": ("stage",),
     "embed": ("fsdp", "expert"),  # the model width of weights; of activations it is never split

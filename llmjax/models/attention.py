@@ -125,7 +125,7 @@ def attention(
     """
 
     def prepare(x, params, norm, rope_tables):
-        x = layers.norm(norm, x, config)
+        x = layers.from_stream(layers.norm(norm, x, config))
         queries = project(params, "query", x, "heads")
         keys = project(params, "key", x, "kv_heads")
         values = project(params, "value", x, "kv_heads")
@@ -152,7 +152,7 @@ def attention(
         dropout_rows=where.rows,
     )
     out = einsum("bshc,hcd->bsd", jnp.swapaxes(mixed, 1, 2), params["out"], layers.HIDDEN)
-    return layers.add_bias(out, params, "out"), cache
+    return layers.add_bias(layers.to_stream(out), params, "out"), cache
 
 
 def project(params: dict[str, Any], name: str, x: jax.Array, heads: str = "heads") -> jax.Array:

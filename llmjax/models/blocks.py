@@ -151,5 +151,6 @@ def _add(params, name, x, added, config, key, where):
     """x + added, with the norms that come behind."""
     if config.norm_order in ("both", "output"):
         added = layers.norm(params[f"{name}_out_norm"], added, config)
-    x = x + layers.dropout(added, config.dropout.hidden, key, where)
+    axes = layers.stream_axes(x.shape[1])
+    x = x + layers.dropout(added, config.dropout.hidden, key, where, axes)
     return layers.norm(params[f"{name}_norm"], x, config) if config.norm_order == "post" else x

@@ -136,8 +136,11 @@ def disentangled_attention(
 
     def prepare(states, params, norm):
         asking, seen, relative = states
-        seen = layers.norm(norm, seen, config)
-        asking = seen if asking is None else layers.norm(norm, asking, config)
+        seen, asking = (
+            None if x is None else layers.from_stream(layers.norm(norm, x, config))
+            for x in (seen, asking)
+        )
+        asking = seen if asking is None else asking
         inputs = {"query": asking, "key": seen, "value": seen}
         content = [jnp.swapaxes(project(params, name, x), 1, 2) for name, x in inputs.items()]
         return content, _project_positions(params, relative, config)
@@ -146,7 +149,7 @@ def disentangled_attention(
     content, positions = again(prepare)((queries, x, relative), params, norm)
     mixed = again(functools.partial(_attend, config))(content, positions, mask, keys[1], where.rows)
     out = einsum("bshc,hcd->bsd", jnp.swapaxes(mixed, 1, 2), params["out"], layers.HIDDEN)
-    return layers.add_bias(out, params, "out")
+    return layers.add_bias(layers.to_stream(out), params, "out")
 
 
 def _attend(config, content, positions, mask, key, rows) -> jax.Array:
@@ -220,6 +223,7 @@ def convolution(
     Returns:
         [B, S, D].
     """
+    inputs, outputs = layers.from_stream(inputs), layers.from_stream(outputs)
     reach = config.disentangled.convolution // 2
     windows = []
     for step in range(-reach, reach + 1):
@@ -233,7 +237,8 @@ def convolution(
     inner = layers.dropout(inner, config.dropout.hidden, key, where)
     inner = ACTIVATIONS[config.disentangled.convolution_activation](inner)
     out = layers.norm(params["norm"], outputs + inner, config)
-    return out if segment_ids is None else jnp.where(segment_ids[..., None] != 0, out, 0)
+    out = out if segment_ids is None else jnp.where(segment_ids[..., None] != 0, out, 0)
+    return layers.to_stream(out)
 
 
 def _step(x: jax.Array, step: int) -> jax.Array:

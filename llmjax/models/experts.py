@@ -85,7 +85,7 @@ def experts(
     Returns:
         The sum [B, S, D], and where the tokens went.
     """
-    y = layers.norm(norm, jnp.asarray(x), config)
+    y = layers.from_stream(layers.norm(norm, jnp.asarray(x), config))
     probabilities, weights, chosen = _route(params["router"], y, config)
     there = jnp.ones(chosen.shape[:2], bool) if segment_ids is None else segment_ids != 0
     there = mesh.place(there, layers.HIDDEN[:2])
@@ -99,7 +99,7 @@ def experts(
     arrays = [jnp.asarray(materialize(params[name]), y.dtype) for name in ("gate", "up", "down")]
     axes = (*(layers.HIDDEN,) * 3, INTO, INTO, BACK)
     on_devices = on_parts(functools.partial(compute, config=config), axes, layers.HIDDEN)
-    return on_devices(y, weights, sent, *arrays), routing
+    return layers.to_stream(on_devices(y, weights, sent, *arrays)), routing
 
 
 def balance_loss(routing: Routing, config: ModelConfig) -> jax.Array:

@@ -12,7 +12,8 @@ from llmjax.kernels import dropout as kernels
 from llmjax.models.config import ModelConfig
 from llmjax.spec import Param
 
-HIDDEN = ("batch", "sequence", None)  # logical axes of activations [B, S, D]
+HIDDEN = ("batch", "sequence", None)  # logical axes of activations [B, S, D] within blocks
+STREAM = ("batch", "stream", None)  # of the residual stream between them, and its norms
 
 
 class Where(NamedTuple):
@@ -33,6 +34,21 @@ EVERYWHERE = Where()
 def hidden_axes(x: jax.Array) -> mesh.Axes:
     """Logical axes of x [B, S, D], which may have too few positions to be split by them."""
     return HIDDEN if x.shape[1] % mesh.size("sequence") == 0 else (HIDDEN[0], None, None)
+
+
+def stream_axes(length: int) -> mesh.Axes:
+    """Logical axes of the residual stream [B, S, D] of this length, which may be too short."""
+    return STREAM if length % mesh.size("stream") == 0 else HIDDEN
+
+
+def to_stream(x: jax.Array) -> jax.Array:
+    """What a block adds, [B, S, D], as the residual stream lies."""
+    return mesh.place(x, stream_axes(x.shape[1]))
+
+
+def from_stream(x: jax.Array) -> jax.Array:
+    """The residual stream, [B, S, D], as products within a block need it."""
+    return mesh.place(x, HIDDEN)
 
 
 def residual_init(config: ModelConfig) -> initializers.Initializer:

@@ -43,7 +43,7 @@ def mlp(
     again = remat.at_level(config, "dots")
 
     def widen(x, params, norm):
-        x = layers.norm(norm, x, config)
+        x = layers.from_stream(layers.norm(norm, x, config))
         up = einsum("bsd,df->bsf", x, params["up"], INNER)
         gate = einsum("bsd,df->bsf", x, params["gate"], INNER) if "gate" in params else None
         return up, gate
@@ -53,6 +53,6 @@ def mlp(
         up = layers.add_bias(up, params, "up")
         inner = activation(up) if gate is None else activation(gate) * up
         out = einsum("bsf,fd->bsd", inner, params["down"], layers.HIDDEN)
-        return layers.add_bias(out, params, "down")
+        return layers.add_bias(layers.to_stream(out), params, "down")
 
     return again(narrow)(again(widen)(x, params, norm), params)

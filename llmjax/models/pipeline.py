@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from llmjax import mesh
+from llmjax.models.layers import stream_axes
 from llmjax.models.options import Pipeline
 
 AXIS = "stage"
@@ -146,13 +147,14 @@ def _stage(body, plan: Schedule, x, layers, rows, shared):
     """What one stage does."""
     here = jax.lax.axis_index(AXIS)
     columns = plan.microbatches // plan.stages
-    stream = _cut(x, columns)
+    positions = stream_axes(x.shape[1])[1]
+    stream = _cut(x, columns, positions)
     # A chunk comes out while the next one goes in, and takes its place.
     stream = jnp.concatenate([stream, jnp.zeros_like(stream[:1])])
     groups = jax.tree.map(lambda leaf: _deal(leaf, plan), layers)
     # Every stage works on all rows: those of all stages, one behind the other.
     gather = functools.partial(jax.lax.all_gather, axis_name=AXIS, tiled=True)
-    rows = jax.tree.map(lambda leaf: gather(_cut(leaf, columns)), rows)
+    rows = jax.tree.map(lambda leaf: gather(_cut(leaf, columns, "sequence")), rows)
 
     def swap(time, passed, stream):
         """At the first stage, what has come out for what goes in; then moves the column on."""
@@ -177,7 +179,7 @@ def _stage(body, plan: Schedule, x, layers, rows, shared):
 
     carry, sums = jax.lax.scan(step, (stream[-1], stream), jnp.arange(plan.steps))
     _, stream = swap(plan.steps, *carry)
-    return _join(stream[1:]), jax.tree.map(lambda found: jnp.sum(found, axis=0), sums)
+    return _join(stream[1:], positions), jax.tree.map(lambda found: jnp.sum(found, axis=0), sums)
 
 
 def _move(x, plan: Schedule, by: int):
@@ -190,17 +192,17 @@ def _at(x, index):
     return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
 
 
-def _cut(x, columns: int):
+def _cut(x, columns: int, positions: str | None):
     """A stage's rows [B/P, ...] as micro-batches [columns, b, ...], each over all its devices."""
-    axes = ("batch", None, "sequence", None)[: x.ndim + 1]
+    axes = ("batch", None, positions, None)[: x.ndim + 1]
     split = mesh.sharded(jnp.reshape, axes)
     return jnp.swapaxes(split(x, (x.shape[0] // columns, columns, *x.shape[1:])), 0, 1)
 
 
-def _join(x):
+def _join(x, positions: str | None):
     """Inverts `_cut`."""
     columns, size = x.shape[:2]
-    merge = mesh.sharded(jnp.reshape, ("batch", "sequence", None))
+    merge = mesh.sharded(jnp.reshape, ("batch", positions, None))
     return merge(jnp.swapaxes(x, 0, 1), (size * columns, *x.shape[2:]))
 
 

@@ -159,10 +159,10 @@ def forward(
         rows.where,
     )
     inputs = _per_layer(params["layers"], cache, keys, config)
-    x, outs = _run(params, x, inputs, rows, config)
+    x, outs = _run(params, layers.to_stream(x), inputs, rows, config)
+    hidden = layers.from_stream(layers.norm(params.get("final_norm"), x, config))
     if _is_balanced(config):
-        x = restore(x, layers.HIDDEN)
-    hidden = layers.norm(params.get("final_norm"), x, config)
+        hidden = restore(hidden, layers.HIDDEN)
     routing = _routing(outs) if config.experts.count else None
     if cache is None:
         return Output(hidden, None, routing)
@@ -278,8 +278,12 @@ def _run(params, x, inputs, rows: Rows, config) -> tuple[jax.Array, Any]:
     kind = pattern[(config.num_layers - 1) % len(pattern)]
     context = _contexts(rows, relative, config)[kind]
     absolute = embedding.embed_positions(params, rows.positions, x.shape[0], config)
+    batch = None if absolute.shape[0] == 1 else "batch"
     x = disentangled.mask_decoder(
-        lambda queries, seen: block(queries, last, context, seen)[0], absolute, seen, config
+        lambda queries, seen: block(queries, last, context, seen)[0],
+        mesh.place(absolute, (batch, *layers.stream_axes(x.shape[1])[1:])),
+        seen,
+        config,
     )
     return x, outs
 

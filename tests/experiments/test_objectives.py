@@ -49,7 +49,9 @@ def electra() -> Recipe:
     )
 
 
-@pytest.fixture(scope="module", params=["modernbert_tiny", "electra"])
+@pytest.fixture(
+    scope="module", params=["electra", pytest.param("modernbert_tiny", marks=pytest.mark.slow)]
+)
 def run_dir(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:

@@ -73,8 +73,20 @@ def train(draw, on_mesh, start, packed):
     return two_steps
 
 
-@pytest.mark.parametrize("devices", MESHES)
-@pytest.mark.parametrize("name", ["gpt2, dropout, adamw", "llama, muon"])
+# Each axis alone for one model, and their product for the other; `pytest -m slow` has the rest.
+DEFAULT = {
+    ("gpt2, dropout, adamw", "fsdp"),
+    ("gpt2, dropout, adamw", "tensor 4"),
+    ("llama, muon", "data x fsdp x tensor"),
+}
+CASES = [
+    pytest.param(name, devices, marks=() if (name, devices) in DEFAULT else pytest.mark.slow)
+    for name in ("gpt2, dropout, adamw", "llama, muon")
+    for devices in MESHES
+]
+
+
+@pytest.mark.parametrize(("name", "devices"), CASES)
 def test_every_mesh_equals_one_device(name, devices, train):
     losses, params, optimizer = train(name, MESHES[devices])
     expected_losses, expected_params, expected_optimizer = train(name, None)
@@ -86,7 +98,9 @@ def test_every_mesh_equals_one_device(name, devices, train):
         )
 
 
-@pytest.mark.parametrize("name", ["gpt2, dots", "llama, full"])
+@pytest.mark.parametrize(
+    "name", ["gpt2, dots", pytest.param("llama, full", marks=pytest.mark.slow)]
+)
 def test_rematerialisation_on_a_mesh_equals_one_device(name, train):
     test_every_mesh_equals_one_device(name, "data x fsdp x tensor", train)
 

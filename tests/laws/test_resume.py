@@ -44,7 +44,12 @@ def settings(objective, gpt2, dropout):
 
 @pytest.mark.parametrize(
     ("objective", "sizes"),
-    [("clm", None), ("clm", (2, 2, 2)), ("mlm", None), ("rtd", (2, 2, 2))],
+    [
+        ("clm", (2, 2, 2)),
+        ("mlm", None),
+        pytest.param("clm", None, marks=pytest.mark.slow),
+        pytest.param("rtd", (2, 2, 2), marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_taken_up_again_is_bitwise_the_same(objective, sizes, gpt2, on_mesh, packed):
     """With dropout, masks and replacements, whose draws hang on the state's key and step alone."""

@@ -123,7 +123,7 @@ def test_a_prepared_batch_may_be_cut(batch, draw):
     assert abs(added[0][0] - whole[0][0]) > 0.01 * whole[0][0]
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_mesh_of_every_axis_equals_one_device(tied, batch, draw):
     config = config_of(tied=tied, num_heads=8, embed_dim=16)
     spec, key = models.spec(config), jax.random.key(3)

@@ -164,6 +164,7 @@ def test_compute_to_reach_what_was_not_reached_is_infinite() -> None:
     assert report.compute_to_reach(flops, accuracy, 0.2) == pytest.approx(2**0.5)
 
 
+@pytest.mark.slow
 def test_the_whole_tool(prepared, tmp_path, capsys) -> None:
     arguments = ["run", f"--data={prepared}", f"--out={tmp_path}", "--seeds=2", "--quick"]
     compare_encoders.main(arguments)
