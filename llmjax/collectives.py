@@ -136,11 +136,14 @@ def _join(x: jax.Array, name: str, axis: int) -> jax.Array:
 
 def _scatter(x: jax.Array, name: str, axis: int) -> jax.Array:
     """Sums over a mesh axis, of which each device keeps its part along an axis of x."""
-    # TPUs have no parts of less than 128 numbers along the last axis.
+    # TPUs have no parts of less than 128 numbers along the last axis, and of more than two axes
+    # XLA makes a sum on all devices.
     x = jnp.moveaxis(x, axis, 0)
+    rest = x.shape[1:]
+    x = x.reshape(len(x), -1)
     for groups in _stages(name):
         x = jax.lax.psum_scatter(x, name, scatter_dimension=0, tiled=True, axis_index_groups=groups)
-    return jnp.moveaxis(x, 0, axis)
+    return jnp.moveaxis(x.reshape(-1, *rest), 0, axis)
 
 
 def _stages(name: str) -> list[list[list[int]] | None]:

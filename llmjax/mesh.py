@@ -7,6 +7,7 @@ Explicit meshes (the default here) and under Auto meshes.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -110,11 +111,19 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.M
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(config, len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices)
-    across = _across(sizes, slices)
-    within = [size // across[name] for name, size in sizes.items()]
-    placed = mesh_utils.create_hybrid_device_mesh(within, list(across.values()), devices)
+    place: Callable = functools.partial(
+        mesh_utils.create_device_mesh, list(sizes.values()), devices=devices
+    )
+    if slices > 1:
+        across = _across(sizes, slices)
+        within = [size // across[name] for name, size in sizes.items()]
+        place = functools.partial(
+            mesh_utils.create_hybrid_device_mesh, within, list(across.values()), devices
+        )
+    try:
+        placed = place()
+    except NotImplementedError:  # A size that no product of a torus' lengths is, 8 of 4×4×4 say.
+        placed = place(allow_split_physical_axes=True)
     return jax.sharding.Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 

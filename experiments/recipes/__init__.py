@@ -11,7 +11,7 @@ from experiments.recipe import Recipe
 from experiments.recipes.benchmark import w1, w2
 from experiments.recipes.encoders import bert_base, deberta_tiny, electra_base, modernbert_tiny
 from experiments.recipes.gpt2 import gpt2_small
-from experiments.recipes.llama import llama3_8b
+from experiments.recipes.llama import llama3_8b, llama3_70b, mixtral_8x7b
 from experiments.recipes.mixture import chapter_mixture
 from experiments.recipes.nanogpt import nanogpt_cpu
 from experiments.recipes.small import quickstart, tiny
@@ -30,6 +30,8 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = types.MappingProxyType(
             bert_base,
             electra_base,
             llama3_8b,
+            llama3_70b,
+            mixtral_8x7b,
             w1,
             w2,
         )

@@ -1,4 +1,6 @@
-"""Llama at published sizes, for pods."""
+"""Llama and its kin at published sizes, for pods."""
+
+import dataclasses
 
 from experiments.recipe import Recipe
 from llmjax import models
@@ -38,4 +40,44 @@ def llama3_8b() -> Recipe:
         evaluate_every=1000,
         evaluate_batches=16,
         checkpoint_every=500,
+    )
+
+
+def llama3_70b() -> Recipe:
+    """Llama 3 70B, otherwise as llama3_8b; its sizes and rate are of the same table."""
+    smaller = llama3_8b()
+    return dataclasses.replace(
+        smaller,
+        name="llama3_70b",
+        model=dataclasses.replace(
+            smaller.model, num_layers=80, embed_dim=8192, num_heads=64, mlp_dim=28672
+        ),
+        optimizer=OptimizerConfig(learning_rate=1.5e-4, warmup_steps=8000),
+    )
+
+
+def mixtral_8x7b() -> Recipe:
+    """Eight experts a layer, two for each token, over eight devices; otherwise as llama3_8b.
+
+    The sizes are Mixtral 8x7B's (Jiang et al. 2024, table 1). The blocks are Qwen 3's, which have
+    norms of queries and keys besides.
+    """
+    smaller = llama3_8b()
+    return dataclasses.replace(
+        smaller,
+        name="mixtral_8x7b",
+        model=models.qwen3_moe(
+            vocab_size=32_000,
+            num_layers=32,
+            embed_dim=4096,
+            num_heads=32,
+            num_kv_heads=8,
+            head_dim=128,
+            mlp_dim=14336,
+            max_length=smaller.sequence_length,
+            experts=models.Experts(count=8, per_token=2, dim=14336, balance=0.02),
+            remat="full",
+        ),
+        data=dataclasses.replace(smaller.data, tokenizer=TokenizerConfig(vocab_size=32_000)),
+        mesh=MeshConfig(data=1, fsdp=-1, expert=8),
     )

@@ -10,6 +10,8 @@ from llmjax.planning.program import Amounts, Collective
 from llmjax.spec import Param, is_param
 
 WIDE = 4  # bytes of float32
+# How often a layer gathers or scatters activations, by what it computes again.
+AGAIN = {"none": 8, "dots": 10, "full": 11}
 
 
 def least_traffic(
@@ -33,11 +35,11 @@ def least_traffic(
       every chip (scales of norms) has its gradient summed in float32. Stages 1 and 2 of ZeRO gather
       the weights of layers once a step, and the first one scatters their gradients once a step.
     - data: gradients are summed once a step, in compute precision.
-    - tensor: of activations, two sums a layer in each direction, one behind the look-up and one of
-      the head's gradient (Shoeybi et al. 2019, section 3). Layers that are computed again send
-      nothing again.
+    - tensor: a layer gathers the stream of activations and scatters sums into it twice in each
+      direction (Korthikanti et al. 2022, section 4.2.2), and look-up and head do once each. What
+      is computed again gathers again (`model.remat`), and with "full" sums attention again.
     - expert: besides, k copies of each token travel to an expert and back, in both directions,
-      spread evenly. Layers that are computed again send nothing again.
+      spread evenly; with remat "full" forth again, and back again.
     - context: of a ring of C, keys and values make C - 1 hops in each direction, and their
       gradients, in float32, C hops. Windows are not counted.
     - stage: each micro-batch crosses from stage to stage, in every round, and moves through the
@@ -80,10 +82,11 @@ def _activations(config, sizes, tokens: float, itemsize: int) -> dict[str, float
     layers, ring, stages = config.num_layers, sizes.get("context", 1), sizes.get("stage", 1)
     states = tokens * config.embed_dim * itemsize
     copies = config.experts.per_token if config.experts.count else 0
+    exchanges = 6 if config.remat == "full" else 4
     pairs = 2 * tokens * config.kv_heads * config.channels / sizes.get("tensor", 1)
     return {
-        "tensor": (4 * layers + 2) * 2 * states * _others(sizes.get("tensor", 1)),
-        "expert": 4 * layers * copies * states * _others(sizes.get("expert", 1)),
+        "tensor": (AGAIN[config.remat] * layers + 4) * states * _others(sizes.get("tensor", 1)),
+        "expert": exchanges * layers * copies * states * _others(sizes.get("expert", 1)),
         "context": layers * pairs * (2 * (ring - 1) * itemsize + ring * WIDE),
         # A stage sees the tokens of all.
         "stage": 2 * (config.pipeline.rounds + 1) * stages * states,
@@ -122,7 +125,9 @@ def _weights(param: Param, sizes: Mapping[str, int], itemsize: int, times: int) 
     names = tuple(name for name in rules if sizes.get(name, 1) > 1)
     of_group = math.prod(param.shape) / _split(param.axes, {**sizes, **dict.fromkeys(names, 1)})
     moved = of_group * (itemsize if ours else 2 * WIDE * times)
-    return {axis: moved * share for axis, share in _shares(names, sizes).items()}
+    # Parts of a weight are joined over the last axis first, when they are small.
+    order = tuple(reversed(names)) if ours else names
+    return {axis: moved * share for axis, share in _shares(order, sizes).items()}
 
 
 def _split(axes: tuple[str | None, ...], sizes: Mapping[str, int]) -> int:

@@ -48,9 +48,9 @@ def test_impossible_sizes_are_named(sizes, message):
 
 def test_logical_axes_become_mesh_axes():
     assert mesh.partition_spec(("batch", "sequence", None)) == jax.P(
-        ("stage", "data", "fsdp"), "context", None
+        ("stage", "data", "fsdp", "expert"), "context", None
     )
-    assert mesh.partition_spec(("vocab", "embed")) == jax.P("tensor", "fsdp")
+    assert mesh.partition_spec(("vocab", "embed")) == jax.P("tensor", ("fsdp", "expert"))
     assert mesh.partition_spec(("experts", "mlp")) == jax.P("expert", "tensor")
 
 
@@ -75,7 +75,7 @@ def test_sizes_of_logical_axes():
     with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(2, 2, 2))):
         assert [mesh.size(axis) for axis in ("batch", "embed", "heads", "sequence")] == [4, 2, 2, 1]
     with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(data=2, expert=4))):
-        assert [mesh.size(axis) for axis in ("batch", "experts", "mlp")] == [2, 4, 1]
+        assert [mesh.size(axis) for axis in ("batch", "experts", "mlp")] == [8, 4, 1]
 
 
 def made_of(kind, **sizes):
@@ -124,7 +124,7 @@ def test_on_parts_sums_over_what_splits_an_argument_alone(kind):
 
     expected = jax.grad(total, (0, 1), has_aux=True)(x, weight)
     assert seen == [((4, 6), (6, 3))]
-    with jax.set_mesh(made_of(kind, data=2, tensor=2, expert=2)):
+    with jax.set_mesh(made_of(kind, data=2, tensor=2, context=2)):
         found = jax.jit(jax.grad(total, (0, 1), has_aux=True))(x, weight)
     assert seen[1:] == [((2, 3), (3, 3))]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)

@@ -43,7 +43,8 @@ class Amounts:
 
     Attributes:
         calls: how often it runs.
-        bytes: of the whole array: the result of a gather, the operand of all others.
+        bytes: of the whole array: the result of a gather, the operand of all others; of rows in
+            unequal number (ragged-all-to-all) the smaller of what is read and written.
         wire: bytes that a chip sends at least. Over a group of n: (n-1)/n of an array that is
             gathered, scattered or sent to all; twice that of one that is reduced and kept by all;
             all of one that is passed on.
@@ -128,8 +129,10 @@ def _one(kind: str, computation: Computation, name: str, mesh: Mapping[str, int]
     line = computation[name]
     groups = replica_groups(line, math.prod(mesh.values()))
     size = len(groups[0])
-    operands = sum(map(computation.bytes, computation.operands(name)))
-    whole = operands * size if kind == "all-gather" else operands
+    operands = [*map(computation.bytes, computation.operands(name))]
+    whole = sum(operands) * size if kind == "all-gather" else sum(operands)
+    if kind == "ragged-all-to-all":  # One of them has room for what is never sent.
+        whole = min(operands[:2])
     others = (size - 1) / size
     share = {"all-reduce": 2 * others, "collective-permute": 1.0}.get(kind, others)
     collective = Collective(kind, crossed_axes(groups, mesh), size, _source(line))
