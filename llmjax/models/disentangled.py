@@ -137,10 +137,7 @@ def disentangled_attention(
     def prepare(states, params, norm):
         asking, seen, relative = states
         seen = layers.from_stream(layers.norm(norm, seen, config))
-        if asking is None:
-            asking = seen
-        else:
-            asking = layers.from_stream(layers.norm(norm, asking, config))
+        asking = seen if asking is None else layers.from_stream(layers.norm(norm, asking, config))
         inputs = {"query": asking, "key": seen, "value": seen}
         content = [jnp.swapaxes(project(params, name, x), 1, 2) for name, x in inputs.items()]
         return content, _project_positions(params, relative, config)

@@ -104,7 +104,8 @@ def look_up(
     """Rows [...] of a table [V, D], in `dtype`; their gradients add up in the table's own.
 
     A row that occurs thousands of times would lose most of its gradient to rounding in bfloat16,
-    and GPUs have no fast addition for it.
+    and GPUs have no fast addition for it. Where devices split the table, each rounds its sums to
+    `dtype` before they are scattered, as products do.
     """
     # The width is gathered first, so that the look-up crosses the vocabulary's devices only.
     table = jnp.asarray(table, dtype)
@@ -118,7 +119,6 @@ def _look_up_forward(table, rows, dtype, table_axes, axes):
 
 
 def _look_up_backward(dtype, table_axes, axes, kept, grad):
-    del dtype
     table, rows = kept
     over = _over(rows)
     if _shared(table, over):
@@ -127,18 +127,35 @@ def _look_up_backward(dtype, table_axes, axes, kept, grad):
         def add(rows, grad):
             first = collectives.index(table_axes[0]) * count
             here = (rows >= first) & (rows < first + count)
-            zeros = jax.lax.full_like(grad, 0, table.dtype, (count, width))
-            at = jnp.where(here, rows - first, count)
-            return zeros.at[at].add(grad.astype(table.dtype), mode="drop")
+            at = jnp.where(here, rows - first, count).reshape(-1)
+            return _add_up(at, grad.reshape(-1, width).astype(table.dtype), count, dtype)
 
         like = jax.typeof(table).sharding.spec
-        return collectives.sum_of_parts(add, (rows, grad), over, like), None
+        summed = collectives.sum_of_parts(add, (rows, grad), over, like)
+        return summed.astype(table.dtype), None
 
     def plain(table):
         return mesh.sharded(mesh.place(table, table_axes).at[rows].get, axes)()
 
     _, pull = jax.vjp(plain, table)
     return *pull(grad.astype(table.dtype)), None
+
+
+def _add_up(at: jax.Array, values: jax.Array, count: int, dtype: jnp.dtype) -> jax.Array:
+    """The sums of values [N, D] that have the same place, in `dtype`: [count, D].
+
+    They are added up beside each other first, so that no table of their precision is needed.
+    """
+    order = jnp.argsort(at)
+    at, values = at[order], values[order]
+    begins = jnp.concatenate([at[:1] >= 0, at[1:] != at[:-1]])
+    group = jnp.cumsum(begins) - 1
+    zeros = jax.lax.full_like(values, 0)
+    sums = zeros.at[group].add(values, indices_are_sorted=True)
+    # Groups that are not there keep a place that is not there.
+    place = jnp.full_like(at, count).at[group].set(at, indices_are_sorted=True)
+    table = jax.lax.full_like(values, 0, dtype, (count, values.shape[1]))
+    return table.at[place].set(sums.astype(dtype), mode="drop", indices_are_sorted=False)
 
 
 def _over(rows):

@@ -44,7 +44,8 @@ def least_traffic(
       gradients, in float32, C hops. Windows are not counted.
     - stage: each micro-batch crosses from stage to stage, in every round, and moves through the
       stream of those that wait; in both directions. With fsdp, the weights of layers are gathered
-      and scattered for each micro-batch.
+      and scattered for each micro-batch. Tables and heads, of which stages hold parts, likewise
+      once.
 
     Args:
         config: the model's.
@@ -63,10 +64,8 @@ def least_traffic(
     for path, param in zip(tree.paths(declared, is_leaf=is_param), params, strict=True):
         once = path.startswith("head") or (path == "embedding" and not config.tied)
         times = accumulate * (microbatches if "layers" in param.axes else 1)
-        held = zero < 3 and "embed" in param.axes
-        gathers = 1 if held else times * (1 if once else 2)
-        scatters = 1 if held and zero == 1 else times
-        for axis, moved in _weights(param, sizes, (gathers + scatters) * itemsize, times).items():
+        passes = _passes(zero if "embed" in param.axes else 3, times, 1 if once else 2)
+        for axis, moved in _weights(param, sizes, passes * itemsize, times).items():
             total[axis] += moved
         if "data" in total:
             of_chip = math.prod(param.shape) / _split(param.axes, sizes)
@@ -75,6 +74,11 @@ def least_traffic(
         if axis in total:
             total[axis] += sent
     return total
+
+
+def _passes(zero: int, times: int, gathers: int) -> int:
+    """How often a weight is gathered or its gradient scattered in a step of so many parts."""
+    return {1: 2, 2: 1 + times, 3: (gathers + 1) * times}[zero]
 
 
 def _activations(config, sizes, tokens: float, itemsize: int) -> dict[str, float]:

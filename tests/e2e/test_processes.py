@@ -76,6 +76,24 @@ def test_two_processes_train_as_one_and_go_on_as_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_two_processes_that_split_heads_read_the_same_rows(tmp_path, monkeypatch):
+    """And go on as two that split the rows."""
+    data, split = f"--data.directory={tmp_path / 'data'}", ("--mesh.fsdp=1", "--mesh.tensor=2")
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    (process,) = together(1, alone, data, devices=1, patch=monkeypatch)
+    assert process.wait(timeout=200) == 0
+    pair = together(2, both, data, "--steps=5", *split, devices=1, patch=monkeypatch)
+    assert [process.wait(timeout=200) for process in pair] == [0, 0]
+    pair = together(2, both, data, devices=1, patch=monkeypatch)
+    assert [process.wait(timeout=200) for process in pair] == [0, 0]
+    np.testing.assert_allclose(
+        [line for line in losses(both) if line[0] != 5],
+        [line for line in losses(alone) if line[0] != 5],
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.slow
 def test_four_processes_are_killed_and_go_on_as_two(tmp_path, monkeypatch):
     data = f"--data.directory={tmp_path / 'data'}"
     whole, cut = tmp_path / "whole", tmp_path / "cut"
