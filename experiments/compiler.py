@@ -173,7 +173,7 @@ def _traffic(recipe: Recipe, step: Step, sent: dict[str, float]) -> list[dict[st
             recipe.batch_size,
             recipe.sequence_length,
             accumulate=recipe.accumulate,
-            microbatches=_schedule(recipe, step).microbatches,
+            schedule=_schedule(recipe, step),
             zero=recipe.mesh.zero,
         )
     rows = []
@@ -195,7 +195,7 @@ def _schedule(recipe: Recipe, step: Step) -> pipeline.Schedule:
     made = mesh.abstract_mesh(recipe.mesh, chips, "chip", "tpu")
     with jax.sharding.use_abstract_mesh(made):
         if mesh.size("layers") == 1:
-            return pipeline.Schedule(1, 1, 1)
+            return planning.ALONE
         model, rows = recipe.model, recipe.batch_size // recipe.accumulate
         period = len(model.attention.pattern)
         return pipeline.schedule(model.pipeline, rows, model.num_layers, period)

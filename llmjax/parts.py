@@ -1,6 +1,8 @@
 """Functions that every device runs on its parts of arrays."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +116,38 @@ def _within(op, in_axes, out_axes, check: bool) -> Callable:
 
     run.defvjp(forward, backward)
     return run
+
+
+def over_axes(op: Callable, in_specs: Any, out_specs: Any, axes: set[str]) -> Callable:
+    """`jax.shard_map` over some axes of an Explicit mesh, along the others of which arrays stay.
+
+    Before jax 0.12 XLA was told that what goes in and comes out is whole along the others: all of
+    it was gathered, weights and what is kept for the backward pass too, of which a 70B model's
+    pipeline has no room for.
+    """
+    if jax.__version_info__ < (0, 12):
+        _say_how_arrays_are_split()
+    return jax.shard_map(op, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
+
+
+@functools.cache
+def _say_how_arrays_are_split() -> None:
+    """Makes `shard_map` of jax 0.10 and 0.11 do as that of 0.12: what a type says is told."""
+    from jax._src import shard_map
+
+    told = shard_map._shardy_shard_map_sharding
+
+    def tell(context, mesh_, manual_axes, spec, aval):
+        types = aval.sharding.mesh.axis_types or (AxisType.Auto,)
+        return told(
+            context,
+            mesh_,
+            manual_axes,
+            spec if AxisType.Auto in types else aval.sharding.spec,
+            aval,
+        )
+
+    shard_map._shardy_shard_map_sharding = tell
 
 
 def _several(out_axes: mesh.Axes | tuple[mesh.Axes, ...]) -> bool:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from llmjax import mesh
 from llmjax.models.layers import stream_axes
 from llmjax.models.options import Pipeline
+from llmjax.parts import over_axes
 
 AXIS = "stage"
 
@@ -134,13 +135,8 @@ def run(
         )
 
     here, everywhere = jax.P(AXIS), jax.P()
-    mapped = jax.shard_map(
-        stage,
-        in_specs=(here, here, here, everywhere),
-        out_specs=(here, here),
-        axis_names={AXIS},
-    )
-    return mapped(x, layers, rows, shared)
+    specs = (here, here, here, everywhere)
+    return over_axes(stage, specs, (here, here), {AXIS})(x, layers, rows, shared)
 
 
 def _stage(body, plan: Schedule, x, layers, rows, shared):
@@ -173,7 +169,9 @@ def _stage(body, plan: Schedule, x, layers, rows, shared):
         chunk, rest = jnp.divmod(jnp.clip(item, 0, plan.items - 1), plan.chunk)
         turn, place = jnp.divmod(rest, plan.stages)
         own = jax.tree.map(lambda leaf: _at(leaf, place * columns + chunk), rows)
-        x, sums = body(x, jax.tree.map(lambda leaf: _at(leaf, turn), groups), own, shared)
+        # A group that is the same in all steps is kept for the backward pass once.
+        pick = (lambda leaf: leaf[0]) if plan.rounds == 1 else functools.partial(_at, index=turn)
+        x, sums = body(x, jax.tree.map(pick, groups), own, shared)
         sums = jax.tree.map(lambda found: jnp.where(live, found, 0), sums)
         return (_move(x, plan, 1), stream), sums
 

@@ -24,9 +24,10 @@ from llmjax.planning.memory import StepMemory, abstract_batch, step_memory
 from llmjax.planning.program import Amounts, Collective, ProgramCost, collectives, program_cost
 from llmjax.planning.scaling import Allocation, Frontier, LossLaw, Overtraining, overtrain
 from llmjax.planning.target import Target, target
-from llmjax.planning.traffic import by_axis, least_traffic
+from llmjax.planning.traffic import ALONE, by_axis, least_traffic
 
 __all__ = [
+    "ALONE",
     "CHIPS",
     "Allocation",
     "Amounts",

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 import jax
 
 from llmjax import mesh, models, tree
+from llmjax.models.pipeline import Schedule
 from llmjax.planning.program import Amounts, Collective
 from llmjax.spec import Param, is_param
 
 WIDE = 4  # bytes of float32
+ALONE = Schedule(1, 1, 1)
 # How often a layer gathers or scatters activations, by what it computes again.
 AGAIN = {"none": 8, "dots": 10, "full": 11}
 
@@ -21,7 +23,7 @@ def least_traffic(
     length: int,
     *,
     accumulate: int = 1,
-    microbatches: int = 1,
+    schedule: Schedule = ALONE,
     zero: int = 3,
     itemsize: int = 2,
 ) -> dict[str, float]:
@@ -43,9 +45,9 @@ def least_traffic(
     - context: of a ring of C, keys and values make C - 1 hops in each direction, and their
       gradients, in float32, C hops. Windows are not counted.
     - stage: each micro-batch crosses from stage to stage, in every round, and moves through the
-      stream of those that wait; in both directions. With fsdp, the weights of layers are gathered
-      and scattered for each micro-batch. Tables and heads, of which stages hold parts, likewise
-      once.
+      stream of those that wait; in both directions. Weights of layers are gathered and scattered
+      for each micro-batch; tables and heads, of which stages hold parts, once. In the steps of the
+      bubble stages send as much as in others.
 
     Args:
         config: the model's.
@@ -53,37 +55,44 @@ def least_traffic(
         rows: B, of all chips together.
         length: S.
         accumulate: parts that the batch is cut into.
-        microbatches: M of a pipeline.
+        schedule: of the pipeline.
         zero: the stage of ZeRO.
         itemsize: bytes of a number in compute precision.
     """
     total = {axis: 0.0 for axis, size in sizes.items() if size > 1}
-    declared = models.spec(config)
-    params = jax.tree.leaves(declared, is_leaf=is_param)
     tokens = rows * length / _split(("batch", "sequence"), sizes)
-    for path, param in zip(tree.paths(declared, is_leaf=is_param), params, strict=True):
+    for path, param in _declared(config):
         once = path.startswith("head") or (path == "embedding" and not config.tied)
-        times = accumulate * (microbatches if "layers" in param.axes else 1)
+        times = accumulate * (schedule.steps / schedule.rounds if "layers" in param.axes else 1)
         passes = _passes(zero if "embed" in param.axes else 3, times, 1 if once else 2)
         for axis, moved in _weights(param, sizes, passes * itemsize, times).items():
             total[axis] += moved
         if "data" in total:
             of_chip = math.prod(param.shape) / _split(param.axes, sizes)
             total["data"] += 2 * _others(sizes["data"]) * of_chip * itemsize
-    for axis, sent in _activations(config, sizes, tokens, itemsize).items():
+    work = schedule.steps / schedule.items
+    for axis, sent in _activations(config, sizes, tokens, work, itemsize).items():
         if axis in total:
             total[axis] += sent
     return total
 
 
-def _passes(zero: int, times: int, gathers: int) -> int:
+def _declared(config: models.ModelConfig) -> list[tuple[str, Param]]:
+    """The parameters, and their paths."""
+    spec = models.spec(config)
+    paths = tree.paths(spec, is_leaf=is_param)
+    return list(zip(paths, jax.tree.leaves(spec, is_leaf=is_param), strict=True))
+
+
+def _passes(zero: int, times: float, gathers: int) -> float:
     """How often a weight is gathered or its gradient scattered in a step of so many parts."""
     return {1: 2, 2: 1 + times, 3: (gathers + 1) * times}[zero]
 
 
-def _activations(config, sizes, tokens: float, itemsize: int) -> dict[str, float]:
+def _activations(config, sizes, tokens: float, work: float, itemsize: int) -> dict[str, float]:
     """What is sent of activations, by axes that may have one device."""
-    layers, ring, stages = config.num_layers, sizes.get("context", 1), sizes.get("stage", 1)
+    layers, ring = config.num_layers * work, sizes.get("context", 1)
+    stages, rounds = sizes.get("stage", 1), config.pipeline.rounds * work
     states = tokens * config.embed_dim * itemsize
     copies = config.experts.per_token if config.experts.count else 0
     exchanges = 6 if config.remat == "full" else 4
@@ -93,7 +102,7 @@ def _activations(config, sizes, tokens: float, itemsize: int) -> dict[str, float
         "expert": exchanges * layers * copies * states * _others(sizes.get("expert", 1)),
         "context": layers * pairs * (2 * (ring - 1) * itemsize + ring * WIDE),
         # A stage sees the tokens of all.
-        "stage": 2 * (config.pipeline.rounds + 1) * stages * states,
+        "stage": 2 * (rounds + 1) * stages * states / sizes.get("tensor", 1),
     }
 
 
@@ -122,7 +131,9 @@ def _shares(axes: tuple[str, ...], sizes: Mapping[str, int]) -> dict[str, float]
     return shares
 
 
-def _weights(param: Param, sizes: Mapping[str, int], itemsize: int, times: int) -> dict[str, float]:
+def _weights(
+    param: Param, sizes: Mapping[str, int], itemsize: float, times: float
+) -> dict[str, float]:
     """Bytes sent of a weight that is gathered and scattered, or of the sum of its gradient."""
     ours = [axis for axis in param.axes if axis in ("embed", "outer_embed", "expert_embed")]
     rules = mesh.RULES[ours[0]] if ours else ("fsdp", "expert")
