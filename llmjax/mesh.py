@@ -32,9 +32,11 @@ RULES: Rules = {
     "stream": ("context", "tensor"),
     "tokens": ("context", "stage", "data", "fsdp", "expert"),  # rows and sequences together
     "layers": ("stage",),
-    "embed": ("fsdp", "expert"),  # the model width of weights; of activations it is never split
-    "outer_embed": ("stage", "fsdp", "expert"),  # the same of weights that are of no layer
-    "expert_embed": ("fsdp",),  # and of experts, which are split themselves
+    # The model width of weights, over all devices with tokens of their own; that of activations is
+    # never split. Then the same of weights that are of no layer, and of experts', split themselves.
+    "embed": ("fsdp", "context", "expert"),
+    "outer_embed": ("stage", "fsdp", "context", "expert"),
+    "expert_embed": ("fsdp", "context"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
@@ -55,7 +57,8 @@ class MeshConfig:
         expert: devices that share the batch and split the experts of every layer: tokens travel to
             their experts and back. The other parameters are split as over fsdp.
         stage: stages of a pipeline, each with some of the layers.
-        context: devices that share every sequence (ring attention).
+        context: devices that share every sequence (ring attention), and split the parameters as
+            over fsdp.
         zero: what devices split during a step, too (`train.zero`): 1 the optimizer state, 2 and the
             gradients, 3 and the parameters of layers.
     """

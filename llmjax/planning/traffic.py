@@ -31,7 +31,7 @@ def least_traffic(
 
     What is assumed, for each of `accumulate` parts of a batch:
 
-    - fsdp, and expert likewise: weights are gathered in compute precision, once for the forward and
+    - fsdp, context and expert: weights are gathered in compute precision, once for the forward and
       once for the backward pass, and their gradients are scattered in that precision once. The
       head, whose passes adjoin, and a table that is only looked up are gathered once. What is on
       every chip (scales of norms) has its gradient summed in float32. Stages 1 and 2 of ZeRO gather
@@ -42,7 +42,7 @@ def least_traffic(
       is computed again gathers again (`model.remat`), and with "full" sums attention again.
     - expert: besides, k copies of each token travel to an expert and back, in both directions,
       spread evenly; with remat "full" forth again, and back again.
-    - context: of a ring of C, keys and values make C - 1 hops in each direction, and their
+    - context: besides, of a ring of C, keys and values make C - 1 hops in each direction, and their
       gradients, in float32, C hops. Windows are not counted.
     - stage: each micro-batch crosses from stage to stage, in every round, and moves through the
       stream of those that wait; in both directions. Weights of layers are gathered and scattered
@@ -136,7 +136,7 @@ def _weights(
 ) -> dict[str, float]:
     """Bytes sent of a weight that is gathered and scattered, or of the sum of its gradient."""
     ours = [axis for axis in param.axes if axis in ("embed", "outer_embed", "expert_embed")]
-    rules = mesh.RULES[ours[0]] if ours else ("fsdp", "expert")
+    rules = mesh.RULES[ours[0] if ours else "embed"]
     names = tuple(name for name in rules if sizes.get(name, 1) > 1)
     of_group = math.prod(param.shape) / _split(param.axes, {**sizes, **dict.fromkeys(names, 1)})
     moved = of_group * (itemsize if ours else 2 * WIDE * times)

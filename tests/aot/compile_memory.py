@@ -107,8 +107,7 @@ def main(case: str) -> None:
     spec = models.spec(model)
     optimizer = optim.make(optim.OptimizerConfig(), spec, 1000)
     with jax.set_mesh(mesh.make_mesh(over, devices)):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        state = jax.eval_shape(lambda key: train.init_state(key, spec, optimizer), key)
+        state = train.abstract_state(spec, optimizer)
         batch = planning.abstract_batch(rows, length)
         step = train.make_step(objective(model), optimizer)
         planned = planning.step_memory(step, state, batch)

@@ -19,7 +19,7 @@ from llmjax import mesh, models, optim
 from llmjax import spec as specs
 from llmjax.objectives import MaskingConfig, clm, mlm
 from llmjax.planning import program_cost
-from llmjax.train import init_state, make_step
+from llmjax.train import abstract_state, make_step
 
 COMPUTE = {"dtype": "bfloat16", "remat": "full"}
 # name: model, objective, rows, tokens in a row
@@ -78,8 +78,7 @@ def compile_step(name: str, devices: list, config: mesh.MeshConfig) -> jax.stage
     spec = models.spec(model)
     optimizer = optim.make(optim.OptimizerConfig(), spec, 1000)
     with jax.set_mesh(mesh.make_mesh(config, devices)):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        state = jax.eval_shape(lambda key: init_state(key, spec, optimizer), key)
+        state = abstract_state(spec, optimizer)
         sharding = mesh.named_sharding(("batch", "sequence"))
         tokens = jax.ShapeDtypeStruct((rows, length), "int32", sharding=sharding)
         batch = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), tokens)

@@ -50,7 +50,7 @@ def test_logical_axes_become_mesh_axes():
     assert mesh.partition_spec(("batch", "sequence", None)) == jax.P(
         ("stage", "data", "fsdp", "expert"), "context", None
     )
-    assert mesh.partition_spec(("vocab", "embed")) == jax.P("tensor", ("fsdp", "expert"))
+    assert mesh.partition_spec(("vocab", "embed")) == jax.P("tensor", ("fsdp", "context", "expert"))
     assert mesh.partition_spec(("experts", "mlp")) == jax.P("expert", "tensor")
 
 

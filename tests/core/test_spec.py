@@ -103,7 +103,7 @@ def test_abstract_and_initial_parameters_agree(split):
 def test_count_and_shardings():
     assert specs.count(small_spec()) == 64 * 16 + 3 * 16 * 32 + 16
     assert specs.shardings(small_spec())["layers"]["up"] == jax.P(
-        "stage", ("fsdp", "expert"), "tensor"
+        "stage", ("fsdp", "context", "expert"), "tensor"
     )
     replicated = dict.fromkeys(mesh.RULES, ())
     assert specs.shardings(small_spec(), replicated)["embedding"] == jax.P(None, None)
