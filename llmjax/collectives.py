@@ -27,15 +27,16 @@ def sum_of_parts(
         op: of the parts that a device has.
         arrays: on an Explicit mesh.
         over: the mesh axes that are summed over.
-        like: how the result is split.
+        like: how the result is split. Of an axis that other mesh axes split besides, along which
+            devices have all the same, each keeps its part too.
     """
     rest = tuple(sorted(over - {name for names in _entries(like) for name in names}))
 
     def part(*parts):
         total = op(*parts)
         for axis, names in enumerate(_entries(like)):
-            for name in names:
-                total = _scatter(total, name, axis) if name in over else total
+            for name in names if over & set(names) else ():
+                total = (_scatter if name in over else _own)(total, name, axis)
         return jax.lax.psum(total, rest) if rest else total
 
     specs = tuple(jax.typeof(array).sharding.spec for array in arrays)
@@ -71,17 +72,17 @@ def terms_of_sum(
 
 
 def gathered(x: jax.Array, over: frozenset[str]) -> jax.Array:
-    """x, no longer split over some axes of an Explicit mesh. It has no gradient.
+    """x, of which no axis is split any more that some axes of an Explicit mesh split.
 
-    Take it within a function whose gradient is `sum_of_parts`.
+    It has no gradient. Take it within a function whose gradient is `sum_of_parts`.
     """
     spec = jax.typeof(x).sharding.spec
-    whole = PartitionSpec(*(tuple(n for n in names if n not in over) or None for names in split(x)))
+    whole = PartitionSpec(*(None if over & set(names) else names or None for names in split(x)))
 
     def join(part):
         for axis, names in enumerate(_entries(spec)):
-            for name in reversed(names):
-                part = _join(part, name, axis) if name in over else part
+            for name in reversed(names) if over & set(names) else ():
+                part = _join(part, name, axis)
         return part
 
     free = mesh.free_axes(jax.sharding.get_abstract_mesh())
@@ -144,6 +145,13 @@ def _scatter(x: jax.Array, name: str, axis: int) -> jax.Array:
     for groups in _stages(name):
         x = jax.lax.psum_scatter(x, name, scatter_dimension=0, tiled=True, axis_index_groups=groups)
     return jnp.moveaxis(x.reshape(-1, *rest), 0, axis)
+
+
+def _own(x: jax.Array, name: str, axis: int) -> jax.Array:
+    """The part along an axis of x of a device of a mesh axis, along which all have the same."""
+    length = x.shape[axis] // jax.lax.axis_size(name)
+    start = jax.lax.axis_index(name) * length
+    return jax.lax.dynamic_slice_in_dim(x, start, length, axis)
 
 
 def _stages(name: str) -> list[list[list[int]] | None]:

@@ -164,9 +164,8 @@ def _over(rows):
 
 
 def _shared(table, over):
-    """Whether devices that split the table's width have rows of their own, all of them."""
-    width = set(collectives.split(table)[1])
-    return bool(width) and width <= over
+    """Whether devices with rows of their own split the table."""
+    return bool(over & {name for names in collectives.split(table) for name in names})
 
 
 look_up.defvjp(_look_up_forward, _look_up_backward)
