@@ -111,6 +111,13 @@ def test_a_chip_sends_as_much_among_256_as_among_16():
     assert sent[0] == pytest.approx(sent[1], rel=0.02)
 
 
+def test_only_the_outermost_axes_cross_between_slices():
+    """Of two v5e:4x4: data of 2, fsdp of 32, which no slice holds, and stages."""
+    report = run("compile_slices.py")
+    assert report["crossing"] == [["data"], ["fsdp"], ["stage"]]
+    assert report["fsdp"] < 1.2  # of so small a model
+
+
 def test_a_step_that_does_not_fit_is_an_answer():
     answer = compile_recipe("--recipe=tiny", "--target=v5e:2x2", "--batch_size=1048576")
     assert answer["out_of_memory"]["needed"] > answer["out_of_memory"]["available"]
