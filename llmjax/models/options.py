@@ -41,8 +41,8 @@ class Pipeline:
         microbatches: M, parts of the batch that follow each other through the stages, a multiple of
             P; 0 means 4·P, or the most below it that the rows divide into.
         rounds: V, how often a micro-batch passes each stage, with 1/V of its layers each time
-            (interleaved schedule, Narayanan et al. 2021, section 2.2); more rounds talk more, and the
-            backward pass holds the rounded weights of every step.
+            (interleaved schedule, Narayanan et al. 2021, section 2.2); more rounds talk more, and
+            the backward pass holds the rounded weights of every step.
     """
 
     microbatches: int = 0

@@ -64,8 +64,9 @@ DEFAULT = {
 CASES = [
     pytest.param(model, devices, marks=() if (model, devices) in DEFAULT else pytest.mark.slow)
     for model in MODELS
-    for devices, (sizes, _) in MESHES.items()
-    if model == "experts" or sizes[3] == 1
+    for devices, (sizes, options) in MESHES.items()
+    # Four layers in windows by turns are two groups, no more.
+    if (model == "experts" or sizes[3] == 1) and not (model == "windows" and "rounds" in options)
 ]
 
 
@@ -122,12 +123,12 @@ def test_equals_one_device(model, devices, compute, alone):
 
 
 def assert_equal(ours, theirs):
-    """Losses, and gradients by their largest entry."""
+    """Losses, and gradients by their largest entry: to what float32 leaves of sums of 256 tokens."""
     (loss, gradient), (expected_loss, expected) = ours, theirs
     np.testing.assert_allclose(loss, expected_loss, rtol=2e-6)
 
     def check(actual, expected):
-        limit = 2e-5 * max(np.abs(expected).max(), 0.1)
+        limit = 5e-5 * max(np.abs(expected).max(), 0.1)
         np.testing.assert_allclose(actual, expected, rtol=0, atol=limit)
 
     jax.tree.map(check, gradient, expected)
