@@ -65,8 +65,9 @@ CASES = [
     pytest.param(model, devices, marks=() if (model, devices) in DEFAULT else pytest.mark.slow)
     for model in MODELS
     for devices, (sizes, options) in MESHES.items()
+    if model == "experts" or sizes[3] == 1
     # Four layers in windows by turns are two groups, no more.
-    if (model == "experts" or sizes[3] == 1) and not (model == "windows" and "rounds" in options)
+    if model != "windows" or sizes[4] * options.get("rounds", 1) <= 2
 ]
 
 
@@ -123,7 +124,7 @@ def test_equals_one_device(model, devices, compute, alone):
 
 
 def assert_equal(ours, theirs):
-    """Losses, and gradients by their largest entry: to what float32 leaves of sums of 256 tokens."""
+    """Losses, and gradients by their largest entry: what float32 leaves of sums of 256 tokens."""
     (loss, gradient), (expected_loss, expected) = ours, theirs
     np.testing.assert_allclose(loss, expected_loss, rtol=2e-6)
 
