@@ -160,6 +160,24 @@ def test_a_step_scatters_gradients_of_what_fsdp_splits(optimizing_compiler):
     assert planning.by_axis(moved, sizes)["fsdp"] <= 1.05 * least["fsdp"]
 
 
+def test_stages_gather_no_more_than_their_products_need(optimizing_compiler):
+    """What enters and leaves a pipeline stays split over fsdp, what the backward pass keeps too."""
+    model = models.llama(
+        vocab_size=256,
+        num_layers=4,
+        embed_dim=64,
+        num_heads=4,
+        mlp_dim=256,
+        max_length=64,
+        remat="full",
+        pipeline=models.Pipeline(microbatches=2),
+    )
+    sizes = {"stage": 2, "data": 1, "fsdp": 4}
+    moved = planning.collectives(step_text(mesh.MeshConfig(**sizes), model), sizes)
+    least = planning.least_traffic(model, sizes, 16, 64, schedule=Schedule(2, 1, 2), itemsize=4)
+    assert planning.by_axis(moved, sizes)["fsdp"] <= 1.05 * least["fsdp"]
+
+
 def test_the_least_traffic_of_a_plain_layer():
     """By hand: fsdp=4 gathers twice and scatters once 2-byte weights; tensor=2 sums activations."""
     model = models.llama(
