@@ -105,6 +105,17 @@ def gather(x: jax.Array, axes: mesh.Axes) -> jax.Array:
     return x
 
 
+def scatter(x: jax.Array, logical: str, axis: int) -> jax.Array:
+    """Within `on_parts`: sums over what splits a logical axis; each device keeps its part.
+
+    That is its part along an axis of x.
+    """
+    current = jax.sharding.get_abstract_mesh()
+    for name in () if current.empty else mesh.RULES[logical]:
+        x = _scatter(x, name, axis) if current.shape.get(name, 1) > 1 else x
+    return x
+
+
 def index(axis: str | None) -> jax.Array | int:
     """Within `on_parts`: which part of a logical axis a device has."""
     names = () if axis is None else mesh.RULES[axis]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.nn import initializers
 
-from llmjax import mesh
+from llmjax import collectives, mesh
 from llmjax.models import dispatch, grouped, layers, remat
 from llmjax.models.config import ModelConfig
 from llmjax.models.grouped import Implementation, joined
@@ -97,9 +97,14 @@ def experts(
     routing = _count(probabilities, chosen, sent, there)
     # Converted before they are gathered, which halves what travels.
     arrays = [jnp.asarray(materialize(params[name]), y.dtype) for name in ("gate", "up", "down")]
-    axes = (*(layers.HIDDEN,) * 3, INTO, INTO, BACK)
-    on_devices = on_parts(functools.partial(compute, config=config), axes, layers.HIDDEN)
-    return layers.to_stream(on_devices(y, weights, sent, *arrays)), routing
+    axes, stream = (*(layers.HIDDEN,) * 3, INTO, INTO, BACK), layers.stream_axes(x.shape[1])
+
+    def on_device(*parts):
+        out = compute(*parts, config=config)
+        # Devices have parts of what is inside of experts, and so terms of a sum.
+        return out if stream == layers.HIDDEN else collectives.scatter(out, "mlp", 1)
+
+    return on_parts(on_device, axes, stream)(y, weights, sent, *arrays), routing
 
 
 def balance_loss(routing: Routing, config: ModelConfig) -> jax.Array:
