@@ -57,7 +57,6 @@ MESHES = {
 DEFAULT = {
     ("decoder", "stage, 2 rounds"),
     ("decoder", "stage x context x fsdp"),
-    ("windows", "context, 4"),
     ("encoder", "stage x context x tensor"),
     ("experts", "stage x expert x context"),
 }

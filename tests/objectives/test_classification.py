@@ -119,7 +119,9 @@ def test_padding_on_the_left_changes_nothing(kind, batch, draw):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["classification", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+)
 def test_a_mesh_of_every_axis_equals_one_device(kind, batch, draw):
     config, rows = config_of(kind, dropout=models.Dropout(0.1, 0.1, 0.1, 0.1)), given(kind, batch)
     declared, key = models.spec(config), jax.random.key(0)

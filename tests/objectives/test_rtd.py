@@ -236,7 +236,10 @@ def test_a_prepared_batch_may_be_cut(sharing, step, batch):
     )
 
 
-@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize(
+    "sharing",
+    ["tied", *(pytest.param(s, marks=pytest.mark.slow) for s in ("none", "disentangled"))],
+)
 def test_a_mesh_of_every_axis_equals_one_device(sharing, batch, draw):
     configs = (
         config_of(config.head, num_heads=2, tied=sharing == "tied")
