@@ -148,7 +148,7 @@ def masked(run, packed):
 
 
 @pytest.mark.parametrize("cut", FEWER_CUTS)
-@pytest.mark.parametrize("objective", ["mlm", "rtd"])
+@pytest.mark.parametrize("objective", ["mlm", pytest.param("rtd", marks=pytest.mark.slow)])
 def test_what_is_drawn_does_not_depend_on_the_cut(objective, cut, masked):
     """Masks and replacements are the step's, not the micro-batch's: another would be seen."""
     assert_same(masked(objective, cut), masked(objective))

@@ -152,7 +152,9 @@ def test_operations_of_masked_and_replaced_tokens() -> None:
     assert WORKLOADS["RTD"].flops == pytest.approx(6 * rtd, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["W0", "W0-eval", "W0-decode", "MLM0", "RTD0"])
+@pytest.mark.parametrize(
+    "name", ["W0", "W0-eval", "W0-decode", "MLM0", pytest.param("RTD0", marks=pytest.mark.slow)]
+)
 def test_a_worker_obeys(name: str) -> None:
     """In this process: builds the program, takes a turn, and says what it was."""
     job = WORKLOADS[name].job() | {"engine": "llmjax", "threads": os.cpu_count()}
