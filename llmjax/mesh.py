@@ -18,8 +18,11 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from llmjax.checks import require_choices
+
 Axes = tuple[str | None, ...]
 Rules = Mapping[str, tuple[str, ...]]
+ZeroStage = Literal[1, 2, 3]
 
 # The outermost first, whose devices may be farthest apart: they talk least.
 AXES = ("stage", "data", "fsdp", "context", "tensor", "expert")
@@ -69,11 +72,10 @@ class MeshConfig:
     expert: int = 1
     stage: int = 1
     context: int = 1
-    zero: Literal[1, 2, 3] = 3
+    zero: ZeroStage = 3
 
     def __post_init__(self) -> None:
-        if self.zero not in (1, 2, 3):
-            raise ValueError(f"mesh.zero={self.zero}: the stages of ZeRO are 1, 2 and 3")
+        require_choices(self, "mesh")
         sizes = {name: getattr(self, name) for name in AXES}
         for name, size in sizes.items():
             if size < 1 and size != -1:

@@ -9,6 +9,7 @@ from llmjax import mesh, models, tree
 from llmjax.models.pipeline import Schedule
 from llmjax.planning.program import Amounts, Collective
 from llmjax.spec import Param, is_param
+from llmjax.train.zero import is_held
 
 WIDE = 4  # bytes of float32
 ALONE = Schedule(1, 1, 1)
@@ -64,7 +65,7 @@ def least_traffic(
     for path, param in _declared(config):
         once = path.startswith("head") or (path == "embedding" and not config.tied)
         times = accumulate * (schedule.steps / schedule.rounds if "layers" in param.axes else 1)
-        passes = _passes(zero if "embed" in param.axes else 3, times, 1 if once else 2)
+        passes = _passes(zero if is_held(param) else 3, times, 1 if once else 2)
         for axis, moved in _weights(param, sizes, passes * itemsize, times).items():
             total[axis] += moved
         if "data" in total:

@@ -11,16 +11,15 @@ are used once or are too large, and gathered where they are used at every stage.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from llmjax import collectives, mesh
+from llmjax.checks import require_choices
 from llmjax.spec import Param, is_param
 from llmjax.weights import Held
-
-Stage = Literal[1, 2, 3]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +34,10 @@ class Sharding:
 
     spec: Any
     dtype: Any
-    stage: Stage
+    stage: mesh.ZeroStage
 
     def __post_init__(self) -> None:
-        if self.stage not in (1, 2, 3):
-            raise ValueError(f"zero={self.stage}: stages are 1, 2 and 3")
+        require_choices(self, "sharding")
 
     def holds(self) -> bool:
         """Whether anything is held whole."""
@@ -49,7 +47,7 @@ class Sharding:
         """Whole weights; None for what is not held."""
 
         def one(param: Param, value: jax.Array) -> jax.Array | None:
-            if not _is_held(param):
+            if not is_held(param):
                 return None
             return collectives.gathered(value.astype(self.dtype), frozenset(mesh.RULES["embed"]))
 
@@ -119,7 +117,8 @@ def value_and_grad(loss: Callable, sharding: Sharding | None, params: Any) -> tu
     return lambda *rest: both((params, terms), *rest), lambda found: sharding.add(*found)
 
 
-def _is_held(param: Param) -> bool:
+def is_held(param: Param) -> bool:
+    """Whether stages 1 and 2 hold a weight whole."""
     return "embed" in param.axes
 
 

@@ -90,5 +90,5 @@ def test_what_is_held_is_sent_once_a_step(zero, optimizing_compiler):
 
 
 def test_other_stages_are_refused():
-    with pytest.raises(ValueError, match=r"mesh.zero=4: the stages of ZeRO are 1, 2 and 3"):
+    with pytest.raises(ValueError, match=r"mesh.zero=4: choose one of 1, 2, 3"):
         mesh.MeshConfig(zero=4)

@@ -1,5 +1,6 @@
 """Collectives of programs whose traffic is known, by kind, mesh axis and bytes."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -139,17 +140,20 @@ def step_text(sizes: mesh.MeshConfig, model: models.ModelConfig) -> str:
         )
 
 
+DECODER = models.llama(
+    vocab_size=256,
+    num_layers=4,
+    embed_dim=64,
+    num_heads=4,
+    mlp_dim=256,
+    max_length=64,
+    remat="full",
+)
+
+
 def test_a_step_scatters_gradients_of_what_fsdp_splits(optimizing_compiler):
     """A decoder's step over 8 devices sends 1.05 times the least, or less."""
-    model = models.llama(
-        vocab_size=256,
-        num_layers=4,
-        embed_dim=64,
-        num_heads=4,
-        mlp_dim=256,
-        max_length=64,
-        remat="full",
-    )
+    model = DECODER
     sizes = {"data": 1, "fsdp": 8, "tensor": 1, "expert": 1}
     moved = planning.collectives(step_text(mesh.MeshConfig(**sizes), model), sizes)
     weight = 4 * 64 * 64  # bytes of the smallest
@@ -162,16 +166,7 @@ def test_a_step_scatters_gradients_of_what_fsdp_splits(optimizing_compiler):
 
 def test_stages_gather_no_more_than_their_products_need(optimizing_compiler):
     """What enters and leaves a pipeline stays split over fsdp, what the backward pass keeps too."""
-    model = models.llama(
-        vocab_size=256,
-        num_layers=4,
-        embed_dim=64,
-        num_heads=4,
-        mlp_dim=256,
-        max_length=64,
-        remat="full",
-        pipeline=models.Pipeline(microbatches=2),
-    )
+    model = dataclasses.replace(DECODER, pipeline=models.Pipeline(microbatches=2))
     sizes = {"stage": 2, "data": 1, "fsdp": 4}
     moved = planning.collectives(step_text(mesh.MeshConfig(**sizes), model), sizes)
     least = planning.least_traffic(model, sizes, 16, 64, schedule=Schedule(2, 1, 2), itemsize=4)
