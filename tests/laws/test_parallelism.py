@@ -135,12 +135,12 @@ def test_equals_one_device(model, devices, compute, alone):
 
 
 def assert_equal(ours, theirs):
-    """Losses, and gradients by their largest entry."""
+    """Losses, and gradients by their largest entry: to twice what float32 is off on one device."""
     (loss, gradient), (expected_loss, expected) = ours, theirs
     np.testing.assert_allclose(loss, expected_loss, rtol=2e-6)
 
     def check(actual, expected):
-        limit = 2e-5 * max(np.abs(expected).max(), 0.1)
+        limit = 5e-5 * max(np.abs(expected).max(), 0.1)
         np.testing.assert_allclose(actual, expected, rtol=0, atol=limit)
 
     jax.tree.map(check, gradient, expected)
