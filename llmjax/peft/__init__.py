@@ -1,0 +1,1 @@
+"""Parameter-efficient fine-tuning: transforms of declarations and of parameters."""
