@@ -54,13 +54,16 @@ def terms_of_sum(
         arrays: on an Explicit mesh.
         over: the mesh axes that are summed over.
         like: the type of the result, whose first axis is split over them, and over others along
-            which devices have all the same: the first one's counts.
+            which devices have all the same: the first one's counts. Over those of `over` that
+            split no axis of it, terms are summed here.
     """
     spec = like.sharding.spec
     alike = tuple(name for name in _entries(spec)[0] if name not in over)
+    rest = tuple(sorted(over - {name for names in _entries(spec) for name in names}))
 
     def part(*parts):
         term = op(*parts)
+        term = jax.lax.psum(term, rest) if rest else term
         for name in alike:
             term = jax.lax.pcast(term, name, to="varying")
             term = jnp.where(jax.lax.axis_index(name) == 0, term, 0)

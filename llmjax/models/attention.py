@@ -9,8 +9,12 @@ from flax import struct
 from jax.nn import initializers
 
 from llmjax import mesh
-from llmjax.kernels.flash_attention import Mask, flash_attention
-from llmjax.models import layers, remat
+from llmjax.kernels.flash_attention import (
+    Mask,
+    flash_attention,
+    flash_attention_with_log_sum,
+)
+from llmjax.models import layers, prefix, remat
 from llmjax.models.config import ModelConfig
 from llmjax.spec import Param
 from llmjax.weights import einsum
@@ -110,7 +114,7 @@ def attention(
     """Self-attention over norm x, of x [B, S, D].
 
     Args:
-        params: as `attention_spec` declares.
+        params: as `attention_spec` declares, and a prefix where there is one.
         norm: the parameters of the norm before it; None: none is.
         x: activations.
         config: the model's.
@@ -139,18 +143,19 @@ def attention(
     queries, keys, values = again(prepare)(x, params, norm, rope_tables)
     if cache is not None:
         cache = _append(cache, keys, values, mask.offset)
-        keys, values = _turned(cache["key"]), cache["value"]
-    mixed = flash_attention(
-        queries,
-        keys,
-        values,
-        mask,
-        scale=config.score_scale,
-        cap=config.attention.cap,
-        dropout_rate=config.dropout.attention,
-        dropout_key=key,
-        dropout_rows=where.rows,
-    )
+        keys, values = cached(cache)
+    options: dict[str, Any] = {
+        "scale": config.score_scale,
+        "cap": config.attention.cap,
+        "dropout_rate": config.dropout.attention,
+        "dropout_key": key,
+        "dropout_rows": where.rows,
+    }
+    if prefix.length_of(params):
+        result = flash_attention_with_log_sum(queries, keys, values, mask, **options)
+        mixed = prefix.joined(params, queries, result, config, where=where, key=key)
+    else:
+        mixed = flash_attention(queries, keys, values, mask, **options)
     out = einsum("bshc,hcd->bsd", jnp.swapaxes(mixed, 1, 2), params["out"], layers.HIDDEN)
     return layers.add_bias(layers.to_stream(out), params, "out"), cache
 
@@ -164,6 +169,11 @@ def project(params: dict[str, Any], name: str, x: jax.Array, heads: str = "heads
 def _in_columns() -> bool:
     """Whether a cache holds keys in columns."""
     return mesh.platform() == "cpu"
+
+
+def cached(layer: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [B, K, T, C] of one layer of a `KVCache`."""
+    return _turned(layer["key"]), layer["value"]
 
 
 def _turned(keys: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llmjax import mesh, tree, weights
+from llmjax.models import prefix
 from llmjax.models.config import ModelConfig
 
 # The weights that blocks multiply by, and which of their axes the products contract.
@@ -25,8 +26,10 @@ def for_decoding(params: Any, config: ModelConfig) -> Any:
     """Parameters for `apply` with a cache, made once and read for every token.
 
     Layers are a list; what is multiplied is in the compute precision and, on CPUs, `Transposed`.
+    Prefixes are those of each layer.
     Parameters that are so already are returned as they are.
     """
+    params = prefix.unfolded(params, config)
     if _is_ready(params["layers"], config):
         return params
     ready = params | {"layers": _lay_out(params["layers"], config)}

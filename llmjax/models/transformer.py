@@ -17,6 +17,7 @@ from llmjax.models import (
     heads,
     layers,
     pipeline,
+    prefix,
     remat,
     stack,
 )
@@ -101,7 +102,8 @@ def apply(
         config: the model's.
         segment_ids: int32 [B, S]; tokens attend within equal ones, 0 is padding. With a cache:
             padding must be on the right, and is not counted.
-        positions: int32 [B, S]; by default 0, 1, … from the row's start, or behind its cache.
+        positions: int32 [B, S]; by default 0, 1, … from the row's start, or behind its cache. A
+            prefix moves them all by its length.
         token_types: int32 [B, S], for models that tell types apart; by default all 0.
         cache: from `empty_cache` or an earlier call; the tokens are appended to it.
         key: for dropout; None switches it off.
@@ -139,13 +141,16 @@ def forward(
     key: jax.Array | None = None,
 ) -> Output:
     """As `apply`, with everything that a model computes."""
-    _check(tokens, config, segment_ids, positions, token_types, cache)
+    params = prefix.unfolded(params, config)
+    ahead = prefix.length(params)
+    _check(tokens, config, segment_ids, positions, token_types, cache, ahead)
     length = tokens.shape[1]
     offset = None if cache is None else cache.length
     if positions is None:
         start = jnp.zeros((1, 1), jnp.int32) if offset is None else offset[:, None]
         positions = start + jnp.arange(length, dtype=jnp.int32)[None]
     keys = None if key is None else jax.random.split(key, config.num_layers + 1)
+    positions = positions + ahead
     tokens, token_types, rows = _in_order(
         config, tokens, token_types, Rows(positions, None if cache else segment_ids, offset)
     )
@@ -192,7 +197,7 @@ def _in_order(config, tokens, token_types, rows: Rows) -> tuple[jax.Array, Any, 
     return tokens, token_types, Rows(of_rows, segment_ids, where=where)
 
 
-def _check(tokens, config, segment_ids, positions, token_types, cache) -> None:
+def _check(tokens, config, segment_ids, positions, token_types, cache, ahead) -> None:
     if tokens.ndim != 2 or not tokens.shape[1]:
         raise ValueError(f"tokens {tokens.shape} must be [B, S], with at least one token in a row")
     given = {"segment_ids": segment_ids, "positions": positions, "token_types": token_types}
@@ -212,9 +217,11 @@ def _check(tokens, config, segment_ids, positions, token_types, cache) -> None:
             )
     require_fits(config, *tokens.shape, cached=cache is not None)
     longest = tokens.shape[1] if cache is None else cache.capacity
-    if embedding.has_positions(config) and longest > config.max_length:
+    if embedding.has_positions(config) and longest + ahead > config.max_length:
+        behind = f" behind a prefix of {ahead}" if ahead else ""
         raise ValueError(
-            f"{longest} tokens exceed the {config.max_length} learned positions of the model"
+            f"{longest} tokens{behind} exceed the {config.max_length} learned positions of the "
+            "model"
         )
 
 

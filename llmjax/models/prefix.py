@@ -1,0 +1,136 @@
+"""Keys and values before all tokens, which `peft.prefix` adds to attention (Li & Liang 2021).
+
+A layer has "prefix_key" and "prefix_value" [K, P, C] among the parameters of its attention. Every
+query sees all of them, whatever its segment, its window and its direction. They are used as they
+are, neither rotated nor normed, and tokens have the positions from P on: as where `transformers`
+finds them in the cache.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llmjax import mesh, tree
+from llmjax.kernels import dropout
+from llmjax.kernels.cap import bend
+from llmjax.models import layers, remat
+from llmjax.models.config import ModelConfig
+
+_ROWS = ("batch", "kv_heads", None, "sequence", None)  # [B, K, G, S, ...]
+
+
+def length_of(attention: dict[str, Any]) -> int:
+    """P of a layer's attention, or of a stack of them; 0 without a prefix."""
+    key = attention.get("prefix_key")
+    return 0 if key is None else key.shape[-2]
+
+
+def length(params: Any) -> int:
+    """P of a model's parameters whose prefixes are unfolded; 0 without any."""
+    blocks = params["layers"]
+    return length_of((blocks[0] if isinstance(blocks, list) else blocks)["attention"])
+
+
+def unfolded(params: Any, config: ModelConfig) -> Any:
+    """A model's parameters with the prefixes of all layers in their attention.
+
+    Those of a reparametrisation ("prefix") are computed here, once for all layers; it is left out.
+    """
+    if "prefix" not in params:
+        return params
+    keys, values = _prefixes(params["prefix"])
+    pair = {"prefix_key": keys, "prefix_value": values}
+    blocks = params["layers"]
+
+    def into(block, new):
+        return block | {"attention": block["attention"] | new}
+
+    if isinstance(blocks, list):
+        blocks = [into(*both) for both in zip(blocks, tree.unstack(pair), strict=True)]
+    else:
+        blocks = into(blocks, pair)
+    return {name: value for name, value in params.items() if name != "prefix"} | {"layers": blocks}
+
+
+def _prefixes(params: dict[str, jax.Array]) -> jax.Array:
+    """The keys and values of all layers, [2, L, K, P, C]: out(tanh(hidden(embedding)))."""
+    inner = jnp.tanh(params["embedding"] @ params["hidden"] + params["hidden_bias"])
+    out = mesh.place(params["out"], (None, None, None, "kv_heads", None))
+    axes = (None, "layers", "kv_heads", None, None)
+    product = mesh.sharded(functools.partial(jnp.einsum, "pm,mltkc->tlkpc"), axes)
+    bias = mesh.place(jnp.transpose(params["out_bias"], (1, 0, 2, 3)), (*axes[:3], None))
+    return product(inner, out) + bias[:, :, :, None]
+
+
+def joined(
+    params: dict[str, Any],
+    queries: jax.Array,
+    result: tuple[jax.Array, jax.Array],
+    config: ModelConfig,
+    *,
+    where: layers.Where = layers.EVERYWHERE,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Attention over the prefix and what else there is, [B, H, S, C].
+
+    Softmaxes over parts of the keys add up by their log-sum-exps (He et al. 2022, equation 7).
+    Dropout is one over all pairs, of the same key: those with the prefix are numbered from -P on.
+
+    Args:
+        params: of the layer's attention.
+        queries: [B, H, S, C].
+        result: attention over the rest, [B, H, S, C], and its log-sum-exps [B, H, S].
+        config: the model's.
+        where: of the queries, for dropout.
+        key: that of attention's dropout; None switches it off.
+    """
+
+    def join(given, key, value, where, draw):
+        queries, (mixed, log_sum) = given
+        found, total = _attend(queries, key, value, config, where, draw)
+        share = jax.nn.sigmoid(total - log_sum)[..., None]
+        rest = jax.nn.sigmoid(log_sum - total)[..., None]
+        return (mixed * rest + found * share).astype(mixed.dtype)
+
+    again = remat.at_level(config, "dots")
+    pair = params["prefix_key"], params["prefix_value"]
+    return again(join)((queries, result), *pair, where, key)
+
+
+def _attend(queries, key, value, config, where, draw) -> tuple[jax.Array, jax.Array]:
+    """Attention over the prefix alone, in float32: [B, H, S, C] and its log-sum-exps [B, H, S]."""
+    batch, heads, length, channels = queries.shape
+    kv_heads = len(key)
+
+    def product(equation, x, prefix):
+        return mesh.sharded(functools.partial(jnp.einsum, equation), _ROWS)(x, prefix)
+
+    folded = mesh.sharded(jnp.reshape, _ROWS)(
+        queries, (batch, kv_heads, heads // kv_heads, length, channels)
+    )
+    scores = product("bkgsc,kpc->bkgsp", folded, key.astype(queries.dtype))
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * config.score_scale
+    scores, _ = bend(scores, config.attention.cap)
+    total = jax.nn.logsumexp(scores, axis=-1)
+    weights = _survivors(jnp.exp(scores - total[..., None]), config, where, draw)
+    out = product("bkgsp,kpc->bkgsc", weights, value.astype(weights.dtype))
+    axes = ("batch", "heads", "sequence", None)
+    out = mesh.sharded(jnp.reshape, axes)(out, queries.shape)
+    return out, mesh.sharded(jnp.reshape, axes[:3])(total, queries.shape[:3])
+
+
+def _survivors(weights, config, where, key) -> jax.Array:
+    """Weights [B, K, G, S, P] with what dropout takes set to 0, and the others scaled up."""
+    rate = config.dropout.attention
+    if key is None or not rate:
+        return weights
+    batch, kv_heads, groups, length, size = weights.shape
+    draw = dropout.draw(key, where.rows, batch, kv_heads, groups)
+    numbers = jnp.arange(length, dtype=jnp.int32) if where.positions is None else where.positions
+    queries = mesh.place(numbers, ("sequence",))[:, None]
+    heads = mesh.place(draw.heads, ("batch", "kv_heads"))[..., None] + jnp.arange(groups)
+    keys = jnp.arange(-size, 0)
+    keep = dropout.survives(draw.seeds, heads[..., None, None], queries, keys, rate)
+    return jnp.where(keep, weights / (1.0 - rate), 0.0)
