@@ -60,13 +60,16 @@ def leaves(cls: type, path: Path = ()) -> Iterator[Leaf]:
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
-    """The entries of the `Attributes:` section of a class's docstring, each on one line."""
-    _, _, section = (inspect.getdoc(cls) or "").partition("\nAttributes:\n")
-    body = re.split(r"\n(?=\S)", section)[0]
-    # Entries are indented alike, by 2 or 4; lines that go on with one are indented further.
-    entries = re.split(r"^ {1,4}(?=\w+: )", body, flags=re.MULTILINE)[1:]
-    split = (entry.partition(": ") for entry in entries)
-    return {name: " ".join(text.split()) for name, _, text in split}
+    """The entries of the `Attributes:` sections of a class and its bases, each on one line."""
+    docs: dict[str, str] = {}
+    for part in reversed(cls.__mro__):
+        _, _, section = inspect.cleandoc(part.__doc__ or "").partition("\nAttributes:\n")
+        body = re.split(r"\n(?=\S)", section)[0]
+        # Entries are indented alike, by 2 or 4; lines that go on with one are indented further.
+        entries = re.split(r"^ {1,4}(?=\w+: )", body, flags=re.MULTILINE)[1:]
+        split = (entry.partition(": ") for entry in entries)
+        docs |= {name: " ".join(text.split()) for name, _, text in split}
+    return docs
 
 
 def _optional(annotation: Any) -> Any:
