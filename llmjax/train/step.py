@@ -29,9 +29,10 @@ def make_step(
     """Compiles (state, batch) -> (next state, metrics). The given state is used up (donated).
 
     The gradient is that of Σ sums / Σ weights over the whole batch, whatever the number of
-    micro-batches or devices, by the parameters that are trained; what is frozen stays as it is. A step whose loss or gradient is not finite or a spike, or whose batch
-    has no target, leaves parameters and optimizer as they were, and says so. A loss that draws what
-    is random of a row (`objectives.MaskedLoss`) does so before the batch is cut, by the step's key.
+    micro-batches or devices, by the parameters that are trained; what is frozen stays as it is. A
+    step whose loss or gradient is not finite or a spike, or whose batch has no target, leaves
+    parameters and optimizer as they were, and says so. A loss that draws what is random of a row
+    (`objectives.MaskedLoss`) does so before the batch is cut, by the step's key.
 
     Args:
         loss: the objective.
