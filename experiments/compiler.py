@@ -11,8 +11,8 @@ import jax
 
 from experiments import objective
 from experiments.flags import FlagError
-from experiments.pretraining import Pretraining
 from experiments.recipe import Recipe
+from experiments.tasks.pretraining import Pretraining
 from llmjax import mesh, planning
 from llmjax.models import pipeline
 from llmjax.planning.target import Target

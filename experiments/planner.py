@@ -11,8 +11,8 @@ import jax
 
 from experiments import objective, runs
 from experiments.flags import FlagError
-from experiments.pretraining import Pretraining
 from experiments.recipe import Recipe
+from experiments.tasks.pretraining import Pretraining
 from llmjax import mesh, planning, spec
 from llmjax.planning import cost, fitting, scaling
 from llmjax.train.metrics import read_jsonl

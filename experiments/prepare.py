@@ -13,8 +13,9 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import flags, pretraining
+from experiments import flags
 from experiments.recipes import RECIPES
+from experiments.tasks import pretraining
 from llmjax import data
 
 OUTPUT = absl_flags.DEFINE_string("output", None, "Folder for tokenizer, shards and manifest.")

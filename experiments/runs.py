@@ -15,29 +15,21 @@ import dataclasses
 import json
 import pathlib
 import time
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from experiments import fields, objective
 from experiments.flags import FlagError
-from experiments.pretraining import Pretraining
 from experiments.recipe import Recipe, Training
-from experiments.task import Task
+from experiments.tasks.task import Task
 from experiments.versions import versions
 from llmjax import data, hf, models
 from llmjax import spec as specs
 
 if TYPE_CHECKING:
     from llmjax.train.checkpoint import Checkpointer, Remembering
-
-# What there is to learn, by the kind of the recipe.
-TASKS: Mapping[type, Callable[[Any, pathlib.Path], Task]] = types.MappingProxyType(
-    {Recipe: Pretraining}
-)
-_KINDS = {kind.__name__: kind for kind in TASKS}
 
 # What may differ between a run and its continuation: what is seen, how far it goes, and what keeps
 # it from going astray.
@@ -70,7 +62,7 @@ def saved_recipe(run_dir: pathlib.Path) -> Any:
         return None
     try:
         saved = json.loads(path.read_text("utf-8"))
-        kind = _KINDS[saved.get("kind", Recipe.__name__)]
+        kind = _tasks().KINDS[saved.get("kind", Recipe.__name__)]
         return fields.from_json(kind, saved["recipe"])
     except (ValueError, KeyError, TypeError) as error:
         raise FlagError(f"{path} does not hold a recipe of this version: {error}") from error
@@ -152,7 +144,14 @@ def task_of(recipe: Training, run_dir: pathlib.Path) -> Task:
     Raises:
         FlagError: the recipe names what is not there.
     """
-    return TASKS[type(recipe)](recipe, run_dir)
+    return _tasks().TASKS[type(recipe)](recipe, run_dir)
+
+
+def _tasks() -> Any:
+    """Imported late: some of them start from the models of other runs."""
+    from experiments import tasks
+
+    return tasks
 
 
 @dataclasses.dataclass(frozen=True)

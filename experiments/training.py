@@ -14,7 +14,7 @@ import jax
 from experiments import fields, processes, runs
 from experiments.flags import FlagError
 from experiments.recipe import Training
-from experiments.task import Task
+from experiments.tasks.task import Task
 from llmjax import optim, train
 from llmjax.train import metrics, telemetry
 from llmjax.train.checkpoint import Checkpointer, Remembering
@@ -100,7 +100,7 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
         )
         return
     step = train.make_step(
-        task.loss(),
+        task.make_loss(),
         optimizer,
         accumulate=recipe.accumulate,
         spikes=recipe.spikes,

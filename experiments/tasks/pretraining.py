@@ -9,7 +9,7 @@ import jax
 from experiments import objective
 from experiments.flags import FlagError
 from experiments.recipe import Recipe, data_config
-from experiments.task import Batch, Task
+from experiments.tasks.task import Batch, Task
 from llmjax import data, mesh, planning, sampling, train
 from llmjax import spec as specs
 from llmjax.objectives import Loss
@@ -41,7 +41,7 @@ class Pretraining(Task):
         """New parameters, by the recipe's seed."""
         return train.init_state(jax.random.key(self.recipe.seed), self.spec, optimizer)
 
-    def loss(self, *, plain: bool = False) -> Loss:
+    def make_loss(self, *, plain: bool = False) -> Loss:
         """As `objective.make_loss`."""
         return objective.make_loss(self.recipe, self.tokenizer(), plain=plain)
 
@@ -67,8 +67,7 @@ class Pretraining(Task):
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
         """As `objective.evaluate`."""
-        loss = self.loss(plain=True)
-        return objective.evaluate(self.recipe, loss, params, batches, self.tokenizer())
+        return objective.evaluate(self.recipe, self.plain_loss, params, batches, self.tokenizer())
 
     def load(self, restore: Callable[[Any], Any]) -> tuple[Any, int] | None:
         """What was trained is all there is."""

@@ -1,6 +1,7 @@
 """What a training run learns: parameters, loss, batches and evaluation, whatever the stage."""
 
 import abc
+import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -65,8 +66,13 @@ class Task(abc.ABC):
         return state
 
     @abc.abstractmethod
-    def loss(self, *, plain: bool = False) -> Loss:
-        """What is minimised; `plain` leaves out what only regularises, for evaluation."""
+    def make_loss(self, *, plain: bool = False) -> Loss:
+        """What is minimised; `plain` leaves out what only regularises."""
+
+    @functools.cached_property
+    def plain_loss(self) -> Loss:
+        """Of evaluations: always the same function, which is compiled once."""
+        return self.make_loss(plain=True)
 
     @abc.abstractmethod
     def batches(
@@ -91,6 +97,10 @@ class Task(abc.ABC):
         Raises:
             ValueError: there is nothing to evaluate.
         """
+
+    def merge(self, params: Any) -> Any:
+        """All parameters as the model's own spec declares them, without adapters."""
+        return params
 
     @abc.abstractmethod
     def load(self, restore: Callable[[Any], Any]) -> tuple[Any, int] | None:
