@@ -18,20 +18,21 @@ from llmjax.weights import einsum
 def embedding_spec(config: ModelConfig) -> dict[str, Any]:
     """The tables of tokens, positions and token types, and what follows them."""
     width, normal = config.table_dim, initializers.normal(config.init_std)
-    spec: dict[str, Any] = {
-        "embedding": Param((config.vocab_size, width), ("vocab", "outer_embed"), normal)
-    }
+
+
+    def table(rows: int, axis: str | None = None) -> Param:
+        return Param((rows, width), (axis, "outer_embed"), normal, inputs=1, table=True)
+
+    spec: dict[str, Any] = {"embedding": table(config.vocab_size, "vocab")}
     if has_positions(config):
-        rows = config.max_length + config.embedding.offset
-        spec["positions"] = Param((rows, width), (None, "outer_embed"), normal)
+        spec["positions"] = table(config.max_length + config.embedding.offset)
     if config.embedding.token_types:
-        rows = config.embedding.token_types
-        spec["token_types"] = Param((rows, width), (None, "outer_embed"), normal)
+        spec["token_types"] = table(config.embedding.token_types)
     if config.embedding.norm:
         spec["embedding_norm"] = layers.norm_spec(config, (width,))
     if width != config.embed_dim:
         spec["embedding_projection"] = {
-            "kernel": Param((width, config.embed_dim), (None, "outer_embed"), normal)
+            "kernel": Param((width, config.embed_dim), (None, "outer_embed"), normal, inputs=1)
         }
         if config.bias == "all":
             bias = Param((config.embed_dim,), (None,), initializers.zeros)
