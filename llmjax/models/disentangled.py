@@ -21,7 +21,7 @@ from llmjax.models.attention import project
 from llmjax.models.config import ModelConfig
 from llmjax.models.mlp import ACTIVATIONS
 from llmjax.spec import Param
-from llmjax.weights import einsum
+from llmjax.weights import einsum, materialize
 
 
 def disentangled_spec(config: ModelConfig) -> dict[str, Param]:
@@ -64,7 +64,7 @@ def relative_spec(config: ModelConfig) -> dict[str, Any]:
 
 def relative_states(params: dict[str, Any], config: ModelConfig) -> jax.Array:
     """The states of relative positions that attention projects, [2·span, D]."""
-    table = mesh.place(jnp.asarray(params["table"], config.compute_dtype), (None, None))
+    table = mesh.place(jnp.asarray(materialize(params["table"]), config.compute_dtype), (None, None))
     return layers.norm(params.get("norm"), table, config)
 
 

@@ -12,7 +12,7 @@ from llmjax import collectives, mesh
 from llmjax.models import layers
 from llmjax.models.config import ModelConfig
 from llmjax.spec import Param
-from llmjax.weights import einsum
+from llmjax.weights import Lora, Weight, einsum, materialize
 
 
 def embedding_spec(config: ModelConfig) -> dict[str, Any]:
@@ -98,8 +98,27 @@ def _look_up(table, rows, batch_size, config):
     return look_up(table, rows, config.compute_dtype, (None, None), axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def look_up(
+    table: Weight, rows: jax.Array, dtype: jnp.dtype, table_axes: mesh.Axes, axes: mesh.Axes
+) -> jax.Array:
+    """Rows [B, S] of a table [V, D] of any kind, in `dtype`.
+
+    Args:
+        table: the table.
+        rows: int32, their numbers.
+        dtype: of the result.
+        table_axes: the logical axes that the table keeps while it is read.
+        axes: those of the result, [B, S, D].
+    """
+    if isinstance(table, Lora):
+        low = look_up(table.a, rows, dtype, (table_axes[0], None), axes)
+        corrected = einsum("bsr,rd->bsd", table.scale * low, table.b, axes)
+        return look_up(table.base, rows, dtype, table_axes, axes) + corrected
+    return _rows(materialize(table), rows, dtype, table_axes, axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _rows(
     table: jax.Array, rows: jax.Array, dtype: jnp.dtype, table_axes: mesh.Axes, axes: mesh.Axes
 ) -> jax.Array:
     """Rows [...] of a table [V, D], in `dtype`; their gradients add up in the table's own.
@@ -116,7 +135,7 @@ def look_up(
 
 
 def _look_up_forward(table, rows, dtype, table_axes, axes):
-    return look_up(table, rows, dtype, table_axes, axes), (table, rows)
+    return _rows(table, rows, dtype, table_axes, axes), (table, rows)
 
 
 def _look_up_backward(dtype, table_axes, axes, kept, grad):
@@ -169,4 +188,4 @@ def _shared(table, over):
     return bool(over & {name for names in collectives.split(table) for name in names})
 
 
-look_up.defvjp(_look_up_forward, _look_up_backward)
+_rows.defvjp(_look_up_forward, _look_up_backward)
