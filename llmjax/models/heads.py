@@ -15,7 +15,7 @@ from llmjax.models import layers
 from llmjax.models.config import ModelConfig
 from llmjax.models.mlp import ACTIVATIONS
 from llmjax.spec import Param
-from llmjax.weights import Weight, einsum
+from llmjax.weights import Weight, einsum, scaled_bias
 
 VOCAB = ("batch", "sequence", "vocab")  # logical axes of logits [B, S, V]
 SEQUENCE_KINDS = ("classification", "reward")  # with one output for a row
@@ -69,12 +69,14 @@ def _vocabulary_spec(config: ModelConfig) -> dict[str, Param]:
 
 def _table(config: ModelConfig, width: int) -> Param:
     normal = initializers.normal(config.init_std)
-    return Param((config.vocab_size, width), ("vocab", "outer_embed"), normal)
+    shape, axes = (config.vocab_size, width), ("vocab", "outer_embed")
+    return Param(shape, axes, normal, inputs=1, table=True)
 
 
 def _dense_spec(config: ModelConfig, width: int) -> dict[str, Param]:
     normal = initializers.normal(config.init_std)
-    spec = {"dense": Param((config.embed_dim, width), ("outer_embed", None), normal)}
+    shape, axes = (config.embed_dim, width), ("outer_embed", None)
+    spec = {"dense": Param(shape, axes, normal, inputs=1)}
     if config.bias == "all":
         spec["dense_bias"] = Param((width,), (None,), initializers.zeros)
     return spec
@@ -82,7 +84,8 @@ def _dense_spec(config: ModelConfig, width: int) -> dict[str, Param]:
 
 def _linear_spec(config: ModelConfig, outputs: int, *, bias: bool) -> dict[str, Param]:
     normal = initializers.normal(config.init_std)
-    spec = {"out": Param((config.embed_dim, outputs), ("outer_embed", None), normal)}
+    shape, axes = (config.embed_dim, outputs), ("outer_embed", None)
+    spec = {"out": Param(shape, axes, normal, inputs=1)}
     if bias:
         spec["out_bias"] = Param((outputs,), (None,), initializers.zeros)
     return spec
@@ -199,7 +202,7 @@ def _linear(params: Any, name: str, x: jax.Array) -> jax.Array:
     out = einsum("bsd,de->bse", x, params[name], layers.hidden_axes(x))
     out = out.astype(_wide(out))
     bias = params.get(f"{name}_bias")
-    return out if bias is None else out + bias.astype(out.dtype)
+    return out if bias is None else out + scaled_bias(params[name], bias).astype(out.dtype)
 
 
 def _capped(x: jax.Array, config: ModelConfig) -> jax.Array:

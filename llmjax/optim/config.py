@@ -40,7 +40,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     momentum: float = 0.95
     weight_decay: float = 0.1
-    no_decay: str = r"bias$|norm/|(^|/)(embedding|positions|token_types|table)$"
+    no_decay: str = r"bias$|norm/|(^|/)(embedding|positions|token_types|table|magnitude|factors)$"
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:

@@ -89,6 +89,9 @@ def make(config: OptimizerConfig, spec: Any, steps: int) -> optax.GradientTransf
 
 
 def _kind(path: str, param: Param) -> str:
-    """Muon takes the matrices of the layers; embeddings, heads, norms and biases go to Adam."""
-    inside = "layers" in path.split("/") and "embed" in param.axes
+    """Muon takes the matrices of the layers; embeddings, heads, norms and biases go to Adam.
+
+    So does what was added to a model, low-rank factors say.
+    """
+    inside = "layers" in path.split("/") and "embed" in param.axes and not param.added
     return "muon" if inside else "adam"
