@@ -7,6 +7,7 @@ from flax import struct
 
 from llmjax.kernels.flash_attention import Mask
 from llmjax.models import disentangled, layers
+from llmjax.models.adapter import adapted
 from llmjax.models.attention import attention, attention_spec
 from llmjax.models.config import ModelConfig
 from llmjax.models.experts import Routing, experts, experts_spec
@@ -148,9 +149,11 @@ def _norm_before(params, name, config):
 
 
 def _add(params, name, x, added, config, key, where):
-    """x + added, with the norms that come behind."""
+    """x + added, with the norms that come behind, and an adapter before the sum."""
     if config.norm_order in ("both", "output"):
         added = layers.norm(params[f"{name}_out_norm"], added, config)
+    after = params[f"{name}_norm"] if config.norm_order == "post" else None
     axes = layers.stream_axes(x.shape[1])
-    x = x + layers.dropout(added, config.dropout.hidden, key, where, axes)
-    return layers.norm(params[f"{name}_norm"], x, config) if config.norm_order == "post" else x
+    added = layers.dropout(added, config.dropout.hidden, key, where, axes)
+    added = adapted(params.get(f"{name}_adapter"), x, added, after, config)
+    return layers.norm(after, x + added, config)

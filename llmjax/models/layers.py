@@ -79,20 +79,20 @@ def norm_spec(
 
 
 def norm(params: dict[str, Any] | None, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """LayerNorm or RMSNorm of x [..., D] in float32, over the axes of the scale.
+    """The model's norm of x [..., D]; without parameters x itself."""
+    return x if params is None else normalize(params, x, config.norm, config.norm_epsilon)
 
-    Without parameters x itself.
-    """
-    if params is None:
-        return x
+
+def normalize(params: dict[str, Any], x: jax.Array, kind: str, epsilon: float) -> jax.Array:
+    """LayerNorm or RMSNorm, by `ModelConfig.norm`, of x in float32, over the axes of the scale."""
     scale = params["scale"]
     over = tuple(range(-scale.ndim, 0))
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if config.norm == "layernorm":
+    if kind == "layernorm":
         wide = wide - jnp.mean(wide, axis=over, keepdims=True)
     variance = jnp.mean(jnp.square(wide), axis=over, keepdims=True)
-    wide = wide * jax.lax.rsqrt(variance + config.norm_epsilon)
-    wide = wide * (scale + 1 if config.norm == "rmsnorm1p" else scale)
+    wide = wide * jax.lax.rsqrt(variance + epsilon)
+    wide = wide * (scale + 1 if kind == "rmsnorm1p" else scale)
     if "bias" in params:
         wide = wide + params["bias"]
     return wide.astype(x.dtype)

@@ -1,0 +1,103 @@
+"""Bottleneck adapters behind attention and MLP (Houlsby et al. 2019)."""
+
+import dataclasses
+from typing import Any, Literal
+
+from jax.nn import initializers
+
+from llmjax import tree
+from llmjax.checks import require_at_least, require_choices
+from llmjax.models import ModelConfig
+from llmjax.models.adapter import Adapter
+from llmjax.models.options import Activation
+from llmjax.peft.blocks import Block, with_blocks
+from llmjax.spec import Param
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """x + h becomes x + h + scale · up(activation(down(norm y))) behind attention and MLP.
+
+    h is what attention or MLP give, behind dropout and the norms that Gemma 2 and OLMo 2 have
+    there; y is h, or x + h. That is the sequential bottleneck of AdapterHub's `adapters`:
+    `houlsby` is its DoubleSeqBnConfig, `pfeiffer` its SeqBnConfig.
+
+    Attributes:
+        dim: R, width of the bottleneck.
+        activation: in the bottleneck.
+        norm: whether a LayerNorm of its own comes before it. The chapter has one, Houlsby et al.
+            train the model's own instead.
+        scale: of what it adds.
+        after: where it is: behind "attention", the "mlp" (experts too), or both.
+        reads: what y is: the "output" h, or the "sum" x + h, behind the norm that BERT has there.
+    """
+
+    dim: int
+    activation: Activation = "relu"
+    norm: bool = True
+    scale: float = 1.0
+    after: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
+    reads: Literal["output", "sum"] = "output"
+
+    def __post_init__(self) -> None:
+        require_choices(self, "adapter")
+        require_at_least(1, self, "adapter", ("dim",))
+        if not self.after or not {"attention", "mlp"} >= set(self.after):
+            raise ValueError(
+                f'adapter.after={self.after!r}: name "attention", "mlp", or both, in a tuple'
+            )
+
+
+def houlsby(dim: int) -> AdapterConfig:
+    """Behind attention and MLP, reading what they give (Houlsby et al. 2019, figure 2)."""
+    return AdapterConfig(dim, activation="silu", norm=False)
+
+
+def pfeiffer(dim: int) -> AdapterConfig:
+    """Behind the MLP only, reading its sum with the stream (Pfeiffer et al. 2021, figure 3)."""
+    return AdapterConfig(dim, norm=False, after=("mlp",), reads="sum")
+
+
+def spec(declared: Any, model: ModelConfig, config: AdapterConfig) -> Any:
+    """A model's declarations with an adapter in every block: "attention_adapter", "mlp_adapter".
+
+    Args:
+        declared: the model's, which `models.spec` or another method of this package made.
+        model: its config.
+        config: of the adapters.
+
+    Raises:
+        ValueError: the model has adapters already.
+    """
+    adapter = _declare(model, config)
+
+    def extend(block: Block) -> Block:
+        new = {f"{name}_adapter": adapter for name in config.after}
+        if found := sorted(new.keys() & block.keys()):
+            raise ValueError(f"the model has {', '.join(found)} already: add adapters once")
+        return block | new
+
+    return with_blocks(declared, model, extend)
+
+
+def is_new(path: str, leaf: Any) -> bool:
+    """Whether a leaf belongs to an adapter: what trains, for `tree.partition`."""
+    return tree.matches(r"/(attention|mlp)_adapter/")(path, leaf)
+
+
+def _declare(model: ModelConfig, config: AdapterConfig) -> Adapter:
+    width, rank = model.embed_dim, config.dim
+    zeros, ones = initializers.zeros, initializers.ones
+    norm = None
+    if config.norm:
+        norm = {"scale": Param((width,), (None,), ones), "bias": Param((width,), (None,), zeros)}
+    return Adapter(
+        down=Param((width, rank), ("embed", None), initializers.normal(model.init_std)),
+        down_bias=Param((rank,), (None,), zeros),
+        up=Param((rank, width), (None, "embed"), zeros),
+        up_bias=Param((width,), (None,), zeros),
+        norm=norm,
+        activation=config.activation,
+        scale=config.scale,
+        reads=config.reads,
+    )

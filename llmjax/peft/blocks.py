@@ -1,0 +1,37 @@
+"""Declarations of blocks with more in them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from llmjax.models import ModelConfig
+from llmjax.spec import map_params
+
+Block = dict[str, Any]
+
+
+def with_blocks(spec: Any, config: ModelConfig, extend: Callable[[Block], Block]) -> Any:
+    """A model's declarations with those of every block extended.
+
+    Args:
+        spec: the model's, with its layers stacked or in a list.
+        config: the model's.
+        extend: from what a block has, of which only the names may be read, to what it has then;
+            what is new is of one layer.
+    """
+    layers = spec["layers"]
+    if isinstance(layers, list):
+        return spec | {"layers": [extend(block) for block in layers]}
+    return spec | {"layers": _stacked(layers, extend(layers), config.num_layers)}
+
+
+def _stacked(old: Block, new: Block, count: int) -> Block:
+    """`new`, with those of its entries stacked that `old` has not."""
+    both = {}
+    for name, entry in new.items():
+        if name not in old:
+            both[name] = map_params(lambda param: param.stack(count), entry)
+        elif isinstance(entry, dict):
+            both[name] = _stacked(old[name], entry, count)
+        else:
+            both[name] = entry
+    return both
