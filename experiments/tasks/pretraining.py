@@ -82,7 +82,7 @@ class Pretraining(Task):
     def sample(self, params: Any) -> tuple[str, str]:
         """The recipe's prompt and what the model goes on with."""
         prompt, tokenizer = self.recipe.sample_prompt, self.tokenizer()
-        tokens = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        tokens = [*tokenizer.opening, *tokenizer.encode(prompt)]
         room = self.config.max_length - len(tokens)
         with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
             written = sampling.generate(
@@ -92,7 +92,7 @@ class Pretraining(Task):
                 jax.random.key(self.recipe.seed),
                 max_new_tokens=min(self.recipe.sample_tokens, room),
                 sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
-                stop_tokens=(tokenizer.eos_id,),
+                stop_tokens=tokenizer.stop_ids,
             )
         return prompt, tokenizer.decode(written.tokens[0, : written.lengths[0]].tolist())
 

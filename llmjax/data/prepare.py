@@ -25,14 +25,14 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from llmjax.data import config, documents, shards, tokenizer
+from llmjax.data import config, documents, hub_tokenizer, shards, tokenizer
 
 REJECTED_FILE = "rejected.jsonl"
 PARTIAL_FOLDER = "partial"
 
 # Texts are encoded together in lots of about this size: enough to keep the threads busy.
 _LOT_CHARACTERS = 1 << 21
-_PACKAGES = ("llmjax", "array-record", "grain", "numpy", "sentencepiece")
+_PACKAGES = ("llmjax", "array-record", "grain", "numpy", "sentencepiece", "tokenizers")
 
 _Inputs = Mapping[str, tuple[documents.File, ...]]
 
@@ -146,7 +146,7 @@ def _write(
     for lot in _lots(texts):
         for text, ids in zip(lot, encoder.encode_batch(lot, num_threads), strict=True):
             data = text.encode()
-            tokens = np.array([encoder.bos_id, *ids, encoder.eos_id], dtype)
+            tokens = np.array([*encoder.opening, *ids, encoder.eos_id], dtype)
             writers[split_of(data, settings.validation_share)].write(tokens, len(data))
     return shards.SourceManifest(
         name=source.name,
@@ -303,6 +303,12 @@ def _plain(settings: config.DataConfig) -> dict[str, Any]:
     del fields["directory"]
     for source in fields["sources"]:
         del source["path"], source["weight"]
+    del fields["tokenizer"]["path"]
+    if settings.tokenizer.kind == "hub":
+        hashes = hashlib.sha256()
+        for content in hub_tokenizer.read_files(Path(settings.tokenizer.path)).values():
+            hashes.update(hashlib.sha256(content).digest())
+        fields["tokenizer"]["files"] = hashes.hexdigest()
     return fields
 
 
@@ -353,6 +359,7 @@ def _clear(directory: Path) -> None:
         REJECTED_FILE,
         tokenizer.META_FILE,
         tokenizer.MODEL_FILE,
+        *hub_tokenizer.FILES,
     ):
         (directory / name).unlink(missing_ok=True)
     for name in (shards.SHARD_FOLDER, PARTIAL_FOLDER):
