@@ -57,7 +57,7 @@ def pretrain(recipe: Recipe, run_dir: pathlib.Path, options: Options = Options()
         DivergedError: too many steps in a row were skipped; the folder has their batches.
     """
     try:
-        optim.schedule(recipe.optimizer, recipe.steps)
+        optim.make(recipe.optimizer, objective.param_spec(recipe), recipe.steps)
         if options.wandb:
             metrics.require_wandb()
     except (ValueError, ModuleNotFoundError) as error:

@@ -66,7 +66,9 @@ def test_decayed_are_matrices_and_not_norms_biases_and_embeddings(name, family, 
 
 
 def test_who_decays_is_the_users_choice(draw):
-    config = optim.OptimizerConfig(no_decay="layers/", weight_decay=0.5, **CONSTANT)
+    config = optim.OptimizerConfig(
+        decays=(optim.Rule("layers/", 0.0),), weight_decay=0.5, **CONSTANT
+    )
     params = draw(tiny_spec())
     updates = moved(config, tiny_spec(), params, jax.tree.map(np.zeros_like, params))
     assert {path for path, update in updates.items() if np.any(update)} == {"embedding"}
