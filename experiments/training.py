@@ -27,7 +27,7 @@ from llmjax.train.watchdog import Watchdog
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a run is looked after; none of it changes what is learnt.
+    """How a run is looked after; none of it changes what is learnt, though it may end sooner.
 
     Attributes:
         resume: whether to go on with the run that is there. Off, a folder with a run is an error.
@@ -35,6 +35,7 @@ class Options:
         profile: the first and the last step that a trace is written of, or None.
         wandb: the project of Weights & Biases that gets the metrics, or "".
         command: the command line that goes on with the run, said when a signal ends it.
+        watch: called after each evaluation, whose metrics the pause has; True ends the run there.
     """
 
     resume: bool = True
@@ -42,6 +43,7 @@ class Options:
     profile: tuple[int, int] | None = None
     wandb: str = ""
     command: str = ""
+    watch: Callable[[Pause], bool] | None = None
 
 
 def pretrain(recipe: Recipe, run_dir: pathlib.Path, options: Options = Options()) -> pathlib.Path:
@@ -158,7 +160,8 @@ class _Run:
 
         def evaluate(pause: Pause) -> bool:
             self.evaluate(pause, recorder)
-            return self.early_stopping(pause)
+            ends = self.early_stopping(pause)
+            return bool(options.watch and options.watch(pause)) or ends
 
         hooks.append(every(recipe.evaluate_every, evaluate))
         if recipe.objective == "clm":
