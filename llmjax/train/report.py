@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmjax.train import plots
+from llmjax.train.early_stopping import EarlyStoppingConfig
 from llmjax.train.metrics import Record, read_jsonl
 
 _SHOWN_SAMPLES = 6
@@ -51,13 +52,11 @@ class Run:
     @property
     def best(self) -> Record:
         """The evaluation that early stopping takes for the best."""
-        watched = self.config.get("early_stopping") or {}
-        name, sign = watched.get("metric", "validation_loss"), 1
-        if not all(isinstance(record.get(name), int | float) for record in self.evaluations):
-            name = "validation_loss"
-        elif watched.get("mode") == "max":
-            sign = -1
-        return min(self.evaluations, key=lambda record: sign * record[name])
+        watched = EarlyStoppingConfig(**self.config.get("early_stopping") or {})
+        if not all(isinstance(r.get(watched.metric), int | float) for r in self.evaluations):
+            watched = EarlyStoppingConfig()
+        sign = 1 if watched.direction == "min" else -1
+        return min(self.evaluations, key=lambda record: sign * record[watched.metric])
 
 
 def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:

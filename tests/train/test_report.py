@@ -134,7 +134,7 @@ def test_a_classifiers_page_has_its_confusion_and_the_best_by_its_metric(tmp_pat
     Confusion(np.array([[5, 0, 1], [2, 4321, 0], [0, 0, 0]]), names).save(
         tmp_path / "confusion.json"
     )
-    watched = {"early_stopping": {"metric": "macro_f1", "mode": "max"}}
+    watched = {"early_stopping": {"metric": "macro_f1", "mode": "auto"}}
     (tmp_path / "config.json").write_text(json.dumps({"recipe": watched}))
     figures = {10: (0.5, 0.71), 20: (0.4, 0.83), 30: (0.3, 0.79)}
     write_lines(
