@@ -6,7 +6,6 @@ and the JSON that is saved with a run and read back into an equal config.
 """
 
 import dataclasses
-import difflib
 import inspect
 import math
 import re
@@ -266,19 +265,3 @@ def _from_json(annotation: Any, data: Any) -> Any:
             arguments = arguments[:1] * len(data)
         return tuple(_from_json(a, value) for a, value in zip(arguments, data, strict=True))
     return float(data) if annotation is float else data
-
-
-def nearest(name: str, names: Sequence[str], count: int = 3) -> list[str]:
-    """Those of `names` that are most like `name`, best first; dotted names also by their end.
-
-    >>> nearest("learning_rate", ["steps", "optimizer.learning_rate"])
-    ['optimizer.learning_rate']
-    """
-
-    def likeness(other: str) -> float:
-        whole = difflib.SequenceMatcher(None, name, other).ratio()
-        end, other_end = name.rpartition(".")[2], other.rpartition(".")[2]
-        return max(whole, difflib.SequenceMatcher(None, end, other_end).ratio())
-
-    ranked = sorted(names, key=likeness, reverse=True)
-    return [other for other in ranked[:count] if likeness(other) >= 0.6]

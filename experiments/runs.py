@@ -118,7 +118,7 @@ def checkpointer(
         run_dir / "checkpoints",
         keep_last=max(recipe.keep_checkpoints, 1),
         best_metric=recipe.early_stopping.metric,
-        mode=recipe.early_stopping.mode,
+        mode=recipe.early_stopping.direction,
         remembering=remembering,
     )
 

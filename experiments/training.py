@@ -28,7 +28,7 @@ from llmjax.train.watchdog import Watchdog
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a run is looked after; none of it changes what is learnt.
+    """How a run is looked after; none of it changes what is learnt, though it may end sooner.
 
     Attributes:
         resume: whether to go on with the run that is there. Off, a folder with a run is an error.
@@ -36,6 +36,7 @@ class Options:
         profile: the first and the last step that a trace is written of, or None.
         wandb: the project of Weights & Biases that gets the metrics, or "".
         command: the command line that goes on with the run, said when a signal ends it.
+        watch: called after each evaluation, whose metrics the pause has; True ends the run there.
     """
 
     resume: bool = True
@@ -43,6 +44,7 @@ class Options:
     profile: tuple[int, int] | None = None
     wandb: str = ""
     command: str = ""
+    watch: Callable[[Pause], bool] | None = None
 
 
 def run(recipe: Training, run_dir: pathlib.Path, options: Options = Options()) -> pathlib.Path:
@@ -57,13 +59,13 @@ def run(recipe: Training, run_dir: pathlib.Path, options: Options = Options()) -
         flags.FlagError: the recipe, the folder, the text and the devices do not fit together.
         DivergedError: too many steps in a row were skipped; the folder has their batches.
     """
+    task = runs.task_of(recipe, run_dir)
     try:
-        optim.schedule(recipe.optimizer, recipe.steps)
+        optim.make(recipe.optimizer, task.trained_spec, recipe.steps)
         if options.wandb:
             metrics.require_wandb()
     except (ValueError, ModuleNotFoundError) as error:
         raise FlagError(str(error)) from error
-    task = runs.task_of(recipe, run_dir)
     made_mesh = task.make_mesh()
     processes.first(lambda: runs.open_run(run_dir, recipe, resume=options.resume))
     processes.first(task.prepare)
@@ -152,7 +154,8 @@ class _Run:
 
         def evaluate(pause: Pause) -> bool:
             self.evaluate(pause, recorder)
-            return self.early_stopping(pause)
+            ends = self.early_stopping(pause)
+            return bool(options.watch and options.watch(pause)) or ends
 
         hooks.append(every(recipe.evaluate_every, evaluate))
         if self.task.sample_every is not None:

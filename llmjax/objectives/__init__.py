@@ -1,6 +1,10 @@
 """Objectives: pure losses over parameters and a batch, and the masks that they are computed at."""
 
-from llmjax.objectives.classification import classification
+from llmjax.objectives.classification import (
+    ClassificationConfig,
+    balanced_weights,
+    classification,
+)
 from llmjax.objectives.clm import clm
 from llmjax.objectives.generator import ReplacementConfig, generator_config
 from llmjax.objectives.log_probs import LogProbs, log_probs
@@ -14,6 +18,7 @@ from llmjax.objectives.rtd import discriminator_params, generator_params, rtd, r
 
 __all__ = [
     "Batch",
+    "ClassificationConfig",
     "LogProbs",
     "Loss",
     "Masked",
@@ -24,6 +29,7 @@ __all__ = [
     "ReplacementConfig",
     "RewardConfig",
     "Weighted",
+    "balanced_weights",
     "classification",
     "clm",
     "discriminator_params",

@@ -13,7 +13,6 @@ from llmjax.weights.leaves import (
     Scaled,
     Transposed,
     Weight,
-    materialize,
     norms,
 )
 from llmjax.weights.quantized import Int8, Nf4
