@@ -128,12 +128,12 @@ class Writer:
         self._arguments: dict[str, Any] = {
             "max_new_tokens": settings.max_new_tokens,
             "sampler": settings.sampler,
-            "stop_tokens": (model.tokenizer.eos_id, *single),
+            "stop_tokens": (*model.tokenizer.stop_ids, *single),
         }
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's tokens, at the beginning of a document."""
-        return [self.model.tokenizer.bos_id, *self.model.tokenizer.encode(prompt)]
+        return [*self.model.tokenizer.opening, *self.model.tokenizer.encode(prompt)]
 
     def stream(self, prompt: str, number: int = 0) -> Iterator[str]:
         """Text that goes on from a prompt, as it is written; `number` varies the draws."""

@@ -82,7 +82,9 @@ def compare(model: runs.TrainedModel, run_dir: pathlib.Path) -> dict[str, float]
 def replies(model: runs.TrainedModel) -> list[str]:
     """What the model answers to each of `OPENINGS`."""
     tokenizer, config = model.tokenizer, model.recipe.model
-    prompts = [[tokenizer.bos_id, *tokenizer.encode(data.chat_prompt(turns))] for turns in OPENINGS]
+    prompts = [
+        [*tokenizer.opening, *tokenizer.encode(data.chat_prompt(turns))] for turns in OPENINGS
+    ]
     (newline,) = tokenizer.encode("\n")
     written = sampling.generate(
         model.params,
@@ -91,7 +93,7 @@ def replies(model: runs.TrainedModel) -> list[str]:
         jax.random.key(0),
         max_new_tokens=48,
         sampler=sampling.SamplerConfig(temperature=0.7, top_p=0.9),
-        stop_tokens=(newline, tokenizer.eos_id),
+        stop_tokens=(newline, *tokenizer.stop_ids),
     )
     return [
         tokenizer.decode(tokens[:length].tolist()).strip()

@@ -227,7 +227,7 @@ class _Run:
     def sample(self, pause: Pause, progress: Progress, samples: metrics.JsonlWriter | None) -> None:
         """Lets the model write, shows it and keeps it."""
         prompt, config = self.recipe.sample_prompt, self.recipe.model
-        tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+        tokens = [*self.tokenizer.opening, *self.tokenizer.encode(prompt)]
         room = config.max_length - len(tokens)
         with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
             written = sampling.generate(
@@ -237,7 +237,7 @@ class _Run:
                 jax.random.key(self.recipe.seed),
                 max_new_tokens=min(self.recipe.sample_tokens, room),
                 sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
-                stop_tokens=(self.tokenizer.eos_id,),
+                stop_tokens=self.tokenizer.stop_ids,
             )
         if samples is not None:
             text = self.tokenizer.decode(written.tokens[0, : written.lengths[0]].tolist())

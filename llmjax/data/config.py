@@ -199,14 +199,15 @@ class ExampleConfig:
           from best to worst; `prompt`: a prompt to answer, and whatever is needed to judge the
           answer; `judged`: a prompt, an answer, and whether it is good.
         directory: where the prepared examples lie; "" leaves the choice to the caller.
-        template: the chat template's name, or the path of its file; `none` joins prompt and answer
-          as they are, for models that have not learned turns.
+        template: the chat template: `plain` for any tokenizer, `chatml` for one with its marks,
+          `joined` for a prompt and its continuation without marks; the path of a file of Jinja; ""
+          for the tokenizer's own. Texts, and what is classified, need none.
         train_on: which of a conversation's answers are trained in `sft`.
         max_length: tokens of a sequence; longer ones are cut. The rows need room for all of a
           comparison's sequences.
-        target_share: the share of `max_length` that the target keeps at least of what it needs,
-          whatever the prompt in front of it: the prompt loses its oldest turns first, then its
-          first tokens, and only then the target its last.
+        target_share: the share of `max_length` that a target may fill before it is cut. What is too
+          long loses its prompt's oldest turns first, then the prompt's first tokens, and only when
+          the prompt has shrunk to the rest of `max_length`, the target's last tokens.
         labels: names of the labels by number; empty takes those that occur, sorted.
         validation_share: the share of examples held out.
         split: how they are chosen. `hash`: by a hash of the prompt alone; `stratified`: the same
@@ -225,10 +226,10 @@ class ExampleConfig:
     sources: tuple[ExampleSource, ...] = ()
     kind: Kind = "sft"
     directory: str = ""
-    template: str = "chatml"
+    template: str = "plain"
     train_on: Literal["answers", "last_answer"] = "answers"
     max_length: int = 1024
-    target_share: float = 0.5
+    target_share: float = 0.75
     labels: tuple[str, ...] = ()
     validation_share: float = 0.1
     split: Literal["hash", "stratified", "grouped", "time"] = "hash"

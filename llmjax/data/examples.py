@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmjax.data import config
+from llmjax.data.chat import ASSISTANT, Message
 
-Message = Mapping[str, Any]
 Messages = tuple[Message, ...]
 
 # Where parts are looked for unless `ExampleSource.fields` says otherwise, in this order.
@@ -34,7 +34,7 @@ _PLACES: Mapping[str, tuple[str, ...]] = {
     "completion": ("completion", "response", "output"),
     "label": ("label",),
 }
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+_SHAREGPT_ROLES = {"human": "user", "gpt": ASSISTANT, "chatgpt": ASSISTANT, "bot": ASSISTANT}
 
 
 class UnfitError(ValueError):
@@ -63,8 +63,10 @@ class Example:
 
     @property
     def key(self) -> str:
-        """What decides on which side of a split the example falls: its prompt, or its text."""
-        return json.dumps(self.texts or self.prompt, ensure_ascii=False, sort_keys=True)
+        """What decides on which side of a split the example falls: its text, or what was asked."""
+        asked = [message for message in self.prompt if message["role"] != "system"]
+        content = self.texts or asked or self.answers
+        return json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def parse(fields: Mapping[str, Any], kind: config.Kind, source: config.ExampleSource) -> Example:
@@ -154,9 +156,9 @@ def _with_system(parts: _Parts, prompt: Messages) -> Messages:
 def _conversation(messages: Messages) -> Example:
     """A conversation, cut before its first answer."""
     roles = [message["role"] for message in messages]
-    if "assistant" not in roles:
+    if ASSISTANT not in roles:
         raise UnfitError("no message of the assistant's, so there is nothing to train on")
-    first = roles.index("assistant")
+    first = roles.index(ASSISTANT)
     return Example(prompt=messages[:first], answers=(messages[first:],))
 
 
@@ -250,9 +252,9 @@ def _answer(value: Any) -> Messages:
     if isinstance(value, str):
         if not value.strip():
             raise UnfitError("an answer is empty")
-        return ({"role": "assistant", "content": value},)
+        return ({"role": ASSISTANT, "content": value},)
     messages = _as_messages(value)
-    if not any(message["role"] == "assistant" for message in messages):
+    if not any(message["role"] == ASSISTANT for message in messages):
         raise UnfitError("no message of the assistant's, so there is nothing to train on")
     return messages
 
@@ -260,7 +262,7 @@ def _answer(value: Any) -> Messages:
 def _prompt(parts: _Parts) -> Example:
     """A prompt, without an answer that may follow it; every other field is kept."""
     prompt = _with_system(parts, _messages(parts, "prompt"))
-    while prompt and prompt[-1]["role"] == "assistant":
+    while prompt and prompt[-1]["role"] == ASSISTANT:
         prompt = prompt[:-1]
     if not prompt:
         raise UnfitError("a prompt without a message to answer")
@@ -309,7 +311,7 @@ def _message(message: Any) -> Message:
         content = "".join(piece["text"] for piece in content)
     if not isinstance(content, str):
         raise UnfitError("a message's content is not text")
-    if found["role"] == "assistant" and not content.strip() and "tool_calls" not in found:
+    if found["role"] == ASSISTANT and not content.strip() and "tool_calls" not in found:
         raise UnfitError("an answer is empty")
     return {**found, "content": content}
 

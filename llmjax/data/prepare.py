@@ -98,7 +98,7 @@ def _write(
     for lot in _lots(texts):
         for text, ids in zip(lot, encoder.encode_batch(lot, num_threads), strict=True):
             data = text.encode()
-            tokens = np.array([encoder.bos_id, *ids, encoder.eos_id], dtype)
+            tokens = np.array([*encoder.opening, *ids, encoder.eos_id], dtype)
             writers[split_of(data, settings.validation_share)].write(
                 tokens.tobytes(), len(tokens), len(data)
             )
