@@ -53,8 +53,8 @@ def stratified(
         seed: of the draw, 0 or more.
 
     Returns:
-        Whether each is held out, bool [N]: of every label, and of all together, within one example
-        of the exact share where no keys are equal.
+        Whether each is held out, bool [N]. Where no keys are equal, it is within one example of the
+        exact share of every label; and of all together, unless labels have none to spare.
 
     Raises:
         ValueError: the share or the seed is out of range, or there are not as many labels as keys.
@@ -238,10 +238,10 @@ def _quotas(sizes: Sequence[int], share: float) -> list[int]:
     exact = [share * size for size in sizes]
     quotas = [min(math.floor(v), n - 1) for v, n in zip(exact, sizes, strict=True)]
     missing = round(sum(exact)) - sum(quotas)
-    by_remainder = sorted(range(len(sizes)), key=lambda i: quotas[i] - exact[i])
-    for i in by_remainder[:missing]:
-        # A label that is never seen in training cannot be learned.
-        quotas[i] = min(quotas[i] + 1, sizes[i] - 1)
+    # A label that is never seen in training cannot be learned.
+    able = [i for i, size in enumerate(sizes) if quotas[i] + 1 < size]
+    for i in sorted(able, key=lambda i: quotas[i] - exact[i])[:missing]:
+        quotas[i] += 1
     return quotas
 
 
