@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 
-from experiments import objective, runs
+from experiments import objective
 from experiments.flags import FlagError
 from experiments.recipe import Recipe
+from experiments.tasks.pretraining import Pretraining
 from llmjax import mesh, planning
 from llmjax.models import pipeline
 from llmjax.planning.target import Target
@@ -41,7 +42,7 @@ def lower(recipe: Recipe, target: Target) -> Step:
     Raises:
         FlagError: the mesh does not fit the target, or the recipe the mesh.
     """
-    made = runs.make_mesh(recipe, target.devices)
+    made = Pretraining(recipe, pathlib.Path()).make_mesh(target.devices)
     with jax.set_mesh(made):
         step, state = objective.step_ahead(recipe)
         shape, axes = (recipe.batch_size, recipe.sequence_length), ("batch", "sequence")

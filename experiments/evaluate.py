@@ -35,13 +35,11 @@ def main(argv: list[str]) -> None:
     if BATCH_SIZE.value < 0:
         raise flags.FlagError(f"--batch_size={BATCH_SIZE.value}: must be at least 1, or 0")
     run_dir = pathlib.Path(RUN_DIR.value)
-    saved = runs.saved_recipe(run_dir)
-    if saved is None:
-        raise flags.FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
-    with jax.set_mesh(runs.make_mesh(saved)):
+    task = runs.saved_task(run_dir)
+    with jax.set_mesh(task.make_mesh()):
         model = runs.load(run_dir, best=CHECKPOINT.value == "best")
-        directory = pathlib.Path(DATA_DIR.value or runs.data_directory(run_dir, saved))
-        found = runs.evaluate_model(model, directory, BATCH_SIZE.value or saved.batch_size)
+        directory = pathlib.Path(DATA_DIR.value or task.directory())
+        found = runs.evaluate_model(model, directory, BATCH_SIZE.value or task.recipe.batch_size)
     if AS_JSON.value:
         print(json.dumps({"step": model.step, **found}))
         return

@@ -34,13 +34,11 @@ def main(argv: list[str]) -> None:
     if not OUTPUT.value:
         raise flags.FlagError("--output is missing: name a folder to write to")
     run_dir, output = pathlib.Path(RUN_DIR.value), pathlib.Path(OUTPUT.value)
-    saved = runs.saved_recipe(run_dir)
-    if saved is None:
-        raise flags.FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
-    with jax.set_mesh(runs.make_mesh(saved)):
+    task = runs.saved_task(run_dir)
+    with jax.set_mesh(task.make_mesh()):
         model = runs.load(run_dir, best=CHECKPOINT.value == "best")
         left_out = runs.export(model, output, part=PART.value, dtype=DTYPE.value)
-    hf.copy_tokenizer(runs.data_directory(run_dir, saved), output)
+    hf.copy_tokenizer(task.directory(), output)
     print(f"{run_dir}, step {model.step}: wrote {output}")
     if left_out:
         print(f"without its head ({left_out}), for which such checkpoints have no place")

@@ -6,7 +6,6 @@ and the JSON that is saved with a run and read back into an equal config.
 """
 
 import dataclasses
-import difflib
 import inspect
 import math
 import re
@@ -60,13 +59,16 @@ def leaves(cls: type, path: Path = ()) -> Iterator[Leaf]:
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
-    """The entries of the `Attributes:` section of a class's docstring, each on one line."""
-    _, _, section = (inspect.getdoc(cls) or "").partition("\nAttributes:\n")
-    body = re.split(r"\n(?=\S)", section)[0]
-    # Entries are indented alike, by 2 or 4; lines that go on with one are indented further.
-    entries = re.split(r"^ {1,4}(?=\w+: )", body, flags=re.MULTILINE)[1:]
-    split = (entry.partition(": ") for entry in entries)
-    return {name: " ".join(text.split()) for name, _, text in split}
+    """The entries of the `Attributes:` sections of a class and its bases, each on one line."""
+    docs: dict[str, str] = {}
+    for part in reversed(cls.__mro__):
+        _, _, section = inspect.cleandoc(part.__doc__ or "").partition("\nAttributes:\n")
+        body = re.split(r"\n(?=\S)", section)[0]
+        # Entries are indented alike, by 2 or 4; lines that go on with one are indented further.
+        entries = re.split(r"^ {1,4}(?=\w+: )", body, flags=re.MULTILINE)[1:]
+        split = (entry.partition(": ") for entry in entries)
+        docs |= {name: " ".join(text.split()) for name, _, text in split}
+    return docs
 
 
 def _optional(annotation: Any) -> Any:
@@ -263,19 +265,3 @@ def _from_json(annotation: Any, data: Any) -> Any:
             arguments = arguments[:1] * len(data)
         return tuple(_from_json(a, value) for a, value in zip(arguments, data, strict=True))
     return float(data) if annotation is float else data
-
-
-def nearest(name: str, names: Sequence[str], count: int = 3) -> list[str]:
-    """Those of `names` that are most like `name`, best first; dotted names also by their end.
-
-    >>> nearest("learning_rate", ["steps", "optimizer.learning_rate"])
-    ['optimizer.learning_rate']
-    """
-
-    def likeness(other: str) -> float:
-        whole = difflib.SequenceMatcher(None, name, other).ratio()
-        end, other_end = name.rpartition(".")[2], other.rpartition(".")[2]
-        return max(whole, difflib.SequenceMatcher(None, end, other_end).ratio())
-
-    ranked = sorted(names, key=likeness, reverse=True)
-    return [other for other in ranked[:count] if likeness(other) >= 0.6]

@@ -29,6 +29,7 @@ from absl import flags as absl_flags
 from absl.flags import FLAGS, FlagValues
 
 from experiments import fields
+from llmjax.checks import nearest
 
 Recipes = Mapping[str, Callable[[], Any]]
 
@@ -194,7 +195,7 @@ def _exit(argv: Sequence[str], message: object) -> NoReturn:
 
 
 def _nearest(name: str, names: Sequence[str] | Mapping[str, Any], prefix: str = "") -> str:
-    near = fields.nearest(name, list(names))
+    near = nearest(name, list(names))
     return f"nearest: {', '.join(prefix + other for other in near)}; " if near else ""
 
 

@@ -58,19 +58,17 @@ def main(argv: list[str]) -> None:
             "--prompt or --prompts_file is missing, and there is no terminal to talk on"
         )
     run_dir = pathlib.Path(RUN_DIR.value)
-    saved = runs.saved_recipe(run_dir)
-    if saved is None:
-        raise flags.FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
-    if saved.objective != "clm":
+    task = runs.saved_task(run_dir)
+    if task.config.head.kind != "lm":
         raise flags.FlagError(
-            f"--run_dir={run_dir}: an encoder, trained by {saved.objective}, sees both sides of a "
-            "token and cannot write; name a run with objective=clm"
+            f"--run_dir={run_dir}: a model with a head of kind {task.config.head.kind} cannot write"
+            "; name a run of one that was trained to predict next tokens"
         )
-    made = mesh.for_decoding(runs.make_mesh(saved))
+    made = mesh.for_decoding(task.make_mesh())
     with jax.set_mesh(made), _errors_of_flags():
         records = read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else []
         # Each turn of a conversation is a line.
-        stops = ["\n"] if talks and saved.corpus == "chitchat" else []
+        stops = ["\n"] if talks and getattr(task.recipe, "corpus", "") == "chitchat" else []
         stops += [stop.replace("\\n", "\n") for stop in STOP.value or ()]
         settings = Settings(MAX_NEW_TOKENS.value, _sampler(), tuple(stops), SEED.value)
         writer = Writer(runs.load(run_dir, best=CHECKPOINT.value == "best"), settings)
@@ -121,26 +119,26 @@ class Writer:
 
     def __init__(self, model: runs.TrainedModel, settings: Settings) -> None:
         self.model, self.settings = model, settings
-        self.params = models.for_decoding(model.params, model.recipe.model)
+        self.params = models.for_decoding(model.params, model.config)
         encoded = map(model.tokenizer.encode, settings.stops)
         # A stop of several tokens is found in the text; that of one also saves the rest.
         single = [ids[0] for ids in encoded if len(ids) == 1]
         self._arguments: dict[str, Any] = {
             "max_new_tokens": settings.max_new_tokens,
             "sampler": settings.sampler,
-            "stop_tokens": (model.tokenizer.eos_id, *single),
+            "stop_tokens": (*model.tokenizer.stop_ids, *single),
         }
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's tokens, at the beginning of a document."""
-        return [self.model.tokenizer.bos_id, *self.model.tokenizer.encode(prompt)]
+        return [*self.model.tokenizer.opening, *self.model.tokenizer.encode(prompt)]
 
     def stream(self, prompt: str, number: int = 0) -> Iterator[str]:
         """Text that goes on from a prompt, as it is written; `number` varies the draws."""
         pieces = sampling.stream(
             self.params,
             self.encode(prompt),
-            self.model.recipe.model,
+            self.model.config,
             self._key(number),
             self.model.tokenizer,
             **self._arguments,
@@ -153,7 +151,7 @@ class Writer:
         written = sampling.generate(
             self.params,
             [self.encode(prompt) for prompt in prompts],
-            self.model.recipe.model,
+            self.model.config,
             self._key(number),
             **self._arguments,
         )

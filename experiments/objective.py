@@ -55,12 +55,20 @@ def make_loss(recipe: Recipe, tokenizer: data.Tokenizer, *, plain: bool = False)
         recipe: the run.
         tokenizer: whose special tokens are never hidden, and which knows where words begin.
         plain: whether terms that only regularise are left out, for evaluation.
+
+    Raises:
+        ValueError: the objective hides tokens, and the tokenizer has no mask token.
     """
     if recipe.objective == "clm":
         if plain:
             return objectives.clm(recipe.model)
         return objectives.clm(
             recipe.model, label_smoothing=recipe.label_smoothing, z_loss=recipe.z_loss
+        )
+    if tokenizer.mask_id is None:
+        raise ValueError(
+            f"objective={recipe.objective} hides tokens, and the tokenizer has no mask token: take "
+            "one that has, or objective=clm"
         )
     hidden: dict[str, Any] = {
         "mask_id": tokenizer.mask_id,

@@ -12,6 +12,7 @@ import jax
 from experiments import objective, runs
 from experiments.flags import FlagError
 from experiments.recipe import Recipe
+from experiments.tasks.pretraining import Pretraining
 from llmjax import mesh, planning, spec
 from llmjax.planning import cost, fitting, scaling
 from llmjax.train.metrics import read_jsonl
@@ -145,7 +146,7 @@ def memory(recipe: Recipe, cluster: cost.Cluster) -> dict[str, Any]:
     """
     chip = cluster.chip
     made = mesh.abstract_mesh(recipe.mesh, cluster.count, chip.kinds[-1], chip.platform)
-    runs.require_divides(recipe, made)
+    Pretraining(recipe, pathlib.Path()).require_divides(made)
     with jax.sharding.use_abstract_mesh(made):
         step, state = objective.step_ahead(recipe)
         batch = planning.abstract_batch(recipe.batch_size, recipe.sequence_length)

@@ -13,8 +13,9 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import flags, runs
+from experiments import flags
 from experiments.recipes import RECIPES
+from experiments.tasks import pretraining
 from llmjax import data
 
 OUTPUT = absl_flags.DEFINE_string("output", None, "Folder for tokenizer, shards and manifest.")
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
     output = OUTPUT.value or settings.data.directory
     if not output:
         raise flags.FlagError("--output is missing: name a folder to write to")
-    manifest = runs.prepare(settings, pathlib.Path(output))
+    manifest = pretraining.prepare(settings, pathlib.Path(output))
     Console().print(_table(manifest))
 
 

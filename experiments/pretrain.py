@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         command=flags.command_line(without=("resume", "profile")),
     )
     try:
-        report = training.pretrain(recipe, run_dir, options)
+        report = training.run(recipe, run_dir, options)
     except (DivergedError, SaveError, DamagedError) as error:
         sys.exit(f"{run_dir}: {error}")
     print(f"report: {report}")

@@ -40,9 +40,9 @@ def main(argv: list[str]) -> None:
     del argv
     settings = flags.resolve()
     run_dir = pathlib.Path(RUN_DIR.value)
-    training.pretrain(settings, run_dir)
+    training.run(settings, run_dir)
     console = Console()
-    with jax.set_mesh(runs.make_mesh(settings)):
+    with jax.set_mesh(runs.task_of(settings, run_dir).make_mesh()):
         model = runs.load(run_dir)
         compared = compare(model, run_dir)
         console.print(_table(compared))
@@ -57,7 +57,7 @@ def compare(model: runs.TrainedModel, run_dir: pathlib.Path) -> dict[str, float]
 
     The result is kept in RUN_DIR/comparison.json, where the report finds it.
     """
-    directory = runs.data_directory(run_dir, model.recipe)
+    directory = model.task.directory()
     found = runs.evaluate_model(model, directory, model.recipe.batch_size)
     texts = {name: bytearray() for name in data.SPLITS}
     config = recipe.data_config(model.recipe, directory / "corpus")
@@ -81,8 +81,10 @@ def compare(model: runs.TrainedModel, run_dir: pathlib.Path) -> dict[str, float]
 
 def replies(model: runs.TrainedModel) -> list[str]:
     """What the model answers to each of `OPENINGS`."""
-    tokenizer, config = model.tokenizer, model.recipe.model
-    prompts = [[tokenizer.bos_id, *tokenizer.encode(data.chat_prompt(turns))] for turns in OPENINGS]
+    tokenizer, config = model.tokenizer, model.config
+    prompts = [
+        [*tokenizer.opening, *tokenizer.encode(data.chat_prompt(turns))] for turns in OPENINGS
+    ]
     (newline,) = tokenizer.encode("\n")
     written = sampling.generate(
         model.params,
@@ -91,7 +93,7 @@ def replies(model: runs.TrainedModel) -> list[str]:
         jax.random.key(0),
         max_new_tokens=48,
         sampler=sampling.SamplerConfig(temperature=0.7, top_p=0.9),
-        stop_tokens=(newline, tokenizer.eos_id),
+        stop_tokens=(newline, *tokenizer.stop_ids),
     )
     return [
         tokenizer.decode(tokens[:length].tolist()).strip()

@@ -1,4 +1,4 @@
-"""Everything that determines a pretraining run, in one frozen config."""
+"""Everything that determines a training run, in one frozen config; here of pretraining."""
 
 import dataclasses
 import math
@@ -15,31 +15,18 @@ from llmjax.train.early_stopping import EarlyStoppingConfig
 from llmjax.train.health import SpikeConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A pretraining run. Two runs with equal recipes on equal data are equal, step by step.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What all training runs have, whatever they learn.
 
     Attributes:
         name: what reports call the run.
-        model: the network; of rtd the discriminator, from which the generator is made.
-        objective: what is learnt: clm, the next token (GPT-2); mlm, tokens that are hidden (BERT);
-            rtd, which tokens a generator has replaced (ELECTRA).
-        masking: of mlm and rtd, which tokens are hidden.
-        replacement: of rtd, the generator and the joint loss.
-        data: the text and its tokens.
-        corpus: a text that comes with a Python package, read when `data` has no sources: chitchat,
-            12.5 million characters of conversation; python_topics, half a million of the manual of
-            Python.
         optimizer: how gradients become updates.
         mesh: how devices share the work.
         steps: updates of the parameters.
-        batch_size: B, sequences per update, over all devices.
-        sequence_length: S, tokens per sequence.
-        packing: concat fills rows and cuts documents at their ends; best_fit cuts only those longer
-            than a row, and pads; windows draws stretches of all text joined, blind to documents.
+        batch_size: B, rows per update, over all devices.
+        sequence_length: S, tokens per row.
         accumulate: parts that a batch is computed in, one after the other, to save memory.
-        label_smoothing: of clm, share of each target's probability spread over the vocabulary.
-        z_loss: of clm, weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
         seed: of initial parameters, dropout, masks and the order of the data.
         spikes: which steps are skipped because their loss or gradient stands out.
         early_stopping: when the run ends before its last step.
@@ -50,27 +37,15 @@ class Recipe:
         evaluate_batches: validation batches per evaluation; 0 means all.
         checkpoint_every: steps between checkpoints; 0 means only at the end.
         keep_checkpoints: latest checkpoints that are kept, beside the best.
-        sample_every: of clm, steps between samples; 0 means only at the end.
-        sample_prompt: what samples go on from; empty means the beginning of a document.
-        sample_tokens: tokens of a sample.
     """
 
     name: str
-    model: ModelConfig
-    objective: Literal["clm", "mlm", "rtd"] = "clm"
-    masking: MaskingConfig = MaskingConfig()
-    replacement: ReplacementConfig = ReplacementConfig()
-    data: DataConfig = DataConfig()
-    corpus: Literal["none", "chitchat", "python_topics"] = "none"
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     steps: int = 1000
     batch_size: int = 32
     sequence_length: int = 256
-    packing: Literal["concat", "best_fit", "windows"] = "concat"
     accumulate: int = 1
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
     seed: int = 0
     spikes: SpikeConfig = SpikeConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
@@ -80,6 +55,63 @@ class Recipe:
     evaluate_batches: int = 0
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "sequence_length", "accumulate", "log_every"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1")
+        require_not_negative(
+            self, "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_checkpoints"
+        )
+        require(
+            not self.early_stopping.patience or self.evaluate_every > 0,
+            f"early_stopping.patience={self.early_stopping.patience} counts evaluations, of which "
+            "evaluate_every=0 makes none before the end: set it to a number of steps",
+        )
+        self._require_batch_divides()
+
+    def _require_batch_divides(self) -> None:
+        """Only the known part: a mesh axis of -1 is known when the devices are."""
+        replicas = math.prod(max(getattr(self.mesh, name), 1) for name in RULES["batch"])
+        require(
+            self.batch_size % (self.accumulate * replicas) == 0,
+            f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} parts "
+            f"over {replicas} devices (mesh {' × '.join(RULES['batch'])}): choose a multiple of "
+            f"{self.accumulate * replicas}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(Training):
+    """A pretraining run. Two runs with equal recipes on equal data are equal, step by step.
+
+    Attributes:
+        model: the network; of rtd the discriminator, from which the generator is made.
+        objective: what is learnt: clm, the next token (GPT-2); mlm, tokens that are hidden (BERT);
+            rtd, which tokens a generator has replaced (ELECTRA).
+        masking: of mlm and rtd, which tokens are hidden.
+        replacement: of rtd, the generator and the joint loss.
+        data: the text and its tokens.
+        corpus: a text that comes with a Python package, read when `data` has no sources: chitchat,
+            12.5 million characters of conversation; python_topics, half a million of the manual of
+            Python.
+        packing: concat fills rows and cuts documents at their ends; best_fit cuts only those longer
+            than a row, and pads; windows draws stretches of all text joined, blind to documents.
+        label_smoothing: of clm, share of each target's probability spread over the vocabulary.
+        z_loss: of clm, weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
+        sample_every: of clm, steps between samples; 0 means only at the end.
+        sample_prompt: what samples go on from; empty means the beginning of a document.
+        sample_tokens: tokens of a sample.
+    """
+
+    model: ModelConfig
+    objective: Literal["clm", "mlm", "rtd"] = "clm"
+    masking: MaskingConfig = MaskingConfig()
+    replacement: ReplacementConfig = ReplacementConfig()
+    data: DataConfig = DataConfig()
+    corpus: Literal["none", "chitchat", "python_topics"] = "none"
+    packing: Literal["concat", "best_fit", "windows"] = "concat"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
     sample_every: int = 0
     sample_prompt: str = ""
     sample_tokens: int = 64
@@ -90,33 +122,15 @@ class Recipe:
         return bool(self.data.sources) or self.corpus != "none"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "sequence_length", "accumulate", "log_every"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1")
-        for name in (
-            "z_loss",
-            "evaluate_every",
-            "evaluate_batches",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "sample_every",
-            "sample_tokens",
-        ):
-            _require(
-                getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must not be negative"
-            )
-        _require(
+        super().__post_init__()
+        require_not_negative(self, "z_loss", "sample_every", "sample_tokens")
+        require(
             0.0 <= self.label_smoothing < 1.0,
             f"label_smoothing={self.label_smoothing}: a share of probability is in [0, 1)",
         )
-        _require(
-            not self.early_stopping.patience or self.evaluate_every > 0,
-            f"early_stopping.patience={self.early_stopping.patience} counts evaluations, of which "
-            "evaluate_every=0 makes none before the end: set it to a number of steps",
-        )
         self._require_model_fits()
-        self._require_batch_divides()
         self._require_vocabulary_fits()
-        _require(
+        require(
             self.sequence_length <= self.model.max_length,
             f"sequence_length={self.sequence_length} is longer than "
             f"model.max_length={self.model.max_length}: raise the one or lower the other",
@@ -128,7 +142,7 @@ class Recipe:
             self.objective
         ]
         found = self.model.head.kind, self.model.attention.causal
-        _require(
+        require(
             found == (head, causal),
             f"objective={self.objective} needs a model with head.kind={head} and attention.causal="
             f"{causal}, but {self.model.family} has {found[0]} and {found[1]}: take a recipe of "
@@ -137,27 +151,17 @@ class Recipe:
         if self.objective == "clm":
             return
         for name in ("label_smoothing", "z_loss", "sample_every"):
-            _require(
+            require(
                 not getattr(self, name),
                 f"{name}={getattr(self, name)} is for objective=clm, not {self.objective}: set it "
                 "to 0",
             )
 
-    def _require_batch_divides(self) -> None:
-        """Only the known part: a mesh axis of -1 is known when the devices are."""
-        replicas = math.prod(max(getattr(self.mesh, name), 1) for name in RULES["batch"])
-        _require(
-            self.batch_size % (self.accumulate * replicas) == 0,
-            f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} parts "
-            f"over {replicas} devices (mesh {' × '.join(RULES['batch'])}): choose a multiple of "
-            f"{self.accumulate * replicas}",
-        )
-
     def _require_vocabulary_fits(self) -> None:
         """A recipe without text, as of a benchmark, has no tokenizer to fit."""
         tokenizer = self.data.tokenizer
         size = RESERVED_PIECES if tokenizer.kind == "bytes" else tokenizer.vocab_size
-        _require(
+        require(
             not self.has_text or self.model.vocab_size >= size,
             f"model.vocab_size={self.model.vocab_size} is less than the {size} tokens of "
             f"data.tokenizer: set --model.vocab_size={size} too",
@@ -187,6 +191,13 @@ def data_config(recipe: Recipe, directory: pathlib.Path) -> DataConfig:
     return dataclasses.replace(recipe.data, sources=(source,))
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def require_not_negative(config: object, *names: str) -> None:
+    """Raises ValueError for a field that is."""
+    for name in names:
+        require(getattr(config, name) >= 0, f"{name}={getattr(config, name)}: must not be negative")

@@ -22,9 +22,10 @@ import jax
 
 from experiments import fields, objective
 from experiments.flags import FlagError
-from experiments.recipe import Recipe, data_config
+from experiments.recipe import Recipe, Training
+from experiments.tasks.task import Task
 from experiments.versions import versions
-from llmjax import data, hf, mesh, models
+from llmjax import data, hf, models
 from llmjax import spec as specs
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ FREE = {
 }
 
 
-def saved_recipe(run_dir: pathlib.Path) -> Recipe | None:
+def saved_recipe(run_dir: pathlib.Path) -> Any:
     """The recipe in a run folder, or None when there is none yet.
 
     Raises:
@@ -60,12 +61,14 @@ def saved_recipe(run_dir: pathlib.Path) -> Recipe | None:
     if not path.exists():
         return None
     try:
-        return fields.from_json(Recipe, json.loads(path.read_text("utf-8"))["recipe"])
+        saved = json.loads(path.read_text("utf-8"))
+        kind = _tasks().KINDS[saved.get("kind", Recipe.__name__)]
+        return fields.from_json(kind, saved["recipe"])
     except (ValueError, KeyError, TypeError) as error:
         raise FlagError(f"{path} does not hold a recipe of this version: {error}") from error
 
 
-def open_run(run_dir: pathlib.Path, recipe: Recipe, *, resume: bool) -> None:
+def open_run(run_dir: pathlib.Path, recipe: Training, *, resume: bool) -> None:
     """Makes the folder, or checks that it belongs to this recipe; then writes config.json.
 
     Raises:
@@ -87,6 +90,7 @@ def open_run(run_dir: pathlib.Path, recipe: Recipe, *, resume: bool) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / "config.json"
         written = {
+            "kind": type(recipe).__name__,
             "recipe": fields.to_json(recipe),
             "versions": versions(),
             "begun": begun(run_dir) or time.time(),
@@ -105,7 +109,7 @@ def begun(run_dir: pathlib.Path) -> float | None:
 
 
 def checkpointer(
-    run_dir: pathlib.Path, recipe: Recipe, remembering: "Mapping[str, Remembering] | None" = None
+    run_dir: pathlib.Path, recipe: Training, remembering: "Mapping[str, Remembering] | None" = None
 ) -> "Checkpointer":
     """The checkpoints of a run; the best are those of the metric that early stopping watches."""
     from llmjax.train.checkpoint import Checkpointer  # Orbax takes a second to import
@@ -114,15 +118,17 @@ def checkpointer(
         run_dir / "checkpoints",
         keep_last=max(recipe.keep_checkpoints, 1),
         best_metric=recipe.early_stopping.metric,
-        mode=recipe.early_stopping.mode,
+        mode=recipe.early_stopping.direction,
         remembering=remembering,
     )
 
 
-def _require_same(run_dir: pathlib.Path, before: Recipe, now: Recipe) -> None:
+def _require_same(run_dir: pathlib.Path, before: Training, now: Training) -> None:
+    if type(before) is not type(now):
+        raise FlagError(f"{run_dir} holds a run of another kind: choose a new --run_dir")
     changed = [
         f"{leaf.name} was {fields.get(before, leaf.path)} and is {fields.get(now, leaf.path)}"
-        for leaf in fields.leaves(Recipe)
+        for leaf in fields.leaves(type(now))
         if leaf.path[0] not in FREE and fields.get(before, leaf.path) != fields.get(now, leaf.path)
     ]
     if changed:
@@ -132,65 +138,20 @@ def _require_same(run_dir: pathlib.Path, before: Recipe, now: Recipe) -> None:
         )
 
 
-def data_directory(run_dir: pathlib.Path, recipe: Recipe) -> pathlib.Path:
-    """Where the run's tokenizer and shards lie."""
-    return pathlib.Path(recipe.data.directory or run_dir / "data")
-
-
-def prepare(recipe: Recipe, directory: pathlib.Path) -> data.Manifest:
-    """Prepares the recipe's data in a folder, or finds it done.
+def task_of(recipe: Training, run_dir: pathlib.Path) -> Task:
+    """What a run in a folder is to learn.
 
     Raises:
-        FlagError: the settings name no text, or text that cannot be used.
+        FlagError: the recipe names what is not there.
     """
-    try:
-        config = data_config(recipe, directory / "corpus")
-        return data.prepare(config, directory)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise FlagError(str(error)) from error
+    return _tasks().TASKS[type(recipe)](recipe, run_dir)
 
 
-def make_mesh(recipe: Recipe, devices: list | None = None) -> jax.sharding.Mesh:
-    """The recipe's mesh over `devices`, by default all.
+def _tasks() -> Any:
+    """Imported late: some of them start from the models of other runs."""
+    from experiments import tasks
 
-    Raises:
-        FlagError: it does not fit the devices, or the batch or the model does not divide over it.
-    """
-    try:
-        made = mesh.make_mesh(recipe.mesh, devices)
-        require_divides(recipe, made)
-    except ValueError as error:
-        raise FlagError(str(error)) from error
-    return made
-
-
-def require_divides(recipe: Recipe, made: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
-    """Raises ValueError where the batch or the model does not divide over a mesh."""
-    abstract = made if isinstance(made, jax.sharding.AbstractMesh) else made.abstract_mesh
-    with jax.sharding.use_abstract_mesh(abstract):
-        devices = mesh.size("batch")
-        if recipe.batch_size % (devices * recipe.accumulate):
-            raise ValueError(
-                f"batch_size={recipe.batch_size} does not divide over {devices} devices (mesh "
-                f"{' × '.join(mesh.RULES['batch'])}) in accumulate={recipe.accumulate} parts"
-            )
-        rows = recipe.batch_size // recipe.accumulate
-        models.require_fits(recipe.model, rows, recipe.sequence_length)
-    for param in jax.tree.leaves(objective.param_spec(recipe), is_leaf=specs.is_param):
-        _require_divides(param, made)
-
-
-def _require_divides(
-    param: specs.Param, made: jax.sharding.Mesh | jax.sharding.AbstractMesh
-) -> None:
-    for size, axis in zip(param.shape, param.axes, strict=True):
-        names = mesh.RULES[axis] if axis else ()
-        for name in names:
-            if size % made.shape[name]:
-                raise ValueError(
-                    f"mesh.{name}={made.shape[name]} does not divide the model's {size} "
-                    f"({axis}): choose sizes that divide"
-                )
+    return tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,16 +159,38 @@ class TrainedModel:
     """A model read back from a run folder.
 
     Attributes:
-        recipe: what it was trained by.
+        task: what it was trained for.
         tokenizer: its tokenizer.
-        params: its parameters, as `objective.param_spec` declares them.
+        params: all its parameters, as the task's `spec` declares them.
         step: how many steps it was trained for.
     """
 
-    recipe: Recipe
+    task: Task
     tokenizer: data.Tokenizer
     params: Any
     step: int
+
+    @property
+    def recipe(self) -> Any:
+        """What it was trained by."""
+        return self.task.recipe
+
+    @property
+    def config(self) -> models.ModelConfig:
+        """The model's."""
+        return self.task.config
+
+
+def saved_task(run_dir: pathlib.Path) -> Task:
+    """What the run in a folder learns.
+
+    Raises:
+        FlagError: the folder holds no run.
+    """
+    recipe = saved_recipe(run_dir)
+    if recipe is None:
+        raise FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
+    return task_of(recipe, run_dir)
 
 
 def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
@@ -216,36 +199,25 @@ def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
     Raises:
         FlagError: the folder holds no run, or a run without a checkpoint.
     """
-    recipe = saved_recipe(run_dir)
-    if recipe is None:
-        raise FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
-    abstract = {"params": specs.abstract(objective.param_spec(recipe))}
-    with checkpointer(run_dir, recipe) as checkpoints:
-        read = checkpoints.restore_best if best else checkpoints.restore_latest
-        found = read(abstract)
+    task = saved_task(run_dir)
+    with checkpointer(run_dir, task.recipe) as checkpoints:
+        found = task.load(checkpoints.restore_best if best else checkpoints.restore_latest)
     if found is None:
         raise FlagError(f"--run_dir={run_dir}: the run has no checkpoint yet")
-    tokenizer = data.load_tokenizer(data_directory(run_dir, recipe))
-    return TrainedModel(recipe, tokenizer, found.state["params"], found.step)
+    return TrainedModel(task, task.tokenizer(), *found)
 
 
 def evaluate_model(
     model: TrainedModel, directory: pathlib.Path, batch_size: int
 ) -> dict[str, float]:
-    """What `objective.evaluate` says on the validation split of prepared data.
+    """What the model's task says on the validation split of prepared data.
 
     Raises:
         FlagError: the folder is not prepared, or with another tokenizer.
     """
     try:
         other = data.load_tokenizer(directory)
-        batches = data.batches(
-            directory,
-            split="validation",
-            batch_size=batch_size,
-            sequence_length=model.recipe.sequence_length,
-            packing=model.recipe.packing,
-        )
+        batches = model.task.batches("validation", directory=directory, batch_size=batch_size)
     except (OSError, ValueError) as error:
         raise FlagError(str(error)) from error
     if other.fingerprint != model.tokenizer.fingerprint:
@@ -253,9 +225,7 @@ def evaluate_model(
             f"{directory} was prepared with another tokenizer than the model's: prepare the text "
             "with the run's own settings"
         )
-    recipe, tokenizer = model.recipe, model.tokenizer
-    loss = objective.make_loss(recipe, tokenizer, plain=True)
-    return objective.evaluate(recipe, loss, model.params, batches, tokenizer)
+    return model.task.evaluate(model.params, batches)
 
 
 def export(

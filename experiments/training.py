@@ -1,4 +1,4 @@
-"""A pretraining run, from a recipe to a report."""
+"""A training run, from a recipe to a report."""
 
 import contextlib
 import dataclasses
@@ -7,14 +7,15 @@ import itertools
 import pathlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from experiments import fields, objective, processes, runs
+from experiments import fields, processes, runs
 from experiments.flags import FlagError
-from experiments.recipe import Recipe
-from llmjax import data, mesh, optim, planning, sampling, train
-from llmjax import spec as specs
+from experiments.recipe import Training
+from experiments.tasks.task import Task
+from llmjax import optim, train
 from llmjax.train import metrics, telemetry
 from llmjax.train.checkpoint import Checkpointer, Remembering
 from llmjax.train.early_stopping import EarlyStopping
@@ -27,7 +28,7 @@ from llmjax.train.watchdog import Watchdog
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a run is looked after; none of it changes what is learnt.
+    """How a run is looked after; none of it changes what is learnt, though it may end sooner.
 
     Attributes:
         resume: whether to go on with the run that is there. Off, a folder with a run is an error.
@@ -35,6 +36,7 @@ class Options:
         profile: the first and the last step that a trace is written of, or None.
         wandb: the project of Weights & Biases that gets the metrics, or "".
         command: the command line that goes on with the run, said when a signal ends it.
+        watch: called after each evaluation, whose metrics the pause has; True ends the run there.
     """
 
     resume: bool = True
@@ -42,9 +44,10 @@ class Options:
     profile: tuple[int, int] | None = None
     wandb: str = ""
     command: str = ""
+    watch: Callable[[Pause], bool] | None = None
 
 
-def pretrain(recipe: Recipe, run_dir: pathlib.Path, options: Options = Options()) -> pathlib.Path:
+def run(recipe: Training, run_dir: pathlib.Path, options: Options = Options()) -> pathlib.Path:
     """Trains a recipe's model in a folder and returns the path of its report.
 
     Args:
@@ -56,39 +59,37 @@ def pretrain(recipe: Recipe, run_dir: pathlib.Path, options: Options = Options()
         flags.FlagError: the recipe, the folder, the text and the devices do not fit together.
         DivergedError: too many steps in a row were skipped; the folder has their batches.
     """
+    task = runs.task_of(recipe, run_dir)
     try:
-        optim.schedule(recipe.optimizer, recipe.steps)
+        optim.make(recipe.optimizer, task.trained_spec, recipe.steps)
         if options.wandb:
             metrics.require_wandb()
     except (ValueError, ModuleNotFoundError) as error:
         raise FlagError(str(error)) from error
-    made_mesh = runs.make_mesh(recipe)
-    directory = runs.data_directory(run_dir, recipe)
+    made_mesh = task.make_mesh()
     processes.first(lambda: runs.open_run(run_dir, recipe, resume=options.resume))
-    processes.first(lambda: runs.prepare(recipe, directory))
+    processes.first(task.prepare)
     with jax.set_mesh(made_mesh), contextlib.ExitStack() as stack:
-        _train(_Run(recipe, run_dir, directory, options), stack)
+        _train(_Run(task, options), stack)
     return run_dir / "report.html" if jax.process_index() else write_report(run_dir)
 
 
 def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
     """Restores or begins, and trains to the last step; what it opens is closed by the stack."""
     stack.callback(train.trim_after_compiling())
-    recipe = run.recipe
-    spec = objective.param_spec(recipe)
+    task, recipe = run.task, run.recipe
+    spec = task.trained_spec
     optimizer = optim.make(recipe.optimizer, spec, recipe.steps)
-    begin = functools.partial(train.init_state, jax.random.key(recipe.seed), spec, optimizer)
-    batches = iter(run.batches("train"))
+    batches: Any = iter(task.batches("train"))
     remembering: dict[str, Remembering] = {
         "early_stopping": run.early_stopping,
         "goodput": run.goodput,
     }
     checkpoints = stack.enter_context(runs.checkpointer(run.run_dir, recipe, remembering))
-    restored = checkpoints.restore_latest(jax.eval_shape(begin), set_aside=True)
-    if restored is None:
-        state = begin()
-    else:
-        state = restored.state
+    abstract = train.abstract_state(spec, optimizer)
+    restored = checkpoints.restore_latest(abstract, set_aside=True)
+    state = task.start(optimizer) if restored is None else task.go_on(restored.state)
+    if restored is not None:
         batches.set_state(restored.data)
     start = int(state.step)
     if start >= recipe.steps:
@@ -101,12 +102,12 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
         )
         return
     step = train.make_step(
-        run.loss,
+        task.make_loss(),
         optimizer,
         accumulate=recipe.accumulate,
         spikes=recipe.spikes,
         norms=recipe.log_norms,
-        sharding=objective.sharding(recipe),
+        sharding=train.Sharding(spec, task.config.compute_dtype, recipe.mesh.zero),
     )
     hooks = run.hooks(checkpoints, start, stack)
     try:
@@ -119,16 +120,11 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
 class _Run:
     """What the hooks of a run share."""
 
-    def __init__(
-        self, recipe: Recipe, run_dir: pathlib.Path, directory: pathlib.Path, options: Options
-    ) -> None:
-        self.recipe, self.run_dir, self.directory = recipe, run_dir, directory
-        self.options = options
-        self.tokenizer = data.load_tokenizer(directory)
-        self.loss = objective.make_loss(recipe, self.tokenizer)
-        self.plain_loss = objective.make_loss(recipe, self.tokenizer, plain=True)
-        self.early_stopping = EarlyStopping(recipe.early_stopping)
-        self.goodput = telemetry.Goodput(runs.begun(run_dir) or time.time())
+    def __init__(self, task: Task, options: Options) -> None:
+        self.task, self.options = task, options
+        self.recipe, self.run_dir = task.recipe, task.run_dir
+        self.early_stopping = EarlyStopping(self.recipe.early_stopping)
+        self.goodput = telemetry.Goodput(runs.begun(self.run_dir) or time.time())
 
     def hooks(
         self, checkpoints: Checkpointer, start: int, stack: contextlib.ExitStack
@@ -158,27 +154,14 @@ class _Run:
 
         def evaluate(pause: Pause) -> bool:
             self.evaluate(pause, recorder)
-            return self.early_stopping(pause)
+            ends = self.early_stopping(pause)
+            return bool(options.watch and options.watch(pause)) or ends
 
         hooks.append(every(recipe.evaluate_every, evaluate))
-        if recipe.objective == "clm":
+        if self.task.sample_every is not None:
             write = functools.partial(self.sample, progress=progress, samples=samples)
-            hooks.append(every(recipe.sample_every, write))
+            hooks.append(every(self.task.sample_every, write))
         return [*hooks, every(recipe.checkpoint_every, checkpoints), preemption]
-
-    def batches(self, split: data.SplitName):
-        """The loader of a split."""
-        index, count = mesh.row_share()
-        return data.batches(
-            self.directory,
-            split=split,
-            batch_size=self.recipe.batch_size,
-            sequence_length=self.recipe.sequence_length,
-            seed=self.recipe.seed,
-            packing=self.recipe.packing,
-            process_index=index,
-            process_count=count,
-        )
 
     def recorder(
         self, progress: Progress, start: int, stack: contextlib.ExitStack
@@ -195,16 +178,7 @@ class _Run:
         compiling = telemetry.CompileTime()
         stack.callback(compiling.close)
         gauges: list[telemetry.Gauge] = [self.goodput, compiling, telemetry.device_memory]
-        chips = jax.device_count()
-        if self.recipe.objective == "clm":
-            throughput = metrics.Throughput(
-                planning.training_flops(self.recipe.model, self.recipe.sequence_length),
-                planning.peak_flops(jax.devices()),
-                chips=chips,
-            )
-        else:  # Few of the tokens that are read are targets.
-            throughput = metrics.Throughput(counted="inputs", chips=chips)
-        return metrics.Recorder(writers, throughput, self.recipe.log_every, gauges)
+        return metrics.Recorder(writers, self.task.throughput(), self.recipe.log_every, gauges)
 
     def wandb(self, stack: contextlib.ExitStack) -> metrics.WandbWriter:
         """The writer to Weights & Biases."""
@@ -217,29 +191,14 @@ class _Run:
     def evaluate(self, pause: Pause, recorder: metrics.Recorder) -> None:
         """Measures the validation text, without the terms that only regularise."""
         limit = self.recipe.evaluate_batches or None
-        batches = itertools.islice(iter(self.batches("validation")), limit)
-        found = objective.evaluate(
-            self.recipe, self.plain_loss, pause.state.params, batches, self.tokenizer
-        )
+        batches = itertools.islice(iter(self.task.batches("validation")), limit)
+        found = self.task.evaluate(pause.state.all_params, batches)
         pause.metrics.update(found)
         recorder.write({"step": pause.step, **found})
 
     def sample(self, pause: Pause, progress: Progress, samples: metrics.JsonlWriter | None) -> None:
         """Lets the model write, shows it and keeps it."""
-        prompt, config = self.recipe.sample_prompt, self.recipe.model
-        tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
-        room = config.max_length - len(tokens)
-        with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
-            written = sampling.generate(
-                specs.move(pause.state.params, objective.param_spec(self.recipe)),
-                [tokens],
-                config,
-                jax.random.key(self.recipe.seed),
-                max_new_tokens=min(self.recipe.sample_tokens, room),
-                sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
-                stop_tokens=(self.tokenizer.eos_id,),
-            )
+        prompt, text = self.task.sample(pause.state.all_params)
         if samples is not None:
-            text = self.tokenizer.decode(written.tokens[0, : written.lengths[0]].tolist())
             samples.write({"step": pause.step, "prompt": prompt, "continuation": text})
             progress.sample(prompt, text)

@@ -1,6 +1,8 @@
-"""Checks that configurations share."""
+"""Checks that configurations share, and what to say of a name that is wrong."""
 
+import difflib
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -27,3 +29,19 @@ def require_at_least(least: int, config: Any, prefix: str, names: tuple[str, ...
         if not value >= least:
             what = "must not be negative" if least == 0 else f"must be at least {least}"
             raise ValueError(f"{prefix}.{name}={value}: {what}")
+
+
+def nearest(name: str, names: Sequence[str], count: int = 3, separator: str = ".") -> list[str]:
+    """Those of `names` that are most like `name`, best first; dotted names also by their end.
+
+    >>> nearest("learning_rate", ["steps", "optimizer.learning_rate"])
+    ['optimizer.learning_rate']
+    """
+
+    def likeness(other: str) -> float:
+        whole = difflib.SequenceMatcher(None, name, other).ratio()
+        end, other_end = name.rpartition(separator)[2], other.rpartition(separator)[2]
+        return max(whole, difflib.SequenceMatcher(None, end, other_end).ratio())
+
+    ranked = sorted(names, key=likeness, reverse=True)
+    return [other for other in ranked[:count] if likeness(other) >= 0.6]

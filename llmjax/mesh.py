@@ -265,6 +265,14 @@ def _identity(x: jax.Array, out_sharding: PartitionSpec | None = None) -> jax.Ar
     return x if out_sharding is None else jax.reshard(x, out_sharding)
 
 
+def spec_of(x: jax.Array) -> PartitionSpec | None:
+    """How an array is split over an Explicit mesh, which its type says; None without one."""
+    current = current_mesh()
+    if current is None or AxisType.Explicit not in current.axis_types:
+        return None
+    return jax.typeof(x).sharding.spec
+
+
 def size(axis: str | None) -> int:
     """Over how many devices the current mesh splits a logical axis."""
     current = current_mesh()

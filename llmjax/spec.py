@@ -17,6 +17,7 @@ from llmjax import mesh
 from llmjax import tree as trees
 
 Tree = Any  # a nested dict; which leaves it has is said where it is used
+STACKING = ("layers", "experts")  # logical axes along which matrices lie side by side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Param:
         layout: an einops pattern from the layout there to the one here, "(h c) d -> d h c" say,
             without the numbered axes.
         part: (i, n, a) for the i-th of n equal parts, along axis a, of the tensor there.
+        inputs: how many axes, behind those of stacking, are the rows of the matrix that products
+            read it as, the rest being its columns; 0 of what is no matrix: norms and biases.
+            Products contract the rows; of a table, [V, D], they contract the columns.
+        table: whether rows are looked up by number, or are of a vocabulary's logits.
+        dtype: of its values, whatever the others' precision; None: as the others.
+        added: whether it belongs to no model, and a method of `llmjax.peft` added it.
     """
 
     shape: tuple[int, ...]
@@ -41,10 +48,19 @@ class Param:
     hf: str = ""
     layout: str = ""
     part: tuple[int, int, int] = (0, 1, -1)
+    inputs: int = 0
+    table: bool = False
+    dtype: Any = None
+    added: bool = False
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
             raise ValueError(f"Param {self.hf or self.shape}: {self.shape} needs an axis name each")
+
+    @property
+    def stacked(self) -> int:
+        """How many leading axes number matrices: of layers, of experts."""
+        return sum(axis in STACKING for axis in self.axes)
 
     def stack(self, count: int) -> "Param":
         """The same weight for `count` layers, stacked along a new leading axis."""
@@ -89,7 +105,7 @@ def init(key: jax.Array, spec: Tree, dtype: Any = jnp.float32) -> Tree:
     def draw(key):
         def one(path: str, param: Param):
             subkey = jax.random.fold_in(key, trees.path_hash(path))
-            return mesh.sharded(param.init, param.axes)(subkey, param.shape, dtype)
+            return mesh.sharded(param.init, param.axes)(subkey, param.shape, param.dtype or dtype)
 
         return trees.map_with_path(one, spec, is_leaf=is_param)
 
@@ -110,7 +126,8 @@ def abstract(spec: Tree, dtype: Any = jnp.float32) -> Tree:
     """The shapes (`jax.ShapeDtypeStruct`, with shardings under a mesh) of the parameters."""
 
     def one(param: Param) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(param.shape, dtype, sharding=mesh.named_sharding(param.axes))
+        sharding = mesh.named_sharding(param.axes)
+        return jax.ShapeDtypeStruct(param.shape, param.dtype or dtype, sharding=sharding)
 
     return map_params(one, spec)
 

@@ -53,9 +53,9 @@ def partition(tree: Tree, predicate: Predicate) -> tuple[Tree, Tree]:
 
 
 def combine(first: Tree, second: Tree) -> Tree:
-    """Inverts `partition`."""
+    """Inverts `partition`. A leaf of the first half may have become a tree."""
     return jax.tree.map(
-        lambda a, b: b if a is None else a, first, second, is_leaf=lambda leaf: leaf is None
+        lambda b, a: a if b is None else b, second, first, is_leaf=lambda leaf: leaf is None
     )
 
 

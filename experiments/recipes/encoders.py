@@ -7,10 +7,10 @@ from llmjax import models
 from llmjax.data import corpora
 from llmjax.data.config import DataConfig, Source, TokenizerConfig
 from llmjax.objectives import ReplacementConfig, masking
-from llmjax.optim.config import OptimizerConfig
+from llmjax.optim import OptimizerConfig, Rule
 
 # What Devlin et al. 2019 (appendix A.2) and Clark et al. 2020 (table 6) decay: all but these.
-NO_DECAY = "bias$|norm/"
+DECAYS = (Rule("bias$|norm/", 0.0),)
 
 CONVERSATION = DataConfig(
     tokenizer=TokenizerConfig(vocab_size=2048, symbols=corpora.SPEAKERS), validation_share=0.02
@@ -141,5 +141,5 @@ def _published(learning_rate: float) -> OptimizerConfig:
         beta2=0.999,
         epsilon=1e-6,
         weight_decay=0.01,
-        no_decay=NO_DECAY,
+        decays=DECAYS,
     )

@@ -3,7 +3,7 @@
 from experiments.recipe import Recipe
 from llmjax import models
 from llmjax.data.config import DataConfig, TokenizerConfig
-from llmjax.optim.config import OptimizerConfig
+from llmjax.optim import OptimizerConfig, Rule
 
 
 def nanogpt_cpu() -> Recipe:
@@ -37,7 +37,7 @@ def nanogpt_cpu() -> Recipe:
             beta1=0.9,
             beta2=0.99,
             weight_decay=0.1,
-            no_decay="bias$|norm/",
+            decays=(Rule("bias$|norm/", 0.0),),
             clip_norm=1.0,
         ),
         steps=2000,

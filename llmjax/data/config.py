@@ -8,6 +8,27 @@ from typing import Literal
 # <pad>, <s>, </s>, <unk> and the 256 bytes it falls back to.
 RESERVED_PIECES = 4 + 256
 
+# What an `ExampleSource.fields` may place.
+PARTS = (
+    "text",
+    "text_pair",
+    "system",
+    "instruction",
+    "input",
+    "output",
+    "messages",
+    "prompt",
+    "chosen",
+    "rejected",
+    "responses",
+    "scores",
+    "margin",
+    "completion",
+    "label",
+)
+KINDS = ("sft", "classification", "comparison", "prompt", "judged")
+Kind = Literal["sft", "classification", "comparison", "prompt", "judged"]
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -40,16 +61,7 @@ class Source:
     document_bytes: int = 1 << 16
 
     def __post_init__(self) -> None:
-        _require(
-            re.fullmatch(r"[A-Za-z0-9_-]+", self.name) is not None,
-            f"Source.name is {self.name!r}: use letters, digits, '_' and '-' only, because it "
-            "becomes part of file names.",
-        )
-        _require(self.path != "", f"Source.path of {self.name!r} is empty: name a file or folder.")
-        _require(
-            0 <= self.weight < float("inf"),
-            f"Source.weight of {self.name!r} is {self.weight}: use a number that is 0 or more.",
-        )
+        _check_source(self)
         _require(
             self.text_field != "",
             f"Source.text_field of {self.name!r} is empty: name the field that holds the text.",
@@ -70,28 +82,36 @@ class TokenizerConfig:
 
     Attributes:
         kind: `sentencepiece` trains byte-pair encoding with byte fallback on the sources; `bytes`
-          uses the 256 bytes themselves and needs no training.
-        vocab_size: tokens of a SentencePiece vocabulary, special ones included. `bytes` ignores it
-          and always has 260; ask the tokenizer, not this config, for the size of a model's table.
+          uses the 256 bytes themselves and needs no training; `hub` reads a checkpoint's.
+        vocab_size: tokens of a SentencePiece vocabulary, special ones included. The other kinds
+          ignore it, and `bytes` always has 260; ask the tokenizer, not this config, for the size
+          of a model's table.
+        path: the folder of a Hugging Face checkpoint, whose tokenizer kind `hub` takes.
         symbols: strings that always become one token each (turn marks, for instance). They stay
           ordinary text: wherever they occur, they are encoded so, and they decode to themselves.
         sample_bytes: training reads at most about this much text, taken from all sources and files.
     """
 
-    kind: Literal["sentencepiece", "bytes"] = "sentencepiece"
+    kind: Literal["sentencepiece", "bytes", "hub"] = "sentencepiece"
     vocab_size: int = 4096
+    path: str = ""
     symbols: tuple[str, ...] = ()
     sample_bytes: int = 32 << 20
 
     def __post_init__(self) -> None:
         _require(
-            self.kind in ("sentencepiece", "bytes"),
-            f"TokenizerConfig.kind is {self.kind!r}: use 'sentencepiece' or 'bytes'.",
+            self.kind in ("sentencepiece", "bytes", "hub"),
+            f"TokenizerConfig.kind is {self.kind!r}: use 'sentencepiece', 'bytes' or 'hub'.",
+        )
+        _require(
+            (self.kind == "hub") == (self.path != ""),
+            f"TokenizerConfig.path is {self.path!r} and kind is {self.kind!r}: kind 'hub' needs "
+            "the folder of a checkpoint, and the other kinds read none.",
         )
         _require(
             self.kind == "sentencepiece" or not self.symbols,
-            f"TokenizerConfig.symbols is {self.symbols!r}, but a byte tokenizer has no symbols: "
-            "use kind='sentencepiece' or leave them out.",
+            f"TokenizerConfig.symbols is {self.symbols!r}, but only a tokenizer that is trained "
+            "gets symbols: use kind='sentencepiece' or leave them out.",
         )
         _require(
             all(self.symbols) and len(set(self.symbols)) == len(self.symbols),
@@ -99,7 +119,7 @@ class TokenizerConfig:
         )
         smallest = RESERVED_PIECES + len(self.symbols) + 1
         _require(
-            self.kind == "bytes" or self.vocab_size >= smallest,
+            self.kind != "sentencepiece" or self.vocab_size >= smallest,
             f"TokenizerConfig.vocab_size is {self.vocab_size}, but special tokens, bytes and "
             f"symbols alone fill {smallest - 1}: use more (512 for toys, 4096 to 65536 else).",
         )
@@ -130,20 +150,185 @@ class DataConfig:
     shard_tokens: int = 1 << 26
 
     def __post_init__(self) -> None:
-        names = [source.name for source in self.sources]
+        _check_shares(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleSource:
+    """One set of examples to fine-tune on: files of records under one name.
+
+    Attributes:
+        name: the source's name in manifests, weights and messages; letters, digits, `_` and `-`.
+        path: a file, a folder (searched recursively) or a glob of `.jsonl` or `.ndjson`, each also
+          with `.gz` or `.zst` behind it, or `.parquet`.
+        weight: the source's share of the training *tokens*, relative to the other sources' weights;
+          0 leaves it out of training. A source smaller than its share is repeated sooner.
+        form: what a record of supervised fine-tuning is; `auto` goes by its fields, record for
+          record. The other kinds have one form each.
+        fields: where a record's parts are, as `part:field`, for those that are not where they are
+          looked for; `output:answer`, say.
+    """
+
+    name: str
+    path: str
+    weight: float = 1.0
+    form: Literal["auto", "text", "instruction", "conversation"] = "auto"
+    fields: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_source(self)
         _require(
-            len(set(names)) == len(names),
-            f"DataConfig.sources has a name twice: {names}. Give every source its own.",
+            self.form in ("auto", "text", "instruction", "conversation"),
+            f"ExampleSource.form of {self.name!r} is {self.form!r}: use 'auto', 'text', "
+            "'instruction' or 'conversation'.",
+        )
+        parts = [entry.partition(":")[0] for entry in self.fields]
+        for entry in self.fields:
+            part, _, field = entry.partition(":")
+            _require(
+                part in PARTS and field != "",
+                f"ExampleSource.fields of {self.name!r} has {entry!r}: use 'part:field' with a "
+                f"part of {', '.join(PARTS)}.",
+            )
+        _require(
+            len(set(parts)) == len(parts),
+            f"ExampleSource.fields of {self.name!r} names a part twice: {self.fields}.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleConfig:
+    """Everything `prepare_examples` needs to turn sources into tokenised examples.
+
+    Attributes:
+        sources: the sets of examples, at least one, under different names.
+        kind: what an example is. `sft`: a text, an instruction with its answer, or a conversation;
+          `classification`: a text or a pair, and its label; `comparison`: a prompt and answers
+          from best to worst; `prompt`: a prompt to answer, and whatever is needed to judge the
+          answer; `judged`: a prompt, an answer, and whether it is good.
+        directory: where the prepared examples lie; "" leaves the choice to the caller.
+        template: the chat template: `plain` for any tokenizer, `chatml` for one with its marks,
+          `joined` for a prompt and its continuation without marks; the path of a file of Jinja; ""
+          for the tokenizer's own. Texts, and what is classified, need none.
+        train_on: which of a conversation's answers are trained in `sft`.
+        max_length: tokens of a sequence; longer ones are cut. The rows need room for all of a
+          comparison's sequences.
+        target_share: the share of `max_length` that a target may fill before it is cut. What is too
+          long loses its prompt's oldest turns first, then the prompt's first tokens, and only when
+          the prompt has shrunk to the rest of `max_length`, the target's last tokens.
+        labels: names of the labels by number; empty takes those that occur, sorted.
+        validation_share: the share of examples held out.
+        split: how they are chosen. `hash`: by a hash of the prompt alone; `stratified`: the same
+          share of every label; `grouped`: whole groups, those of equal `split_field`; `time`: the
+          latest by `split_field`.
+        split_field: the field that holds an example's group, or its time (a number or ISO 8601).
+        split_seed: of the draw that holds out examples.
+        folds: instead of a share, holds out one of so many folds, by `hash`, `stratified` or
+          `grouped`; 0 for a share.
+        fold: the number of the fold to hold out.
+        max_rejected_share: `prepare_examples` fails when more than this share of a source is
+          malformed or leaves nothing to train on.
+        shard_tokens: a shard is closed once it holds this many tokens.
+    """
+
+    sources: tuple[ExampleSource, ...] = ()
+    kind: Kind = "sft"
+    directory: str = ""
+    template: str = "plain"
+    train_on: Literal["answers", "last_answer"] = "answers"
+    max_length: int = 1024
+    target_share: float = 0.75
+    labels: tuple[str, ...] = ()
+    validation_share: float = 0.1
+    split: Literal["hash", "stratified", "grouped", "time"] = "hash"
+    split_field: str = ""
+    split_seed: int = 0
+    folds: int = 0
+    fold: int = 0
+    max_rejected_share: float = 0.01
+    shard_tokens: int = 1 << 26
+
+    def __post_init__(self) -> None:
+        _check_shares(self)
+        for name, choices in (
+            ("kind", KINDS),
+            ("train_on", ("answers", "last_answer")),
+            ("split", ("hash", "stratified", "grouped", "time")),
+        ):
+            value = getattr(self, name)
+            _require(
+                value in choices,
+                f"ExampleConfig.{name} is {value!r}: use one of {', '.join(choices)}.",
+            )
+        _require(
+            self.max_length >= 8,
+            f"ExampleConfig.max_length is {self.max_length}: use 8 or more.",
         )
         _require(
-            0 <= self.validation_share < 1,
-            f"DataConfig.validation_share is {self.validation_share}: use at least 0 and below 1.",
+            0 < self.target_share <= 1,
+            f"ExampleConfig.target_share is {self.target_share}: use more than 0, up to 1.",
         )
         _require(
-            0 <= self.max_rejected_share <= 1,
-            f"DataConfig.max_rejected_share is {self.max_rejected_share}: use 0 to 1.",
+            len(set(self.labels)) == len(self.labels),
+            f"ExampleConfig.labels is {self.labels!r}: use different names.",
+        )
+        self._check_split()
+
+    def _check_split(self) -> None:
+        _require(
+            (self.split in ("grouped", "time")) == (self.split_field != ""),
+            f"ExampleConfig.split is {self.split!r} with split_field={self.split_field!r}: name "
+            "the field for 'grouped' and 'time', and for these only.",
         )
         _require(
-            self.shard_tokens > 0,
-            f"DataConfig.shard_tokens is {self.shard_tokens}: use a positive number.",
+            self.split != "stratified" or self.kind in ("classification", "judged"),
+            f"ExampleConfig.split is 'stratified', but examples of kind {self.kind!r} have no "
+            "labels: use 'hash'.",
         )
+        _require(
+            self.split_seed >= 0, f"ExampleConfig.split_seed is {self.split_seed}: use 0 or more."
+        )
+        _require(
+            self.folds != 1 and 0 <= self.fold < max(self.folds, 1),
+            f"ExampleConfig.fold is {self.fold} with folds={self.folds}: use 2 folds or more and "
+            "number them from 0, or leave both 0.",
+        )
+        _require(
+            not (self.folds and self.split == "time"),
+            "ExampleConfig.folds cannot be ordered by time: use another split, or a share.",
+        )
+
+
+def _check_source(source: Source | ExampleSource) -> None:
+    kind = type(source).__name__
+    _require(
+        re.fullmatch(r"[A-Za-z0-9_-]+", source.name) is not None,
+        f"{kind}.name is {source.name!r}: use letters, digits, '_' and '-' only, because it "
+        "becomes part of file names.",
+    )
+    _require(source.path != "", f"{kind}.path of {source.name!r} is empty: name a file or folder.")
+    _require(
+        0 <= source.weight < float("inf"),
+        f"{kind}.weight of {source.name!r} is {source.weight}: use a number that is 0 or more.",
+    )
+
+
+def _check_shares(settings: DataConfig | ExampleConfig) -> None:
+    kind = type(settings).__name__
+    names = [source.name for source in settings.sources]
+    _require(
+        len(set(names)) == len(names),
+        f"{kind}.sources has a name twice: {names}. Give every source its own.",
+    )
+    _require(
+        0 <= settings.validation_share < 1,
+        f"{kind}.validation_share is {settings.validation_share}: use at least 0 and below 1.",
+    )
+    _require(
+        0 <= settings.max_rejected_share <= 1,
+        f"{kind}.max_rejected_share is {settings.max_rejected_share}: use 0 to 1.",
+    )
+    _require(
+        settings.shard_tokens > 0,
+        f"{kind}.shard_tokens is {settings.shard_tokens}: use a positive number.",
+    )

@@ -26,9 +26,10 @@ RAW_BYTES = 500
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 COMPRESSIONS = (".gz", ".zst")
+RECORD_SUFFIXES = (*(s + c for s in JSON_SUFFIXES for c in ("", *COMPRESSIONS)), ".parquet")
 SUFFIXES = (
-    *(s + c for s in TEXT_SUFFIXES + JSON_SUFFIXES for c in ("", *COMPRESSIONS)),
-    ".parquet",
+    *(s + c for s in TEXT_SUFFIXES for c in ("", *COMPRESSIONS)),
+    *RECORD_SUFFIXES,
 )
 
 
@@ -61,8 +62,10 @@ Advance = Callable[[int], None]
 Item = str | Rejected
 
 
-def find_files(source: config.Source) -> tuple[File, ...]:
-    """Lists a source's files in a fixed order.
+def find_files(
+    source: config.Source | config.ExampleSource, suffixes: tuple[str, ...] = SUFFIXES
+) -> tuple[File, ...]:
+    """Lists a source's files in a fixed order: those with one of some suffixes.
 
     Raises:
         FileNotFoundError: nothing readable lies at the source's path.
@@ -73,7 +76,7 @@ def find_files(source: config.Source) -> tuple[File, ...]:
         base, paths = root.parent, [root]
     elif root.is_dir():
         base = root
-        paths = [p for p in root.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES)]
+        paths = [p for p in root.rglob("*") if p.is_file() and p.name.endswith(suffixes)]
     else:
         base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), root.parts))
         pattern = root.relative_to(base).as_posix()
@@ -81,13 +84,13 @@ def find_files(source: config.Source) -> tuple[File, ...]:
     if not paths:
         raise FileNotFoundError(
             f"Source {source.name!r}: nothing to read at {source.path!r}. Give an existing file, "
-            f"a folder with files that end in {', '.join(SUFFIXES)}, or a glob that matches some."
+            f"a folder with files that end in {', '.join(suffixes)}, or a glob that matches some."
         )
     for path in paths:
-        if not path.name.endswith(SUFFIXES):
+        if not path.name.endswith(suffixes):
             raise ValueError(
                 f"Source {source.name!r}: cannot tell the format of {str(path)!r}. Its name must "
-                f"end in one of {', '.join(SUFFIXES)}."
+                f"end in one of {', '.join(suffixes)}."
             )
     return tuple(_file(path, base) for path in sorted(paths))
 
@@ -106,7 +109,7 @@ def read(file: File, source: config.Source, advance: Advance = lambda _: None) -
     if stem.endswith(".parquet"):
         yield from _read_parquet(file, source, advance)
         return
-    blocks = _blocks(file, advance)
+    blocks = read_blocks(file, advance)
     try:
         if stem.endswith(JSON_SUFFIXES):
             yield from _read_json(file, source, blocks)
@@ -116,11 +119,11 @@ def read(file: File, source: config.Source, advance: Advance = lambda _: None) -
             yield from _read_paragraphs(file, source, blocks)
         else:
             yield from _read_whole(file, source, blocks)
-    except _DamagedError as damage:
+    except DamagedError as damage:
         yield Rejected(file.name, "byte", damage.position, "damaged archive", damage.raw)
 
 
-class _DamagedError(Exception):
+class DamagedError(Exception):
     """A compressed file broke off: everything before `position` has been read."""
 
     def __init__(self, position: int, raw: bytes = b"") -> None:
@@ -145,7 +148,7 @@ def _file(path: Path, base: Path) -> File:
     return File(path, name, status.st_size, status.st_mtime_ns)
 
 
-def _blocks(file: File, advance: Advance) -> Iterator[bytes]:
+def read_blocks(file: File, advance: Advance) -> Iterator[bytes]:
     """The file's uncompressed bytes, without a byte order mark."""
     blocks = _raw_blocks(file, advance)
     if file.name.endswith(".gz"):
@@ -177,16 +180,16 @@ def _decompress(
             try:
                 data = decoder.decompress(block)
             except error as cause:
-                raise _DamagedError(position) from cause
+                raise DamagedError(position) from cause
             position += len(data)
             yield data
             block = decoder.unused_data if decoder.eof else b""
             decoder = None if decoder.eof else decoder
     if decoder is not None:
-        raise _DamagedError(position)
+        raise DamagedError(position)
 
 
-def _lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, line without its newline); of an overlong line only the head."""
     parts: list[bytes] = []
     held, number = 0, 1
@@ -203,43 +206,50 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
                 number += 1
                 yield number, line
             number, parts, held = number + 1, [rest[-1]], len(rest[-1])
-    except _DamagedError as damage:
-        raise _DamagedError(damage.position - held, b"".join(parts)) from damage
+    except DamagedError as damage:
+        raise DamagedError(damage.position - held, b"".join(parts)) from damage
     if held:
         yield number, b"".join(parts)
 
 
 def _read_json(file: File, source: config.Source, blocks: Iterator[bytes]) -> Iterator[Item]:
-    for number, line in _lines(blocks):
+    for number, line in numbered_lines(blocks):
         if not line.strip():
             continue  # a blank line separates, it holds no document
         text, reason = _json_text(line, source.text_field)
         yield text if not reason else Rejected(file.name, "line", number, reason, line[:RAW_BYTES])
 
 
-def _json_text(line: bytes, field: str) -> tuple[str, str]:
-    """A JSON line's text, or "" and the reason why there is none."""
+def json_object(line: bytes) -> tuple[dict[str, Any], str]:
+    """A JSON line's object, or an empty one and the reason why there is none."""
     if len(line) > MAX_LINE_BYTES:
-        return "", f"longer than {MAX_LINE_BYTES >> 20} MiB"
+        return {}, f"longer than {MAX_LINE_BYTES >> 20} MiB"
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError:
-        return "", "invalid UTF-8"
+        return {}, "invalid UTF-8"
     except (ValueError, RecursionError):
-        return "", "not JSON"
-    if not isinstance(record, dict):
-        return "", "not a JSON object"
+        return {}, "not JSON"
+    return (record, "") if isinstance(record, dict) else ({}, "not a JSON object")
+
+
+def _json_text(line: bytes, field: str) -> tuple[str, str]:
+    """A JSON line's text, or "" and the reason why there is none."""
+    record, reason = json_object(line)
+    if reason:
+        return "", reason
     if field not in record:
         return "", f"no field {field!r}"
     text = record[field]
     if not isinstance(text, str):
         return "", f"field {field!r} is not a string"
-    if b"\\u" in line and not _encodable(text):
+    if b"\\u" in line and not encodable(text):
         return "", "half a surrogate pair"
     return (text, "") if text.strip() else ("", "empty text")
 
 
-def _encodable(text: str) -> bool:
+def encodable(text: str) -> bool:
+    """Whether a text is valid Unicode."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -259,7 +269,7 @@ def _plain(data: bytes, file: File, unit: Literal["line", "byte"], position: int
 
 
 def _read_lines(file: File, blocks: Iterator[bytes]) -> Iterator[Item]:
-    for number, line in _lines(blocks):
+    for number, line in numbered_lines(blocks):
         if line.strip():
             yield _plain(line, file, "line", number)
 
@@ -267,7 +277,7 @@ def _read_lines(file: File, blocks: Iterator[bytes]) -> Iterator[Item]:
 def _read_paragraphs(file: File, source: config.Source, blocks: Iterator[bytes]) -> Iterator[Item]:
     lines: list[bytes] = []
     start, size = 1, 0
-    for number, line in _lines(blocks):
+    for number, line in numbered_lines(blocks):
         blank = not line.strip()
         if lines and (blank or size + len(line) > source.document_bytes):
             yield _plain(b"\n".join(lines), file, "line", start)
@@ -290,8 +300,8 @@ def _read_whole(file: File, source: config.Source, blocks: Iterator[bytes]) -> I
                 cut = _cut(held, source.document_bytes)
                 yield _whole(held[:cut], file, position)
                 held, position = held[cut:], position + cut
-    except _DamagedError as damage:
-        raise _DamagedError(position, held) from damage
+    except DamagedError as damage:
+        raise DamagedError(position, held) from damage
     if held or not position:
         yield _whole(held, file, position)
 

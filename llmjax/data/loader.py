@@ -14,8 +14,9 @@ its own of every batch: so the last batch is filled up with padding, and nothing
 import functools
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -28,7 +29,7 @@ from llmjax.data import shards, streams
 _STREAMS = 64
 # Reading a document takes microseconds, a hand-over between threads more; whole batches are
 # prefetched instead.
-_IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
 def batches(
@@ -74,11 +75,16 @@ def batches(
         FileNotFoundError: the directory holds no prepared data.
         ValueError: an argument is out of range, or the split holds no documents.
     """
-    _check_arguments(split, batch_size, sequence_length, seed, epochs, packing, prefetch)
-    _check_processes(batch_size, process_index, process_count)
-    reader = _Reader(directory, split)
-    share = batch_size // process_count
-    own = range(process_index * share, (process_index + 1) * share)
+    if packing not in ("concat", "best_fit", "windows"):
+        raise ValueError(f"packing is {packing!r}: use 'concat', 'best_fit' or 'windows'.")
+    check_arguments(split, batch_size, sequence_length, seed, epochs, prefetch)
+    own = own_rows(batch_size, process_index, process_count)
+    reader = Reader(directory, split)
+    if reader.manifest.examples is not None:
+        raise ValueError(
+            f"{str(directory)!r} holds examples of kind {reader.manifest.examples.kind!r}, not "
+            "documents: read them with `example_batches`, or `prompt_batches`."
+        )
     if packing == "windows":
         rows = _windows(reader, split, sequence_length, seed, weights, epochs)
     else:
@@ -87,7 +93,7 @@ def batches(
             endless = _endless(documents, batch_size, own, sequence_length, packing, seed)
             return streams.Prefetch(endless, prefetch_buffer_size=prefetch)
         rows = _packed(documents, sequence_length, packing)
-    return streams.Prefetch(_part(rows, batch_size, own), prefetch_buffer_size=prefetch)
+    return streams.Prefetch(batched(rows, batch_size, own), prefetch_buffer_size=prefetch)
 
 
 def _endless(
@@ -106,7 +112,7 @@ def _endless(
     for i in range(first, last + 1):
         dealt = streams.Dealt(documents, i, count, _seed(seed, "streams"))
         rows = _packed(dealt, sequence_length, packing, stream=i)
-        parts.append(_part(rows, each, range(each)))
+        parts.append(batched(rows, each, range(each)))
     together = streams.Together(parts, first)
     if len(parts) * each == len(own):
         return together
@@ -120,16 +126,18 @@ def _packed(
     packing: pack_lib.Packing,
     stream: int = 0,
 ) -> grain.IterDataset[pack_lib.Batch]:
-    examples = documents.map(pack_lib.with_targets).to_iter_dataset(_IN_THIS_THREAD)
+    examples = documents.map(pack_lib.with_targets).to_iter_dataset(IN_THIS_THREAD)
     return pack_lib.pack(examples, sequence_length, packing, stream)
 
 
-def _part(
-    rows: grain.IterDataset[pack_lib.Batch], batch_size: int, own: range
-) -> grain.IterDataset[pack_lib.Batch]:
-    """Batches of rows, and of each a part."""
-    stack = functools.partial(pack_lib.stack, batch_size=batch_size)
-    whole = rows.batch(batch_size, batch_fn=stack)
+def batched(
+    rows: grain.IterDataset,
+    batch_size: int,
+    own: range,
+    stack: Callable[..., Any] = pack_lib.stack,
+) -> grain.IterDataset:
+    """Batches of rows, and of each the rows `own`; `stack` makes one of at most so many rows."""
+    whole = rows.batch(batch_size, batch_fn=functools.partial(stack, batch_size=batch_size))
     if len(own) == batch_size:
         return whole
     return whole.map(functools.partial(_rows, part=slice(own.start, own.stop)))
@@ -139,18 +147,34 @@ def _rows(batch: pack_lib.Batch, part: slice) -> pack_lib.Batch:
     return {name: values[part] for name, values in batch.items()}
 
 
-class _Reader:
-    """The documents of one split, source by source, as grain datasets of int32 tokens [S]."""
+class Reader:
+    """The documents or examples of one split, source by source, as grain datasets.
 
-    def __init__(self, directory: str | Path, split: shards.SplitName) -> None:
+    Args:
+        directory: where the prepared data lie.
+        split: "train" or "validation".
+        decode: of a record; by default that of a document to its int32 tokens [S].
+
+    Raises:
+        FileNotFoundError: the directory holds no prepared data.
+        ValueError: the split is empty.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        split: shards.SplitName,
+        decode: Callable[[bytes], Any] | None = None,
+    ) -> None:
         self._directory = Path(directory)
         self._split: shards.SplitName = split
-        self._manifest = shards.load_manifest(directory)
-        self._dtype = np.dtype(self._manifest.dtype)
-        if not self._manifest.split(split).documents:
+        self.manifest = shards.load_manifest(directory)
+        self._dtype = dtype = np.dtype(self.manifest.dtype)
+        self._decode = decode or (lambda record: np.frombuffer(record, dtype).astype(np.int32))
+        if not self.manifest.split(split).documents:
             raise ValueError(
                 f"the {split} split in {str(directory)!r} holds no documents. Prepare the data "
-                "with another DataConfig.validation_share."
+                "with another validation_share."
             )
 
     def stream(
@@ -158,11 +182,11 @@ class _Reader:
     ) -> grain.MapDataset[np.ndarray]:
         """Training documents mixed and shuffled, or validation documents one after the other."""
         if self._split == "validation":
-            sources = [s for s in self._manifest.sources if s.validation.documents]
+            sources = [s for s in self.manifest.sources if s.validation.documents]
             return grain.MapDataset.concatenate([self._documents(source) for source in sources])
         chosen = self._weights(weights)
         mixed, proportions = [], []
-        for source in self._manifest.sources:
+        for source in self.manifest.sources:
             if source.name in chosen:
                 documents = self._documents(source).shuffle(seed=_seed(seed, source.name))
                 mixed.append(documents.repeat(epochs))
@@ -173,7 +197,7 @@ class _Reader:
     def flat(self) -> np.ndarray:
         """All documents joined into one array [N], in the type they have on disk."""
         parts = []
-        for path in self._paths(self._manifest.split(self._split)):
+        for path in self._paths(self.manifest.split(self._split)):
             reader = array_record_module.ArrayRecordReader(path)
             parts.append(np.frombuffer(b"".join(reader.read_all()), self._dtype))
             reader.close()
@@ -181,17 +205,14 @@ class _Reader:
 
     def _documents(self, source: shards.SourceManifest) -> grain.MapDataset[np.ndarray]:
         records = grain.sources.ArrayRecordDataSource(self._paths(source.split(self._split)))
-        dtype = self._dtype
-        return grain.MapDataset.source(records).map(
-            lambda record: np.frombuffer(record, dtype).astype(np.int32)
-        )
+        return grain.MapDataset.source(records).map(self._decode)
 
     def _paths(self, split: shards.Split) -> list[str]:
         return [str(self._directory / shard.file) for shard in split.shards]
 
     def _weights(self, weights: Mapping[str, float] | None) -> dict[str, float]:
         """The sources to draw from and their positive shares of the tokens."""
-        known = {source.name: source for source in self._manifest.sources}
+        known = {source.name: source for source in self.manifest.sources}
         if weights is None:
             weights = {name: source.weight for name, source in known.items()}
         for name, weight in weights.items():
@@ -237,7 +258,7 @@ class _EveryWindow:
 
 
 def _windows(
-    reader: _Reader,
+    reader: Reader,
     split: shards.SplitName,
     length: int,
     seed: int,
@@ -259,7 +280,7 @@ def _windows(
     windows = (
         _RandomWindows(tokens, length, seed) if split == "train" else _EveryWindow(tokens, length)
     )
-    return grain.MapDataset.source(windows).to_iter_dataset(_IN_THIS_THREAD)
+    return grain.MapDataset.source(windows).to_iter_dataset(IN_THIS_THREAD)
 
 
 def _seed(seed: int, name: str) -> int:
@@ -268,19 +289,12 @@ def _seed(seed: int, name: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def _check_arguments(
-    split: str,
-    batch_size: int,
-    sequence_length: int,
-    seed: int,
-    epochs: int | None,
-    packing: str,
-    prefetch: int,
+def check_arguments(
+    split: str, batch_size: int, sequence_length: int, seed: int, epochs: int | None, prefetch: int
 ) -> None:
+    """ValueError names the argument of a loader that is out of range."""
     if split not in shards.SPLITS:
         raise ValueError(f"split is {split!r}: use one of {shards.SPLITS}.")
-    if packing not in ("concat", "best_fit", "windows"):
-        raise ValueError(f"packing is {packing!r}: use 'concat', 'best_fit' or 'windows'.")
     smallest = {"batch_size": 1, "sequence_length": 1, "seed": 0, "epochs": 1, "prefetch": 0}
     given = (batch_size, sequence_length, seed, 1 if epochs is None else epochs, prefetch)
     for (name, least), value in zip(smallest.items(), given, strict=True):
@@ -288,7 +302,8 @@ def _check_arguments(
             raise ValueError(f"{name} is {value}: use {least} or more.")
 
 
-def _check_processes(batch_size: int, process_index: int, process_count: int) -> None:
+def own_rows(batch_size: int, process_index: int, process_count: int) -> range:
+    """The rows of every batch that a process reads; ValueError if they cannot be shared out."""
     if not 0 <= process_index < process_count:
         raise ValueError(
             f"process_index is {process_index} with process_count {process_count}: use 0 to "
@@ -299,3 +314,5 @@ def _check_processes(batch_size: int, process_index: int, process_count: int) ->
             f"batch_size is {batch_size}, which {process_count} processes cannot share equally. "
             f"Use a multiple of {process_count}."
         )
+    share = batch_size // process_count
+    return range(process_index * share, (process_index + 1) * share)

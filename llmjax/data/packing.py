@@ -61,22 +61,23 @@ def window(tokens: np.ndarray, sequence_length: int) -> Batch:
         "segment_ids": np.ones(length, np.int32),
         "positions": np.arange(length, dtype=np.int32),
     }
-    return _pad(row, sequence_length - length)
+    return pad(row, sequence_length - length)
 
 
 def stack(rows: Sequence[Batch], batch_size: int) -> Batch:
     """Rows to a batch [B, S], filled up with padding where there are too few."""
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return _pad(batch, batch_size - len(rows))
+    return pad(batch, batch_size - len(rows))
 
 
-def _pad(arrays: Batch, missing: int) -> Batch:
-    """Adds padding behind the first axis."""
+def pad(arrays: Batch, missing: int) -> Batch:
+    """Adds padding behind the first axis: no target, no label, and 0 elsewhere."""
     padded = {}
     for name, array in arrays.items():
         width = [(0, missing)] + [(0, 0)] * (array.ndim - 1)
-        fill = NO_TARGET if name == "targets" else 0
-        padded[name] = np.pad(array.astype(np.int32, copy=False), width, constant_values=fill)
+        fill = NO_TARGET if name in ("targets", "labels") else 0
+        dtype = np.float32 if array.dtype.kind == "f" else np.int32
+        padded[name] = np.pad(array.astype(dtype, copy=False), width, constant_values=fill)
     return padded
 
 

@@ -1,40 +1,19 @@
-"""Sources to tokenised shards, once: train the tokenizer, encode, split, write, vouch.
+"""Sources to tokenised shards, once: train the tokenizer, encode, split, write, vouch."""
 
-A directory is finished when its manifest lies there. Everything before that is written to a
-folder of its own and moved at the end, so a run that is killed leaves nothing that looks finished
-and the next one starts over; one that finished is recognised by its fingerprint and left alone.
-"""
-
-import collections
-import contextlib
 import dataclasses
-import fcntl
-import hashlib
-import importlib.metadata
-import json
+import functools
 import logging
 import os
 import random
-import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import rich.console
-import rich.progress
 
-from llmjax.data import config, documents, shards, tokenizer
-
-REJECTED_FILE = "rejected.jsonl"
-PARTIAL_FOLDER = "partial"
+from llmjax.data import config, directories, documents, rejects, shards, splits, tokenizer
 
 # Texts are encoded together in lots of about this size: enough to keep the threads busy.
 _LOT_CHARACTERS = 1 << 21
-_PACKAGES = ("llmjax", "array-record", "grain", "numpy", "sentencepiece")
-
-_Inputs = Mapping[str, tuple[documents.File, ...]]
 
 _log = logging.getLogger(__name__)
 
@@ -65,36 +44,19 @@ def prepare(
         raise ValueError("DataConfig.sources is empty: name at least one Source to read.")
     directory = Path(directory)
     inputs = {source.name: documents.find_files(source) for source in settings.sources}
-    fingerprint = _fingerprint(settings, inputs)
-    directory.mkdir(parents=True, exist_ok=True)
-    with _lock(directory):
-        done = _finished(directory, overwrite)
-        if done is not None and done.fingerprint == fingerprint:
-            return _reweighted(done, settings, directory)
-        if done is not None and not overwrite:
-            raise ValueError(_difference(directory, done, settings))
-        _clear(directory)
-        partial = directory / PARTIAL_FOLDER
-        partial.mkdir()
-        try:
-            manifest = _build(settings, inputs, fingerprint, directory, partial)
-            for path in partial.iterdir():
-                path.rename(directory / path.name)
-        finally:
-            shutil.rmtree(partial)
-        manifest.save(directory)
-    return manifest
+    fingerprint = directories.fingerprint(settings, inputs)
+    build = functools.partial(_build, settings, inputs, fingerprint, directory)
+    return directories.make(directory, settings, fingerprint, build, overwrite=overwrite)
 
 
 def split_of(text: bytes, validation_share: float) -> shards.SplitName:
     """The side of the split that a document's UTF-8 text falls on, whatever else there is."""
-    draw = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-    return "validation" if draw < validation_share * 2**64 else "train"
+    return "validation" if splits.draw(text) < validation_share * 2**64 else "train"
 
 
 def _build(
     settings: config.DataConfig,
-    inputs: _Inputs,
+    inputs: directories.Inputs,
     fingerprint: str,
     directory: Path,
     partial: Path,
@@ -102,29 +64,19 @@ def _build(
     """Writes tokenizer and shards to `partial`, and rejected documents to `directory`."""
     size = sum(file.size for files in inputs.values() for file in files)
     done = []
-    with _Rejects(directory / REJECTED_FILE, settings) as rejects, _progress() as bar:
+    aside = rejects.Rejects(directory / rejects.REJECTED_FILE, settings)
+    with aside, directories.progress() as bar:
         task = bar.add_task("Training the tokenizer", total=None)
         encoder = tokenizer.train(settings.tokenizer, _sample(settings, inputs))
         encoder.save(partial)
         bar.reset(task, description="Writing shards", total=size)
         for source in settings.sources:
             items = _items(source, inputs[source.name], lambda read: bar.update(task, advance=read))
-            texts = rejects.keep_aside(source, items)
+            texts = aside.keep_aside(source.name, items)
             written = _write(settings, source, texts, encoder, partial)
-            done.append(dataclasses.replace(written, rejected=rejects.counts(source)))
+            done.append(dataclasses.replace(written, rejected=aside.counts(source.name)))
             _log.info("%s", done[-1])
-    manifest = shards.Manifest(
-        fingerprint=fingerprint,
-        config=_plain(settings),
-        tokenizer={
-            "kind": encoder.kind,
-            "vocab_size": encoder.vocab_size,
-            "fingerprint": encoder.fingerprint,
-        },
-        dtype=shards.token_dtype(encoder.vocab_size).str,
-        sources=tuple(done),
-        versions={name: _version(name) for name in _PACKAGES},
-    )
+    manifest = directories.manifest(settings, fingerprint, encoder, done)
     _check_splits(manifest, settings)
     return manifest
 
@@ -146,8 +98,10 @@ def _write(
     for lot in _lots(texts):
         for text, ids in zip(lot, encoder.encode_batch(lot, num_threads), strict=True):
             data = text.encode()
-            tokens = np.array([encoder.bos_id, *ids, encoder.eos_id], dtype)
-            writers[split_of(data, settings.validation_share)].write(tokens, len(data))
+            tokens = np.array([*encoder.opening, *ids, encoder.eos_id], dtype)
+            writers[split_of(data, settings.validation_share)].write(
+                tokens.tobytes(), len(tokens), len(data)
+            )
     return shards.SourceManifest(
         name=source.name,
         weight=source.weight,
@@ -176,7 +130,7 @@ def _lots(texts: Iterator[str]) -> Iterator[list[str]]:
         yield lot
 
 
-def _sample(settings: config.DataConfig, inputs: _Inputs) -> Iterator[str]:
+def _sample(settings: config.DataConfig, inputs: directories.Inputs) -> Iterator[str]:
     """Training text for the tokenizer: the head of every file, held-out documents left out.
 
     Every source gives the same share of `sample_bytes` and every file of a source as well, at
@@ -203,72 +157,6 @@ def _sample(settings: config.DataConfig, inputs: _Inputs) -> Iterator[str]:
                 break
 
 
-class _Rejects:
-    """Keeps malformed documents aside, counts them, and says when a source has too many."""
-
-    def __init__(self, path: Path, settings: config.DataConfig) -> None:
-        self._path = path
-        self._limit = settings.max_rejected_share
-        self._counts: dict[str, collections.Counter[str]] = {}
-        self._examples: dict[str, documents.Rejected] = {}
-
-    def __enter__(self) -> "_Rejects":
-        self._stream = self._path.open("w")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def counts(self, source: config.Source) -> dict[str, int]:
-        """Documents of the source that were rejected, by reason."""
-        return dict(self._counts[source.name])
-
-    def keep_aside(self, source: config.Source, items: Iterator[documents.Item]) -> Iterator[str]:
-        """Passes the texts on; at the end, ValueError if too much else was among them."""
-        counts = self._counts[source.name] = collections.Counter()
-        self._examples = {}
-        accepted = 0
-        for item in items:
-            if isinstance(item, str):
-                accepted += 1
-                yield item
-                continue
-            counts[item.reason] += item.count
-            self._examples.setdefault(item.reason, item)
-            self._stream.write(_rejected_line(source, item))
-        self._stream.flush()
-        if counts.total() > self._limit * (counts.total() + accepted):
-            raise ValueError(self._complaint(source, counts, accepted))
-
-    def _complaint(
-        self, source: config.Source, counts: collections.Counter[str], accepted: int
-    ) -> str:
-        reasons = "; ".join(
-            f"{count} × {reason} (first: {e.file}, {e.unit} {e.position})"
-            for reason, count in counts.most_common(3)
-            for e in [self._examples[reason]]
-        )
-        total = counts.total() + accepted
-        return (
-            f"source {source.name!r}: {counts.total()} of {total} documents are malformed "
-            f"({counts.total() / total:.2%}), more than DataConfig.max_rejected_share="
-            f"{self._limit} allows. {reasons}. All are listed in {self._path}. Mend the source, "
-            "correct its settings, or raise the limit."
-        )
-
-
-def _rejected_line(source: config.Source, item: documents.Rejected) -> str:
-    record = {
-        "source": source.name,
-        "file": item.file,
-        item.unit: item.position,
-        "reason": item.reason,
-        "count": item.count,
-        "raw": item.raw.decode(errors="backslashreplace"),
-    }
-    return json.dumps(record) + "\n"
-
-
 def _check_splits(manifest: shards.Manifest, settings: config.DataConfig) -> None:
     for source in manifest.sources:
         if source.weight > 0 and not source.train.documents:
@@ -286,102 +174,3 @@ def _check_splits(manifest: shards.Manifest, settings: config.DataConfig) -> Non
             f"hold out about {enough * total:.0f}), set it to 0 to do without, or cut the text "
             "into more documents (Source.split, Source.document_bytes)."
         )
-
-
-def _fingerprint(settings: config.DataConfig, inputs: _Inputs) -> str:
-    files = {
-        name: [(file.name, file.size, file.modified_ns) for file in files]
-        for name, files in inputs.items()
-    }
-    record = json.dumps([shards.FORMAT_VERSION, _plain(settings), files], sort_keys=True)
-    return hashlib.sha256(record.encode()).hexdigest()
-
-
-def _plain(settings: config.DataConfig) -> dict[str, Any]:
-    """The settings that decide what the shards hold, as plain values: no paths, no weights."""
-    fields = json.loads(json.dumps(dataclasses.asdict(settings)))
-    del fields["directory"]
-    for source in fields["sources"]:
-        del source["path"], source["weight"]
-    return fields
-
-
-def _finished(directory: Path, overwrite: bool) -> shards.Manifest | None:
-    """The manifest of whole data; None where there are none, or none worth keeping."""
-    try:
-        return shards.load_manifest(directory)
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        if overwrite:
-            return None
-        raise
-
-
-def _reweighted(
-    manifest: shards.Manifest, settings: config.DataConfig, directory: Path
-) -> shards.Manifest:
-    """The manifest with the config's weights, which decide nothing that lies in shards."""
-    sources = tuple(
-        dataclasses.replace(done, weight=source.weight)
-        for done, source in zip(manifest.sources, settings.sources, strict=True)
-    )
-    if sources != manifest.sources:
-        manifest = dataclasses.replace(manifest, sources=sources)
-        manifest.save(directory)
-    return manifest
-
-
-def _difference(directory: Path, done: shards.Manifest, settings: config.DataConfig) -> str:
-    wanted = _plain(settings)
-    changes = [
-        f"{name}: {done.config.get(name)} there, {value} now"
-        for name, value in wanted.items()
-        if done.config.get(name) != value
-    ]
-    return (
-        f"{str(directory)!r} holds data that were prepared differently "
-        f"({'; '.join(changes) or 'the input files have changed since'}). Choose another "
-        "directory, or pass overwrite=True to replace them."
-    )
-
-
-def _clear(directory: Path) -> None:
-    """Removes what an earlier or unfinished `prepare` left, the manifest first."""
-    for name in (
-        shards.MANIFEST_FILE,
-        REJECTED_FILE,
-        tokenizer.META_FILE,
-        tokenizer.MODEL_FILE,
-    ):
-        (directory / name).unlink(missing_ok=True)
-    for name in (shards.SHARD_FOLDER, PARTIAL_FOLDER):
-        shutil.rmtree(directory / name, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-    """Lets one process at a time prepare a directory; a second waits and finds the work done."""
-    with (directory / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _progress() -> rich.progress.Progress:
-    """A bar of input bytes with rate and time left; on stderr, and only on a terminal."""
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.DownloadColumn(),
-        rich.progress.TransferSpeedColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=rich.console.Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

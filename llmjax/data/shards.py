@@ -1,7 +1,8 @@
 """Tokenised documents on disk: ArrayRecord shards, and the manifest that vouches for them.
 
 One record is one document: `bos`, its tokens, `eos`, as little-endian uint16 (uint32 where the
-vocabulary needs it). Groups of one record make every document readable by its number.
+vocabulary needs it); or one example to fine-tune on, as `tokenized.Tokenized` writes it. Groups of
+one record make every one readable by its number.
 """
 
 import dataclasses
@@ -75,6 +76,23 @@ class SourceManifest:
 
 
 @dataclasses.dataclass(frozen=True)
+class Examples:
+    """What a manifest of examples to fine-tune on says beyond one of documents.
+
+    Attributes:
+        kind: `ExampleConfig.kind`.
+        labels: the labels' names, by number; empty where examples have none.
+        longest: tokens of the longest example, of all its sequences together.
+        template: the chat template's fingerprint.
+    """
+
+    kind: str
+    labels: tuple[str, ...]
+    longest: int
+    template: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """The contents of a data directory; written last, so where it lies the data are whole.
 
@@ -86,6 +104,7 @@ class Manifest:
         sources: one entry a source, in the config's order.
         versions: of the packages that made the data.
         version: of this layout.
+        examples: of examples to fine-tune on; None for documents, whose manifest lacks it.
     """
 
     fingerprint: str
@@ -95,6 +114,7 @@ class Manifest:
     sources: tuple[SourceManifest, ...]
     versions: Mapping[str, str]
     version: int = FORMAT_VERSION
+    examples: Examples | None = None
 
     def split(self, name: SplitName) -> Split:
         """All sources' documents of a split together."""
@@ -103,7 +123,10 @@ class Manifest:
     def save(self, directory: Path) -> None:
         """Writes the manifest, whole or not at all."""
         partial = directory / (MANIFEST_FILE + ".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        fields = dataclasses.asdict(self)
+        if self.examples is None:
+            del fields["examples"]
+        partial.write_text(json.dumps(fields, indent=2) + "\n")
         partial.replace(directory / MANIFEST_FILE)
 
 
@@ -127,6 +150,9 @@ def load_manifest(directory: str | Path) -> Manifest:
             f"{FORMAT_VERSION}. Prepare the data again in another directory."
         )
     fields["sources"] = tuple(_source(source) for source in fields["sources"])
+    if "examples" in fields:
+        labels = tuple(fields["examples"]["labels"])
+        fields["examples"] = Examples(**{**fields["examples"], "labels": labels})
     manifest = Manifest(**fields)
     for split in SPLITS:
         for shard in manifest.split(split).shards:
@@ -169,14 +195,14 @@ class Writer:
         self._open = Split()
         self._writer: array_record_module.ArrayRecordWriter | None = None
 
-    def write(self, tokens: np.ndarray, text_bytes: int) -> None:
-        """Appends a document: its tokens [S] with bos and eos, and the bytes of its text."""
+    def write(self, record: bytes, tokens: int, text_bytes: int) -> None:
+        """Appends a document or example: its record, how many tokens, and the bytes of its text."""
         if self._writer is None:
             path = self._path()
             path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
-        self._writer.write(tokens.tobytes())
-        self._open += Split(1, len(tokens), text_bytes)
+        self._writer.write(record)
+        self._open += Split(1, tokens, text_bytes)
         if self._open.tokens >= self._shard_tokens:
             self._finish_shard()
 

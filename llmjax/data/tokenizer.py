@@ -3,6 +3,7 @@
 Every tokenizer is a table of pieces: token i adds the bytes `pieces[i]` to the text, and special
 tokens add none. Decoding is joining, so `decode(encode(text)) == text` for every text, and the
 bytes of the tokens sum to the bytes of the text, which is what bits per byte divides by.
+`hub_tokenizer` reads those of Hugging Face checkpoints, of which not all are so: see `exact`.
 """
 
 import abc
@@ -11,8 +12,10 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import sentencepiece
@@ -36,17 +39,31 @@ class Tokenizer(abc.ABC):
 
     Attributes:
         kind: the name that `TokenizerConfig.kind` has for it.
-        pad_id: fills rows, never predicted. Always 0.
-        bos_id: opens every document. Always 1.
-        eos_id: closes every document. Always 2.
-        mask_id: stands for a token that is hidden from a model. Always 3, which is SentencePiece's
-            unknown token: as every text can be encoded, none has it.
-        special_ids: all four, which no text has.
+        pad_id: fills rows, never predicted. 0 in tokenizers that are trained here.
+        bos_id: opens every document, None if nothing does. 1 in those trained here.
+        eos_id: closes every document. 2 in those trained here.
+        mask_id: stands for a token that is hidden from a model, None if there is none for it. 3 in
+            those trained here, which is SentencePiece's unknown token: as every text can be
+            encoded, none has it.
+        special_ids: the tokens that no text has.
+        special_tokens: how a text for `encode_parts` writes special tokens, and their ids.
+        names: what chat templates call special tokens, `bos_token` say, and how they are written.
+        stop_ids: the tokens that end what a model writes, `eos_id` among them.
+        chat_template: Jinja source that came with the tokenizer, "" if none did.
+        exact: whether the pieces of every text's tokens join to the text.
     """
 
     kind: str
-    pad_id, bos_id, eos_id, mask_id = PAD_ID, BOS_ID, EOS_ID, UNK_ID
-    special_ids = (PAD_ID, BOS_ID, EOS_ID, UNK_ID)
+    pad_id: int = PAD_ID
+    bos_id: int | None = BOS_ID
+    eos_id: int = EOS_ID
+    mask_id: int | None = UNK_ID
+    special_ids: tuple[int, ...] = (PAD_ID, BOS_ID, EOS_ID, UNK_ID)
+    special_tokens: Mapping[str, int] = MappingProxyType({"<s>": BOS_ID, "</s>": EOS_ID})
+    names: Mapping[str, str] = MappingProxyType({"bos_token": "<s>", "eos_token": "</s>"})
+    stop_ids: tuple[int, ...] = (EOS_ID,)
+    chat_template: str = ""
+    exact: bool = True
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self._pieces = tuple(pieces)
@@ -68,6 +85,31 @@ class Tokenizer(abc.ABC):
         """The text's tokens, without bos and eos. ValueError if it is not valid Unicode."""
         return self.encode_batch([text])[0]
 
+    def encode_parts(self, parts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each part of a text in which special tokens are written out.
+
+        No token reaches from one part into the next, and a special token's name that is cut in two
+        is text. Nothing is added: no bos, no eos.
+
+        Raises:
+            ValueError: a part is not valid Unicode.
+        """
+        names = re.compile("(" + "|".join(map(re.escape, self.special_tokens)) + ")")
+        split = [names.split(part) for part in parts]
+        texts = iter(self.encode_batch([text for pieces in split for text in pieces[::2]]))
+        encoded = []
+        for pieces in split:
+            ids = next(texts)
+            for name in pieces[1::2]:
+                ids = [*ids, self.special_tokens[name], *next(texts)]
+            encoded.append(ids)
+        return encoded
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """What stands before a document's own tokens, and so before a prompt's: bos, if any."""
+        return () if self.bos_id is None else (self.bos_id,)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of tokens; bytes that are no UTF-8 become U+FFFD, special tokens nothing."""
         return b"".join(map(self.piece, ids)).decode(errors="replace")
@@ -88,7 +130,10 @@ class Tokenizer(abc.ABC):
 
     @property
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes that each token adds to the text, int32 [V]; 0 for special tokens."""
+        """UTF-8 bytes that each token adds to the text, int32 [V]; 0 for special tokens.
+
+        Where the tokenizer is not `exact`, they sum to about the bytes of a text.
+        """
         return np.array([len(piece) for piece in self._pieces], np.int32)
 
     @property
@@ -122,7 +167,7 @@ class ByteTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         """Every text's UTF-8 bytes; faster than a thread could be started."""
         del num_threads
-        return [[byte + NUM_SPECIAL for byte in _utf8(text)] for text in texts]
+        return [[byte + NUM_SPECIAL for byte in utf8(text)] for text in texts]
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -163,7 +208,7 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         """The tokens of every text, without bos and eos. ValueError if one is not Unicode."""
         for text in texts:
-            _utf8(text)
+            utf8(text)
         parts = [text.split(_SPACE) for text in texts]
         flat = list(itertools.chain.from_iterable(parts))
         encoded = iter(self._processor.encode(flat, num_threads=num_threads))
@@ -209,11 +254,19 @@ class StreamDecoder:
 def train(settings: config.TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """Trains a tokenizer on texts; the same texts in the same order give the same tokenizer.
 
+    That of a checkpoint is read, and bytes are known: neither looks at a text.
+
     Raises:
+        FileNotFoundError: `settings.path` has no tokenizer of a checkpoint.
+        ModuleNotFoundError: it has, and the package `tokenizers` is not installed.
         ValueError: there is no text, or too little for the vocabulary that the settings ask for.
     """
     if settings.kind == "bytes":
         return ByteTokenizer()
+    if settings.kind == "hub":
+        from llmjax.data.hub_tokenizer import HubTokenizer  # which stands on this module
+
+        return HubTokenizer(settings.path)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -248,12 +301,19 @@ def train(settings: config.TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 def load_tokenizer(directory: str | Path) -> Tokenizer:
     """Loads the tokenizer that `prepare` (or `Tokenizer.save`) left in a directory.
 
+    The folder of a Hugging Face checkpoint will do, too.
+
     Raises:
         FileNotFoundError: no tokenizer lies there.
+        ModuleNotFoundError: it is a checkpoint's, and the package `tokenizers` is not installed.
         ValueError: its files do not belong together.
     """
+    from llmjax.data import hub_tokenizer  # which stands on this module
+
     path = Path(directory) / META_FILE
     if not path.is_file():
+        if (path.parent / hub_tokenizer.MAIN_FILE).is_file():
+            return hub_tokenizer.HubTokenizer(directory)
         raise FileNotFoundError(
             f"no tokenizer in {str(directory)!r} ({META_FILE} is missing). Prepare the data there "
             "first, or name the directory that holds it."
@@ -262,6 +322,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     tokenizer: Tokenizer
     if meta["kind"] == "bytes":
         tokenizer = ByteTokenizer()
+    elif meta["kind"] == "hub":
+        tokenizer = hub_tokenizer.HubTokenizer(directory)
     else:
         tokenizer = SentencePieceTokenizer((path.parent / MODEL_FILE).read_bytes())
     if tokenizer.fingerprint != meta["fingerprint"]:
@@ -279,7 +341,8 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 yield line[start : start + _SENTENCE_CHARACTERS]
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
+    """The text's bytes. ValueError if it is not valid Unicode, as half a surrogate pair is not."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:

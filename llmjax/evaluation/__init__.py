@@ -1,6 +1,18 @@
 """Evaluation: what a model has learned, measured on text that it has not seen."""
 
+from llmjax.evaluation.classification import (
+    Confusion,
+    evaluate_classification,
+    evaluate_spans,
+)
 from llmjax.evaluation.masked import evaluate_mlm, evaluate_rtd
 from llmjax.evaluation.perplexity import evaluate
 
-__all__ = ["evaluate", "evaluate_mlm", "evaluate_rtd"]
+__all__ = [
+    "Confusion",
+    "evaluate",
+    "evaluate_classification",
+    "evaluate_mlm",
+    "evaluate_rtd",
+    "evaluate_spans",
+]

@@ -13,9 +13,7 @@ from llmjax import mesh
 from llmjax.objectives import Batch, Loss, MaskedLoss
 
 
-def sum_up(
-    loss: Loss, params: Any, batches: Iterable[Mapping[str, np.ndarray]]
-) -> dict[str, float]:
+def sum_up(loss: Loss, params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any]:
     """Sums over batches, in float64, so that their order and number do not matter.
 
     Masks, and what replaces them, are drawn for each batch by its number: those of batch 3 are
@@ -28,14 +26,16 @@ def sum_up(
         batches: host batches, int32 [B/processes, ...].
 
     Returns:
-        Of the loss "sum" and "weight", and its metrics' sums by their names; both 0 of no batch.
+        Of the loss "sum" and "weight", and its metrics' sums by their names, floats or float64
+        arrays; of no batch both are 0.
     """
-    totals = {"sum": 0.0, "weight": 0.0}
+    totals: dict[str, Any] = {"sum": 0.0, "weight": 0.0}
     running: collections.deque[dict[str, jax.Array]] = collections.deque()
 
     def add(sums: dict[str, jax.Array]) -> None:
         for name, value in jax.device_get(sums).items():
-            totals[name] = totals.get(name, 0.0) + float(value)
+            wide = np.asarray(value, np.float64)
+            totals[name] = totals.get(name, 0.0) + (wide if wide.ndim else float(wide))
 
     for number, batch in enumerate(batches):
         running.append(_sums(loss, params, mesh.shard_batch(batch), jnp.uint32(number)))

@@ -1,6 +1,6 @@
 """Hugging Face checkpoints: directories and tensors there to parameters here, and back."""
 
-from llmjax.hf.checkpoint import copy_tokenizer, load, save
+from llmjax.hf.checkpoint import copy_tokenizer, load, load_config, save
 from llmjax.hf.config import config_from_hf, config_to_hf
 from llmjax.hf.state import from_state, lazy_state, to_state
 
@@ -11,6 +11,7 @@ __all__ = [
     "from_state",
     "lazy_state",
     "load",
+    "load_config",
     "save",
     "to_state",
 ]

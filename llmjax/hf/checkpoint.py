@@ -36,6 +36,7 @@ HEADS = (
 )
 
 TOKENIZER_FILES = (
+    "chat_template.jinja",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -74,7 +75,7 @@ def load(
     """
     directory = Path(directory)
     chosen = _floating(dtype)
-    config = _config(directory, changes)
+    config = load_config(directory, **changes)
     tensors = files.open_directory(directory)
     put = state.sharded(chosen)
     with _bar(f"reading {directory.name}", tensors.nbytes, progress) as advance:
@@ -168,7 +169,17 @@ def copy_tokenizer(source: str | os.PathLike, target: str | os.PathLike) -> tupl
     return names
 
 
-def _config(directory: Path, changes: Mapping[str, Any]) -> models.ModelConfig:
+def load_config(directory: str | os.PathLike, **changes: Any) -> models.ModelConfig:
+    """The configuration of the model in such a directory, without reading its parameters.
+
+    Args:
+        directory: with config.json.
+        **changes: to its fields.
+
+    Raises:
+        ValueError: the file is missing or damaged, or the model is not supported.
+    """
+    directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"{directory} is not a directory")
     path = directory / CONFIG_FILE

@@ -22,7 +22,7 @@ from llmjax.models.families import (
     roberta,
     with_head,
 )
-from llmjax.models.heads import lm_weight, logits, pooled
+from llmjax.models.heads import lm_weight, logits, pooled, segment_rewards
 from llmjax.models.options import (
     Attention,
     Disentangled,
@@ -73,6 +73,7 @@ __all__ = [
     "qwen3_moe",
     "require_fits",
     "roberta",
+    "segment_rewards",
     "spec",
     "with_head",
 ]

@@ -75,17 +75,17 @@ def attention_spec(config: ModelConfig) -> dict[str, Any]:
     """The parameters of self-attention."""
     width, channels = config.embed_dim, config.channels
     normal = initializers.normal(config.init_std)
-    query = Param((width, config.num_heads, channels), ("embed", "heads", None), normal)
-    shared = Param((width, config.kv_heads, channels), ("embed", "kv_heads", None), normal)
-    out = Param(
-        (config.num_heads, channels, width), ("heads", None, "embed"), layers.residual_init(config)
-    )
+    asked, given = (config.num_heads, channels), (config.kv_heads, channels)
+    query = Param((width, *asked), ("embed", "heads", None), normal, inputs=1)
+    shared = Param((width, *given), ("embed", "kv_heads", None), normal, inputs=1)
+    back = layers.residual_init(config)
+    out = Param((*asked, width), ("heads", None, "embed"), back, inputs=2)
     spec: dict[str, Any] = {"query": query, "key": shared, "value": shared, "out": out}
     zeros = initializers.zeros
     if config.bias != "none":
-        spec["query_bias"] = Param((config.num_heads, channels), ("heads", None), zeros)
-        spec["key_bias"] = Param((config.kv_heads, channels), ("kv_heads", None), zeros)
-        spec["value_bias"] = Param((config.kv_heads, channels), ("kv_heads", None), zeros)
+        spec["query_bias"] = Param(asked, ("heads", None), zeros)
+        spec["key_bias"] = Param(given, ("kv_heads", None), zeros)
+        spec["value_bias"] = Param(given, ("kv_heads", None), zeros)
     if config.bias == "all":
         spec["out_bias"] = Param((width,), (None,), zeros)
     for name, axis, heads in (

@@ -1,25 +1,18 @@
 """Parameters laid out for decoding, where every product is one of a few rows with a weight."""
 
 import functools
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from llmjax import mesh, tree, weights
-from llmjax.models import prefix
+from llmjax.models import blocks, prefix
 from llmjax.models.config import ModelConfig
+from llmjax.spec import is_param
 
-# The weights that blocks multiply by, and which of their axes the products contract.
-_INPUTS = {
-    "query": (0,),
-    "key": (0,),
-    "value": (0,),
-    "out": (0, 1),
-    "gate": (0,),
-    "up": (0,),
-    "down": (0,),
-}
+ROUTER = "experts/router"  # whose product is never in less than float32
 
 
 def for_decoding(params: Any, config: ModelConfig) -> Any:
@@ -47,7 +40,7 @@ def _is_ready(layers: Any, config: ModelConfig) -> bool:
         return False
     if _on_cpu():
         return any(map(_is_transposed, jax.tree.leaves(layers, is_leaf=_is_transposed)))
-    return layers[0]["attention"]["query"].dtype == config.compute_dtype
+    return jax.tree.leaves(layers[0]["attention"]["query"])[0].dtype == config.compute_dtype
 
 
 def _is_transposed(leaf: Any) -> bool:
@@ -56,16 +49,26 @@ def _is_transposed(leaf: Any) -> bool:
 
 @functools.partial(jax.jit, static_argnames="config")
 def _lay_out(layers: Any, config: ModelConfig) -> list[Any]:
+    declared = blocks.block_spec(config, first=True)
+    inputs = dict(zip(tree.paths(declared, is_leaf=is_param), _inputs(declared), strict=True))
+
     def one(path, leaf):
-        inputs = _INPUTS.get(path.rpartition("/")[2])
-        if inputs is None or not isinstance(leaf, jax.Array):
+        # What adapters are around lies as the weight alone does.
+        name = re.sub(r"(/base)+$", "", path)
+        if not inputs.get(name) or not isinstance(leaf, jax.Array) or name == ROUTER:
             return leaf
         leaf = leaf.astype(config.compute_dtype)
         # Experts are read one by one, as they lie.
-        return weights.transpose(leaf, inputs) if _on_cpu() and "experts/" not in path else leaf
+        if not _on_cpu() or name.startswith("experts/"):
+            return leaf
+        return weights.transpose(leaf, tuple(range(inputs[name])))
 
     unstacked = layers if isinstance(layers, list) else tree.unstack(layers)
     return [tree.map_with_path(one, layer) for layer in unstacked]
+
+
+def _inputs(declared: Any) -> list[int]:
+    return [param.inputs for param in jax.tree.leaves(declared, is_leaf=is_param)]
 
 
 def _on_cpu() -> bool:

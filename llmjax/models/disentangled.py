@@ -21,7 +21,7 @@ from llmjax.models.attention import project
 from llmjax.models.config import ModelConfig
 from llmjax.models.mlp import ACTIVATIONS
 from llmjax.spec import Param
-from llmjax.weights import einsum
+from llmjax.weights import einsum, materialize
 
 
 def disentangled_spec(config: ModelConfig) -> dict[str, Param]:
@@ -45,7 +45,7 @@ def disentangled_spec(config: ModelConfig) -> dict[str, Param]:
     for term, name in (("c2p", "position_key"), ("p2c", "position_query")):
         if term not in config.disentangled.terms:
             continue
-        spec[name] = Param((config.embed_dim, *heads), ("embed", "heads", None), normal)
+        spec[name] = Param((config.embed_dim, *heads), ("embed", "heads", None), normal, inputs=1)
         if config.bias != "none":
             spec[f"{name}_bias"] = Param(heads, ("heads", None), zeros)
     return spec
@@ -55,7 +55,8 @@ def relative_spec(config: ModelConfig) -> dict[str, Any]:
     """The table of relative positions, a row for each that is told apart; all layers share it."""
     rows = 2 * config.disentangled.span
     normal = initializers.normal(config.init_std)
-    spec: dict[str, Any] = {"table": Param((rows, config.embed_dim), (None, "outer_embed"), normal)}
+    shape, axes = (rows, config.embed_dim), (None, "outer_embed")
+    spec: dict[str, Any] = {"table": Param(shape, axes, normal, inputs=1, table=True)}
     if config.disentangled.norm:
         spec["norm"] = layers.norm_spec(config)
     return spec
@@ -63,7 +64,9 @@ def relative_spec(config: ModelConfig) -> dict[str, Any]:
 
 def relative_states(params: dict[str, Any], config: ModelConfig) -> jax.Array:
     """The states of relative positions that attention projects, [2·span, D]."""
-    table = mesh.place(jnp.asarray(params["table"], config.compute_dtype), (None, None))
+    table = mesh.place(
+        jnp.asarray(materialize(params["table"]), config.compute_dtype), (None, None)
+    )
     return layers.norm(params.get("norm"), table, config)
 
 
@@ -186,7 +189,8 @@ def convolution_spec(config: ModelConfig) -> dict[str, Any]:
     width, dim = config.disentangled.convolution, config.embed_dim
     # In checkpoints the kernel is [out, in, width]: the layout "o i k -> k i o".
     normal = initializers.normal(config.init_std)
-    spec: dict[str, Any] = {"kernel": Param((width, dim, dim), (None, "embed", None), normal)}
+    shape, axes = (width, dim, dim), (None, "embed", None)
+    spec: dict[str, Any] = {"kernel": Param(shape, axes, normal, inputs=2)}
     if config.bias == "all":
         spec["bias"] = Param((dim,), (None,), initializers.zeros)
     spec["norm"] = layers.norm_spec(config)

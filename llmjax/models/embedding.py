@@ -12,26 +12,26 @@ from llmjax import collectives, mesh
 from llmjax.models import layers
 from llmjax.models.config import ModelConfig
 from llmjax.spec import Param
-from llmjax.weights import einsum
+from llmjax.weights import Lora, Weight, einsum, materialize
 
 
 def embedding_spec(config: ModelConfig) -> dict[str, Any]:
     """The tables of tokens, positions and token types, and what follows them."""
     width, normal = config.table_dim, initializers.normal(config.init_std)
-    spec: dict[str, Any] = {
-        "embedding": Param((config.vocab_size, width), ("vocab", "outer_embed"), normal)
-    }
+
+    def table(rows: int, axis: str | None = None) -> Param:
+        return Param((rows, width), (axis, "outer_embed"), normal, inputs=1, table=True)
+
+    spec: dict[str, Any] = {"embedding": table(config.vocab_size, "vocab")}
     if has_positions(config):
-        rows = config.max_length + config.embedding.offset
-        spec["positions"] = Param((rows, width), (None, "outer_embed"), normal)
+        spec["positions"] = table(config.max_length + config.embedding.offset)
     if config.embedding.token_types:
-        rows = config.embedding.token_types
-        spec["token_types"] = Param((rows, width), (None, "outer_embed"), normal)
+        spec["token_types"] = table(config.embedding.token_types)
     if config.embedding.norm:
         spec["embedding_norm"] = layers.norm_spec(config, (width,))
     if width != config.embed_dim:
         spec["embedding_projection"] = {
-            "kernel": Param((width, config.embed_dim), (None, "outer_embed"), normal)
+            "kernel": Param((width, config.embed_dim), (None, "outer_embed"), normal, inputs=1)
         }
         if config.bias == "all":
             bias = Param((config.embed_dim,), (None,), initializers.zeros)
@@ -97,8 +97,27 @@ def _look_up(table, rows, batch_size, config):
     return look_up(table, rows, config.compute_dtype, (None, None), axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def look_up(
+    table: Weight, rows: jax.Array, dtype: jnp.dtype, table_axes: mesh.Axes, axes: mesh.Axes
+) -> jax.Array:
+    """Rows [B, S] of a table [V, D] of any kind, in `dtype`.
+
+    Args:
+        table: the table.
+        rows: int32, their numbers.
+        dtype: of the result.
+        table_axes: the logical axes that the table keeps while it is read.
+        axes: those of the result, [B, S, D].
+    """
+    if isinstance(table, Lora):
+        low = look_up(table.a, rows, dtype, (table_axes[0], None), axes)
+        corrected = einsum("bsr,rd->bsd", table.scale * low, table.b, axes)
+        return look_up(table.base, rows, dtype, table_axes, axes) + corrected
+    return _rows(materialize(table), rows, dtype, table_axes, axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _rows(
     table: jax.Array, rows: jax.Array, dtype: jnp.dtype, table_axes: mesh.Axes, axes: mesh.Axes
 ) -> jax.Array:
     """Rows [...] of a table [V, D], in `dtype`; their gradients add up in the table's own.
@@ -115,7 +134,7 @@ def look_up(
 
 
 def _look_up_forward(table, rows, dtype, table_axes, axes):
-    return look_up(table, rows, dtype, table_axes, axes), (table, rows)
+    return _rows(table, rows, dtype, table_axes, axes), (table, rows)
 
 
 def _look_up_backward(dtype, table_axes, axes, kept, grad):
@@ -168,4 +187,4 @@ def _shared(table, over):
     return bool(over & {name for names in collectives.split(table) for name in names})
 
 
-look_up.defvjp(_look_up_forward, _look_up_backward)
+_rows.defvjp(_look_up_forward, _look_up_backward)

@@ -43,13 +43,13 @@ def experts_spec(config: ModelConfig) -> dict[str, Param]:
     """The parameters of the router and of E gated MLPs."""
     count, width, inner = config.experts.count, config.embed_dim, config.expert_dim
     normal = initializers.normal(config.init_std)
-    into = Param((count, width, inner), INTO, normal)
+    into = Param((count, width, inner), INTO, normal, inputs=1)
     return {
         # Every device chooses among all experts.
-        "router": Param((width, count), ("embed", None), normal),
+        "router": Param((width, count), ("embed", None), normal, inputs=1),
         "gate": into,
         "up": into,
-        "down": Param((count, inner, width), BACK, layers.residual_init(config)),
+        "down": Param((count, inner, width), BACK, layers.residual_init(config), inputs=1),
     }
 
 

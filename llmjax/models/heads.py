@@ -1,7 +1,8 @@
 """Heads: functions of hidden states.
 
-Heads of sequences read one state for each row, so a row holds one sequence. Which state that is
-follows from `segment_ids` (0 is padding), so padding may be left, right or absent.
+Heads of sequences read one state for each row, so a row holds one sequence; `segment_rewards` reads
+one for each segment of a row. Which state that is follows from `segment_ids` (0 is padding), so
+padding may be left, right or absent.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from llmjax.models import layers
 from llmjax.models.config import ModelConfig
 from llmjax.models.mlp import ACTIVATIONS
 from llmjax.spec import Param
-from llmjax.weights import Weight, einsum
+from llmjax.weights import Weight, einsum, scaled_bias
 
 VOCAB = ("batch", "sequence", "vocab")  # logical axes of logits [B, S, V]
 SEQUENCE_KINDS = ("classification", "reward")  # with one output for a row
@@ -69,12 +70,14 @@ def _vocabulary_spec(config: ModelConfig) -> dict[str, Param]:
 
 def _table(config: ModelConfig, width: int) -> Param:
     normal = initializers.normal(config.init_std)
-    return Param((config.vocab_size, width), ("vocab", "outer_embed"), normal)
+    shape, axes = (config.vocab_size, width), ("vocab", "outer_embed")
+    return Param(shape, axes, normal, inputs=1, table=True)
 
 
 def _dense_spec(config: ModelConfig, width: int) -> dict[str, Param]:
     normal = initializers.normal(config.init_std)
-    spec = {"dense": Param((config.embed_dim, width), ("outer_embed", None), normal)}
+    shape, axes = (config.embed_dim, width), ("outer_embed", None)
+    spec = {"dense": Param(shape, axes, normal, inputs=1)}
     if config.bias == "all":
         spec["dense_bias"] = Param((width,), (None,), initializers.zeros)
     return spec
@@ -82,7 +85,8 @@ def _dense_spec(config: ModelConfig, width: int) -> dict[str, Param]:
 
 def _linear_spec(config: ModelConfig, outputs: int, *, bias: bool) -> dict[str, Param]:
     normal = initializers.normal(config.init_std)
-    spec = {"out": Param((config.embed_dim, outputs), ("outer_embed", None), normal)}
+    shape, axes = (config.embed_dim, outputs), ("outer_embed", None)
+    spec = {"out": Param(shape, axes, normal, inputs=1)}
     if bias:
         spec["out_bias"] = Param((outputs,), (None,), initializers.zeros)
     return spec
@@ -135,15 +139,53 @@ def logits(
         raise ValueError("head.kind=none: the model has no head to compute logits with; choose one")
     if kind in ("lm", "mlm"):
         return _vocabulary_logits(params, hidden, config)
-    head = params["head"]
     if kind in SEQUENCE_KINDS:
         hidden = _pool(hidden, segment_ids, config.head.pool)
-    x = _transform(head, hidden, config)
+    out = _outputs_of(params["head"], hidden, config, key)
+    return out[:, 0] if kind in SEQUENCE_KINDS else out
+
+
+def segment_rewards(
+    params: Any,
+    hidden: jax.Array,
+    config: ModelConfig,
+    segment_ids: jax.Array,
+    count: int,
+    *,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """A number for each segment of a row, by a head of kind reward.
+
+    Args:
+        params: the model's.
+        hidden: [B, S, D].
+        config: the model's.
+        segment_ids: int32 [B, S]: 1 to K, wherever in the row; 0 is padding.
+        count: K.
+        key: for dropout before the output; None switches it off.
+
+    Returns:
+        Float32 [B, K], segment k + 1's at k, and whether there is such a segment, bool [B, K];
+        where there is none the number means nothing.
+
+    Raises:
+        ValueError: a model with another head.
+    """
+    if config.head.kind != "reward":
+        raise ValueError(
+            f"segment_rewards needs a model with head.kind=reward, not {config.head.kind}"
+        )
+    there = jnp.asarray(segment_ids)[..., None] == jnp.arange(1, count + 1)
+    states = _pool_each(hidden, there, config.head.pool)
+    return _outputs_of(params["head"], states, config, key), jnp.any(there, axis=1)
+
+
+def _outputs_of(head: Any, x: jax.Array, config: ModelConfig, key: jax.Array | None) -> jax.Array:
+    """[B, S, N] of states [B, S, D], by a head that is no table; [B, S] of one number each."""
+    x = _transform(head, x, config)
     x = layers.dropout(x, config.dropout.classifier, key, axes=layers.hidden_axes(x))
     out = _capped(_linear(head, "out", x), config)
-    if kind in ("reward", "rtd", "value"):
-        out = out[..., 0]
-    return out[:, 0] if kind in SEQUENCE_KINDS else out
+    return out[..., 0] if config.head.kind in ("reward", "rtd", "value") else out
 
 
 def _vocabulary_logits(params: Any, hidden: jax.Array, config: ModelConfig) -> jax.Array:
@@ -199,7 +241,7 @@ def _linear(params: Any, name: str, x: jax.Array) -> jax.Array:
     out = einsum("bsd,de->bse", x, params[name], layers.hidden_axes(x))
     out = out.astype(_wide(out))
     bias = params.get(f"{name}_bias")
-    return out if bias is None else out + bias.astype(out.dtype)
+    return out if bias is None else out + scaled_bias(params[name], bias).astype(out.dtype)
 
 
 def _capped(x: jax.Array, config: ModelConfig) -> jax.Array:
@@ -213,17 +255,23 @@ def _wide(x: jax.Array) -> jnp.dtype:
 
 def _pool(x: jax.Array, segment_ids: jax.Array | None, how: str) -> jax.Array:
     """The state that stands for each row, [B, 1, D]: never simply that at position 0 or -1."""
+    if segment_ids is not None:
+        return _pool_each(x, (jnp.asarray(segment_ids) != 0)[..., None], how)
     x = mesh.place(x, ("batch", None, None))
-    there = jnp.ones((1, x.shape[1]), bool) if segment_ids is None else segment_ids != 0
+    if how == "mean":
+        return jnp.mean(x, axis=1, keepdims=True, dtype=_wide(x)).astype(x.dtype)
+    return x[:, -1:] if how == "last" else x[:, :1]
+
+
+def _pool_each(x: jax.Array, there: jax.Array, how: str) -> jax.Array:
+    """The states [B, K, D] that stand for K sets of tokens of each row, there [B, S, K]."""
+    x, there = (mesh.place(array, ("batch", None, None)) for array in (x, there))
     if how == "mean":
         weights = there.astype(_wide(x))
         weights = weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1.0)
-        mean = jnp.sum(x.astype(weights.dtype) * weights[..., None], axis=1, keepdims=True)
-        return mean.astype(x.dtype)
-    if segment_ids is None:
-        return x[:, -1:] if how == "last" else x[:, :1]
+        return jnp.einsum("bsd,bsk->bkd", x.astype(weights.dtype), weights).astype(x.dtype)
     at = jnp.argmax(there, axis=1)
     if how == "last":
-        at = jnp.max(jnp.where(there, jnp.arange(x.shape[1]), 0), axis=1)
+        at = jnp.max(jnp.where(there, jnp.arange(x.shape[1])[:, None], 0), axis=1)
     # Rows are a batch axis of this look-up, so each device finds those of its own.
-    return mesh.place(jnp.take_along_axis(x, at[:, None, None], axis=1), ("batch", None, None))
+    return mesh.place(jnp.take_along_axis(x, at[..., None], axis=1), ("batch", None, None))

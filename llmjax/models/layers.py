@@ -11,6 +11,7 @@ from llmjax import mesh
 from llmjax.kernels import dropout as kernels
 from llmjax.models.config import ModelConfig
 from llmjax.spec import Param
+from llmjax.weights import scaled_bias
 
 HIDDEN = ("batch", "sequence", None)  # logical axes of activations [B, S, D] within blocks
 STREAM = ("batch", "stream", None)  # of the residual stream between them, and its norms
@@ -138,7 +139,7 @@ def rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 def add_bias(x: jax.Array, params: dict[str, Any], name: str) -> jax.Array:
     """x plus the bias of the projection `name`, where it has one."""
     bias = params.get(f"{name}_bias")
-    return x if bias is None else x + bias.astype(x.dtype)
+    return x if bias is None else x + scaled_bias(params[name], bias).astype(x.dtype)
 
 
 def dropout(

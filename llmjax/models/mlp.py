@@ -43,8 +43,9 @@ INNER = ("batch", "sequence", "mlp")
 def mlp_spec(config: ModelConfig) -> dict[str, Param]:
     """The MLP's parameters."""
     width, inner = config.embed_dim, config.hidden_dim
-    into = Param((width, inner), ("embed", "mlp"), initializers.normal(config.init_std))
-    back = Param((inner, width), ("mlp", "embed"), layers.residual_init(config))
+    normal = initializers.normal(config.init_std)
+    into = Param((width, inner), ("embed", "mlp"), normal, inputs=1)
+    back = Param((inner, width), ("mlp", "embed"), layers.residual_init(config), inputs=1)
     spec = {"up": into, "down": back} | ({"gate": into} if config.gated else {})
     if config.bias == "all":
         spec["up_bias"] = Param((inner,), ("mlp",), initializers.zeros)

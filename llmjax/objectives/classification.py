@@ -1,37 +1,83 @@
 """Supervised labels: of sequences, of tokens, and of where an answer starts and ends."""
 
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llmjax import mesh, models
-from llmjax.objectives.loss import Batch, Loss, Weighted
+from llmjax.objectives.loss import Batch, Loss, Metrics, Weighted
 from llmjax.objectives.mlm import run
 
 NONE = -1  # the label of what has none
 
 
-def classification(config: models.ModelConfig) -> Loss:
+@dataclasses.dataclass(frozen=True)
+class ClassificationConfig:
+    """How labels are learnt.
+
+    Attributes:
+        label_smoothing: share of each label's probability spread over all of them (Szegedy et al.
+            2016, section 7).
+        class_weights: what each label counts, N numbers; none: 1 each. `balanced_weights` gives
+            those by which rare labels count as much as frequent ones.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing}: a share is in [0, 1)")
+        if not all(0 <= weight < math.inf for weight in self.class_weights):
+            raise ValueError(f"class_weights={self.class_weights}: numbers, none negative")
+
+
+def balanced_weights(counts: Sequence[int]) -> tuple[float, ...]:
+    """Σ n / (N · n_i) for each of N labels with n_i examples (King & Zeng 2001, section 4.2).
+
+    A label without an example has 1: it is never met.
+    """
+    total, labels = sum(counts), len(counts)
+    return tuple(total / (labels * count) if count else 1.0 for count in counts)
+
+
+def classification(
+    config: models.ModelConfig,
+    options: ClassificationConfig = ClassificationConfig(),
+    *,
+    confusion: bool = False,
+) -> Loss:
     """-Σ log P(label | x), by the kind of the model's head (Devlin et al. 2019, section 4).
 
     - classification: "labels" [B] in [0, N); -1 where a row has none.
     - tokens: "labels" [B, S] in [0, N); -1 where a token has none.
     - span: "spans" [B, 2], the places of an answer's first and last token in its row; a row with
-      one of them -1, outside the row or at padding has none. The loss of a row is the mean of
-      both, each over the places that are not padding.
+      one of them -1, outside the row or at padding, or the last before the first, has none. The
+      loss of a row is the mean of both, each over the places that are not padding.
+
+    Args:
+        config: the model's.
+        options: smoothing, and weights of labels; the loss is then that of PyTorch's
+            `cross_entropy`.
+        confusion: whether the metrics have "confusion" [N, N], how often each label (row) was taken
+            for each (column); for evaluation, as a training step's metrics are numbers.
 
     Returns:
         A loss over batches with these and "tokens" [B, S], and optionally "segment_ids",
-        "positions" and "token_types", all int32. Its weight is the number of labels, or of spans.
-        Its metric "accuracy" is of labels, or of spans with both ends right.
+        "positions" and "token_types", all int32. Its weight is the number of labels, each by its
+        class weight, or of spans. Its metric "accuracy" is of labels, weighted likewise, or of
+        spans with both ends right; "token_f1", of spans, is the mean F1 of their tokens. The span
+        that a model means is that of the best sum of scores with start ≤ end.
 
     Raises:
-        ValueError: a model with another head.
+        ValueError: a model with another head, or options that do not fit it.
     """
-    if config.head.kind not in ("classification", "tokens", "span"):
-        raise ValueError(
-            f"classification needs a model whose head.kind is classification, tokens or span, not "
-            f"{config.head.kind}"
-        )
+    _check(config, options, confusion)
 
     def loss(params, batch: Batch, key):
         head_key = None
@@ -41,30 +87,60 @@ def classification(config: models.ModelConfig) -> Loss:
         hidden = run(params, batch["tokens"], config, batch, key)
         logits = models.logits(params, hidden, config, segment_ids=segment_ids, key=head_key)
         if config.head.kind == "span":
-            losses, right, counted = _spans(logits, jnp.asarray(batch["spans"]), segment_ids)
-        else:
-            labels = jnp.asarray(batch["labels"])
-            losses, right = _label_losses(logits, labels)
-            counted = labels != NONE
-        total = jnp.sum(jnp.where(counted, losses, 0.0))
-        correct = jnp.sum(counted & right, dtype=jnp.float32)
-        return Weighted(total, jnp.sum(counted, dtype=jnp.float32)), {"accuracy": correct}
+            return _spans(logits, jnp.asarray(batch["spans"]), segment_ids)
+        labels = jnp.asarray(batch["labels"])
+        weighted, metrics = _labels(logits, labels, options)
+        if confusion:
+            metrics["confusion"] = _confusion(logits, labels)
+        return weighted, metrics
 
     return loss
 
 
-def _label_losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy of logits [..., N] with labels [...], and whether the largest is at them."""
-    log_shares = jax.nn.log_softmax(logits, axis=-1)
-    at_label = labels[..., None] == jnp.arange(logits.shape[-1])
-    losses = -jnp.sum(jnp.where(at_label, log_shares, 0.0), axis=-1)
-    return losses, jnp.argmax(logits, axis=-1) == labels
+def _check(config: models.ModelConfig, options: ClassificationConfig, confusion: bool) -> None:
+    head = config.head
+    if head.kind not in ("classification", "tokens", "span"):
+        raise ValueError(
+            f"classification needs a model whose head.kind is classification, tokens or span, not "
+            f"{head.kind}"
+        )
+    if head.kind == "span" and (options != ClassificationConfig() or confusion):
+        raise ValueError("label_smoothing, class_weights and confusion are of labels, not of spans")
+    if options.class_weights and len(options.class_weights) != head.labels:
+        raise ValueError(
+            f"class_weights has {len(options.class_weights)} numbers for head.labels={head.labels}"
+        )
+
+
+def _labels(
+    logits: jax.Array, labels: jax.Array, options: ClassificationConfig
+) -> tuple[Weighted, Metrics]:
+    """Cross entropy of logits [..., N] with labels [...]."""
+    classes = logits.shape[-1]
+    at_label = jax.nn.one_hot(labels, classes, dtype=logits.dtype)  # zeros where there is none
+    by_class = np.asarray(options.class_weights or [1.0] * classes, logits.dtype)
+    weights = jnp.sum(at_label * by_class, axis=-1)
+    smooth = options.label_smoothing
+    shares = (1 - smooth) * at_label + smooth / classes
+    losses = -jnp.sum(shares * by_class * jax.nn.log_softmax(logits, axis=-1), axis=-1)
+    right = jnp.argmax(logits, axis=-1) == labels
+    total = jnp.sum(jnp.where(labels != NONE, losses, 0.0))
+    return Weighted(total, jnp.sum(weights)), {"accuracy": jnp.sum(jnp.where(right, weights, 0.0))}
+
+
+def _confusion(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """float32 [N, N], exact up to 2²⁴ labels."""
+    classes = logits.shape[-1]
+    true = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
+    taken = jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes, dtype=jnp.float32)
+    product = functools.partial(jnp.einsum, "...n,...m->nm")
+    return mesh.sharded(product, (None, None))(true, taken)
 
 
 def _spans(
     logits: jax.Array, spans: jax.Array, segment_ids: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Losses, whether both ends are right, and which rows have a span, [B] each."""
+) -> tuple[Weighted, Metrics]:
+    """Of logits [B, S, 2] and spans [B, 2]."""
     logits = mesh.place(jnp.moveaxis(logits, 2, 1), ("batch", None, None))  # [B, 2, S]
     places = jnp.arange(logits.shape[2])
     at = spans[..., None] == places
@@ -72,6 +148,25 @@ def _spans(
         there = (segment_ids != 0)[:, None]
         at &= there
         logits = jnp.where(there, logits, jnp.finfo(logits.dtype).min)
-    counted = jnp.all(jnp.any(at, axis=2), axis=1)
-    losses, right = _label_losses(logits, spans)
-    return jnp.mean(losses, axis=1), jnp.all(right, axis=1), counted
+    counted = jnp.all(jnp.any(at, axis=2), axis=1) & (spans[:, 0] <= spans[:, 1])
+    log_shares = jax.nn.log_softmax(logits, axis=-1)
+    losses = jnp.mean(-jnp.sum(jnp.where(at, log_shares, 0.0), axis=-1), axis=1)
+    first, last = _best_span(logits)
+    overlap = jnp.minimum(last, spans[:, 1]) - jnp.maximum(first, spans[:, 0]) + 1
+    sizes = (last - first + 1) + (spans[:, 1] - spans[:, 0] + 1)
+    f1 = 2 * jnp.maximum(overlap, 0) / jnp.maximum(sizes, 1)
+    right = counted & (first == spans[:, 0]) & (last == spans[:, 1])
+    metrics = {
+        "accuracy": jnp.sum(right, dtype=jnp.float32),
+        "token_f1": jnp.sum(jnp.where(counted, f1, 0.0)),
+    }
+    total = jnp.sum(jnp.where(counted, losses, 0.0))
+    return Weighted(total, jnp.sum(counted, dtype=jnp.float32)), metrics
+
+
+def _best_span(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Places [B] of start and end that maximise the sum of their logits [B, 2, S], start ≤ end."""
+    starts, ends = logits[:, 0], logits[:, 1]
+    last = jnp.argmax(jax.lax.cummax(starts, axis=1) + ends, axis=1)
+    before = jnp.arange(starts.shape[1]) <= last[:, None]
+    return jnp.argmax(jnp.where(before, starts, -jnp.inf), axis=1), last

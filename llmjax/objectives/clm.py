@@ -4,6 +4,8 @@ import jax.numpy as jnp
 
 from llmjax import models
 from llmjax.kernels.linear_cross_entropy import linear_cross_entropy
+from llmjax.objectives.balance import add_balance
+from llmjax.objectives.log_probs import require_language_model
 from llmjax.objectives.loss import Batch, Loss, Weighted
 from llmjax.weights import materialize
 
@@ -18,20 +20,13 @@ def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: flo
 
     Returns:
         A loss over batches with int32 [B, S] "tokens", "targets" (-1: none), and optionally
-        "segment_ids" and "positions". Its weight is the number of targets. To a mixture of
-        experts' loss `experts.balance` times the load-balancing loss is added for every target:
-        the only part that is no sum over tokens, so each micro-batch balances its own. Its metric
-        "balance" is 1 or more, k where tokens are spread evenly over the experts; "dropped" the
-        share of their choices that was one too many for an expert.
+        "segment_ids" and "positions". Its weight is the number of targets. A mixture of experts
+        pays for imbalance too (`add_balance`).
 
     Raises:
         ValueError: a model with another head, or a bidirectional one, which sees what it predicts.
     """
-    if config.head.kind != "lm" or not config.attention.causal:
-        raise ValueError(
-            f"clm needs a causal model with head.kind=lm, not {config.head.kind} and "
-            f"attention.causal={config.attention.causal}"
-        )
+    require_language_model("clm", config)
 
     def loss(params, batch: Batch, key):
         output = models.forward(
@@ -51,12 +46,6 @@ def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: flo
             cap=config.head.cap,
         )
         weight = jnp.sum(batch["targets"] >= 0, dtype=jnp.float32)
-        if output.routing is None:
-            return Weighted(total, weight), {}
-        balance = models.balance_loss(output.routing, config)
-        total += config.experts.balance * balance * weight
-        copies = jnp.maximum(output.routing.tokens * config.experts.per_token, 1.0)
-        shares = {"balance": balance, "dropped": output.routing.dropped / copies}
-        return Weighted(total, weight), {name: share * weight for name, share in shares.items()}
+        return add_balance(Weighted(total, weight), {}, output.routing, config)
 
     return loss

@@ -4,11 +4,20 @@ import dataclasses
 from typing import Literal
 
 from llmjax.checks import require_choices
+from llmjax.optim.rules import Rule
+
+# Biases, norms and tables of embeddings; of a model without some of them, those that it has.
+NO_DECAY = (
+    Rule(r"bias$|norm/|(^|/)(embedding|positions|token_types|table|magnitude|factors)$", 0.0),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Muon, with a schedule, decay by path and clipping.
+    """AdamW or Muon, with a schedule, rates and decay by path, and clipping.
+
+    A rule is a regular expression and a factor for the parameters whose paths it finds; the first
+    that does decides, and one that decides nothing is an error (`Rule`).
 
     Attributes:
         name: adamw (Loshchilov & Hutter 2019); muon orthogonalises the update of every matrix
@@ -25,7 +34,10 @@ class OptimizerConfig:
         epsilon: added to Adam's denominator.
         momentum: of Muon.
         weight_decay: decoupled, scaled by the learning rate.
-        no_decay: regular expression; weights whose path it finds are not decayed.
+        rates: rules for factors of the learning rate.
+        layer_decay: factor of the learning rate for each layer down from the heads, which have 1;
+            the embeddings have the least (`layer_factors`).
+        decays: rules for factors of weight_decay; by default 0 for biases, norms and embeddings.
         clip_norm: largest global norm of the gradient; 0 does not clip.
     """
 
@@ -40,7 +52,9 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     momentum: float = 0.95
     weight_decay: float = 0.1
-    no_decay: str = r"bias$|norm/|(^|/)(embedding|positions|token_types|table)$"
+    rates: tuple[Rule, ...] = ()
+    layer_decay: float = 1.0
+    decays: tuple[Rule, ...] = NO_DECAY
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
@@ -56,5 +70,7 @@ class OptimizerConfig:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)}: must be in [0, 1)")
         if not 0 <= self.final_share <= 1:
             raise ValueError(f"optimizer.final_share={self.final_share}: must be in [0, 1]")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optimizer.layer_decay={self.layer_decay}: must be in (0, 1]")
         if self.schedule == "inverse_sqrt" and self.warmup_steps < 1:
             raise ValueError("optimizer.schedule=inverse_sqrt needs warmup_steps of 1 or more")

@@ -27,7 +27,7 @@ def scale_by_muon(momentum: float, spec: Any) -> optax.GradientTransformation:
     Args:
         momentum: decay of the mean.
         spec: the tree of `Param` of what it is applied to (`MaskedNode` where optax masks). A
-            weight is the matrix between its "embed" axis and all its others; stacked layers and
+            weight is the matrix of its rows and columns (`Param.inputs`); stacked layers and
             experts are a batch of such matrices.
     """
 
@@ -49,12 +49,10 @@ def scale_by_muon(momentum: float, spec: Any) -> optax.GradientTransformation:
 
 def _orthogonal(update: jax.Array, param: Param) -> jax.Array:
     """The update with its singular values near 1, times 0.2 √(larger side)."""
-    leading = sum(axis in ("layers", "experts") for axis in param.axes)
-    count, sides = math.prod(update.shape[:leading]), update.shape[leading:]
-    rows = sides[0] if param.axes[leading] == "embed" else -1
-    columns = -1 if param.axes[leading] == "embed" else sides[-1]
+    count, sides = math.prod(update.shape[: param.stacked]), update.shape[param.stacked :]
+    rows = math.prod(sides[: param.inputs])
     # Whole matrices on every device: products of sharded ones would cross devices at each step.
-    matrices = mesh.place(update, (None,) * update.ndim).reshape(count, rows, columns)
+    matrices = mesh.place(update, (None,) * update.ndim).reshape(count, rows, -1)
     result = orthogonalize(matrices) * (ADAM_RMS * max(matrices.shape[1:]) ** 0.5)
     return mesh.place(result.reshape(update.shape), param.axes)
 

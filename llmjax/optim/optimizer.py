@@ -4,12 +4,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from llmjax import tree
 from llmjax.optim.adam import scale_by_adam
-from llmjax.optim.config import OptimizerConfig
+from llmjax.optim.config import NO_DECAY, OptimizerConfig
 from llmjax.optim.muon import scale_by_muon
+from llmjax.optim.rules import factors, layer_factors
 from llmjax.spec import Param, is_param
 
 
@@ -68,11 +70,38 @@ def scale_by_learning_rate(rate: optax.Schedule) -> optax.GradientTransformation
     return optax.GradientTransformation(init, update)
 
 
+def scale_by_factors(by: Any) -> optax.GradientTransformation:
+    """Multiplies each update by its factor, a number or an array that broadcasts to it."""
+
+    def one(update: jax.Array, factor: Any) -> jax.Array:
+        return update if np.all(factor == 1) else update * jnp.asarray(factor, update.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(one, updates, by))
+
+
+def add_decay(decays: Any) -> optax.GradientTransformation:
+    """Adds to each update its parameter, times a number."""
+
+    def one(update: jax.Array, param: jax.Array, decay: float) -> jax.Array:
+        return update + decay * param if decay else update
+
+    return optax.stateless(lambda updates, params: jax.tree.map(one, updates, params, decays))
+
+
 def make(config: OptimizerConfig, spec: Any, steps: int) -> optax.GradientTransformation:
-    """The optimizer for parameters declared by `spec`, in a run of `steps` steps."""
+    """The optimizer for parameters declared by `spec`, in a run of `steps` steps.
+
+    Args:
+        config: the optimizer's.
+        spec: the tree of `Param` of what is trained; a part of a model has None for the rest.
+        steps: of the run.
+
+    Raises:
+        ValueError: a rule decides nothing, or the schedule does not fit into the run.
+    """
     adam = scale_by_adam(config.beta1, config.beta2, config.epsilon)
-    spared = tree.matches(config.no_decay)
-    decayed = tree.map_with_path(lambda path, p: not spared(path, p), spec, is_leaf=is_param)
+    rates = factors(config.rates, spec, name="optimizer.rates")
+    decays = factors(config.decays, spec, name="optimizer.decays", spare=NO_DECAY)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "muon":
         kinds = tree.map_with_path(_kind, spec, is_leaf=is_param)
@@ -84,11 +113,19 @@ def make(config: OptimizerConfig, spec: Any, steps: int) -> optax.GradientTransf
     else:
         parts.append(adam)
     if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay, decayed))
+        parts.append(add_decay(jax.tree.map(lambda decay: config.weight_decay * decay, decays)))
+    if config.layer_decay < 1:
+        by_layer = layer_factors(config.layer_decay, spec)
+        rates = jax.tree.map(lambda rate, factor: rate * factor, rates, by_layer)
+    if config.rates or config.layer_decay < 1:
+        parts.append(scale_by_factors(rates))
     return optax.chain(*parts, scale_by_learning_rate(schedule(config, steps)))
 
 
 def _kind(path: str, param: Param) -> str:
-    """Muon takes the matrices of the layers; embeddings, heads, norms and biases go to Adam."""
-    inside = "layers" in path.split("/") and "embed" in param.axes
+    """Muon takes the matrices of the layers; embeddings, heads, norms and biases go to Adam.
+
+    So does what was added to a model, low-rank factors say.
+    """
+    inside = "layers" in path.split("/") and "embed" in param.axes and not param.added
     return "muon" if inside else "adam"

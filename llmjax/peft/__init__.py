@@ -1,1 +1,20 @@
-"""Parameter-efficient fine-tuning: transforms of declarations and of parameters."""
+"""Parameter-efficient fine-tuning: transforms of spec trees, and of the matching parameters."""
+
+from llmjax.peft import freeze, ia3, lora
+from llmjax.peft.ia3 import Ia3Config
+from llmjax.peft.lora import LoraConfig
+from llmjax.peft.transform import add, attach, extract, merge, trained, without
+
+__all__ = [
+    "Ia3Config",
+    "LoraConfig",
+    "add",
+    "attach",
+    "extract",
+    "freeze",
+    "ia3",
+    "lora",
+    "merge",
+    "trained",
+    "without",
+]

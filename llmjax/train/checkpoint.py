@@ -125,9 +125,13 @@ class Checkpointer:
         self.close()
 
     def __call__(self, pause: Pause) -> None:
-        """Saves the state, the place in the data and the metrics of this step."""
+        """Saves what the run has changed, the place in the data and the metrics of this step.
+
+        Frozen parameters are as they were where they came from.
+        """
         get_state = getattr(pause.batches, "get_state", None)
-        self.save(pause.state, data=get_state() if get_state else None, metrics=pause.metrics)
+        state = dataclasses.replace(pause.state, frozen=None)
+        self.save(state, data=get_state() if get_state else None, metrics=pause.metrics)
 
     def save(
         self, state: Any, *, data: Any = None, metrics: Mapping[str, float] | None = None

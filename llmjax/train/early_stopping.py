@@ -4,7 +4,15 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from llmjax.checks import require_choices
 from llmjax.train.loop import Pause
+
+Direction = Literal["min", "max"]
+# Endings of the names of metrics.
+_BY_ENDING: dict[Direction, tuple[str, ...]] = {
+    "min": ("loss", "perplexity", "bits_per_byte"),
+    "max": ("accuracy", "f1", "matthews", "match", "reward"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,19 +23,39 @@ class EarlyStoppingConfig:
         patience: evaluations without a better metric after which the run ends; 0 never ends it.
         min_delta: how much better the metric must be to count as better.
         metric: the metric of an evaluation that is watched.
-        mode: whether the lowest (min, of losses) or the highest (max, of accuracies) is the best.
+        mode: whether the lowest (min) or the highest (max) is the best; auto, by the metric's name:
+            of losses, perplexities and bits the lowest, of accuracies, F1 and rewards the highest.
     """
 
     patience: int = 0
     min_delta: float = 0.0
     metric: str = "validation_loss"
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["auto", "min", "max"] = "auto"
 
     def __post_init__(self) -> None:
         if self.patience < 0:
             raise ValueError(f"patience={self.patience}: a number of evaluations, or 0 for never")
         if not 0.0 <= self.min_delta < math.inf:
             raise ValueError(f"min_delta={self.min_delta}: an improvement is 0 or more")
+        require_choices(self, "early_stopping")
+        self.direction  # noqa: B018, so that a name that does not tell is an error here
+
+    @property
+    def direction(self) -> Direction:
+        """Which is the best: the lowest or the highest.
+
+        Raises:
+            ValueError: the mode is auto, and the metric's name does not tell.
+        """
+        if self.mode != "auto":
+            return self.mode
+        for direction, endings in _BY_ENDING.items():
+            if self.metric.endswith(endings):
+                return direction
+        raise ValueError(
+            f"early_stopping.metric={self.metric}: its name does not tell whether the lowest or the "
+            "highest is the best; set early_stopping.mode to min or max"
+        )
 
 
 class EarlyStopping:
@@ -76,7 +104,7 @@ class EarlyStopping:
             return False
         if self.best is None:
             return True
-        gain = self.best - value if self.config.mode == "min" else value - self.best
+        gain = self.best - value if self.config.direction == "min" else value - self.best
         return gain > self.config.min_delta
 
     def get_state(self) -> dict[str, Any]:

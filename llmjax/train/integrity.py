@@ -108,6 +108,12 @@ def outline(folder: epath.Path) -> _Files:
     return expected
 
 
+def digest(folder: epath.Path, pattern: str) -> str:
+    """Of the bytes of the files directly under `folder` whose names match a glob, and the names."""
+    files = {path.name: path for path in sorted(folder.glob(pattern))}
+    return xxhash.xxh3_128_hexdigest(_render(_measure(files)).encode())
+
+
 def write_durably(path: epath.Path, content: bytes) -> None:
     """Writes a file that a power cut after the return leaves whole, where there is a disk."""
     with path.open("wb") as file:

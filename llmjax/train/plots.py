@@ -1,4 +1,4 @@
-"""The curves of a run, each as a PNG and as SVG for a page that may be light or dark."""
+"""The charts of a run, each as a PNG and as SVG for a page that may be light or dark."""
 
 import dataclasses
 import io
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _POINTS = 800
+_NUMBERED, _NAMED = 12, 40  # labels of a matrix up to which its cells have numbers, its sides names
 _SIZE = (4.5, 2.7)  # inches; drawn near a phone's width, so that its text stays readable there
 _ROLES = ("ink", "muted", "grid", "first", "second")
 _PRINT: Mapping[str, str] = dict(
@@ -47,6 +48,26 @@ class Plot:
     scale: Literal["linear", "small", "from zero", "log"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """A picture of how often each label was taken for each.
+
+    Attributes:
+        name: a file name.
+        title: above it.
+        counts: [N, N]; rows are true labels, columns those that were chosen.
+        labels: N names.
+    """
+
+    name: str
+    title: str
+    counts: np.ndarray
+    labels: tuple[str, ...]
+
+
+Chart = Plot | Matrix
+
+
 def plots(training: Sequence[Record], evaluations: Sequence[Record]) -> list[Plot]:
     """The charts for which there are numbers: loss, learning rate, throughput, gradient norm."""
     loss = _curve(training, "loss", "training")
@@ -63,12 +84,12 @@ def plots(training: Sequence[Record], evaluations: Sequence[Record]) -> list[Plo
     return [plot for plot in found if any(curve.x.size for curve in plot.curves)]
 
 
-def write_png(plot: Plot, path: pathlib.Path) -> None:
+def write_png(plot: Chart, path: pathlib.Path) -> None:
     """Draws the chart into a PNG file."""
     _figure(plot, _PRINT).savefig(path, format="png", dpi=200, facecolor="white")
 
 
-def svg(plot: Plot) -> str:
+def svg(plot: Chart) -> str:
     """The chart as an <svg> element that takes its colours from the page's CSS variables."""
     import matplotlib
 
@@ -114,9 +135,14 @@ def _thin(curve: Curve) -> Curve:
     return dataclasses.replace(curve, x=x, y=y)
 
 
-def _figure(plot: Plot, colours: Mapping[str, str]) -> "Figure":
+def _figure(plot: Chart, colours: Mapping[str, str]) -> "Figure":
     from matplotlib.figure import Figure  # slow to import; without pyplot there is no global state
 
+    if isinstance(plot, Matrix):
+        side = min(max(2.2 + 0.38 * len(plot.labels), 3.2), 9.0)
+        figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+        _cells(figure.add_subplot(), plot, colours)
+        return figure
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
     for curve in plot.curves:
@@ -133,6 +159,47 @@ def _figure(plot: Plot, colours: Mapping[str, str]) -> "Figure":
             )
     _style(axes, plot, colours)
     return figure
+
+
+def _cells(axes: "Axes", plot: Matrix, colours: Mapping[str, str]) -> None:
+    """A square for each pair of labels, the darker the larger its share of the true label's."""
+    from matplotlib.patches import Rectangle
+
+    size = len(plot.labels)
+    shares = plot.counts / np.maximum(plot.counts.sum(axis=1, keepdims=True), 1)
+    for row, column in np.ndindex(size, size):
+        count, share = plot.counts[row, column], float(shares[row, column])
+        if not count:
+            continue
+        colour = colours["first" if row == column else "second"]
+        place = (column - 0.5, row - 0.5)
+        axes.add_patch(Rectangle(place, 1, 1, facecolor=colour, alpha=0.08 + 0.52 * share))
+        if size <= _NUMBERED:
+            text = f"{count:,}\n{share:.0%}"
+            style: dict[str, Any] = {
+                "ha": "center",
+                "va": "center",
+                "color": colours["ink"],
+                "fontsize": 7.5,
+            }
+            axes.text(column, row, text, **style)
+    axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal")
+    axes.set_title(plot.title, loc="left", color=colours["ink"], fontsize=10, weight="bold", pad=8)
+    axes.set_xlabel("chosen", color=colours["muted"], fontsize=9)
+    axes.set_ylabel("true", color=colours["muted"], fontsize=9)
+    named = size <= _NAMED
+    ticks = range(size) if named else []
+    long = max(map(len, plot.labels), default=0) * size > 40
+    names = [_short(label) for label in plot.labels] if named else []
+    axes.set_xticks(ticks, names, rotation=90 if long else 0, parse_math=False)
+    axes.set_yticks(ticks, names, parse_math=False)
+    axes.tick_params(which="both", colors=colours["muted"], labelsize=8, length=0)
+    for spine in axes.spines.values():
+        spine.set_color(colours["grid"])
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 20 else f"{label[:19]}…"
 
 
 def _style(axes: "Axes", plot: Plot, colours: Mapping[str, str]) -> None:

@@ -1,7 +1,8 @@
 """`report.html`: a run on one page that needs nothing but itself.
 
-The page reads what is in the run folder (config.json, metrics.jsonl, samples.jsonl) and holds
-everything in one file: styles, charts as SVG, no script, and a policy that forbids any request.
+The page reads what is in the run folder (config.json, metrics.jsonl, samples.jsonl, and
+confusion.json of a classifier) and holds everything in one file: styles, charts as SVG, no script,
+and a policy that forbids any request.
 """
 
 import dataclasses
@@ -13,7 +14,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from llmjax.train import plots
+from llmjax.train.early_stopping import EarlyStoppingConfig
 from llmjax.train.metrics import Record, read_jsonl
 
 _SHOWN_SAMPLES = 6
@@ -32,6 +36,8 @@ class Run:
         samples: dicts with step, prompt and continuation, in order.
         comparison: bits per byte of the held-out text by what was measured, the model among them;
             empty without comparison.json.
+        confusion: the labels' "names" and the "counts" of what was taken for what; empty without
+            confusion.json.
     """
 
     name: str
@@ -41,6 +47,16 @@ class Run:
     evaluations: Sequence[Record]
     samples: Sequence[Record]
     comparison: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    confusion: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def best(self) -> Record:
+        """The evaluation that early stopping takes for the best."""
+        watched = EarlyStoppingConfig(**self.config.get("early_stopping") or {})
+        if not all(isinstance(r.get(watched.metric), int | float) for r in self.evaluations):
+            watched = EarlyStoppingConfig()
+        sign = 1 if watched.direction == "min" else -1
+        return min(self.evaluations, key=lambda record: sign * record[watched.metric])
 
 
 def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
@@ -56,7 +72,10 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
     """
     folder = pathlib.Path(run_dir)
     run = read_run(folder)
-    charts = plots.plots(run.training, run.evaluations)
+    charts: list[plots.Chart] = [*plots.plots(run.training, run.evaluations)]
+    if run.confusion:
+        counts, names = np.array(run.confusion["counts"]), tuple(run.confusion["names"])
+        charts.append(plots.Matrix("confusion", "What was taken for what", counts, names))
     (folder / "plots").mkdir(exist_ok=True)
     for chart in charts:
         plots.write_png(chart, folder / "plots" / f"{chart.name}.png")
@@ -71,15 +90,13 @@ def read_run(folder: pathlib.Path) -> Run:
     if not metrics.exists():
         raise FileNotFoundError(f"{metrics}: not there, so {folder} is no run folder to report on")
     records = read_jsonl(metrics)
-    written = folder / "config.json"
-    config = dict(json.loads(written.read_text("utf-8"))) if written.exists() else {}
+    config = dict(_read_json(folder / "config.json"))
     versions = config.pop("versions", {})
     config.pop("begun", None)
     if isinstance(recipe := config.get("recipe"), Mapping):
         config = {**config, **recipe}
         del config["recipe"]
     samples = folder / "samples.jsonl"
-    compared = folder / "comparison.json"
     return Run(
         name=str(config.get("name") or folder.resolve().name),
         config=config,
@@ -87,8 +104,13 @@ def read_run(folder: pathlib.Path) -> Run:
         training=[record for record in records if "loss" in record],
         evaluations=[r for r in records if isinstance(r.get("validation_loss"), int | float)],
         samples=read_jsonl(samples) if samples.exists() else [],
-        comparison=json.loads(compared.read_text("utf-8")) if compared.exists() else {},
+        comparison=_read_json(folder / "comparison.json"),
+        confusion=_read_json(folder / "confusion.json"),
     )
+
+
+def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 def render(run: Run, charts: Sequence[str]) -> str:
@@ -97,7 +119,7 @@ def render(run: Run, charts: Sequence[str]) -> str:
     sections = [
         _header(run),
         _section("Curves", _charts(charts)),
-        _section("Evaluations", _evaluations(run.evaluations)),
+        _section("Evaluations", _evaluations(run)),
         _section("Beside other models", _comparison(run.comparison)),
         _section("Samples", _samples(run.samples)),
         _section("Setup", _settings("Configuration", run.config), _environment(run.versions)),
@@ -133,7 +155,7 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
     """(label, figure, note) of the headline numbers that are known."""
     found = []
     if run.evaluations:
-        best = _best(run.evaluations)
+        best = run.best
         at = f"best, at step {best['step']:,}"
         found.append(("Validation loss", f"{best['validation_loss']:.4f}", at))
         if "bits_per_byte" in best:
@@ -146,6 +168,9 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
         if "discriminator_accuracy" in best:
             note = f"of tokens, {1 - best['replaced']:.2%} being originals"
             found.append(("Told right", f"{best['discriminator_accuracy']:.2%}", note))
+        for name, label in (("accuracy", "Accuracy"), ("macro_f1", "Macro F1")):
+            if name in best:
+                found.append((label, f"{best[name]:.4f}", at))
     losses = [r["loss"] for r in run.training if isinstance(r["loss"], int | float)]
     if losses:
         recent = losses[-max(len(losses) // 50, 1) :]
@@ -186,7 +211,8 @@ def _charts(charts: Sequence[str]) -> str:
     return f'<div class="plots">\n{figures}</div>\n' if figures else ""
 
 
-def _evaluations(evaluations: Sequence[Record]) -> str:
+def _evaluations(run: Run) -> str:
+    evaluations = run.evaluations
     if not evaluations:
         return ""
     columns = {
@@ -198,9 +224,14 @@ def _evaluations(evaluations: Sequence[Record]) -> str:
         "discriminator_loss": ("Discriminator", ".4f"),
         "discriminator_accuracy": ("Told right", ".4f"),
         "replaced": ("Replaced", ".4f"),
+        "accuracy": ("Accuracy", ".4f"),
+        "macro_f1": ("Macro F1", ".4f"),
+        "matthews": ("Matthews", ".4f"),
+        "exact_match": ("Exact match", ".4f"),
+        "token_f1": ("Token F1", ".4f"),
     }
     columns = {name: column for name, column in columns.items() if name in evaluations[0]}
-    best = _best(evaluations)
+    best = run.best
     head = "".join(f"<th>{title}</th>" for title, _ in columns.values())
     rows = []
     for record in evaluations:
@@ -268,10 +299,6 @@ def _section(title: str, *parts: str) -> str:
 
 def _details(summary: str, body: str) -> str:
     return f'<details class="card"><summary>{_text(summary)}</summary>{body}</details>\n'
-
-
-def _best(evaluations: Sequence[Record]) -> Record:
-    return min(evaluations, key=lambda record: record["validation_loss"])
 
 
 def _text(value: Any) -> str:

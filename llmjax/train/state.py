@@ -1,5 +1,6 @@
 """Everything that a training step changes."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import optax
 from flax import struct
 
 from llmjax import spec as specs
+from llmjax import tree
 from llmjax.train.health import Health
 
 
@@ -17,10 +19,11 @@ class TrainState:
 
     Attributes:
         step: int32 scalar, the steps completed.
-        params: the parameters.
+        params: the parameters that are trained; None in place of those that are not.
         opt_state: the optimizer's.
         key: a typed PRNG key; each step folds its number into it.
         health: by which a step tells whether it is a bad one.
+        frozen: the other half of the parameters (`tree.partition`); None: all are trained.
     """
 
     step: jax.Array
@@ -28,6 +31,12 @@ class TrainState:
     opt_state: Any
     key: jax.Array
     health: Health = struct.field(default_factory=Health.new)
+    frozen: Any = None
+
+    @property
+    def all_params(self) -> Any:
+        """Those that are trained and those that are not."""
+        return self.params if self.frozen is None else tree.combine(self.params, self.frozen)
 
 
 def init_state(key: jax.Array, spec: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -38,10 +47,34 @@ def init_state(key: jax.Array, spec: Any, optimizer: optax.GradientTransformatio
     @jax.jit
     def make(key: jax.Array) -> TrainState:
         init_key, step_key = jax.random.split(key)
-        params = specs.init(init_key, spec)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), step_key)
+        return _begin(specs.init(init_key, spec), step_key, optimizer)
 
     return make(key)
+
+
+def start_state(
+    key: jax.Array,
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    trained: tree.Predicate | None = None,
+) -> TrainState:
+    """The state before the first step of a model that is there already; `params` is used up.
+
+    Args:
+        key: a typed PRNG key, of the steps.
+        params: the parameters.
+        optimizer: made for those of them that are trained.
+        trained: picks these by path; None: all are.
+    """
+    frozen = None
+    if trained is not None:
+        params, frozen = tree.partition(params, trained)
+    begin = jax.jit(_begin, static_argnames="optimizer", donate_argnums=0)
+    return dataclasses.replace(begin(params, key, optimizer=optimizer), frozen=frozen)
+
+
+def _begin(params: Any, key: jax.Array, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
 
 
 def abstract_state(spec: Any, optimizer: optax.GradientTransformation) -> TrainState:

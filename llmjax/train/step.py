@@ -29,9 +29,10 @@ def make_step(
     """Compiles (state, batch) -> (next state, metrics). The given state is used up (donated).
 
     The gradient is that of Σ sums / Σ weights over the whole batch, whatever the number of
-    micro-batches or devices. A step whose loss or gradient is not finite or a spike, or whose batch
-    has no target, leaves parameters and optimizer as they were, and says so. A loss that draws what
-    is random of a row (`objectives.MaskedLoss`) does so before the batch is cut, by the step's key.
+    micro-batches or devices, by the parameters that are trained; what is frozen stays as it is. A
+    step whose loss or gradient is not finite or a spike, or whose batch has no target, leaves
+    parameters and optimizer as they were, and says so. A loss that draws what is random of a row
+    (`objectives.MaskedLoss`) does so before the batch is cut, by the step's key.
 
     Args:
         loss: the objective.
@@ -55,7 +56,7 @@ def make_step(
         read = _inputs(batch)
         if isinstance(loss, MaskedLoss):
             batch = loss.prepare(batch, key)
-        total, extra, grads = _gradient(loss, sharding, state.params, batch, key, accumulate)
+        total, extra, grads = _gradient(loss, sharding, state, batch, key, accumulate)
         advanced, metrics = _advance(state, optimizer, spikes, total, grads, norms=norms)
         extra = {name: value / _divisor(total) for name, value in extra.items()}
         return advanced, extra | metrics | {"inputs": read}
@@ -141,14 +142,15 @@ def _compiler_options() -> dict[str, str]:
     return {"xla_cpu_prefer_vector_width": "512"}
 
 
-def _gradient(loss, sharding, params, batch, key, accumulate):
+def _gradient(loss, sharding, state, batch, key, accumulate):
     """(Weighted, metrics, gradient of the sum), added up over micro-batches."""
 
     def scalar(params, batch, key):
-        weighted, metrics = loss(params, batch, key)
+        whole = dataclasses.replace(state, params=params).all_params
+        weighted, metrics = loss(whole, batch, key)
         return weighted.sum, (weighted, metrics)
 
-    value_and_grad, finish = zero.value_and_grad(scalar, sharding, params)
+    value_and_grad, finish = zero.value_and_grad(scalar, sharding, state.params)
 
     def one(batch, key):
         (_, (weighted, metrics)), found = value_and_grad(batch, key)

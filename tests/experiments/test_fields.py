@@ -176,19 +176,3 @@ def test_json_of_another_version() -> None:
         fields.from_json(Outer, {"inner": {"gone": 1}})
     with pytest.raises(ValueError, match="path"):
         fields.from_json(Source, {"name": "web"})
-
-
-@pytest.mark.parametrize(
-    ("name", "best"),
-    [
-        ("stesp", "steps"),
-        ("learning_rate", "optimizer.learning_rate"),
-        ("optimiser.learning_rat", "optimizer.learning_rate"),
-        ("layers", "model.num_layers"),
-        ("model.vocab", "model.vocab_size"),
-    ],
-)
-def test_nearest(name: str, best: str) -> None:
-    names = ["steps", "optimizer.learning_rate", "model.num_layers", "model.vocab_size", "seed"]
-    assert fields.nearest(name, names)[0] == best
-    assert fields.nearest("qqqqq", names) == []

@@ -56,7 +56,7 @@ def run_dir(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("run")
-    report = training.pretrain(smallest(request.param), folder)
+    report = training.run(smallest(request.param), folder)
     assert report.exists()
     return folder
 
@@ -111,7 +111,7 @@ def test_exported_models_load_elsewhere(run_dir: pathlib.Path, tmp_path: pathlib
 def test_a_head_without_a_place_in_checkpoints_is_left_out(tmp_path: pathlib.Path) -> None:
     recipe = smallest("deberta_tiny")
     params = specs.init(jax.random.key(0), objective.param_spec(recipe))
-    model = runs.TrainedModel(recipe, ByteTokenizer(), params, 0)
+    model = runs.TrainedModel(runs.task_of(recipe, tmp_path), ByteTokenizer(), params, 0)
     assert runs.export(model, tmp_path, dtype="float32") == "rtd"
     config, read = hf.load(tmp_path)
     assert config.head.kind == "none"

@@ -19,7 +19,7 @@ def tiny_spec():
     """Two layers of a matrix and a bias, and an embedding."""
     return {
         "layers": {
-            "up": Param((2, 8, 4), ("layers", "embed", "mlp"), None),
+            "up": Param((2, 8, 4), ("layers", "embed", "mlp"), None, inputs=1),
             "up_bias": Param((2, 4), ("layers", "mlp"), None),
         },
         "embedding": Param((16, 8), ("vocab", "embed"), None),
@@ -66,7 +66,9 @@ def test_decayed_are_matrices_and_not_norms_biases_and_embeddings(name, family, 
 
 
 def test_who_decays_is_the_users_choice(draw):
-    config = optim.OptimizerConfig(no_decay="layers/", weight_decay=0.5, **CONSTANT)
+    config = optim.OptimizerConfig(
+        decays=(optim.Rule("layers/", 0.0),), weight_decay=0.5, **CONSTANT
+    )
     params = draw(tiny_spec())
     updates = moved(config, tiny_spec(), params, jax.tree.map(np.zeros_like, params))
     assert {path for path, update in updates.items() if np.any(update)} == {"embedding"}
@@ -141,7 +143,11 @@ def test_muons_first_direction_is_optaxs():
     """For each layer alone, and for tall, flat and split matrices alike."""
     random = np.random.RandomState(2)
     gradient = random.randn(2, 12, 3, 4).astype(np.float32)
-    spec = {"layers": {"query": Param(gradient.shape, ("layers", "embed", "heads", None), None)}}
+    spec = {
+        "layers": {
+            "query": Param(gradient.shape, ("layers", "embed", "heads", None), None, inputs=1)
+        }
+    }
     tree = {"layers": {"query": gradient}}
     config = optim.OptimizerConfig("muon", learning_rate=0.1, weight_decay=0.0, **CONSTANT)
     update = moved(config, spec, tree, tree)["layers/query"]

@@ -145,7 +145,10 @@ def test_a_conversation_remembers_and_forgets(monkeypatch, writer, capsys):
 
 def test_a_conversation_between_speakers_ends_with_the_input(monkeypatch, writer):
     recipe = dataclasses.replace(writer.model.recipe, corpus="chitchat")
-    other = generate.Writer(dataclasses.replace(writer.model, recipe=recipe), SETTINGS)
+    other = generate.Writer(
+        dataclasses.replace(writer.model, task=runs.task_of(recipe, writer.model.task.run_dir)),
+        SETTINGS,
+    )
     prompts = talk(monkeypatch, other, ["Hi!", "So", EOFError()])
     assert prompts == ["A: Hi!\nB:", "A: Hi!\nB: Well...\nA: So\nB:"]
 

@@ -80,7 +80,28 @@ def test_without_patience_nothing_stops_and_the_best_is_known(tmp_path):
     assert (early.best, early.best_step, last) == (1.0, 12, 12)
 
 
+@pytest.mark.parametrize(
+    ("metric", "direction"),
+    [
+        ("validation_loss", "min"),
+        ("pseudo_perplexity", "min"),
+        ("bits_per_byte", "min"),
+        ("macro_f1", "max"),
+        ("discriminator_accuracy", "max"),
+        ("exact_match", "max"),
+    ],
+)
+def test_names_of_metrics_tell_which_is_best(metric, direction):
+    assert EarlyStoppingConfig(metric=metric).direction == direction
+    assert EarlyStoppingConfig(metric=metric, mode="max").direction == "max"
+    values = waits(EarlyStoppingConfig(metric=metric), [0.5, 0.6, 0.4])
+    assert values == ([0, 1, 0] if direction == "min" else [0, 0, 1])
+
+
 def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="metric=kl: its name does not tell"):
+        EarlyStoppingConfig(metric="kl")
+    assert EarlyStoppingConfig(metric="kl", mode="min").direction == "min"
     for settings in ({"patience": -1}, {"min_delta": -0.1}, {"min_delta": math.nan}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             EarlyStoppingConfig(**settings)

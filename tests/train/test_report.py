@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from llmjax.evaluation import Confusion
 from llmjax.train import plots
 from llmjax.train.report import write_report
 
@@ -126,3 +127,28 @@ def test_a_long_run_is_thinned_and_keeps_its_shape():
     for curve in plot.curves[:2]:
         assert curve.x.size == 800
         np.testing.assert_allclose(curve.y, curve.x / 1000, atol=0.3)
+
+
+def test_a_classifiers_page_has_its_confusion_and_the_best_by_its_metric(tmp_path):
+    names = ("$5 & <b>up</b>", "down", "a name that is too long for an axis")
+    Confusion(np.array([[5, 0, 1], [2, 4321, 0], [0, 0, 0]]), names).save(
+        tmp_path / "confusion.json"
+    )
+    watched = {"early_stopping": {"metric": "macro_f1", "mode": "auto"}}
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": watched}))
+    figures = {10: (0.5, 0.71), 20: (0.4, 0.83), 30: (0.3, 0.79)}
+    write_lines(
+        tmp_path / "metrics.jsonl",
+        [
+            {"step": step, "validation_loss": loss, "macro_f1": f1}
+            for step, (loss, f1) in figures.items()
+        ],
+    )
+    text = write_report(tmp_path).read_text("utf-8")
+    page = Page(text)
+    assert page.tags.count("svg") == 2
+    for part in ("$5 & <b>up</b>", "a name that is too …", "4,321", "83%", "0.8300"):
+        assert part in page.text
+    assert page.text.count("best, at step 20") == 2
+    assert not re.search(r"#0102\d\d", text)
+    assert (tmp_path / "plots" / "confusion.png").read_bytes().startswith(b"\x89PNG")

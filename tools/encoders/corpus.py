@@ -154,7 +154,7 @@ def prepare(directory: str | pathlib.Path, path: str | pathlib.Path, vocab_size:
         splits=np.array([SPLITS.index(split) for split in texts.splits], np.uint8),
         topics=np.array(topics),
         vocab_size=np.int64(tokenizer.vocab_size),
-        mask_id=np.int64(tokenizer.mask_id),
+        mask_id=np.int64(tokenizers.UNK_ID),
         special_ids=np.array(tokenizer.special_ids),
     )
     counts = collections.Counter(texts.splits)
@@ -169,7 +169,7 @@ def _flat(tokenizer, texts: list[str], longest: int | None) -> tuple[np.ndarray,
     """All texts in a row, each between bos and eos, and where they begin [N + 1]."""
     documents = []
     for ids in tokenizer.encode_batch(texts):
-        ids = [tokenizer.bos_id, *ids, tokenizer.eos_id][:longest]
+        ids = [*tokenizer.opening, *ids, tokenizer.eos_id][:longest]
         documents.append(np.array(ids, np.uint16))
     offsets = np.cumsum([0, *map(len, documents)])
     return np.concatenate(documents), offsets.astype(np.uint32)

@@ -1,109 +1,21 @@
-"""Kinds of weights, and the one multiplication that knows them all.
-
-A weight in a parameter tree is an array or one of the leaf types below. Models multiply by
-weights only through `einsum`, so low-rank adapters and quantised weights need no change to any
-model. Leaf types nest: `Lora` over `Int8` is QLoRA.
-"""
+"""The one multiplication that knows all kinds of weights."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from llmjax import collectives, mesh
-
-
-@struct.dataclass
-class Int8:
-    """A weight in 8-bit integers: values · scale (Dettmers et al. 2022, section 2.1).
-
-    Attributes:
-        values: int8, the weight's shape.
-        scale: float32, broadcastable to it: one scale for each output channel.
-    """
-
-    values: jax.Array
-    scale: jax.Array
-
-
-@struct.dataclass
-class Lora:
-    """A frozen weight with a trained low-rank correction: base + scale · a b (Hu et al. 2021).
-
-    Attributes:
-        base: the weight, of any kind.
-        a: [inputs..., R], contracted with the input.
-        b: [R, outputs...]; zero at the start, so that step 0 equals the base model.
-        scale: α/R.
-    """
-
-    base: Any
-    a: jax.Array
-    b: jax.Array
-    scale: float = struct.field(pytree_node=False)
-
-
-@struct.dataclass
-class Transposed:
-    """A weight with its output axes before its input axes, for products of a few rows.
-
-    Decoding reads every weight once a token. XLA:CPU does so at the memory's rate where the weight
-    is the left operand and its rows are the outputs, and up to ten times slower elsewhere.
-
-    Attributes:
-        values: [outputs..., inputs...].
-        axes: the weight's axes in this order.
-    """
-
-    values: jax.Array
-    axes: tuple[int, ...] = struct.field(pytree_node=False)
-
-
-@struct.dataclass
-class Held:
-    """A weight that devices split, and that each holds whole for the time of a step.
-
-    Attributes:
-        split: as parameters are.
-        whole: the same in the precision of products, not split over devices with rows of their own.
-        terms: [devices, ...], whose gradient is each device's own term of the weight's gradient,
-            not summed yet; None: the gradient is that of `split`, summed and scattered.
-    """
-
-    split: jax.Array
-    whole: jax.Array
-    terms: jax.Array | None = None
-
-
-Weight = jax.Array | Int8 | Lora | Transposed | Held
-
-
-def quantize(weight: jax.Array, inputs: int = 1) -> Int8:
-    """Rounds to 8 bits, with the largest magnitude over the first `inputs` axes as the scale."""
-    largest = jnp.max(jnp.abs(weight), axis=tuple(range(inputs)), keepdims=True)
-    scale = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / 127
-    return Int8(jnp.round(weight / scale).astype(jnp.int8), scale.astype(jnp.float32))
-
-
-def transpose(weight: jax.Array, inputs: tuple[int, ...]) -> Transposed:
-    """Moves the axes that products contract behind the others."""
-    axes = (*(axis for axis in range(weight.ndim) if axis not in inputs), *inputs)
-    return Transposed(jnp.transpose(weight, axes), axes)
-
-
-def materialize(weight: Weight) -> jax.Array:
-    """The weight as one array; for export, tests and reading."""
-    if isinstance(weight, Lora):
-        base = materialize(weight.base)
-        delta = jnp.tensordot(weight.a, weight.b, axes=1)
-        return base + (weight.scale * delta).astype(base.dtype)
-    if isinstance(weight, Int8):
-        return weight.values.astype(weight.scale.dtype) * weight.scale
-    if isinstance(weight, Transposed):
-        return jnp.transpose(weight.values, tuple(map(weight.axes.index, range(len(weight.axes)))))
-    return weight.split if isinstance(weight, Held) else weight
+from llmjax.weights.leaves import (
+    Dora,
+    Held,
+    Lora,
+    Scaled,
+    Transposed,
+    Weight,
+    norms,
+)
+from llmjax.weights.quantized import Int8, Nf4
 
 
 def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> jax.Array:
@@ -117,8 +29,12 @@ def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> 
     """
     if isinstance(weight, Lora):
         return einsum(equation, x, weight.base, out_axes) + _low_rank(equation, x, weight, out_axes)
-    if isinstance(weight, Int8):
-        weight = weight.values.astype(x.dtype) * weight.scale.astype(x.dtype)
+    if isinstance(weight, Dora):
+        return _decomposed(equation, x, weight, out_axes)
+    if isinstance(weight, Scaled):
+        return _scaled(equation, x, weight, out_axes)
+    if isinstance(weight, Int8 | Nf4):
+        return _quantized(equation, x, weight, out_axes)
     if isinstance(weight, Transposed):
         return _weight_on_the_left(equation, x, weight, out_axes)
     if isinstance(weight, Held):
@@ -234,10 +150,69 @@ def _weight_on_the_left(
     return jnp.einsum(f"{outputs}{kept}->{result}", out)
 
 
+def _quantized(equation: str, x: jax.Array, weight: Int8 | Nf4, out_axes: mesh.Axes) -> jax.Array:
+    """Nothing keeps the array for the backward pass, which makes it again."""
+
+    def product(x, weight):
+        return einsum(equation, x, weight.dequantize(x.dtype), out_axes)
+
+    return jax.checkpoint(product)(x, weight)
+
+
 def _low_rank(equation: str, x: jax.Array, weight: Lora, out_axes: mesh.Axes) -> jax.Array:
-    """scale · (x a) b: the equation with its weight cut in two at the rank."""
-    inputs, result, contracted, outputs, kept = _roles(equation)
+    """scale · (x a) b: the equation with its weight cut in two at the rank.
+
+    Where the columns are contracted, as those of a table [V, D], scale · (x bᵀ) aᵀ.
+    """
+    inputs, result, contracted, _, kept = _roles(equation)
+    axes = equation.split("->")[0].split(",")[1]
+    rows, columns = axes[: weight.inputs], axes[weight.inputs :]
+    first, second = (f"{rows}r", weight.a), (f"r{columns}", weight.b)
+    if set(contracted) == set(columns):
+        first, second = second, first
+    elif set(contracted) != set(rows):
+        raise ValueError(
+            f"{equation}: a product with a Lora contracts its rows, {rows}, or its columns"
+        )
     axis_of = dict(zip(result, out_axes, strict=True))
     low_axes = (*(axis_of[axis] for axis in kept), None)
-    low = einsum(f"{inputs},{contracted}r->{kept}r", x, weight.a, low_axes)
-    return weight.scale * einsum(f"{kept}r,r{outputs}->{result}", low, weight.b, out_axes)
+    low = weight.scale * einsum(f"{inputs},{first[0]}->{kept}r", x, first[1], low_axes)
+    return einsum(f"{kept}r,{second[0]}->{result}", low, second[1], out_axes)
+
+
+def _decomposed(equation: str, x: jax.Array, weight: Dora, out_axes: mesh.Axes) -> jax.Array:
+    """(x W) · magnitude / ‖W‖, of which the norm has no gradient (Liu et al. 2024, section 4.3)."""
+    out = einsum(equation, x, weight.base, out_axes)
+    return out * _along(equation, weight.magnitude / norms(weight.base), out, out_axes)
+
+
+def _scaled(equation: str, x: jax.Array, weight: Scaled, out_axes: mesh.Axes) -> jax.Array:
+    if weight.over == "inputs":
+        inputs, _, contracted, outputs, _ = _roles(equation)
+        axes = equation.split("->")[0].split(",")[1]
+        factors = jnp.squeeze(weight.factors, tuple(map(axes.index, outputs)))
+        order = [contracted.index(axis) for axis in inputs if axis in contracted]
+        shape = [n if axis in contracted else 1 for axis, n in zip(inputs, x.shape, strict=True)]
+        x = x * jnp.transpose(factors, order).reshape(shape).astype(x.dtype)
+        return einsum(equation, x, weight.base, out_axes)
+    out = einsum(equation, x, weight.base, out_axes)
+    return out * _along(equation, weight.factors, out, out_axes)
+
+
+def _along(equation: str, factors: jax.Array, out: jax.Array, out_axes: mesh.Axes) -> jax.Array:
+    """Factors of a weight's outputs, broadcastable to it, as broadcastable to the product."""
+    _, result, contracted, outputs, _ = _roles(equation)
+    axes = equation.split("->")[0].split(",")[1]
+    factors = jnp.squeeze(factors, tuple(map(axes.index, contracted)))
+    order = [outputs.index(axis) for axis in result if axis in outputs]
+    places = [place for axis, place in zip(result, out_axes, strict=True) if axis in outputs]
+    factors = mesh.place(jnp.transpose(factors, order), tuple(places))
+    behind = tuple(i for i, axis in enumerate(result) if axis not in outputs)
+    return jnp.expand_dims(factors, behind).astype(out.dtype)
+
+
+def scaled_bias(weight: Weight | None, bias: jax.Array) -> jax.Array:
+    """The bias beside a weight; one whose outputs are scaled scales it, too."""
+    if not isinstance(weight, Scaled) or weight.over != "outputs":
+        return bias
+    return bias * weight.factors.reshape(bias.shape).astype(bias.dtype)

@@ -1,0 +1,18 @@
+"""Tasks: what a run of each kind of recipe learns."""
+
+import pathlib
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from experiments.recipe import Recipe, Training
+from experiments.tasks.pretraining import Pretraining
+from experiments.tasks.task import Task
+
+# By the kind of the recipe.
+TASKS: Mapping[type[Training], Callable[[Any, pathlib.Path], Task]] = types.MappingProxyType(
+    {Recipe: Pretraining}
+)
+KINDS: Mapping[str, type[Training]] = types.MappingProxyType(
+    {kind.__name__: kind for kind in TASKS}
+)

@@ -1,0 +1,120 @@
+"""Pretraining as a task: a recipe's model learns from documents."""
+
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from experiments import objective
+from experiments.flags import FlagError
+from experiments.recipe import Recipe, data_config
+from experiments.tasks.task import Batch, Task
+from llmjax import data, mesh, planning, sampling, train
+from llmjax import spec as specs
+from llmjax.objectives import Loss
+from llmjax.train import metrics
+
+
+class Pretraining(Task):
+    """Of a recipe with a model of its own, trained from scratch."""
+
+    recipe: Recipe
+
+    def __init__(self, recipe: Recipe, run_dir: pathlib.Path) -> None:
+        self.recipe, self.run_dir, self.config = recipe, run_dir, recipe.model
+        self.spec = objective.param_spec(recipe)
+
+    def directory(self) -> pathlib.Path:
+        """Where tokenizer and shards lie."""
+        return pathlib.Path(self.recipe.data.directory or self.run_dir / "data")
+
+    def prepare(self) -> None:
+        """Prepares the recipe's text."""
+        prepare(self.recipe, self.directory())
+
+    def tokenizer(self) -> data.Tokenizer:
+        """That of the text."""
+        return data.load_tokenizer(self.directory())
+
+    def start(self, optimizer: Any) -> train.TrainState:
+        """New parameters, by the recipe's seed."""
+        return train.init_state(jax.random.key(self.recipe.seed), self.spec, optimizer)
+
+    def make_loss(self, *, plain: bool = False) -> Loss:
+        """As `objective.make_loss`."""
+        return objective.make_loss(self.recipe, self.tokenizer(), plain=plain)
+
+    def batches(
+        self,
+        split: data.SplitName,
+        *,
+        directory: pathlib.Path | None = None,
+        batch_size: int | None = None,
+    ) -> Iterable[Batch]:
+        """Packed documents."""
+        index, count = mesh.row_share()
+        return data.batches(
+            directory or self.directory(),
+            split=split,
+            batch_size=batch_size or self.recipe.batch_size,
+            sequence_length=self.recipe.sequence_length,
+            seed=self.recipe.seed,
+            packing=self.recipe.packing,
+            process_index=index,
+            process_count=count,
+        )
+
+    def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        """As `objective.evaluate`."""
+        return objective.evaluate(self.recipe, self.plain_loss, params, batches, self.tokenizer())
+
+    def load(self, restore: Callable[[Any], Any]) -> tuple[Any, int] | None:
+        """What was trained is all there is."""
+        found = restore({"params": specs.abstract(self.spec)})
+        return None if found is None else (found.state["params"], found.step)
+
+    @property
+    def sample_every(self) -> int | None:
+        """Only a model of next tokens writes."""
+        return self.recipe.sample_every if self.recipe.objective == "clm" else None
+
+    def sample(self, params: Any) -> tuple[str, str]:
+        """The recipe's prompt and what the model goes on with."""
+        prompt, tokenizer = self.recipe.sample_prompt, self.tokenizer()
+        tokens = [*tokenizer.opening, *tokenizer.encode(prompt)]
+        room = self.config.max_length - len(tokens)
+        with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
+            written = sampling.generate(
+                specs.move(params, self.spec),
+                [tokens],
+                self.config,
+                jax.random.key(self.recipe.seed),
+                max_new_tokens=min(self.recipe.sample_tokens, room),
+                sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
+                stop_tokens=tokenizer.stop_ids,
+            )
+        return prompt, tokenizer.decode(written.tokens[0, : written.lengths[0]].tolist())
+
+    def throughput(self) -> metrics.Throughput:
+        """Of a model of next tokens by its operations too; of others few tokens are targets."""
+        if self.recipe.objective != "clm":
+            return super().throughput()
+        return metrics.Throughput(
+            planning.training_flops(self.config, self.recipe.sequence_length),
+            planning.peak_flops(jax.devices()),
+            chips=jax.device_count(),
+        )
+
+
+def prepare(recipe: Recipe, directory: pathlib.Path) -> data.Manifest:
+    """Prepares the recipe's data in a folder, or finds it done.
+
+    Raises:
+        FlagError: the settings name no text, or text that cannot be used.
+    """
+    try:
+        config = data_config(recipe, directory / "corpus")
+        return data.prepare(config, directory)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise FlagError(str(error)) from error

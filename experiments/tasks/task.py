@@ -1,0 +1,166 @@
+"""What a training run learns: parameters, loss, batches and evaluation, whatever the stage."""
+
+import abc
+import functools
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.flags import FlagError
+from experiments.recipe import Training
+from llmjax import data, mesh, models, train, tree
+from llmjax import spec as specs
+from llmjax.objectives import Loss
+from llmjax.train import metrics
+
+Batch = Mapping[str, np.ndarray]
+
+
+class Task(abc.ABC):
+    """Of a recipe and the folder of its run; made before anything is computed.
+
+    Attributes:
+        recipe: the run.
+        run_dir: its folder.
+        config: of the model that is wanted.
+        spec: of all parameters, frozen ones too.
+        trained: picks by path the parameters that are trained; None: all are.
+    """
+
+    recipe: Training
+    run_dir: pathlib.Path
+    config: models.ModelConfig
+    spec: Any
+    trained: tree.Predicate | None = None
+
+    @property
+    def trained_spec(self) -> Any:
+        """Of the parameters that are trained; None in place of the others."""
+        return self.spec if self.trained is None else tree.partition(self.spec, self.trained)[0]
+
+    @abc.abstractmethod
+    def directory(self) -> pathlib.Path:
+        """Where the prepared data lie."""
+
+    @abc.abstractmethod
+    def prepare(self) -> None:
+        """Makes the data ready, or finds it done.
+
+        Raises:
+            FlagError: it cannot be used.
+        """
+
+    @abc.abstractmethod
+    def tokenizer(self) -> data.Tokenizer:
+        """Of the model."""
+
+    @abc.abstractmethod
+    def start(self, optimizer: Any) -> train.TrainState:
+        """The state before the first step, on the current mesh."""
+
+    def go_on(self, state: train.TrainState) -> train.TrainState:
+        """A state that was restored, with what checkpoints leave out."""
+        return state
+
+    @abc.abstractmethod
+    def make_loss(self, *, plain: bool = False) -> Loss:
+        """What is minimised; `plain` leaves out what only regularises."""
+
+    @functools.cached_property
+    def plain_loss(self) -> Loss:
+        """Of evaluations: always the same function, which is compiled once."""
+        return self.make_loss(plain=True)
+
+    @abc.abstractmethod
+    def batches(
+        self,
+        split: data.SplitName,
+        *,
+        directory: pathlib.Path | None = None,
+        batch_size: int | None = None,
+    ) -> Iterable[Batch]:
+        """This process's rows of the batches of a split.
+
+        Args:
+            split: which.
+            directory: of prepared data; by default the run's.
+            batch_size: by default the recipe's.
+        """
+
+    @abc.abstractmethod
+    def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        """Metrics by name, validation_loss among them, of all parameters.
+
+        Raises:
+            ValueError: there is nothing to evaluate.
+        """
+
+    def merge(self, params: Any) -> Any:
+        """All parameters as the model's own spec declares them, without adapters."""
+        return params
+
+    @abc.abstractmethod
+    def load(self, restore: Callable[[Any], Any]) -> tuple[Any, int] | None:
+        """All parameters of a checkpoint, on the current mesh, and its step; None: there is none.
+
+        Args:
+            restore: (a tree of the shapes that are wanted) to a `checkpoint.Restored`, or None.
+        """
+
+    @property
+    def sample_every(self) -> int | None:
+        """Steps between samples, 0 meaning only at the end; None: there are none."""
+        return None
+
+    def sample(self, params: Any) -> tuple[str, str]:
+        """A prompt and what the model goes on with."""
+        raise NotImplementedError
+
+    def throughput(self) -> metrics.Throughput:
+        """How its speed is counted."""
+        return metrics.Throughput(counted="inputs", chips=jax.device_count())
+
+    def make_mesh(self, devices: list | None = None) -> jax.sharding.Mesh:
+        """The recipe's mesh over `devices`, by default all.
+
+        Raises:
+            FlagError: it does not fit the devices, or the batch or the model does not divide.
+        """
+        try:
+            made = mesh.make_mesh(self.recipe.mesh, devices)
+            self.require_divides(made)
+        except ValueError as error:
+            raise FlagError(str(error)) from error
+        return made
+
+    def require_divides(self, made: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+        """Raises ValueError where the batch or the model does not divide over a mesh."""
+        recipe = self.recipe
+        abstract = made if isinstance(made, jax.sharding.AbstractMesh) else made.abstract_mesh
+        with jax.sharding.use_abstract_mesh(abstract):
+            devices = mesh.size("batch")
+            if recipe.batch_size % (devices * recipe.accumulate):
+                raise ValueError(
+                    f"batch_size={recipe.batch_size} does not divide over {devices} devices (mesh "
+                    f"{' × '.join(mesh.RULES['batch'])}) in accumulate={recipe.accumulate} parts"
+                )
+            rows = recipe.batch_size // recipe.accumulate
+            models.require_fits(self.config, rows, recipe.sequence_length)
+        for param in jax.tree.leaves(self.spec, is_leaf=specs.is_param):
+            _require_divides(param, made)
+
+
+def _require_divides(
+    param: specs.Param, made: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> None:
+    for size, axis in zip(param.shape, param.axes, strict=True):
+        names = mesh.RULES[axis] if axis else ()
+        for name in names:
+            if size % made.shape[name]:
+                raise ValueError(
+                    f"mesh.{name}={made.shape[name]} does not divide the model's {size} "
+                    f"({axis}): choose sizes that divide"
+                )

@@ -1,0 +1,200 @@
+"""Directories of prepared data: made once, whole or not at all, and recognised when they are done.
+
+A directory is finished when its manifest lies there. Everything before that is written to a
+folder of its own and moved at the end, so a run that is killed leaves nothing that looks finished
+and the next one starts over; one that finished is recognised by its fingerprint and left alone.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.progress
+
+from llmjax.data import config, documents, hub_tokenizer, rejects, shards, tokenizer
+
+PARTIAL_FOLDER = "partial"
+
+_PACKAGES = ("llmjax", "array-record", "grain", "numpy", "sentencepiece", "tokenizers")
+
+Inputs = Mapping[str, tuple[documents.File, ...]]
+Settings = config.DataConfig | config.ExampleConfig
+
+
+def make(
+    directory: Path,
+    settings: Settings,
+    fingerprint: str,
+    build: Callable[[Path], shards.Manifest],
+    *,
+    overwrite: bool,
+) -> shards.Manifest:
+    """Builds a directory's data unless it is done; of several processes one does.
+
+    Args:
+        directory: where the data will lie; made if need be.
+        settings: what they are made by.
+        fingerprint: of the settings and the input files, from `fingerprint`.
+        build: writes the data into a folder and gives the manifest, which is saved last.
+        overwrite: replace data that have another fingerprint.
+
+    Raises:
+        ValueError: the directory holds data with another fingerprint, and is not to be overwritten.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with _lock(directory):
+        done = _finished(directory, overwrite)
+        if done is not None and done.fingerprint == fingerprint:
+            return _reweighted(done, settings, directory)
+        if done is not None and not overwrite:
+            raise ValueError(_difference(directory, done, settings))
+        _clear(directory)
+        partial = directory / PARTIAL_FOLDER
+        partial.mkdir()
+        try:
+            manifest = build(partial)
+            for path in partial.iterdir():
+                path.rename(directory / path.name)
+        finally:
+            shutil.rmtree(partial)
+        manifest.save(directory)
+    return manifest
+
+
+def fingerprint(settings: Settings, inputs: Inputs, *others: str) -> str:
+    """The hash of settings, input files, and other things that decide what the shards hold."""
+    files = {
+        name: [(file.name, file.size, file.modified_ns) for file in files]
+        for name, files in inputs.items()
+    }
+    record = json.dumps([shards.FORMAT_VERSION, plain(settings), files, *others], sort_keys=True)
+    return hashlib.sha256(record.encode()).hexdigest()
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """The settings that decide what the shards hold, as plain values: no paths, no weights."""
+    fields = json.loads(json.dumps(dataclasses.asdict(settings)))
+    del fields["directory"]
+    for source in fields["sources"]:
+        del source["path"], source["weight"]
+    if isinstance(settings, config.DataConfig):
+        del fields["tokenizer"]["path"]
+        if settings.tokenizer.kind == "hub":
+            hashes = hashlib.sha256()
+            for content in hub_tokenizer.read_files(Path(settings.tokenizer.path)).values():
+                hashes.update(hashlib.sha256(content).digest())
+            fields["tokenizer"]["files"] = hashes.hexdigest()
+    return fields
+
+
+def manifest(
+    settings: Settings,
+    fingerprint: str,
+    encoder: tokenizer.Tokenizer,
+    sources: Sequence[shards.SourceManifest],
+    examples: shards.Examples | None = None,
+) -> shards.Manifest:
+    """What vouches for the shards that were made from sources."""
+    return shards.Manifest(
+        fingerprint=fingerprint,
+        config=plain(settings),
+        tokenizer={
+            "kind": encoder.kind,
+            "vocab_size": encoder.vocab_size,
+            "fingerprint": encoder.fingerprint,
+        },
+        dtype=shards.token_dtype(encoder.vocab_size).str,
+        sources=tuple(sources),
+        versions={name: _version(name) for name in _PACKAGES},
+        examples=examples,
+    )
+
+
+def _finished(directory: Path, overwrite: bool) -> shards.Manifest | None:
+    """The manifest of whole data; None where there are none, or none worth keeping."""
+    try:
+        return shards.load_manifest(directory)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        if overwrite:
+            return None
+        raise
+
+
+def _reweighted(manifest: shards.Manifest, settings: Settings, directory: Path) -> shards.Manifest:
+    """The manifest with the config's weights, which decide nothing that lies in shards."""
+    given: Sequence[config.Source | config.ExampleSource] = settings.sources
+    sources = tuple(
+        dataclasses.replace(done, weight=source.weight)
+        for done, source in zip(manifest.sources, given, strict=True)
+    )
+    if sources != manifest.sources:
+        manifest = dataclasses.replace(manifest, sources=sources)
+        manifest.save(directory)
+    return manifest
+
+
+def _difference(directory: Path, done: shards.Manifest, settings: Settings) -> str:
+    wanted = plain(settings)
+    changes = [
+        f"{name}: {done.config.get(name)} there, {value} now"
+        for name, value in wanted.items()
+        if done.config.get(name) != value
+    ]
+    return (
+        f"{str(directory)!r} holds data that were prepared differently "
+        f"({'; '.join(changes) or 'the input files have changed since'}). Choose another "
+        "directory, or pass overwrite=True to replace them."
+    )
+
+
+def _clear(directory: Path) -> None:
+    """Removes what an earlier or unfinished `prepare` left, the manifest first."""
+    for name in (
+        shards.MANIFEST_FILE,
+        rejects.REJECTED_FILE,
+        tokenizer.META_FILE,
+        tokenizer.MODEL_FILE,
+        *hub_tokenizer.FILES,
+    ):
+        (directory / name).unlink(missing_ok=True)
+    for name in (shards.SHARD_FOLDER, PARTIAL_FOLDER):
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Lets one process at a time prepare a directory; a second waits and finds the work done."""
+    with (directory / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def progress() -> rich.progress.Progress:
+    """A bar of input bytes with rate and time left; on stderr, and only on a terminal."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.DownloadColumn(),
+        rich.progress.TransferSpeedColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=rich.console.Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,329 @@
+"""Records to examples: what of a record is prompt, answer, text and label.
+
+Records come in the forms that public sets have them in: Alpaca's instruction, input and output;
+OpenAI's messages and ShareGPT's conversations; TRL's prompt with completion, or with chosen and
+rejected; a prompt with ranked responses; a text with its label.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmjax.data import config
+from llmjax.data.chat import ASSISTANT, Message
+
+Messages = tuple[Message, ...]
+
+# Where parts are looked for unless `ExampleSource.fields` says otherwise, in this order.
+_PLACES: Mapping[str, tuple[str, ...]] = {
+    "text": ("text", "sentence", "sentence1", "premise"),
+    "text_pair": ("text_pair", "sentence2", "hypothesis"),
+    "system": ("system",),
+    "instruction": ("instruction", "prompt", "question"),
+    "input": ("input",),
+    "output": ("output", "completion", "response", "answer"),
+    "messages": ("messages", "conversations", "conversation"),
+    "prompt": ("prompt", "messages", "conversations", "instruction", "question"),
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
+    "responses": ("responses",),
+    "scores": ("scores",),
+    "margin": ("margin",),
+    "completion": ("completion", "response", "output"),
+    "label": ("label",),
+}
+_SHAREGPT_ROLES = {"human": "user", "gpt": ASSISTANT, "chatgpt": ASSISTANT, "bot": ASSISTANT}
+
+
+class UnfitError(ValueError):
+    """A record that holds no example; says why, in few different words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """What a record says.
+
+    Attributes:
+        texts: a text to learn, or a text or pair to classify; empty where there are messages.
+        prompt: the messages before an answer.
+        answers: one or more, the best first: messages each, of which the assistant's are learned.
+        label: of the text, or of the only answer: a name, a number, or true or false.
+        margin: by how much the better of two answers is better.
+        extra: what else the record has.
+    """
+
+    texts: tuple[str, ...] = ()
+    prompt: Messages = ()
+    answers: tuple[Messages, ...] = ()
+    label: str | int | None = None
+    margin: float = 0.0
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What decides on which side of a split the example falls: its text, or what was asked."""
+        asked = [message for message in self.prompt if message["role"] != "system"]
+        content = self.texts or asked or self.answers
+        return json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def parse(fields: Mapping[str, Any], kind: config.Kind, source: config.ExampleSource) -> Example:
+    """The example that a record holds.
+
+    Args:
+        fields: the record's.
+        kind: which kind of example it should hold.
+        source: says where its parts are.
+
+    Raises:
+        UnfitError: the record holds no such example.
+    """
+    return _PARSERS[kind](_Parts(fields, source))
+
+
+class _Parts:
+    """A record's parts, by name, wherever they stand in it."""
+
+    def __init__(self, fields: Mapping[str, Any], source: config.ExampleSource) -> None:
+        self.fields, self.form = fields, source.form
+        self._given = dict(entry.split(":", 1) for entry in source.fields)
+
+    def field(self, part: str) -> str | None:
+        """The name of the field that holds a part, None if the record has none."""
+        if part in self._given:
+            return self._given[part] if self._given[part] in self.fields else None
+        return next((name for name in _PLACES[part] if name in self.fields), None)
+
+    def has(self, *parts: str) -> bool:
+        return all(self.field(part) is not None for part in parts)
+
+    def get(self, part: str) -> Any:
+        field = self.field(part)
+        if field is None:
+            wanted = self._given.get(part) or " or ".join(map(repr, _PLACES[part]))
+            raise UnfitError(f"no {part}: of {sorted(self.fields)} none is {wanted}")
+        return self.fields[field]
+
+    def text(self, part: str) -> str:
+        value = self.get(part)
+        if not isinstance(value, str):
+            raise UnfitError(f"field {self.field(part)!r} is not a string")
+        if not value.strip():
+            raise UnfitError(f"field {self.field(part)!r} is empty")
+        return value
+
+    def misfit(self, *wanted: str) -> UnfitError:
+        """That no form fits, and what would."""
+        return UnfitError(
+            f"no form fits the fields {sorted(self.fields)}: wanted {'; or '.join(wanted)}. Name "
+            "others in ExampleSource.fields"
+        )
+
+
+def _sft(parts: _Parts) -> Example:
+    form = parts.form
+    if form == "conversation" or (form == "auto" and parts.has("messages")):
+        return _conversation(_messages(parts, "messages"))
+    if form == "instruction" or (form == "auto" and parts.has("instruction", "output")):
+        return _instruction(parts)
+    if form == "text" or parts.has("text"):
+        return Example(texts=(parts.text("text"),))
+    raise parts.misfit("messages", "instruction and output", "text")
+
+
+def _instruction(parts: _Parts) -> Example:
+    if isinstance(parts.get("instruction"), str):
+        asked = parts.text("instruction")
+        context = parts.get("input") if parts.has("input") else ""
+        if not isinstance(context, str):
+            raise UnfitError(f"field {parts.field('input')!r} is not a string")
+        content = f"{asked}\n\n{context}" if context.strip() else asked
+        prompt: Messages = ({"role": "user", "content": content},)
+    else:
+        prompt = _messages(parts, "instruction")
+    return Example(prompt=_with_system(parts, prompt), answers=(_answer(parts.get("output")),))
+
+
+def _with_system(parts: _Parts, prompt: Messages) -> Messages:
+    system = parts.get("system") if parts.has("system") else None
+    if not isinstance(system, str) or not system.strip() or prompt[0]["role"] == "system":
+        return prompt
+    return ({"role": "system", "content": system}, *prompt)
+
+
+def _conversation(messages: Messages) -> Example:
+    """A conversation, cut before its first answer."""
+    roles = [message["role"] for message in messages]
+    if ASSISTANT not in roles:
+        raise UnfitError("no message of the assistant's, so there is nothing to train on")
+    first = roles.index(ASSISTANT)
+    return Example(prompt=messages[:first], answers=(messages[first:],))
+
+
+def _classification(parts: _Parts) -> Example:
+    texts = [parts.text("text")]
+    if parts.has("text_pair"):
+        texts.append(parts.text("text_pair"))
+    return Example(texts=tuple(texts), label=_label(parts.get("label")))
+
+
+def _label(label: Any) -> str | int:
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    if (
+        not isinstance(label, str | int)
+        or label == ""
+        or (not isinstance(label, str) and label < 0)
+    ):
+        raise UnfitError("the label is neither a name nor a number from 0 on")
+    return label if isinstance(label, str) else int(label)
+
+
+def _comparison(parts: _Parts) -> Example:
+    if parts.has("responses"):
+        responses = parts.get("responses")
+        if not isinstance(responses, Sequence) or isinstance(responses, str):
+            raise UnfitError(f"field {parts.field('responses')!r} is not a list")
+        if parts.has("scores"):
+            responses, margin = _ranked(responses, parts.get("scores"))
+        else:
+            margin = 0.0
+    elif parts.has("chosen", "rejected"):
+        responses, margin = [parts.get("chosen"), parts.get("rejected")], 0.0
+    else:
+        raise parts.misfit("chosen and rejected", "responses")
+    if parts.has("margin"):
+        margin = _number(parts.get("margin"), "margin")
+    if len(responses) < 2:
+        raise UnfitError("fewer than two responses, so there is nothing to compare")
+    whole = all(isinstance(response, Sequence) for response in responses)
+    if not parts.has("prompt") and whole and not any(isinstance(r, str) for r in responses):
+        prompt, answers = _shared([_as_messages(response) for response in responses])
+    else:
+        prompt = _with_system(parts, _messages(parts, "prompt"))
+        answers = tuple(_after(prompt, response) for response in responses)
+    for i, answer in enumerate(answers):
+        if answer in answers[:i]:
+            raise UnfitError("two responses are the same")
+    return Example(prompt=prompt, answers=answers, margin=margin)
+
+
+def _ranked(responses: Sequence[Any], scores: Any) -> tuple[list[Any], float]:
+    """Responses from best to worst, one of each score; and of two, by how much they differ."""
+    if not isinstance(scores, Sequence) or len(scores) != len(responses):
+        raise UnfitError("not as many scores as responses")
+    by_score: dict[float, Any] = {}
+    for response, score in zip(responses, scores, strict=True):
+        by_score.setdefault(_number(score, "score"), response)
+    order = sorted(by_score, reverse=True)
+    if len(order) < 2:
+        raise UnfitError("all responses have one score, so there is nothing to compare")
+    return [by_score[score] for score in order], order[0] - order[1] if len(order) == 2 else 0.0
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UnfitError(f"the {what} is not a number")
+    return float(value)
+
+
+def _shared(conversations: Sequence[Messages]) -> tuple[Messages, tuple[Messages, ...]]:
+    """Whole conversations to the messages they all begin with, and what each goes on with."""
+    end = 0
+    shortest = min(map(len, conversations))
+    while end < shortest and all(c[end] == conversations[0][end] for c in conversations):
+        end += 1
+    if not end or end == shortest:
+        raise UnfitError("no prompt, and the responses do not share their first messages")
+    prompt = conversations[0][:end]
+    return prompt, tuple(_after(prompt, conversation) for conversation in conversations)
+
+
+def _after(prompt: Messages, response: Any) -> Messages:
+    """A response's own messages, whether or not it repeats the prompt."""
+    messages = _answer(response)
+    return messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
+
+
+def _answer(value: Any) -> Messages:
+    """An answer's messages, of which one at least is the assistant's."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise UnfitError("an answer is empty")
+        return ({"role": ASSISTANT, "content": value},)
+    messages = _as_messages(value)
+    if not any(message["role"] == ASSISTANT for message in messages):
+        raise UnfitError("no message of the assistant's, so there is nothing to train on")
+    return messages
+
+
+def _prompt(parts: _Parts) -> Example:
+    """A prompt, without an answer that may follow it; every other field is kept."""
+    prompt = _with_system(parts, _messages(parts, "prompt"))
+    while prompt and prompt[-1]["role"] == ASSISTANT:
+        prompt = prompt[:-1]
+    if not prompt:
+        raise UnfitError("a prompt without a message to answer")
+    used = {parts.field("prompt"), parts.field("system")}
+    extra = {name: value for name, value in parts.fields.items() if name not in used}
+    return Example(prompt=prompt, extra=extra)
+
+
+def _judged(parts: _Parts) -> Example:
+    label = parts.get("label")
+    if label not in (0, 1):
+        raise UnfitError("the label is neither true nor false")
+    prompt = _with_system(parts, _messages(parts, "prompt"))
+    return Example(
+        prompt=prompt, answers=(_after(prompt, parts.get("completion")),), label=int(label)
+    )
+
+
+def _messages(parts: _Parts, part: str) -> Messages:
+    """A part's messages; a string is what the user says."""
+    value = parts.get(part)
+    if isinstance(value, str):
+        return ({"role": "user", "content": parts.text(part)},)
+    return _as_messages(value)
+
+
+def _as_messages(value: Any) -> Messages:
+    """Messages in OpenAI's form, out of that or ShareGPT's."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise UnfitError("what should be messages is no list of them")
+    return tuple(_message(message) for message in value)
+
+
+def _message(message: Any) -> Message:
+    if not isinstance(message, Mapping):
+        raise UnfitError("a message is not an object")
+    # Parquet gives every message all the keys that any has.
+    found = {name: value for name, value in message.items() if value is not None}
+    if "from" in found and "role" not in found:
+        sender, content = found.pop("from"), found.pop("value", None)
+        found = {"role": _SHAREGPT_ROLES.get(sender, sender), "content": content, **found}
+    if not isinstance(found.get("role"), str):
+        raise UnfitError("a message has no role")
+    content = found.get("content", "")
+    if isinstance(content, list) and all(_is_text(piece) for piece in content):
+        content = "".join(piece["text"] for piece in content)
+    if not isinstance(content, str):
+        raise UnfitError("a message's content is not text")
+    if found["role"] == ASSISTANT and not content.strip() and "tool_calls" not in found:
+        raise UnfitError("an answer is empty")
+    return {**found, "content": content}
+
+
+def _is_text(piece: Any) -> bool:
+    return isinstance(piece, Mapping) and isinstance(piece.get("text"), str)
+
+
+_PARSERS = {
+    "sft": _sft,
+    "classification": _classification,
+    "comparison": _comparison,
+    "prompt": _prompt,
+    "judged": _judged,
+}

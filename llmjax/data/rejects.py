@@ -1,0 +1,87 @@
+"""What could not be used: counted, kept aside for the reader's eye, and too much of it refused."""
+
+import collections
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from llmjax.data import config, documents
+
+REJECTED_FILE = "rejected.jsonl"
+
+T = TypeVar("T")
+
+
+class Rejects:
+    """Keeps what is malformed aside, counts it, and says when a source has too much of it.
+
+    Args:
+        path: the file to keep it in.
+        settings: with the share of a source that may be malformed.
+    """
+
+    def __init__(self, path: Path, settings: config.DataConfig | config.ExampleConfig) -> None:
+        self._path = path
+        self._limit = settings.max_rejected_share
+        self._setting = f"{type(settings).__name__}.max_rejected_share"
+        self._what = "documents" if isinstance(settings, config.DataConfig) else "examples"
+        self._counts: dict[str, collections.Counter[str]] = {}
+        self._examples: dict[str, documents.Rejected] = {}
+        self._accepted = 0
+
+    def __enter__(self) -> "Rejects":
+        self._stream = self._path.open("w")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def counts(self, source: str) -> dict[str, int]:
+        """How much of the source was rejected, by reason."""
+        return dict(self._counts[source])
+
+    def keep_aside(self, source: str, items: Iterator[T | documents.Rejected]) -> Iterator[T]:
+        """Passes on what is whole; at the end, ValueError if too little of the source was."""
+        counts = self._counts[source] = collections.Counter()
+        self._examples, self._accepted = {}, 0
+        for item in items:
+            if not isinstance(item, documents.Rejected):
+                self._accepted += 1
+                yield item
+                continue
+            counts[item.reason] += item.count
+            self._examples.setdefault(item.reason, item)
+            self._stream.write(_rejected_line(source, item))
+        self._stream.flush()
+        if counts.total() > self._limit * (counts.total() + self._accepted):
+            raise ValueError(self.complaint(source))
+
+    def complaint(self, source: str) -> str:
+        """What was wrong with the source that was read last, and the first that had most of it."""
+        counts = self._counts[source]
+        reasons = "; ".join(
+            f"{count} × {reason} (first: {e.file}, {e.unit} {e.position})"
+            for reason, count in counts.most_common(3)
+            for e in [self._examples[reason]]
+        )
+        shown = self._examples[counts.most_common(1)[0][0]].raw.decode(errors="backslashreplace")
+        total = counts.total() + self._accepted
+        return (
+            f"source {source!r}: {counts.total()} of {total} {self._what} are malformed "
+            f"({counts.total() / total:.2%}), more than {self._setting}={self._limit} allows. "
+            f"{reasons}, which is: {shown or 'empty'}. All are listed in {self._path}. Mend the "
+            "source, correct its settings, or raise the limit."
+        )
+
+
+def _rejected_line(source: str, item: documents.Rejected) -> str:
+    record = {
+        "source": source,
+        "file": item.file,
+        item.unit: item.position,
+        "reason": item.reason,
+        "count": item.count,
+        "raw": item.raw.decode(errors="backslashreplace"),
+    }
+    return json.dumps(record) + "\n"

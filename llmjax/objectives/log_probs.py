@@ -1,0 +1,73 @@
+"""log P(target) of every token of a batch, under a model and at a temperature."""
+
+from typing import NamedTuple
+
+import jax
+
+from llmjax import models
+from llmjax.kernels.linear_cross_entropy import linear_log_probs
+from llmjax.objectives.loss import Batch, Params
+from llmjax.weights import materialize
+
+
+class LogProbs(NamedTuple):
+    """What a language model says of a batch.
+
+    Attributes:
+        targets: log P(target), float32 [B, S], in nats; 0 where the target is -1.
+        entropies: -Σ p·log p over the vocabulary, likewise; None where not asked for.
+        output: of the model.
+    """
+
+    targets: jax.Array
+    entropies: jax.Array | None
+    output: models.Output
+
+
+def log_probs(
+    params: Params,
+    batch: Batch,
+    config: models.ModelConfig,
+    key: jax.Array | None = None,
+    *,
+    temperature: float | jax.Array = 1.0,
+    entropy: bool = False,
+) -> LogProbs:
+    """log P(target | the tokens up to it) for every target, without B·S×V logits in memory.
+
+    Args:
+        params: the model's.
+        batch: int32 [B, S] "tokens", "targets" (-1: none), and optionally "segment_ids" and
+            "positions".
+        config: the model's.
+        key: for dropout; None switches it off.
+        temperature: what logits are divided by: one number, or, of a model without `head.cap`,
+            one for each token, [B, S].
+        entropy: whether entropies are wanted.
+    """
+    output = models.forward(
+        params,
+        batch["tokens"],
+        config,
+        segment_ids=batch.get("segment_ids"),
+        positions=batch.get("positions"),
+        key=key,
+    )
+    hidden, cap = output.hidden, config.head.cap
+    if isinstance(temperature, jax.Array):
+        hidden = hidden / temperature[..., None].astype(hidden.dtype)
+    elif temperature != 1.0:
+        # cap·tanh(x / cap) / T is the same of x / T and cap / T.
+        hidden, cap = hidden / temperature, cap / temperature
+    weight = materialize(models.lm_weight(params, config))
+    found, entropies = linear_log_probs(hidden, weight, batch["targets"], cap=cap, entropy=entropy)
+    return LogProbs(found, entropies, output)
+
+
+def require_language_model(name: str, config: models.ModelConfig) -> None:
+    """Raises ValueError unless the model predicts next tokens and does not see them."""
+    if config.head.kind != "lm" or not config.attention.causal:
+        raise ValueError(
+            f"{name} needs a causal model with head.kind=lm, not {config.head.kind} and "
+            f"attention.causal={config.attention.causal}"
+        )

@@ -1,0 +1,252 @@
+"""Preferences without a reward model: DPO and its relatives."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from llmjax import models
+from llmjax.checks import require_at_least, require_choices
+from llmjax.objectives.balance import add_balance
+from llmjax.objectives.comparison import Pairs, differences, require_segments
+from llmjax.objectives.log_probs import log_probs, require_language_model
+from llmjax.objectives.loss import Batch, Loss, Metrics, Params, Weighted
+from llmjax.objectives.segments import segment_sums
+
+Reference = Callable[[Params], Params]
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceConfig:
+    """Which loss, of log π(y) and log π_ref(y), the log-probabilities of whole responses.
+
+    With h = log π(y) - log π_ref(y), for a better response w and a worse one l:
+
+    - dpo: -log σ(β (h_w - h_l)) (Rafailov et al. 2023, equation 7).
+    - ipo: (h_w - h_l - 1/(2β))² (Azar et al. 2023, equation 17).
+    - simpo: -log σ(β (m_w - m_l) - γ), with the mean m = log π(y) / |y| (Meng et al. 2024, equation
+      6); no reference.
+    - orpo: -m_w - β log σ(log odds(m_w) - log odds(m_l)), with odds(m) = e^m / (1 - e^m) (Hong et
+      al. 2024, equations 6 and 7); no reference.
+    - kto: λ_D (1 - σ(β (h - z))) of a desirable response, λ_U (1 - σ(β (z - h))) of an undesirable
+      one, where z, at least 0, is the mean h of responses to other prompts, without a gradient
+      (Ethayarajh et al. 2024, equation 8). Responses need no pairs.
+
+    Attributes:
+        kind: which.
+        beta: β: 0.1 is usual for dpo, ipo, kto and orpo, and 2 for simpo.
+        label_smoothing: share of the pairs whose order is taken to be wrong, of dpo (Mitchell 2023,
+            conservative DPO).
+        average: whether dpo and ipo take log-probabilities per token, h / |y| (length-normalised
+            DPO: Lambert et al. 2024, section 5).
+        gamma: γ of simpo.
+        desirable: λ_D.
+        undesirable: λ_U.
+        sft: weight of -m_w, added to a pair's loss (Pang et al. 2024, equation 2); orpo has it.
+    """
+
+    kind: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = "dpo"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    average: bool = False
+    gamma: float = 1.0
+    desirable: float = 1.0
+    undesirable: float = 1.0
+    sft: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_choices(self, "preference")
+        require_at_least(0, self, "preference", ("gamma", "desirable", "undesirable", "sft"))
+        if not self.beta > 0:
+            raise ValueError(f"preference.beta={self.beta}: must be above 0")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"preference.label_smoothing={self.label_smoothing}: must be in [0, 0.5)"
+            )
+        only = {
+            "label_smoothing": ("dpo",),
+            "average": ("dpo", "ipo"),
+            "sft": ("dpo", "ipo", "simpo"),
+        }
+        for name, kinds in only.items():
+            if getattr(self, name) and self.kind not in kinds:
+                raise ValueError(
+                    f"preference.{name}={getattr(self, name)}: it is of {', '.join(kinds)}, not of "
+                    f"{self.kind}; leave it out"
+                )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads a reference model."""
+        return self.kind in ("dpo", "ipo", "kto")
+
+
+def preference(
+    config: models.ModelConfig,
+    settings: PreferenceConfig,
+    *,
+    reference: Reference | None = None,
+    responses: int = 2,
+) -> Loss:
+    """The loss of comparisons under a language model; `PreferenceConfig` has the formulas.
+
+    Args:
+        config: the model's.
+        settings: which loss.
+        reference: (params) to the reference model's parameters, a part of what is trained or
+            frozen beside it; no gradient flows into them. None: the batch has what it says.
+        responses: K, the most that a row holds. A row costs the mean over its pairs.
+
+    Returns:
+        A loss over batches with int32 [B, S] "tokens", "targets" (the responses' tokens, else -1),
+        "segment_ids" (0: padding; 1 to K: the responses with their prompts, best first), and
+        optionally "positions"; without `reference`, float32 [B, S] "reference_log_probs" of the
+        targets, for those losses that need them. Its weight is the number of rows with a pair. Its
+        metrics are means over pairs: "accuracy", "margin", "chosen" and "rejected" of the implicit
+        rewards, β h (β m without a reference), and the responses' log-probabilities
+        "chosen_log_prob" and "rejected_log_prob".
+
+        Of kto a row has one response, segment 1, and the same prompt with a response to another,
+        segment 2, for z; and "labels" int32 [B]: 1 desirable, 0 not, -1 none. Its weight is the
+        number of labels. z is the mean over the segments 2 of a micro-batch: the only part that is
+        no sum over rows. Rows without a segment 2 are not in it; where none has one it is 0. Its
+        metrics: "kl", which is z; "desirable", the share of these rows; and "chosen" and
+        "rejected", the rewards of desirable rows and of the others, each over all rows.
+
+    Raises:
+        ValueError: a model with another head, or a bidirectional one; a batch that lacks an array.
+    """
+    require_language_model(f"preference.kind={settings.kind}", config)
+
+    def loss(params, batch: Batch, key):
+        segment_ids = require_segments("preference", batch, responses)
+        found = log_probs(params, batch, config, key)
+
+        def sums(values):
+            return segment_sums(values, segment_ids, responses)
+
+        lengths = sums((batch["targets"] >= 0).astype(found.targets.dtype))
+        scores = Scores(sums(found.targets), None, lengths)
+        if settings.needs_reference:
+            of_reference = _reference_log_probs(params, batch, config, reference)
+            scores = scores._replace(reference=sums(of_reference))
+        if settings.kind == "kto":
+            if "labels" not in batch:
+                raise ValueError('preference.kind=kto: the batch has no "labels" [B]')
+            weighted, metrics = kto_loss(scores, jnp.asarray(batch["labels"]), settings)
+        else:
+            weighted, metrics = pair_loss(scores, settings)
+        return add_balance(weighted, metrics, found.output.routing, config)
+
+    return loss
+
+
+def _reference_log_probs(
+    params: Params, batch: Batch, config: models.ModelConfig, reference: Reference | None
+) -> jax.Array:
+    """Of the targets, [B, S]."""
+    if reference is not None:
+        frozen = jax.lax.stop_gradient(reference(params))
+        return log_probs(frozen, batch, config).targets
+    if "reference_log_probs" not in batch:
+        raise ValueError(
+            'preference: the batch has no "reference_log_probs" [B, S] and there is no '
+            "`reference`; give one of them, or choose orpo or simpo"
+        )
+    there = jnp.asarray(batch["targets"]) >= 0
+    return jnp.where(there, jnp.asarray(batch["reference_log_probs"]), 0.0)
+
+
+class Scores(NamedTuple):
+    """What models say of the responses of rows, [B, K] each.
+
+    Attributes:
+        policy: log π(y).
+        reference: log π_ref(y); None where no reference is needed.
+        lengths: |y|, tokens; 0 where a row has no such response.
+    """
+
+    policy: jax.Array
+    reference: jax.Array | None
+    lengths: jax.Array
+
+    @property
+    def present(self) -> jax.Array:
+        """Which responses there are."""
+        return self.lengths > 0
+
+    @property
+    def means(self) -> jax.Array:
+        """log π(y) / |y|."""
+        return self.policy / jnp.maximum(self.lengths, 1.0)
+
+    def ratios(self, average: bool = False) -> jax.Array:
+        """log π(y) - log π_ref(y), or that per token."""
+        assert self.reference is not None
+        ratios = self.policy - self.reference
+        return ratios / jnp.maximum(self.lengths, 1.0) if average else ratios
+
+
+def pair_loss(scores: Scores, settings: PreferenceConfig) -> tuple[Weighted, Metrics]:
+    """The sum over rows of the mean over their pairs, of all kinds but kto."""
+    pairs, beta, smoothing = Pairs.of(scores.present), settings.beta, settings.label_smoothing
+    values = scores.ratios(settings.average) if settings.needs_reference else scores.means
+    lead = differences(values)
+    if settings.kind == "dpo":
+        right, wrong = jax.nn.softplus(-beta * lead), jax.nn.softplus(beta * lead)
+        losses = (1 - smoothing) * right + smoothing * wrong
+    elif settings.kind == "ipo":
+        losses = (lead - 1 / (2 * beta)) ** 2
+    elif settings.kind == "simpo":
+        losses = jax.nn.softplus(settings.gamma - beta * lead)
+    else:
+        losses = beta * jax.nn.softplus(-differences(_log_odds(scores)))
+    sft = 1.0 if settings.kind == "orpo" else settings.sft
+    if sft:
+        losses += sft * jnp.broadcast_to(-scores.means[:, :, None], losses.shape)
+    metrics = pairs.metrics(jax.lax.stop_gradient(beta * values))
+    of_responses = pairs.metrics(jax.lax.stop_gradient(scores.policy))
+    metrics |= {f"{name}_log_prob": of_responses[name] for name in ("chosen", "rejected")}
+    return Weighted(pairs.mean(losses), jnp.sum(pairs.rows, dtype=jnp.float32)), metrics
+
+
+def _log_odds(scores: Scores) -> jax.Array:
+    """log(e^m / (1 - e^m)) of mean log-probabilities m, [B, K]."""
+    # A response that is certain, or none, would be infinite, and its gradient no number.
+    highest = -float(jnp.finfo(scores.means.dtype).eps)
+    means = jnp.where(scores.present, jnp.minimum(scores.means, highest), -1.0)
+    return means - jnp.log(-jnp.expm1(means))
+
+
+def kto_loss(
+    scores: Scores, labels: jax.Array, settings: PreferenceConfig
+) -> tuple[Weighted, Metrics]:
+    """The sum over rows with a label of how far their value is from the best, λ - v."""
+    ratios, there = scores.ratios(), scores.present
+    labelled = (labels >= 0) & there[:, 0]
+    unrelated = labelled & there[:, 1]
+    count = jnp.maximum(jnp.sum(unrelated, dtype=ratios.dtype), 1.0)
+    kl = jnp.maximum(jnp.sum(jnp.where(unrelated, ratios[:, 1], 0.0)) / count, 0.0)
+    kl = jax.lax.stop_gradient(kl)
+    desirable = labels == 1
+    lead = settings.beta * (ratios[:, 0] - kl)
+    losses = jnp.where(
+        desirable,
+        settings.desirable * jax.nn.sigmoid(-lead),
+        settings.undesirable * jax.nn.sigmoid(lead),
+    )
+
+    def total(values, where):
+        return jnp.sum(jnp.where(labelled & where, values, 0.0))
+
+    weight = jnp.sum(labelled, dtype=jnp.float32)
+    rewards = jax.lax.stop_gradient(settings.beta * ratios[:, 0])
+    metrics = {
+        "kl": kl * weight,
+        "desirable": jnp.sum(labelled & desirable, dtype=jnp.float32),
+        "chosen": total(rewards, desirable),
+        "rejected": total(rewards, ~desirable),
+    }
+    return Weighted(total(losses, True), weight), metrics

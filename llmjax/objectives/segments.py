@@ -1,0 +1,40 @@
+"""Sums over the segments of rows, and what is made of them in the place of every token."""
+
+import jax
+import jax.numpy as jnp
+
+from llmjax import mesh
+
+
+def segment_sums(values: jax.Array, segment_ids: jax.Array, count: int) -> jax.Array:
+    """The sum over each segment of each row, [B, K]; segment k + 1's at k, 0 where there is none.
+
+    Args:
+        values: [B, S].
+        segment_ids: int32 [B, S]: 1 to K; tokens of others, 0 too, are in no sum.
+        count: K. S is enough for any row.
+    """
+    values, segment_ids = _whole_rows(values, segment_ids)
+    (start,) = _whole_rows(jnp.zeros((values.shape[0], count + 1), values.dtype))
+
+    def one(sums, segment_ids, values):
+        return sums.at[segment_ids].add(values, mode="drop")
+
+    return mesh.place(jax.vmap(one)(start, segment_ids, values)[:, 1:], ("batch", None))
+
+
+def at_tokens(sums: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """What belongs to the segment of each token, [B, S]; 0 at padding.
+
+    Args:
+        sums: [B, K], as `segment_sums` gives them.
+        segment_ids: int32 [B, S], at most K.
+    """
+    sums, segment_ids = _whole_rows(sums, segment_ids)
+    found = jnp.take_along_axis(sums, jnp.maximum(segment_ids - 1, 0), axis=1)
+    return mesh.place(jnp.where(segment_ids > 0, found, 0), ("batch", "sequence"))
+
+
+def _whole_rows(*arrays: jax.Array) -> list[jax.Array]:
+    """Rows are a batch axis of every look-up here, so each device finds those of its own."""
+    return [mesh.place(jnp.asarray(array), ("batch", None)) for array in arrays]

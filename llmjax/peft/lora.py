@@ -1,0 +1,139 @@
+"""LoRA and DoRA: low-rank corrections of frozen matrices."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from jax.nn import initializers
+
+from llmjax.peft import targets
+from llmjax.spec import Param, Tree
+from llmjax.weights import Dora, Lora
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation (Hu et al. 2021), and its magnitudes (DoRA, Liu et al. 2024).
+
+    Attributes:
+        rank: R of the two factors.
+        alpha: corrections are multiplied by alpha / rank.
+        targets: regular expression, searched for in the paths of matrices ("layers/mlp/up"); by
+            default it finds all projections of attention and MLPs. Embeddings and heads may be
+            named too; of a tied table the correction counts at both ends.
+        ranks: (pattern, rank) of matrices with another rank; the first that is found counts.
+        alphas: (pattern, alpha) likewise.
+        rslora: multiply by alpha / √rank instead (Kalajdzievski 2023), so that larger ranks do not
+            learn more slowly.
+        dora: whether magnitudes are learned too; for projections, not for tables.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: str = targets.PROJECTIONS
+    ranks: tuple[tuple[str, int], ...] = ()
+    alphas: tuple[tuple[str, float], ...] = ()
+    rslora: bool = False
+    dora: bool = False
+
+    def __post_init__(self) -> None:
+        for field, rank in (("lora.rank", self.rank), *(("lora.ranks", r) for _, r in self.ranks)):
+            if rank < 1:
+                raise ValueError(f"{field}={rank}: a rank is 1 or more")
+        targets.require_pattern("lora.targets", self.targets)
+        for pattern, _ in self.ranks:
+            targets.require_pattern("lora.ranks", pattern)
+        for pattern, _ in self.alphas:
+            targets.require_pattern("lora.alphas", pattern)
+
+    def rank_of(self, path: str) -> int:
+        """R of the matrix with this path."""
+        return next((rank for name, rank in self.ranks if re.search(name, path)), self.rank)
+
+    def scale_of(self, path: str) -> float:
+        """What the correction of the matrix with this path is multiplied by."""
+        alpha = next((alpha for name, alpha in self.alphas if re.search(name, path)), self.alpha)
+        rank = self.rank_of(path)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def spec(declared: Tree, config: LoraConfig) -> Tree:
+    """The spec with a `Lora`, or a `Dora` over one, in place of each target.
+
+    One factor is drawn as PEFT does, uniform within ±1/√inputs, and the other is zero: that of the
+    outputs, and of a table [V, D] that of its rows. So step 0 equals the base model.
+
+    Args:
+        declared: the tree of `Param` of a model; weights may be quantised.
+        config: of the corrections.
+
+    Raises:
+        ValueError: `targets`, or a pattern of `ranks` or `alphas`, finds nothing, or `targets`
+            what is no matrix or has an adapter; magnitudes of a table.
+    """
+    found: list[str] = []
+
+    def change(path: str, node: Any, param: Param) -> Any:
+        found.append(path)
+        if config.dora and param.table:
+            raise ValueError(
+                f"lora.dora=True: {path} is a table, whose columns have no magnitude here; leave "
+                "it out of lora.targets"
+            )
+        made = Lora(node, *_factors(param, config.rank_of(path)), config.scale_of(path))
+        return Dora(made, _magnitude(param)) if config.dora else made
+
+    changed = targets.replace(declared, "lora.targets", config.targets, change)
+    for field in ("ranks", "alphas"):
+        for pattern, _ in getattr(config, field):
+            if not any(re.search(pattern, path) for path in found):
+                raise ValueError(
+                    f"lora.{field}: {pattern!r} finds none of the targets, which are "
+                    f"{targets.listed(found)}"
+                )
+    return changed
+
+
+def _factors(param: Param, rank: int) -> tuple[Param, Param]:
+    first, behind = param.stacked, param.stacked + param.inputs
+    numbers = range(first)
+    rows, columns = range(first, behind), range(behind, len(param.shape))
+    if param.table:
+        # Of b, the columns are the inputs: their places behind the rank.
+        inputs = [axis - param.inputs + 1 for axis in columns]
+        inits = initializers.zeros, _uniform(inputs, first, numbers)
+    else:
+        inits = _uniform(rows, -1, numbers), initializers.zeros
+    shape, axes = param.shape, param.axes
+    a = Param((*shape[:behind], rank), (*axes[:behind], None), inits[0])
+    b = Param(
+        (*shape[:first], rank, *shape[behind:]), (*axes[:first], None, *axes[behind:]), inits[1]
+    )
+    return (
+        dataclasses.replace(a, inputs=param.inputs, added=True),
+        dataclasses.replace(b, inputs=1, added=True),
+    )
+
+
+def _uniform(inputs: Any, outputs: int, numbers: Any) -> initializers.Initializer:
+    """Within ±1/√inputs: torch's kaiming_uniform with a = √5."""
+    return initializers.variance_scaling(
+        1 / 3, "fan_in", "uniform", tuple(inputs), outputs, tuple(numbers)
+    )
+
+
+def _magnitude(param: Param) -> Param:
+    """Drawn by nobody: `add` takes the norms of the base."""
+    over = range(param.stacked, param.stacked + param.inputs)
+    return small(param, over, initializers.ones)
+
+
+def small(param: Param, over: range, init: initializers.Initializer) -> Param:
+    """A number for each place along the axes of a matrix that are not in `over`, on all devices."""
+    return Param(
+        tuple(1 if axis in over else length for axis, length in enumerate(param.shape)),
+        tuple(name if axis < param.stacked else None for axis, name in enumerate(param.axes)),
+        init,
+        added=True,
+    )

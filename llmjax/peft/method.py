@@ -1,0 +1,100 @@
+"""What of a model is trained: one configuration over all methods."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+
+from llmjax import tree
+from llmjax.checks import require_choices
+from llmjax.models import ModelConfig
+from llmjax.peft import adapter, freeze, ia3, lora, transform
+from llmjax.peft.adapter import AdapterConfig
+from llmjax.peft.ia3 import Ia3Config
+from llmjax.peft.lora import LoraConfig
+from llmjax.spec import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """What of a model is trained.
+
+    Attributes:
+        name: full, the model itself; or what is added to it, which then is all that trains, with
+            its head if that is new.
+        only: of full, a regular expression: parameters whose path it finds are trained; "" is all.
+        frozen: of full, a regular expression: these are not.
+        frozen_layers: of full, so many of the first layers are not, and the embeddings below them.
+        lora: of lora.
+        adapter: of adapter.
+        ia3: of ia3.
+    """
+
+    name: Literal["full", "lora", "adapter", "ia3"] = "full"
+    only: str = ""
+    frozen: str = ""
+    frozen_layers: int = 0
+    lora: LoraConfig = LoraConfig()
+    adapter: AdapterConfig = AdapterConfig(dim=64)
+    ia3: Ia3Config = Ia3Config()
+
+    def __post_init__(self) -> None:
+        require_choices(self, "peft")
+        chosen = [name for name in ("only", "frozen", "frozen_layers") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise ValueError(f"peft: {' and '.join(chosen)} are given; choose one of them")
+        if chosen and self.name != "full":
+            raise ValueError(
+                f"peft.{chosen[0]} is of peft.name=full; of {self.name} what is added is trained"
+            )
+        if self.frozen_layers < 0:
+            raise ValueError(f"peft.frozen_layers={self.frozen_layers}: a number of layers, or 0")
+
+
+def spec(declared: Tree, model: ModelConfig, config: MethodConfig) -> Tree:
+    """A model's declarations with what the method adds.
+
+    Raises:
+        ValueError: the method does not fit the model; naming the field.
+    """
+    if config.name == "lora":
+        return lora.spec(declared, config.lora)
+    if config.name == "ia3":
+        return ia3.spec(declared, config.ia3)
+    if config.name == "adapter":
+        return adapter.spec(declared, model, config.adapter)
+    return declared
+
+
+def trains(declared: Tree, config: MethodConfig, *, also: str = "") -> tree.Predicate | None:
+    """What is trained, for `tree.partition`; None: all is.
+
+    Args:
+        declared: from `spec`.
+        config: of the method.
+        also: a regular expression: parameters that are trained whatever the method, a new head's
+            say; "" is none.
+
+    Raises:
+        ValueError: a pattern that finds nothing, or layers that cannot be told apart.
+    """
+    picked: tree.Predicate
+    if config.name != "full":
+        picked = transform.trained(declared)
+    elif config.only:
+        picked = freeze.only(declared, config.only)
+    elif config.frozen:
+        picked = freeze.all_but(declared, config.frozen)
+    elif config.frozen_layers:
+        picked = freeze.first_layers(declared, config.frozen_layers)
+    else:
+        return None
+    if not also:
+        return picked
+    extra = tree.matches(also)
+    return lambda path, leaf: picked(path, leaf) or extra(path, leaf)
+
+
+def adapt(params: Any, declared: Tree, key: jax.Array) -> Any:
+    """A model's parameters with what the method adds, drawn by a key; step 0 equals the model."""
+    return transform.add(params, declared, key)

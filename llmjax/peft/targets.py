@@ -1,0 +1,83 @@
+"""Which weights of a model a method is for."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from llmjax import tree
+from llmjax.spec import Param, Tree, is_param
+from llmjax.weights import Int8, Nf4, is_kind
+
+# The projections of attention and MLP.
+PROJECTIONS = r"/(attention|mlp)/(query|key|value|out|gate|up|down)$"
+SHOWN = 20  # paths that a message lists
+
+
+def is_node(node: Any) -> bool:
+    """Whether a node of a spec tree declares a weight, of any kind."""
+    return is_param(node) or is_kind(node)
+
+
+def matrix(node: Any) -> Param | None:
+    """The declaration of the matrix that a node declares, quantised or not; None: it is none."""
+    if isinstance(node, Int8):
+        return node.values
+    if isinstance(node, Nf4):
+        *axes, last = node.codes.shape
+        return dataclasses.replace(node.codes, shape=(*axes, 2 * last))
+    return node if isinstance(node, Param) and node.inputs else None
+
+
+def nodes(spec: Tree) -> dict[str, Any]:
+    """Path → declaration of every weight, of any kind."""
+    leaves = jax.tree.leaves(spec, is_leaf=is_node)
+    return dict(zip(tree.paths(spec, is_leaf=is_node), leaves, strict=True))
+
+
+def replace(spec: Tree, field: str, pattern: str, change: Callable[[str, Any, Param], Any]) -> Tree:
+    """The spec with another node in place of each matrix whose path has a pattern.
+
+    Args:
+        spec: of a model; quantised or not.
+        field: the pattern's name in messages.
+        pattern: a regular expression, searched for in paths.
+        change: from a matrix' path, node and declaration to the node that takes its place.
+
+    Raises:
+        ValueError: what is found is nothing, no matrix, or has an adapter already.
+    """
+    found = {path: node for path, node in nodes(spec).items() if re.search(pattern, path)}
+    plain = {path: param for path, node in found.items() if (param := matrix(node)) is not None}
+    wrong = [path for path in found if path not in plain]
+    if not found or wrong:
+        candidates = [path for path, node in nodes(spec).items() if matrix(node) is not None]
+        taken = [path for path in wrong if is_kind(found[path])]
+        what = "finds nothing"
+        if wrong:
+            what = f"finds {listed(wrong)}, which are no matrices"
+        if taken:
+            what = f"finds {listed(taken)}, which have an adapter already: merge it first"
+        raise ValueError(f"{field}={pattern!r} {what}; the matrices are {listed(candidates)}")
+
+    def one(path: str, node: Any) -> Any:
+        return change(path, node, plain[path]) if path in plain else node
+
+    return tree.map_with_path(one, spec, is_leaf=is_node)
+
+
+def listed(paths: list[str]) -> str:
+    """Paths as a message lists them: those of the layers once."""
+    short = list(dict.fromkeys(re.sub(r"\b\d+\b", "*", path) for path in paths))
+    more = f" and {len(short) - SHOWN} more" if len(short) > SHOWN else ""
+    return ", ".join(short[:SHOWN]) + more
+
+
+def require_pattern(field: str, pattern: str) -> None:
+    """Raises ValueError, naming the field, unless the pattern is a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{field}={pattern!r} is no regular expression: {error}") from error

@@ -1,0 +1,196 @@
+"""Weights in 8 and 4 bits."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import PartitionSpec
+
+from llmjax import mesh
+
+BLOCK = 64  # weights that share a scale in 4 bits
+GROUP = 256  # the most scales that share one of theirs
+
+# The 16 values of NormalFloat: quantiles of the normal distribution between -1 and 1, with one 0
+# (Dettmers et al. 2023, appendix E).
+NORMAL_FLOAT = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+
+
+@struct.dataclass
+class Int8:
+    """A weight in 8-bit integers: values · scale (Dettmers et al. 2022, section 2.1).
+
+    Attributes:
+        values: int8, the weight's shape.
+        scale: float32, broadcastable to it: one scale for each output channel.
+    """
+
+    values: Any
+    scale: Any
+
+    @property
+    def ndim(self) -> int:
+        """The weight's number of axes."""
+        return self.values.ndim
+
+    def dequantize(self, dtype: Any = jnp.float32) -> jax.Array:
+        """The weight as an array."""
+        return self.values.astype(dtype) * self.scale.astype(dtype)
+
+
+@struct.dataclass
+class Nf4:
+    """A weight in 4-bit NormalFloats with doubly quantised scales (Dettmers et al. 2023, section 3).
+
+    A block of 64 weights, along the last axis or along the last few together, shares a scale. The
+    scales less their mean are 8-bit integers times a number that up to 256 of them share, along
+    the axis before the blocks. The paper has 8-bit floats there, whose steps are coarser.
+
+    Attributes:
+        codes: uint8, the weight's shape with half of its last axis: the even places in the low bits.
+        scales: int8, one for each block: [..., N/64], of the axes that blocks lie along as one.
+        steps: float32, one for each group of them: [..., G, N/64].
+        mean: float32, that of all scales of a matrix, with as many axes.
+    """
+
+    codes: Any
+    scales: Any
+    steps: Any
+    mean: Any
+
+    @property
+    def ndim(self) -> int:
+        """The weight's number of axes."""
+        return self.codes.ndim
+
+    def dequantize(self, dtype: Any = jnp.float32) -> jax.Array:
+        """The weight as an array."""
+        kept, split = self.scales.ndim - 1, mesh.spec_of(self.codes)
+        shape = (*self.codes.shape[:-1], 2 * self.codes.shape[-1])
+        codes = jnp.stack([self.codes & 15, self.codes >> 4], axis=-1)
+        table = jnp.asarray(NORMAL_FLOAT, jnp.float32)
+        values = table.at[_reshape(codes, shape, split)].get(out_sharding=split)
+        blocks = (*shape[:kept], self.scales.shape[-1], BLOCK)
+        values = _reshape(values, blocks, _by_blocks(split, kept))
+        rows = self.scales.shape[-2]
+        steps = jnp.repeat(self.steps, rows // self.steps.shape[-2], axis=-2)
+        scaled = values * (self.scales * steps + self.mean)[..., None]
+        return _reshape(scaled, shape, split).astype(dtype)
+
+
+class Layout(NamedTuple):
+    """How a weight lies in 4 bits.
+
+    Attributes:
+        kept: its axes before those that blocks lie along.
+        blocks: along these.
+        groups: of scales, along the axis before.
+    """
+
+    kept: int
+    blocks: int
+    groups: int
+
+
+def layout(shape: tuple[int, ...], stacked: int = 0) -> Layout:
+    """Of a weight of this shape, whose first `stacked` axes number matrices.
+
+    Raises:
+        ValueError: no block of 64 divides its last axes.
+    """
+    for kept in range(len(shape) - 1, stacked, -1):
+        length = math.prod(shape[kept:])
+        if length % BLOCK == 0 and shape[-1] % 2 == 0:
+            rows = shape[kept - 1]
+            group = max(n for n in range(1, min(rows, GROUP) + 1) if rows % n == 0)
+            return Layout(kept, length // BLOCK, rows // group)
+    raise ValueError(
+        f"a weight {shape}: 4 bits need blocks of {BLOCK} along its last axes; leave it as it is, "
+        "or choose 8 bits"
+    )
+
+
+def quantize(weight: jax.Array, inputs: int = 1, stacked: int = 0) -> Int8:
+    """Rounds to 8 bits, with the largest magnitude over the input axes as the scale.
+
+    Args:
+        weight: [stacked..., inputs..., outputs...].
+        inputs: how many axes products contract.
+        stacked: how many axes before them number weights.
+    """
+    over = tuple(range(stacked, stacked + inputs))
+    largest = jnp.max(jnp.abs(weight), axis=over, keepdims=True)
+    scale = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / 127
+    return Int8(jnp.round(weight / scale).astype(jnp.int8), scale.astype(jnp.float32))
+
+
+def quantize_nf4(weight: jax.Array, stacked: int = 0) -> Nf4:
+    """Rounds to the nearest 4-bit NormalFloat of each block.
+
+    Args:
+        weight: [stacked..., ...].
+        stacked: how many leading axes number weights.
+
+    Raises:
+        ValueError: no block of 64 divides its last axes.
+    """
+    kept, count, groups = layout(weight.shape, stacked)
+    split = mesh.spec_of(weight)
+    by_blocks = _by_blocks(split, kept)
+    blocks = (*weight.shape[:kept], count, BLOCK)
+    values = _reshape(weight.astype(jnp.float32), blocks, by_blocks)
+    largest = jnp.max(jnp.abs(values), axis=-1)
+    mean = jnp.mean(largest, axis=tuple(range(stacked, kept + 1)), keepdims=True)
+    rows = weight.shape[kept - 1]
+    # Groups may be fewer than the devices that split the rows, so whole rows are grouped.
+    whole = (
+        None if by_blocks is None else PartitionSpec(*by_blocks[: kept - 1], None, by_blocks[kept])
+    )
+    less = _reshape(largest - mean, largest.shape, whole)
+    grouped = less.reshape(*less.shape[: kept - 1], groups, rows // groups, count)
+    steps = jnp.max(jnp.abs(grouped), axis=-2) / 127
+    steps = jnp.maximum(steps, jnp.finfo(jnp.float32).tiny)
+    repeated = jnp.repeat(steps, rows // groups, axis=-2)
+    scales = jnp.round((largest - mean) / repeated).astype(jnp.int8)
+    # Codes by the scales that dequantising finds.
+    found = values / jnp.maximum(scales * repeated + mean, jnp.finfo(jnp.float32).tiny)[..., None]
+    borders = (np.array(NORMAL_FLOAT[1:]) + np.array(NORMAL_FLOAT[:-1])) / 2
+    codes = sum((found > border).astype(jnp.uint8) for border in borders)
+    codes = _reshape(codes, weight.shape, split)
+    pairs = (*weight.shape[:-1], weight.shape[-1] // 2, 2)
+    codes = _reshape(codes, pairs, None if split is None else PartitionSpec(*split, None))
+    return Nf4(codes[..., 0] | codes[..., 1] << 4, scales, steps, mean)
+
+
+def _by_blocks(split: PartitionSpec | None, kept: int) -> PartitionSpec | None:
+    """How blocks [..., N/64, 64] of a weight are split."""
+    if split is None:
+        return None
+    last = split[-1] if kept == len(split) - 1 else None
+    return PartitionSpec(*split[:kept], last, None)
+
+
+def _reshape(x: jax.Array, shape: tuple[int, ...], split: PartitionSpec | None) -> jax.Array:
+    if x.shape == shape:
+        return x if split is None else jax.reshard(x, split)
+    return x.reshape(shape) if split is None else jnp.reshape(x, shape, out_sharding=split)
