@@ -3,11 +3,13 @@
 from llmjax.peft import freeze, ia3, lora
 from llmjax.peft.ia3 import Ia3Config
 from llmjax.peft.lora import LoraConfig
+from llmjax.peft.method import MethodConfig
 from llmjax.peft.transform import add, attach, extract, merge, trained, without
 
 __all__ = [
     "Ia3Config",
     "LoraConfig",
+    "MethodConfig",
     "add",
     "attach",
     "extract",
