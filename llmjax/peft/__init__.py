@@ -1,6 +1,6 @@
 """Parameter-efficient fine-tuning: transforms of spec trees, and of the matching parameters."""
 
-from llmjax.peft import freeze, ia3, lora
+from llmjax.peft import files, freeze, fused, ia3, lora
 from llmjax.peft.ia3 import Ia3Config
 from llmjax.peft.lora import LoraConfig
 from llmjax.peft.method import MethodConfig
@@ -13,7 +13,9 @@ __all__ = [
     "add",
     "attach",
     "extract",
+    "files",
     "freeze",
+    "fused",
     "ia3",
     "lora",
     "merge",
