@@ -1,35 +1,41 @@
 """Supervised fine-tuning as a task: answers, or labels of texts."""
 
 import dataclasses
+import pathlib
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import jax
 
 from experiments.flags import FlagError
-from experiments.recipe import require_not_negative
+from experiments.recipe import require, require_not_negative
 from experiments.tasks.task import Batch
 from experiments.tasks.tuning import Tuning, TuningTask
 from llmjax import evaluation, mesh, models, objectives, planning, sampling
 from llmjax.data.config import Kind
-from llmjax.objectives import Loss
+from llmjax.objectives import ClassificationConfig, Loss
 from llmjax.train import metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetuning(Tuning):
-    """Supervised fine-tuning: of answers to instructions and in conversations, or of plain text.
+    """Supervised fine-tuning.
 
     Attributes:
-        packing: best_fit puts several examples into a row, each blind to the others; none gives
-            each a row of its own.
-        label_smoothing: share of each target's probability spread over the vocabulary.
-        z_loss: weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
-        sample_every: steps between samples; 0 means only at the end.
+        objective: what is learnt: sft, answers to instructions and in conversations, or plain text;
+            classification, labels of texts.
+        classification: how labels are learnt.
+        packing: of sft, best_fit puts several examples into a row, each blind to the others; none
+            gives each a row of its own.
+        label_smoothing: of sft, share of each target's probability spread over the vocabulary.
+        z_loss: of sft, weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
+        sample_every: of sft, steps between samples; 0 means only at the end.
         sample_prompt: what the user says in samples.
         sample_tokens: tokens of a sample.
     """
 
+    objective: Literal["sft", "classification"] = "sft"
+    classification: ClassificationConfig = ClassificationConfig()
     packing: Literal["best_fit", "none"] = "best_fit"
     label_smoothing: float = 0.0
     z_loss: float = 0.0
@@ -40,9 +46,20 @@ class Finetuning(Tuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_not_negative(self, "z_loss", "sample_every", "sample_tokens")
+        require(
+            self.objective == "sft" or len(self.data.labels) > 1,
+            f"data.labels={','.join(self.data.labels)}: name the labels to tell apart, in the order"
+            " of their numbers",
+        )
 
 
-class FinetuningTask(TuningTask):
+def finetuning(recipe: Finetuning, run_dir: pathlib.Path) -> TuningTask:
+    """The task of a recipe."""
+    task = AnswerTask if recipe.objective == "sft" else LabelTask
+    return task(recipe, run_dir)
+
+
+class AnswerTask(TuningTask):
     """A causal model learns what the assistant says."""
 
     kind: ClassVar[Kind] = "sft"
@@ -89,7 +106,7 @@ class FinetuningTask(TuningTask):
         with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
             written = sampling.generate(
                 params,
-                [tokens],
+                [tokens.tolist()],
                 self.config,
                 jax.random.key(self.recipe.seed),
                 max_new_tokens=self.recipe.sample_tokens,
@@ -108,3 +125,29 @@ class FinetuningTask(TuningTask):
             counted="inputs",
             chips=jax.device_count(),
         )
+
+
+class LabelTask(TuningTask):
+    """A model with a head of kind classification learns labels."""
+
+    kind: ClassVar[Kind] = "classification"
+    recipe: Finetuning
+
+    def configure(self, config: models.ModelConfig) -> models.ModelConfig:
+        """With another head."""
+        return models.with_head(config, "classification", labels=len(self.recipe.data.labels))
+
+    def make_loss(self, *, plain: bool = False) -> Loss:
+        """Evaluations count what is taken for what."""
+        if plain:
+            return objectives.classification(self.config, confusion=True)
+        return objectives.classification(self.config, self.recipe.classification)
+
+    def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        """Accuracy, macro F1 and Matthews correlation; RUN_DIR/confusion.json is for the report."""
+        found, confusion = evaluation.evaluate_classification(
+            self.plain_loss, params, batches, self.recipe.data.labels
+        )
+        if jax.process_index() == 0 and self.run_dir.is_dir():
+            confusion.save(self.run_dir / "confusion.json")
+        return found

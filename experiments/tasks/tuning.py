@@ -49,6 +49,7 @@ class TuningTask(Task):
     Attributes:
         kind: of the examples.
         base: the model that is there.
+        model_spec: of its parameters and what is added to them.
         template: how it is spoken to.
     """
 
@@ -62,11 +63,17 @@ class TuningTask(Task):
             self.config = self.configure(
                 dataclasses.replace(self.base.config, dropout=recipe.dropout, remat=recipe.remat)
             )
-            self.spec = method.spec(models.spec(self.config), self.config, recipe.peft)
+            self.model_spec = method.spec(models.spec(self.config), self.config, recipe.peft)
+            self.spec = self.model_spec
             also = "" if self._keeps_head() else "^head(/|$)"
             self.trained = method.trains(self.spec, recipe.peft, also=also)
         except ValueError as error:
             raise FlagError(str(error)) from error
+        if recipe.sequence_length > self.config.max_length:
+            raise FlagError(
+                f"--sequence_length={recipe.sequence_length}: {recipe.base} was made for up to "
+                f"{self.config.max_length} tokens"
+            )
 
     @abc.abstractmethod
     def configure(self, config: models.ModelConfig) -> models.ModelConfig:
@@ -150,7 +157,12 @@ class TuningTask(Task):
         params, fingerprint = self.base.load()
         if not self._keeps_head():
             params = {name: node for name, node in params.items() if name != "head"}
-        return method.adapt(params, self.spec, jax.random.key(self.recipe.seed)), fingerprint
+        key = jax.random.key(self.recipe.seed)
+        return self.complete(method.adapt(params, self.model_spec, key)), fingerprint
+
+    def complete(self, params: Any) -> Any:
+        """With what the stage has beside the model."""
+        return params
 
     def _keeps_head(self) -> bool:
         return self.config.head == self.base.config.head

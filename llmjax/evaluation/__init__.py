@@ -7,11 +7,13 @@ from llmjax.evaluation.classification import (
 )
 from llmjax.evaluation.masked import evaluate_mlm, evaluate_rtd
 from llmjax.evaluation.perplexity import evaluate
+from llmjax.evaluation.sums import evaluate_means
 
 __all__ = [
     "Confusion",
     "evaluate",
     "evaluate_classification",
+    "evaluate_means",
     "evaluate_mlm",
     "evaluate_rtd",
     "evaluate_spans",
