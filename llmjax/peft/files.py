@@ -37,6 +37,7 @@ _UNSUPPORTED = (
     "use_qalora",
     "velora_config",
 )
+_BASE = ".base_layer.weight"
 # Ways to start from after which the base model is the one that was downloaded.
 _INITS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -69,20 +70,20 @@ def save(
         )
     adapted = {path: node for path, node in nodes.items() if type(node) in kinds}
     tensors, joined = fused.tensors(spec, extract(params, spec))
-    fields = _ia3_fields(adapted) if kinds == {Scaled} else _lora_fields(adapted, joined)
-    modules = sorted({m for node in adapted.values() for m in _modules(_matrix(node))})
+    modules = {m for node in adapted.values() for m in _modules(_matrix(node))}
     every = {m for node in targets.nodes(spec).values() for m in _modules(_matrix(node))}
+    if kinds == {Scaled}:
+        fields = _ia3_fields(adapted, modules, every)
+    else:
+        ends = _shortest(modules, every)
+        fields = _lora_fields(adapted, joined) | {"target_modules": ends}
     config = {
         "task_type": task or None,
         "base_model_name_or_path": base_model or None,
-        "bias": "none",
         "inference_mode": True,
         "fan_in_fan_out": any(names.transposed(_matrix(node)) for node in adapted.values()),
         **fields,
-        "target_modules": _shortest(modules, every),
     }
-    if kinds == {Scaled}:
-        del config["bias"]
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_file(directory / TENSORS_FILE, tensors)
@@ -139,6 +140,7 @@ def _lora_fields(adapted: Mapping[str, Any], joined: fused.Joined) -> dict[str, 
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
+        "bias": "none",
         "rank_pattern": {m: r for m, (r, _) in by_module.items() if r != rank},
         "alpha_pattern": {m: a for m, (_, a) in by_module.items() if a != alpha},
         "use_dora": any(isinstance(node, Dora) for node in adapted.values()),
@@ -147,13 +149,16 @@ def _lora_fields(adapted: Mapping[str, Any], joined: fused.Joined) -> dict[str, 
     }
 
 
-def _ia3_fields(adapted: Mapping[str, Scaled]) -> dict[str, Any]:
-    inputs = [node for node in adapted.values() if node.over == "inputs"]
-    modules = sorted({m for node in inputs for m in _modules(_matrix(node))})
-    every = {m for node in adapted.values() for m in _modules(_matrix(node))}
+def _ia3_fields(adapted: Mapping[str, Scaled], modules: set, every: set) -> dict[str, Any]:
+    """Those whose inputs are multiplied are some of the targets, by the same names."""
+    inputs = {
+        m for node in adapted.values() if node.over == "inputs" for m in _modules(_matrix(node))
+    }
+    ends = sorted({*_shortest(inputs, every), *_shortest(modules - inputs, every)})
     return {
         "peft_type": "IA3",
-        "feedforward_modules": _shortest(modules, every) if modules else [],
+        "target_modules": ends,
+        "feedforward_modules": _shortest(inputs, every),
         "init_ia3_weights": True,
     }
 
@@ -173,30 +178,31 @@ def _modules(param: Param | None) -> list[str]:
     return [name.format(i) for i in range(param.shape[0])] if "{}" in name else [name]
 
 
-def _shortest(modules: Iterable[str], every: Iterable[str]) -> list[str]:
+def _shortest(modules: set[str], every: set[str]) -> list[str]:
     """Ends of the modules' names, as PEFT takes them, that no other of the model's modules has."""
-    wanted = set(modules)
     for length in (2, 3):
-        ends = sorted({".".join(name.split(".")[-length:]) for name in wanted})
+        ends = sorted({".".join(name.split(".")[-length:]) for name in modules})
         found = {m for m in every if any(m == end or m.endswith(f".{end}") for end in ends)}
-        if found == wanted and not any(re.search(r"\d", end) for end in ends):
+        if found == modules and not any(re.search(r"\d", end) for end in ends):
             return ends
-    return sorted(wanted)
+    return sorted(modules)
 
 
 def _by_our_names(declared: Tree, tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """Tensors by the names that our declarations give: a bare model's modules have a prefix less."""
+    """Tensors by the names that our declarations give: a bare model's modules have a prefix less.
+
+    Tables that PEFT keeps beside their corrections are the base model's, and left out.
+    """
     known = {m for node in targets.nodes(declared).values() for m in _modules(_matrix(node))}
     heads = collections.Counter(name.partition(".")[0] for name in known)
     prefix = max(heads, key=heads.__getitem__, default="") + "."
     bare = not any(name.startswith(names.PREFIX + prefix) for name in tensors)
-    if not bare:
-        return tensors
     views = {}
     for name in tensors:
-        rest = name.removeprefix(names.PREFIX)
-        longer = prefix + rest
-        views[names.PREFIX + longer if _module(longer) in known else name] = name
+        if name.endswith(_BASE):
+            continue
+        longer = prefix + name.removeprefix(names.PREFIX)
+        views[names.PREFIX + longer if bare and _module(longer) in known else name] = name
     return _Renamed(views, tensors)
 
 

@@ -71,16 +71,15 @@ def tensors(spec: Tree, added: Any) -> tuple[dict[str, LazyTensor], Joined]:
     marked = jax.tree.map(mark, spec, is_leaf=targets.is_node)
     only = map_params(lambda param: param if param.added else None, marked)
     found = state.lazy_state(only, added)
+    joined: Joined = {}
     for module, several in parts.items():
+        several.sort(key=lambda part: part.index)
         pairs = [(part, found.pop(part.a), found.pop(part.b)) for part in several]
         found[f"{module}.lora_A.weight"] = _inputs([a for _, a, _ in pairs])
         found[f"{module}.lora_B.weight"] = _outputs(pairs)
-    sizes = {
-        module.removeprefix(names.PREFIX): found[f"{module}.lora_A.weight"].shape[0]
-        for module in parts
-    }
-    scales = {module.removeprefix(names.PREFIX): several[0].scale for module, several in parts.items()}
-    return found, {module: (rank, scales[module]) for module, rank in sizes.items()}
+        rank = found[f"{module}.lora_A.weight"].shape[0]
+        joined[module.removeprefix(names.PREFIX)] = rank, several[0].scale
+    return found, joined
 
 
 def _inputs(parts: list[LazyTensor]) -> LazyTensor:

@@ -72,6 +72,22 @@ CASES = {
         LoraConfig(4, 8.0, dora=True),
         theirs.LoraConfig(r=4, lora_alpha=8, target_modules=LLAMA, use_dora=True),
     ),
+    "a joined projection": (
+        "gpt2",
+        {},
+        LoraConfig(4, 8.0),
+        theirs.LoraConfig(
+            r=4, lora_alpha=8, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True
+        ),
+    ),
+    "joined projections": (
+        "modernbert",
+        {},
+        LoraConfig(4, 8.0, dora=True),
+        theirs.LoraConfig(
+            r=4, lora_alpha=8, target_modules=r".*layers\.\d\..*(Wqkv|Wi|Wo)", use_dora=True
+        ),
+    ),
     "ia3": (
         "llama",
         {},
@@ -161,4 +177,17 @@ def check(config, spec, params, model, batch, apply, assert_close):
                 parameter.grad.numpy()
             )
     assert set(actual) == set(expected)
+    for name, value in expected.items():
+        if actual[name].shape != value.shape:
+            actual[name] = of_the_joined_one(actual[name], value.shape)
     assert_close(config, actual, expected, batch)
+
+
+def of_the_joined_one(gradient, shape):
+    """The gradient by the A or B that parts of a projection share, from those by each part's."""
+    if gradient.shape[1] == shape[1]:
+        return gradient.reshape(-1, *shape).sum(0)
+    count = gradient.shape[1] // shape[1]
+    parts = gradient.reshape(count, -1, count, shape[1])
+    assert not any(parts[i, :, j].any() for i in range(count) for j in range(count) if i != j)
+    return np.concatenate([parts[i, :, i] for i in range(count)])
