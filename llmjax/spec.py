@@ -7,7 +7,7 @@ so none of them can disagree with another.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,8 @@ class Param:
         inputs: how many axes, behind those of stacking, are the rows of the matrix that products
             read it as, the rest being its columns; 0 of what is no matrix: norms and biases.
             Products contract the rows; of a table, [V, D], they contract the columns.
-        table: whether rows are looked up by number, or are of a vocabulary's logits.
+        table: "input" where rows are looked up by number, "output" where they are of a vocabulary's
+            logits; empty for a projection.
         dtype: of its values, whatever the others' precision; None: as the others.
         added: whether it belongs to no model, and a method of `llmjax.peft` added it.
     """
@@ -49,7 +50,7 @@ class Param:
     layout: str = ""
     part: tuple[int, int, int] = (0, 1, -1)
     inputs: int = 0
-    table: bool = False
+    table: Literal["", "input", "output"] = ""
     dtype: Any = None
     added: bool = False
 

@@ -302,9 +302,10 @@ def _numbered(param: Param) -> tuple[int, ...]:
 
 
 def _sizes(param: Param) -> dict[str, int]:
-    """The length of each axis in the layout."""
+    """The length of each axis that the layout names; one of 1 has the name 1."""
     shape = param.shape[param.hf.count("{}") :]
-    return dict(zip(param.layout.split("->")[1].split(), shape, strict=True))
+    names = param.layout.split("->")[1].split()
+    return {name: n for name, n in zip(names, shape, strict=True) if name != "1"}
 
 
 def _tensors(param: Param) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -312,7 +313,8 @@ def _tensors(param: Param) -> Iterator[tuple[str, tuple[int, ...]]]:
     sizes = _sizes(param)
     axes = re.findall(r"\((.*?)\)|(\w+)", param.layout.split("->")[0])  # one is empty of each two
     shape = [
-        math.prod(sizes[name] for name in f"{joined}{single}".split()) for joined, single in axes
+        math.prod(sizes.get(name, 1) for name in f"{joined}{single}".split())
+        for joined, single in axes
     ]
     shape[param.part[2]] *= param.part[1]
     for numbers in np.ndindex(_numbered(param)):

@@ -59,9 +59,7 @@ def stage(
     """
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes={shard_bytes}: must be at least 1")
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _NAMES or name == "__metadata__":
-            raise ValueError(f"tensor {name!r} of {tensor.dtype}: safetensors has no such thing")
+    _check_dtypes(tensors)
     shards = _split(tensors, shard_bytes)
     names = [SINGLE_FILE]
     if len(shards) > 1:
@@ -115,6 +113,28 @@ def _split(tensors: Mapping[str, LazyTensor], shard_bytes: int) -> list[list[str
         shards[-1].append(name)
         filled += tensor.nbytes
     return shards
+
+
+def write_file(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Writes one safetensors file, whole or not at all.
+
+    Raises:
+        ValueError: a tensor's dtype has no name there.
+    """
+    _check_dtypes(tensors)
+    partial = path.with_name(path.name + _PARTIAL)
+    try:
+        _write_shard(partial, tensors, lambda nbytes: None)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(path)
+
+
+def _check_dtypes(tensors: Mapping[str, LazyTensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES or name == "__metadata__":
+            raise ValueError(f"tensor {name!r} of {tensor.dtype}: safetensors has no such thing")
 
 
 def _write_shard(

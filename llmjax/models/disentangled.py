@@ -56,7 +56,7 @@ def relative_spec(config: ModelConfig) -> dict[str, Any]:
     rows = 2 * config.disentangled.span
     normal = initializers.normal(config.init_std)
     shape, axes = (rows, config.embed_dim), (None, "outer_embed")
-    spec: dict[str, Any] = {"table": Param(shape, axes, normal, inputs=1, table=True)}
+    spec: dict[str, Any] = {"table": Param(shape, axes, normal, inputs=1, table="input")}
     if config.disentangled.norm:
         spec["norm"] = layers.norm_spec(config)
     return spec

@@ -20,7 +20,7 @@ def embedding_spec(config: ModelConfig) -> dict[str, Any]:
     width, normal = config.table_dim, initializers.normal(config.init_std)
 
     def table(rows: int, axis: str | None = None) -> Param:
-        return Param((rows, width), (axis, "outer_embed"), normal, inputs=1, table=True)
+        return Param((rows, width), (axis, "outer_embed"), normal, inputs=1, table="input")
 
     spec: dict[str, Any] = {"embedding": table(config.vocab_size, "vocab")}
     if has_positions(config):

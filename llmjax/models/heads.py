@@ -71,7 +71,7 @@ def _vocabulary_spec(config: ModelConfig) -> dict[str, Param]:
 def _table(config: ModelConfig, width: int) -> Param:
     normal = initializers.normal(config.init_std)
     shape, axes = (config.vocab_size, width), ("vocab", "outer_embed")
-    return Param(shape, axes, normal, inputs=1, table=True)
+    return Param(shape, axes, normal, inputs=1, table="output")
 
 
 def _dense_spec(config: ModelConfig, width: int) -> dict[str, Param]:

@@ -1,6 +1,6 @@
 """Parameter-efficient fine-tuning: transforms of spec trees, and of the matching parameters."""
 
-from llmjax.peft import adapter, freeze, ia3, lora, prefix
+from llmjax.peft import adapter, files, freeze, fused, ia3, lora, prefix, prefix_files
 from llmjax.peft.adapter import AdapterConfig
 from llmjax.peft.ia3 import Ia3Config
 from llmjax.peft.lora import LoraConfig
@@ -16,11 +16,14 @@ __all__ = [
     "add",
     "attach",
     "extract",
+    "files",
     "freeze",
+    "fused",
     "ia3",
     "lora",
     "merge",
     "prefix",
+    "prefix_files",
     "trained",
     "without",
 ]

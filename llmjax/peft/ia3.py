@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.nn import initializers
 
-from llmjax.peft import lora, targets
+from llmjax.peft import lora, names, targets
 from llmjax.spec import Param, Tree
 from llmjax.weights import Scaled
 
@@ -46,8 +46,10 @@ def spec(declared: Tree, config: Ia3Config) -> Tree:
             raise ValueError(f"ia3.targets: {path} is a table; name projections only")
         first, behind = param.stacked, param.stacked + param.inputs
         if re.search(config.inputs, path):
-            factors = lora.small(param, range(behind, len(param.shape)), initializers.ones)
-            return Scaled(node, factors, "inputs")
-        return Scaled(node, lora.small(param, range(first, behind), initializers.ones), "outputs")
+            over, side = range(behind, len(param.shape)), "inputs"
+        else:
+            over, side = range(first, behind), "outputs"
+        factors = lora.small(param, over, initializers.ones, names.factors(param, side))
+        return Scaled(node, factors, side)
 
     return targets.replace(declared, "ia3.targets", config.targets, change)

@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.nn import initializers
 
-from llmjax.peft import targets
+from llmjax.peft import names, targets
 from llmjax.spec import Param, Tree
 from llmjax.weights import Dora, Lora
 
@@ -61,8 +61,9 @@ class LoraConfig:
 def spec(declared: Tree, config: LoraConfig) -> Tree:
     """The spec with a `Lora`, or a `Dora` over one, in place of each target.
 
-    One factor is drawn as PEFT does, uniform within ±1/√inputs, and the other is zero: that of the
-    outputs, and of a table [V, D] that of its rows. So step 0 equals the base model.
+    As in PEFT one factor is drawn, uniform within ±1/√inputs and of embeddings normal, and the other
+    is zero: that of the outputs, and of a table [V, D] that of its rows. So step 0 equals the base
+    model.
 
     Args:
         declared: the tree of `Param` of a model; weights may be quantised.
@@ -102,18 +103,28 @@ def _factors(param: Param, rank: int) -> tuple[Param, Param]:
     if param.table:
         # Of b, the columns are the inputs: their places behind the rank.
         inputs = [axis - param.inputs + 1 for axis in columns]
-        inits = initializers.zeros, _uniform(inputs, first, numbers)
+        wide = initializers.normal(1.0) if param.table == "input" else _uniform(inputs, first, numbers)
+        inits = initializers.zeros, wide
     else:
         inits = _uniform(rows, -1, numbers), initializers.zeros
     shape, axes = param.shape, param.axes
-    a = Param((*shape[:behind], rank), (*axes[:behind], None), inits[0])
+    a = Param(
+        (*shape[:behind], rank),
+        (*axes[:behind], None),
+        inits[0],
+        *names.factor(param, "a"),
+        inputs=param.inputs,
+        added=True,
+    )
     b = Param(
-        (*shape[:first], rank, *shape[behind:]), (*axes[:first], None, *axes[behind:]), inits[1]
+        (*shape[:first], rank, *shape[behind:]),
+        (*axes[:first], None, *axes[behind:]),
+        inits[1],
+        *names.factor(param, "b"),
+        inputs=1,
+        added=True,
     )
-    return (
-        dataclasses.replace(a, inputs=param.inputs, added=True),
-        dataclasses.replace(b, inputs=1, added=True),
-    )
+    return a, b
 
 
 def _uniform(inputs: Any, outputs: int, numbers: Any) -> initializers.Initializer:
@@ -126,14 +137,17 @@ def _uniform(inputs: Any, outputs: int, numbers: Any) -> initializers.Initialize
 def _magnitude(param: Param) -> Param:
     """Drawn by nobody: `add` takes the norms of the base."""
     over = range(param.stacked, param.stacked + param.inputs)
-    return small(param, over, initializers.ones)
+    return small(param, over, initializers.ones, names.magnitude(param))
 
 
-def small(param: Param, over: range, init: initializers.Initializer) -> Param:
+def small(
+    param: Param, over: range, init: initializers.Initializer, named: names.Name = names.NAMELESS
+) -> Param:
     """A number for each place along the axes of a matrix that are not in `over`, on all devices."""
     return Param(
         tuple(1 if axis in over else length for axis, length in enumerate(param.shape)),
         tuple(name if axis < param.stacked else None for axis, name in enumerate(param.axes)),
         init,
+        *named,
         added=True,
     )

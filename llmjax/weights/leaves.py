@@ -9,6 +9,8 @@ from flax import struct
 from llmjax import mesh
 from llmjax.weights.quantized import Int8, Nf4
 
+Side = Literal["inputs", "outputs"]
+
 _AXES = "abcdefghijklmnop"
 
 
@@ -77,7 +79,7 @@ class Scaled:
 
     base: Any
     factors: Any
-    over: Literal["inputs", "outputs"] = struct.field(pytree_node=False)
+    over: Side = struct.field(pytree_node=False)
 
     @property
     def ndim(self) -> int:

@@ -28,7 +28,15 @@ from jax.experimental.pallas import triton as plgpu
 
 from llmjax.kernels import tuning
 from llmjax.kernels.cap import bend
-from llmjax.kernels.linear_cross_entropy.statistics import Options, Statistics, combine, slopes
+from llmjax.kernels.linear_cross_entropy.statistics import (
+    Options,
+    Statistics,
+    combine,
+    differentiated,
+    instantiated,
+    primals,
+    slopes,
+)
 from llmjax.kernels.linear_cross_entropy.tile import Tile, start
 from llmjax.kernels.tiling import pad, product
 
@@ -79,10 +87,17 @@ def statistics(hidden, weight, bias, targets, options: Options) -> Statistics:
         targets: int32 [N]; those outside of [0, V) have a logit of 0.
         options: which statistics, and how.
     """
-    return _forward(hidden, weight, bias, targets, options)[0]
+    return _statistics(hidden, weight, bias, targets, options)
 
 
 def _forward(hidden, weight, bias, targets, options):
+    trained = differentiated(weight, bias)
+    hidden, weight, bias, targets = primals((hidden, weight, bias, targets))
+    found = _statistics(hidden, weight, bias, targets, options)
+    return found, (hidden, weight, bias, targets, found, trained)
+
+
+def _statistics(hidden, weight, bias, targets, options):
     sizes, arrays = _arrays(hidden, weight, bias, targets)
     length = arrays.hidden.shape[0]
     rows, tiles = length // sizes.blocks.tokens, pl.cdiv(sizes.vocab, sizes.blocks.vocab)
@@ -98,13 +113,12 @@ def _forward(hidden, weight, bias, targets, options):
         out=((splits, options.wanted.rows, length), jnp.float32),
     )
     found = combine(options.wanted.statistics(jnp.moveaxis(parts, 1, 0)))
-    found = jax.tree.map(lambda x: x[: len(targets)], found)
-    return found, (hidden, weight, bias, targets, found)
+    return jax.tree.map(lambda x: x[: len(targets)], found)
 
 
 def _backward(options, residuals, cotangents):
-    hidden, weight, bias, targets, found = residuals
-    rows = [found.log_sum, *jax.tree.leaves(slopes(found, cotangents))]
+    hidden, weight, bias, targets, found, trained = residuals
+    rows = [found.log_sum, *jax.tree.leaves(slopes(found, instantiated(cotangents)))]
     sizes, arrays = _arrays(hidden, weight, bias, targets, jnp.stack(rows))
     grid, width, places = _chunks(sizes, arrays)
     out = (arrays.hidden.shape[0], width), hidden.dtype
@@ -112,31 +126,35 @@ def _backward(options, residuals, cotangents):
     def add(grads, place):
         # By the logits of a chunk, [N, C].
         grad = _call(_gradient_kernel, grid, sizes, options, arrays, place, out=out)
-        grad_hidden, *grad_head = grads
+        grad_hidden, grad_weight, grad_bias = grads
         rows = jax.lax.dynamic_slice_in_dim(arrays.weight, place[0], width)
         grad_hidden += product(grad, rows, 1, 0)
-        finished = [product(grad, arrays.hidden, 0, 0), jnp.sum(grad, 0, jnp.float32)]
-        grad_head = [
-            jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), place[0], 0)
-            for whole, part in zip(grad_head, finished, strict=False)
-        ]
-        return (grad_hidden, *grad_head), None
 
-    zeros = [jnp.zeros_like(arrays.hidden, jnp.float32)]
-    zeros.append(jnp.zeros_like(arrays.weight, weight.dtype))
-    if bias is not None:
-        zeros.append(jnp.zeros_like(arrays.bias))
-    (grad_hidden, grad_weight, *grad_bias), _ = jax.lax.scan(add, tuple(zeros), places)
+        def finish(whole, part):
+            return jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), place[0], 0)
+
+        if trained.weight:
+            grad_weight = finish(grad_weight, product(grad, arrays.hidden, 0, 0))
+        if trained.bias:
+            grad_bias = finish(grad_bias, jnp.sum(grad, 0, jnp.float32))
+        return (grad_hidden, grad_weight, grad_bias), None
+
+    zeros = (
+        jnp.zeros_like(arrays.hidden, jnp.float32),
+        jnp.zeros_like(arrays.weight, weight.dtype) if trained.weight else None,
+        jnp.zeros_like(arrays.bias) if trained.bias else None,
+    )
+    (grad_hidden, grad_weight, grad_bias), _ = jax.lax.scan(add, zeros, places)
     tokens, channels = hidden.shape
     return (
         grad_hidden[:tokens, :channels].astype(hidden.dtype),
-        grad_weight[: sizes.vocab, :channels],
-        grad_bias[0][: sizes.vocab] if grad_bias else None,
+        grad_weight[: sizes.vocab, :channels] if trained.weight else None,
+        grad_bias[: sizes.vocab] if trained.bias else None,
         None,
     )
 
 
-statistics.defvjp(_forward, _backward)
+statistics.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _arrays(hidden, weight, bias, targets, rows=None) -> tuple[_Sizes, _Arrays]:

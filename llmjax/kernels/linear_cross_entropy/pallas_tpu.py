@@ -18,7 +18,14 @@ from jax.experimental.pallas import tpu as pltpu
 
 from llmjax.kernels import tuning
 from llmjax.kernels.cap import bend
-from llmjax.kernels.linear_cross_entropy.statistics import Options, Statistics, slopes
+from llmjax.kernels.linear_cross_entropy.statistics import (
+    Options,
+    Statistics,
+    differentiated,
+    instantiated,
+    primals,
+    slopes,
+)
 from llmjax.kernels.linear_cross_entropy.tile import Tile, start
 from llmjax.kernels.tiling import LANES, column, pad, product
 
@@ -73,10 +80,17 @@ def statistics(hidden, weight, bias, targets, options: Options) -> Statistics:
         targets: int32 [N]; those outside of [0, V) have a logit of 0.
         options: which statistics, and how.
     """
-    return _forward(hidden, weight, bias, targets, options)[0]
+    return _statistics(hidden, weight, bias, targets, options)
 
 
 def _forward(hidden, weight, bias, targets, options):
+    trained = differentiated(weight, bias)
+    hidden, weight, bias, targets = primals((hidden, weight, bias, targets))
+    found = _statistics(hidden, weight, bias, targets, options)
+    return found, (hidden, weight, bias, targets, found, trained)
+
+
+def _statistics(hidden, weight, bias, targets, options):
     arrays = _arrays(hidden, weight, bias, targets)
     count = options.wanted.rows
     (rows,) = _call(
@@ -87,13 +101,12 @@ def _forward(hidden, weight, bias, targets, options):
         outs=[("row", (count, arrays.hidden.shape[0]), jnp.float32)],
         scratch=lambda sizes: [(count + 1, sizes.tokens_block)],
     )
-    found = options.wanted.statistics(rows[:, : len(targets)])
-    return found, (hidden, weight, bias, targets, found)
+    return options.wanted.statistics(rows[:, : len(targets)])
 
 
 def _backward(options, residuals, cotangents):
-    hidden, weight, bias, targets, found = residuals
-    rows = [found.log_sum, *jax.tree.leaves(slopes(found, cotangents))]
+    hidden, weight, bias, targets, found, trained = residuals
+    rows = [found.log_sum, *jax.tree.leaves(slopes(found, instantiated(cotangents)))]
     arrays = _arrays(hidden, weight, bias, targets, jnp.stack(rows))
     width = hidden.shape[1]
     call = functools.partial(_call, arrays=arrays, options=options)
@@ -103,6 +116,10 @@ def _backward(options, residuals, cotangents):
         outs=[("hidden", arrays.hidden.shape, hidden.dtype)],
         scratch=lambda sizes: [(sizes.tokens_block, width)],
     )
+    grad_hidden = grad_hidden[: len(targets)]
+    # A kernel that nobody needs the result of would run all the same.
+    if not (trained.weight or trained.bias):
+        return grad_hidden, None, None, None
     outs = [("weight", weight.shape, weight.dtype)]
     if bias is not None:
         outs.append(("bias", arrays.bias.shape, bias.dtype))
@@ -112,10 +129,10 @@ def _backward(options, residuals, cotangents):
         outs=outs,
         scratch=lambda sizes: [(sizes.vocab_block, width), (8, sizes.vocab_block)][: len(outs)],
     )
-    return grad_hidden[: len(targets)], grad_weight, grad_bias[0][0] if grad_bias else None, None
+    return grad_hidden, grad_weight, grad_bias[0][0] if grad_bias else None, None
 
 
-statistics.defvjp(_forward, _backward)
+statistics.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _arrays(hidden, weight, bias, targets, rows=None) -> _Arrays:

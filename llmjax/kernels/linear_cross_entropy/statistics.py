@@ -10,8 +10,9 @@ with four numbers to a token again, `Slopes`. An implementation computes the fir
 the second, gradients; the losses themselves are written once, in ordinary JAX.
 """
 
+import dataclasses
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,35 @@ class Wanted(NamedTuple):
         log_sum, target = next(found), next(found)
         total = next(found) if self.total else None
         return Statistics(log_sum, target, total, next(found) if self.expected else None)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Which parts of a head have a gradient: computing a frozen one would cost as much as any."""
+
+    weight: bool
+    bias: bool
+
+
+def differentiated(weight: Any, bias: Any) -> Trained:
+    """Of what a forward rule with symbolic zeros is given."""
+    return Trained(weight.perturbed, bias is not None and bias.perturbed)
+
+
+def primals(args: Any) -> Any:
+    """The values of what such a rule is given."""
+    return jax.tree.map(lambda arg: arg.value, args, is_leaf=lambda arg: hasattr(arg, "perturbed"))
+
+
+def instantiated(cotangents: Any) -> Any:
+    """What a backward rule with symbolic zeros is given, as arrays."""
+
+    def one(x: Any) -> jax.Array:
+        is_zero = isinstance(x, jax.custom_derivatives.SymbolicZero)
+        return jnp.zeros(x.shape, x.dtype) if is_zero else x
+
+    return jax.tree.map(one, cotangents, is_leaf=lambda x: hasattr(x, "aval"))
 
 
 class Options(NamedTuple):

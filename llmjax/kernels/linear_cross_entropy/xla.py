@@ -21,7 +21,11 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
     Slopes,
     Statistics,
     TokenLoss,
+    Trained,
     Wanted,
+    differentiated,
+    instantiated,
+    primals,
     slopes,
 )
 
@@ -38,25 +42,28 @@ def token_losses(
 
 
 def _losses_forward(hidden, weight, bias, targets, loss, cap):
+    trained = differentiated(weight, bias)
+    hidden, weight, bias, targets = primals((hidden, weight, bias, targets))
+
     def one(hidden, targets, head):
         logits = _Logits(hidden, targets, head, cap, loss.wanted)
         losses, pull = jax.vjp(lambda found: loss(found, targets), logits.statistics)
         (cotangents,) = pull(jnp.ones_like(losses))
-        grad_hidden, grad_head = logits.gradients(slopes(logits.statistics, cotangents))
+        grad_hidden, grad_head = logits.gradients(slopes(logits.statistics, cotangents), trained)
         return (losses, grad_hidden), grad_head
 
-    outs, grad_head = _over_chunks(one, (hidden, targets), (weight, bias), grads=True)
+    outs, grad_head = _over_chunks(one, (hidden, targets), (weight, bias), trained)
     losses, grad_hidden = outs
     return (jnp.sum(losses), losses), (grad_hidden, *grad_head)
 
 
 def _losses_backward(loss, cap, grads, cotangents):
-    cotangent, _ = cotangents
+    cotangent = instantiated(cotangents[0])
     scaled = jax.tree.map(lambda grad: cotangent.astype(grad.dtype) * grad, grads)
     return *scaled, None
 
 
-token_losses.defvjp(_losses_forward, _losses_backward)
+token_losses.defvjp(_losses_forward, _losses_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -70,22 +77,24 @@ def statistics(hidden, weight, bias, targets, wanted: Wanted, cap: float) -> Sta
 
 
 def _statistics_forward(hidden, weight, bias, targets, wanted, cap):
+    trained = differentiated(weight, bias)
+    hidden, weight, bias, targets = primals((hidden, weight, bias, targets))
     found = statistics(hidden, weight, bias, targets, wanted, cap)
-    return found, (hidden, weight, bias, targets, found)
+    return found, (hidden, weight, bias, targets, found, trained)
 
 
 def _statistics_backward(wanted, cap, residuals, cotangents):
-    hidden, weight, bias, targets, found = residuals
+    hidden, weight, bias, targets, found, trained = residuals
 
     def one(hidden, targets, slopes, head):
-        return _Logits(hidden, targets, head, cap, wanted).gradients(slopes)
+        return _Logits(hidden, targets, head, cap, wanted).gradients(slopes, trained)
 
-    tokens = (hidden, targets, slopes(found, cotangents))
-    grad_hidden, grad_head = _over_chunks(one, tokens, (weight, bias), grads=True)
+    tokens = (hidden, targets, slopes(found, instantiated(cotangents)))
+    grad_hidden, grad_head = _over_chunks(one, tokens, (weight, bias), trained)
     return grad_hidden, *grad_head, None
 
 
-statistics.defvjp(_statistics_forward, _statistics_backward)
+statistics.defvjp(_statistics_forward, _statistics_backward, symbolic_zeros=True)
 
 
 class _Head(NamedTuple):
@@ -125,8 +134,10 @@ class _Logits:
             else None,
         )
 
-    def gradients(self, slopes: Slopes) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
-        """By the hidden states [N, D], and by weight [V, D] and bias [V]."""
+    def gradients(
+        self, slopes: Slopes, trained: Trained
+    ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
+        """By the hidden states [N, D], and by weight [V, D] and bias [V] as far as they train."""
         columns = jax.tree.map(lambda x: x[:, None], slopes)
         grad = self.powers * (columns.softmax / self.sum)
         if columns.weighted is not None:
@@ -139,10 +150,11 @@ class _Logits:
         grad_hidden = mesh.sharded(jnp.einsum, ("tokens", None))(
             "nv,vd->nd", grad, self.head.weight
         )
-        product = mesh.sharded(self.product, ("vocab", "outer_embed"))
-        grad_weight = product("nv,nd->vd", grad, self.hidden)
-        grad_bias = None
-        if self.head.bias is not None:
+        grad_weight = grad_bias = None
+        if trained.weight:
+            product = mesh.sharded(self.product, ("vocab", "outer_embed"))
+            grad_weight = product("nv,nd->vd", grad, self.hidden)
+        if trained.bias:
             # A product, since XLA:CPU sums columns slowly.
             ones = jnp.ones_like(self.targets, grad.dtype)
             product = mesh.sharded(self.product, ("vocab",))
@@ -170,14 +182,16 @@ def chunks(hidden: jax.Array, vocab: int) -> int:
     return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= fit)
 
 
-def _over_chunks(one: Callable, tokens: tuple, head: tuple, grads: bool = False) -> tuple:
+def _over_chunks(
+    one: Callable, tokens: tuple, head: tuple, trained: Trained | None = None
+) -> tuple:
     """Runs `one(*chunks of tokens, head)` on each chunk in turn.
 
     Args:
-        one: from chunks [N, ...] to arrays [N, ...] and, of `grads`, gradients by the head.
+        one: from chunks [N, ...] to arrays [N, ...] and gradients by what of the head trains.
         tokens: trees of arrays [B, S, ...], the hidden states first.
         head: weight and bias.
-        grads: whether there are any.
+        trained: of the head; None where no gradients are wanted.
 
     Returns:
         The arrays [B, S, ...], and the sums of the gradients, or None.
@@ -198,7 +212,10 @@ def _over_chunks(one: Callable, tokens: tuple, head: tuple, grads: bool = False)
     def zeros(x):
         return jnp.zeros_like(x, dtype=jnp.promote_types(x.dtype, jnp.float32))
 
-    start = jax.tree.map(zeros, head) if grads else None
+    wanted = None
+    if trained is not None:
+        wanted = weight if trained.weight else None, bias if trained.bias else None
+    start = jax.tree.map(zeros, wanted)
     if count == 1:
         outs, total = run(tokens)
         outs = jax.tree.map(lambda x: x[None], outs)
@@ -206,7 +223,7 @@ def _over_chunks(one: Callable, tokens: tuple, head: tuple, grads: bool = False)
         cut = jax.tree.map(functools.partial(_cut, count=count), tokens)
         total, outs = jax.lax.scan(add, start, cut)
     outs = jax.tree.map(functools.partial(_join, batch=batch), outs)
-    return outs, jax.tree.map(lambda grad, x: grad.astype(x.dtype), total, head) if grads else None
+    return outs, jax.tree.map(lambda grad, x: grad.astype(x.dtype), total, wanted)
 
 
 def _rows(x):

@@ -1,0 +1,312 @@
+"""Adapters in PEFT's file format: adapter_config.json and adapter_model.safetensors, both ways."""
+
+import collections
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from llmjax.hf import files as tensor_files
+from llmjax.hf import state
+from llmjax.hf.writing import write_file, write_text
+from llmjax.peft import fused, ia3, lora, names, targets
+from llmjax.peft.transform import extract
+from llmjax.spec import Param, Tree, map_params
+from llmjax.weights import Dora, Lora, Scaled, is_kind
+
+CONFIG_FILE = "adapter_config.json"
+TENSORS_FILE = "adapter_model.safetensors"
+CONFIG_LIMIT = 10_000_000
+
+# What a base model or a correction would have to be changed by, beyond what the tensors say.
+_UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+_BASE = ".base_layer.weight"
+# Ways to start from after which the base model is the one that was downloaded.
+_INITS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+def save(
+    directory: str | os.PathLike, spec: Tree, params: Any, *, base_model: str = "", task: str = ""
+) -> None:
+    """Writes what methods added to a model, as PEFT's `PeftModel.from_pretrained` reads it.
+
+    Projections that are one tensor there (GPT-2's and ModernBERT's) become one correction, whose
+    rank is the sum of theirs.
+
+    Args:
+        directory: made where it does not exist; files that are there are replaced.
+        spec: from `lora.spec` or `ia3.spec`, of a model whose family has names there.
+        params: as it declares; or from `extract`.
+        base_model: the path or name of the base model there, for PEFT to find it by.
+        task: PEFT's task type, "CAUSAL_LM" say.
+
+    Raises:
+        ValueError: listing what has no place in the format: experts, convolutions, bottleneck
+            adapters and prefixes; a spec that is adapted by several methods, or by none.
+    """
+    nodes = {path: node for path, node in targets.nodes(spec).items() if is_kind(node)}
+    kinds = {type(node) for node in nodes.values() if isinstance(node, Dora | Lora | Scaled)}
+    if len(kinds) != 1:
+        raise ValueError(
+            f"PEFT's format holds one method, and the spec has {len(kinds)}: "
+            f"{', '.join(sorted(kind.__name__ for kind in kinds)) or 'none'}"
+        )
+    adapted = {path: node for path, node in nodes.items() if type(node) in kinds}
+    tensors, joined = fused.tensors(spec, extract(params, spec))
+    modules = {m for node in adapted.values() for m in _modules(_matrix(node))}
+    every = {m for node in targets.nodes(spec).values() for m in _modules(_matrix(node))}
+    if kinds == {Scaled}:
+        fields = _ia3_fields(adapted, modules, every)
+    else:
+        ends = _shortest(modules, every)
+        fields = _lora_fields(adapted, joined) | {"target_modules": ends}
+    config = {
+        "task_type": task or None,
+        "base_model_name_or_path": base_model or None,
+        "inference_mode": True,
+        "fan_in_fan_out": any(names.transposed(_matrix(node)) for node in adapted.values()),
+        **fields,
+    }
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_file(directory / TENSORS_FILE, tensors)
+    write_text(directory / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load(directory: str | os.PathLike, declared: Tree, *, dtype: Any = None) -> tuple[Tree, Any]:
+    """The adapter that PEFT or `save` wrote, for `attach`.
+
+    Args:
+        directory: with adapter_config.json and adapter_model.safetensors.
+        declared: the spec of the base model.
+        dtype: of the parameters; by default the file's.
+
+    Returns:
+        The adapted spec, and what the adapter adds, sharded over the current mesh.
+
+    Raises:
+        ValueError: naming the file: it is missing or damaged; another method, or an option that
+            changes more than the tensors say; tensors that are not for this model, or for some
+            of its stacked layers only.
+    """
+    directory = Path(directory)
+    fields = tensor_files.read_json(directory / CONFIG_FILE, CONFIG_LIMIT)
+    tensors = tensor_files.open_file(directory / TENSORS_FILE)
+    try:
+        found = _by_our_names(declared, tensors)
+        kind = fields.get("peft_type")
+        if kind == "LORA":
+            spec = lora.spec(declared, _lora_config(fields, declared, found))
+        elif kind == "IA3":
+            spec = ia3.spec(declared, _ia3_config(fields, declared, found))
+        else:
+            raise ValueError(f"peft_type={kind!r}: adapters of type LORA and IA3 are read")
+        added = map_params(lambda param: param if param.added else None, spec)
+        place = state.sharded(None if dtype is None else np.dtype(jax.numpy.dtype(dtype)))
+        values = state.from_state(added, found, place=place, ignored=())
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from error
+    return spec, values
+
+
+def _lora_fields(adapted: Mapping[str, Any], joined: fused.Joined) -> dict[str, Any]:
+    """Ranks and what they are multiplied by, the most frequent ones as the defaults."""
+    by_module = {}
+    for node in adapted.values():
+        inner = node.base if isinstance(node, Dora) else node
+        for module in _modules(_matrix(node)):
+            rank, scale = joined.get(module, (inner.a.shape[-1], inner.scale))
+            by_module[module] = rank, rank * scale
+    rank, alpha = collections.Counter(by_module.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "rank_pattern": {m: r for m, (r, _) in by_module.items() if r != rank},
+        "alpha_pattern": {m: a for m, (_, a) in by_module.items() if a != alpha},
+        "use_dora": any(isinstance(node, Dora) for node in adapted.values()),
+        "use_rslora": False,
+        "init_lora_weights": True,
+    }
+
+
+def _ia3_fields(adapted: Mapping[str, Scaled], modules: set, every: set) -> dict[str, Any]:
+    """Those whose inputs are multiplied are some of the targets, by the same names."""
+    inputs = {
+        m for node in adapted.values() if node.over == "inputs" for m in _modules(_matrix(node))
+    }
+    ends = sorted({*_shortest(inputs, every), *_shortest(modules - inputs, every)})
+    return {
+        "peft_type": "IA3",
+        "target_modules": ends,
+        "feedforward_modules": _shortest(inputs, every),
+        "init_ia3_weights": True,
+    }
+
+
+def _matrix(node: Any) -> Param | None:
+    """The declaration of the matrix within whatever is around it."""
+    while isinstance(node, Dora | Lora | Scaled):
+        node = node.base
+    return targets.matrix(node)
+
+
+def _modules(param: Param | None) -> list[str]:
+    """The names there of the modules that hold a matrix, one for each layer."""
+    if param is None or not param.hf.endswith(".weight") or param.hf.count("{}") > 1:
+        return []
+    name = param.hf.removesuffix(".weight")
+    return [name.format(i) for i in range(param.shape[0])] if "{}" in name else [name]
+
+
+def _shortest(modules: set[str], every: set[str]) -> list[str]:
+    """Ends of the modules' names, as PEFT takes them, that no other of the model's modules has."""
+    for length in (2, 3):
+        ends = sorted({".".join(name.split(".")[-length:]) for name in modules})
+        found = {m for m in every if any(m == end or m.endswith(f".{end}") for end in ends)}
+        if found == modules and not any(re.search(r"\d", end) for end in ends):
+            return ends
+    return sorted(modules)
+
+
+def _by_our_names(declared: Tree, tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Tensors by the names that our declarations give: a bare model's modules have a prefix less.
+
+    Tables that PEFT keeps beside their corrections are the base model's, and left out.
+    """
+    known = {m for node in targets.nodes(declared).values() for m in _modules(_matrix(node))}
+    heads = collections.Counter(name.partition(".")[0] for name in known)
+    prefix = max(heads, key=heads.__getitem__, default="") + "."
+    bare = not any(name.startswith(names.PREFIX + prefix) for name in tensors)
+    views = {}
+    for name in tensors:
+        if name.endswith(_BASE):
+            continue
+        longer = prefix + name.removeprefix(names.PREFIX)
+        views[names.PREFIX + longer if bare and _module(longer) in known else name] = name
+    return _Renamed(views, tensors)
+
+
+class _Renamed(Mapping[str, np.ndarray]):
+    """A mapping under other names, which reads as lazily."""
+
+    def __init__(self, views: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> None:
+        self._views, self._tensors = views, tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors[self._views[name]]
+
+    def __iter__(self):
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+
+def _module(name: str) -> str:
+    """The module that a tensor belongs to."""
+    return re.sub(r"\.(lora_\w+|ia3_l)(\.weight)?$", "", name.removeprefix(names.PREFIX))
+
+
+def _targets(declared: Tree, found: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
+    """Path here → a module there, of every matrix that the tensors are for."""
+    modules = {_module(name) for name in found}
+    chosen = {}
+    known = set()
+    for path, node in targets.nodes(declared).items():
+        own = _modules(_matrix(node))
+        there = [module for module in own if module in modules]
+        known.update(there)
+        if there and len(there) < len(own):
+            raise ValueError(
+                f"the adapter is for {len(there)} of {len(own)} layers of {path}, which are "
+                "stacked: set model.scan_layers=False"
+            )
+        if there:
+            chosen[path] = there
+    if strangers := sorted(modules - known):
+        raise ValueError(f"tensors for modules that the model lacks: {targets.listed(strangers)}")
+    if not chosen:
+        raise ValueError("no tensor is for a module of the model")
+    return chosen
+
+
+def _lora_config(fields: Mapping, declared: Tree, found: Mapping) -> lora.LoraConfig:
+    _refuse(fields)
+    if fields.get("bias", "none") != "none":
+        raise ValueError(f"bias={fields['bias']!r}: trained biases are not read")
+    if fields.get("init_lora_weights", True) not in _INITS:
+        raise ValueError(
+            f"init_lora_weights={fields['init_lora_weights']!r} changed the base model; convert the "
+            "adapter in PEFT first (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    chosen, ranks, alphas = _targets(declared, found), [], []
+    for path, modules in chosen.items():
+        of_layers = {
+            (_pattern(fields, "rank", "r", m), _pattern(fields, "alpha", "lora_alpha", m))
+            for m in modules
+        }
+        if len(of_layers) > 1:
+            raise ValueError(
+                f"layers of {path} have different ranks, and are stacked: set "
+                "model.scan_layers=False"
+            )
+        rank, alpha = of_layers.pop()
+        ranks.append((_exactly(path), int(rank)))
+        alphas.append((_exactly(path), float(alpha)))
+    return lora.LoraConfig(
+        targets="|".join(map(_exactly, chosen)),
+        ranks=tuple(ranks),
+        alphas=tuple(alphas),
+        rslora=bool(fields.get("use_rslora")),
+        dora=bool(fields.get("use_dora")),
+    )
+
+
+def _ia3_config(fields: Mapping, declared: Tree, found: Mapping) -> ia3.Ia3Config:
+    _refuse(fields)
+    chosen = _targets(declared, found)
+    inputs = [
+        path
+        for path, modules in chosen.items()
+        # [1, inputs], where factors of outputs are [outputs, 1].
+        if found[f"{names.PREFIX}{modules[0]}.ia3_l"].shape[0] == 1
+    ]
+    nothing = r"(?!)"
+    return ia3.Ia3Config("|".join(map(_exactly, chosen)), "|".join(map(_exactly, inputs)) or nothing)
+
+
+def _refuse(fields: Mapping) -> None:
+    for name in _UNSUPPORTED:
+        if fields.get(name):
+            raise ValueError(f"{name}={fields[name]!r}: adapters that have it are not read")
+
+
+def _pattern(fields: Mapping, name: str, default: str, module: str) -> Any:
+    """What holds of a module: of the first pattern that its name ends with, or of all."""
+    patterns = fields.get(f"{name}_pattern") or {}
+    found = (v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+    return next(found, fields.get(default, 8))
+
+
+def _exactly(path: str) -> str:
+    return f"^{re.escape(path)}$"

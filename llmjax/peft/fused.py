@@ -1,0 +1,132 @@
+"""Projections that are one tensor in a family's checkpoints, as one correction in PEFT's files.
+
+Of parts i with corrections a_i b_i the one correction is [a_1 a_2 …] times the block diagonal of
+the b_i: its rank is the sum of theirs. Read back, each part takes all of A, and its rows of B.
+"""
+
+import collections
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from llmjax import tree
+from llmjax.hf import state
+from llmjax.hf.writing import LazyTensor
+from llmjax.peft import names, targets
+from llmjax.spec import Param, Tree, is_param, map_params
+from llmjax.weights import Dora, Lora
+
+# Name of a tensor's module there → (rank, scale) of the one correction of it.
+Joined = dict[str, tuple[int, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One of `count` parts of a module: its place, what it is multiplied by, and its names."""
+
+    index: int
+    count: int
+    scale: float
+    a: str
+    b: str
+
+
+def tensors(spec: Tree, added: Any) -> tuple[dict[str, LazyTensor], Joined]:
+    """Of what methods added, by PEFT's names.
+
+    Args:
+        spec: the adapted one.
+        added: from `extract`.
+
+    Returns:
+        The tensors, and the corrections that stand for several.
+
+    Raises:
+        ValueError: what has no name there; parts of which some have factors or magnitudes and
+            others have not.
+    """
+    _require_whole(spec)
+    parts: dict[str, list[_Part]] = collections.defaultdict(list)
+
+    def mark(node: Any) -> Any:
+        """Factors of parts, under names of their own."""
+        if isinstance(node, Dora):
+            return node.replace(base=mark(node.base))
+        param = targets.matrix(node.base) if isinstance(node, Lora) else None
+        if param is None or param.part[1] == 1:
+            return node
+        index, count, _ = param.part
+        a, b = (
+            dataclasses.replace(factor, hf=f"{factor.hf}@{index}", part=names.NAMELESS[2])
+            for factor in (node.a, node.b)
+        )
+        for number in range(param.shape[0] if "{}" in param.hf else 1):
+            module = names.PREFIX + param.hf.removesuffix(".weight").format(number)
+            found = _Part(index, count, node.scale, a.hf.format(number), b.hf.format(number))
+            parts[module].append(found)
+        return node.replace(a=a, b=b)
+
+    marked = jax.tree.map(mark, spec, is_leaf=targets.is_node)
+    only = map_params(lambda param: param if param.added else None, marked)
+    found = state.lazy_state(only, added)
+    joined: Joined = {}
+    for module, several in parts.items():
+        several.sort(key=lambda part: part.index)
+        pairs = [(part, found.pop(part.a), found.pop(part.b)) for part in several]
+        found[f"{module}.lora_A.weight"] = _inputs([a for _, a, _ in pairs])
+        found[f"{module}.lora_B.weight"] = _outputs(pairs)
+        rank = found[f"{module}.lora_A.weight"].shape[0]
+        joined[module.removeprefix(names.PREFIX)] = rank, several[0].scale
+    return found, joined
+
+
+def _inputs(parts: list[LazyTensor]) -> LazyTensor:
+    """A of all parts, [ΣR, inputs]."""
+    rank, width = sum(part.shape[0] for part in parts), parts[0].shape[1]
+
+    def read() -> np.ndarray:
+        return np.concatenate([part.read() for part in parts])
+
+    return LazyTensor((rank, width), parts[0].dtype, read)
+
+
+def _outputs(pairs: list[tuple[_Part, LazyTensor, LazyTensor]]) -> LazyTensor:
+    """B of all parts, [n·outputs, ΣR], for the scale of the first."""
+    first, a, b = pairs[0]
+    outputs = b.shape[0]
+    shape = (first.count * outputs, sum(a.shape[0] for _, a, _ in pairs))
+
+    def read() -> np.ndarray:
+        whole, column = np.zeros(shape, b.dtype), 0
+        for part, _, factor in pairs:
+            rows = slice(part.index * outputs, (part.index + 1) * outputs)
+            columns = slice(column, column + factor.shape[1])
+            whole[rows, columns] = factor.read() * np.asarray(part.scale / first.scale, b.dtype)
+            column += factor.shape[1]
+        return whole
+
+    return LazyTensor(shape, b.dtype, read)
+
+
+def _require_whole(spec: Tree) -> None:
+    """Raises ValueError unless of joined vectors, magnitudes say, all parts are there."""
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    counts = {}
+    leaves = jax.tree.leaves(spec, is_leaf=is_param)
+    for path, param in zip(tree.paths(spec, is_leaf=is_param), leaves, strict=True):
+        if _is_vector(param):
+            found[param.hf].append(path)
+            counts[param.hf] = param.part[1]
+    for name, paths in found.items():
+        if len(paths) < counts[name]:
+            raise ValueError(
+                f"{name} holds {counts[name]} projections, of which only {targets.listed(paths)} "
+                "have it: name all of them as targets"
+            )
+
+
+def _is_vector(param: Param) -> bool:
+    """Whether a declaration is of magnitudes or factors, in one tensor with others."""
+    return param.added and param.inputs == 0 and param.part[1] > 1
