@@ -8,9 +8,10 @@ from flax import struct
 from llmjax.models import layers, remat
 from llmjax.models.config import ModelConfig
 from llmjax.models.mlp import ACTIVATIONS
-from llmjax.weights import Weight, einsum
+from llmjax.weights import einsum
 
 NORM_EPSILON = 1e-5
+PLACES = ("attention_adapter", "mlp_adapter")  # names in a block
 
 
 @struct.dataclass
@@ -29,11 +30,11 @@ class Adapter:
             that models with norms after the sum have there.
     """
 
-    down: Weight
-    down_bias: jax.Array
-    up: Weight
-    up_bias: jax.Array
-    norm: dict[str, jax.Array] | None
+    down: Any
+    down_bias: Any
+    up: Any
+    up_bias: Any
+    norm: dict[str, Any] | None
     activation: str = struct.field(pytree_node=False)
     scale: float = struct.field(pytree_node=False)
     reads: Literal["output", "sum"] = struct.field(pytree_node=False)

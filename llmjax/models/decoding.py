@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from llmjax import mesh, tree, weights
-from llmjax.models import blocks, prefix
+from llmjax.models import adapter, blocks, prefix
 from llmjax.models.config import ModelConfig
 from llmjax.spec import is_param
 
@@ -19,8 +19,7 @@ def for_decoding(params: Any, config: ModelConfig) -> Any:
     """Parameters for `apply` with a cache, made once and read for every token.
 
     Layers are a list; what is multiplied is in the compute precision and, on CPUs, `Transposed`.
-    Prefixes are those of each layer.
-    Parameters that are so already are returned as they are.
+    Prefixes are in their layers. Parameters that are so already are returned as they are.
     """
     params = prefix.unfolded(params, config)
     if _is_ready(params["layers"], config):
@@ -51,6 +50,7 @@ def _is_transposed(leaf: Any) -> bool:
 def _lay_out(layers: Any, config: ModelConfig) -> list[Any]:
     declared = blocks.block_spec(config, first=True)
     inputs = dict(zip(tree.paths(declared, is_leaf=is_param), _inputs(declared), strict=True))
+    inputs |= {f"{place}/{name}": 1 for place in adapter.PLACES for name in ("down", "up")}
 
     def one(path, leaf):
         # What adapters are around lies as the weight alone does.

@@ -18,6 +18,7 @@ from llmjax.kernels.cap import bend
 from llmjax.models import layers, remat
 from llmjax.models.config import ModelConfig
 
+NAMES = ("prefix_key", "prefix_value")
 _ROWS = ("batch", "kv_heads", None, "sequence", None)  # [B, K, G, S, ...]
 
 
@@ -40,8 +41,7 @@ def unfolded(params: Any, config: ModelConfig) -> Any:
     """
     if "prefix" not in params:
         return params
-    keys, values = _prefixes(params["prefix"])
-    pair = {"prefix_key": keys, "prefix_value": values}
+    pair = dict(zip(NAMES, _prefixes(params["prefix"]), strict=True))
     blocks = params["layers"]
 
     def into(block, new):

@@ -1,15 +1,20 @@
 """Parameter-efficient fine-tuning: transforms of spec trees, and of the matching parameters."""
 
-from llmjax.peft import files, freeze, fused, ia3, lora
+from llmjax.peft import adapter, files, freeze, fused, ia3, lora, prefix, prefix_files
+from llmjax.peft.adapter import AdapterConfig
 from llmjax.peft.ia3 import Ia3Config
 from llmjax.peft.lora import LoraConfig
 from llmjax.peft.method import MethodConfig
+from llmjax.peft.prefix import PrefixConfig
 from llmjax.peft.transform import add, attach, extract, merge, trained, without
 
 __all__ = [
+    "AdapterConfig",
     "Ia3Config",
     "LoraConfig",
     "MethodConfig",
+    "PrefixConfig",
+    "adapter",
     "add",
     "attach",
     "extract",
@@ -19,6 +24,8 @@ __all__ = [
     "ia3",
     "lora",
     "merge",
+    "prefix",
+    "prefix_files",
     "trained",
     "without",
 ]

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from jax.nn import initializers
 
-from llmjax import tree
 from llmjax.checks import require_at_least, require_choices
 from llmjax.models import ModelConfig
 from llmjax.models.adapter import Adapter
@@ -61,6 +60,8 @@ def pfeiffer(dim: int) -> AdapterConfig:
 def spec(declared: Any, model: ModelConfig, config: AdapterConfig) -> Any:
     """A model's declarations with an adapter in every block: "attention_adapter", "mlp_adapter".
 
+    Its second product is zero at the start, so that step 0 equals the base model.
+
     Args:
         declared: the model's, which `models.spec` or another method of this package made.
         model: its config.
@@ -80,23 +81,21 @@ def spec(declared: Any, model: ModelConfig, config: AdapterConfig) -> Any:
     return with_blocks(declared, model, extend)
 
 
-def is_new(path: str, leaf: Any) -> bool:
-    """Whether a leaf belongs to an adapter: what trains, for `tree.partition`."""
-    return tree.matches(r"/(attention|mlp)_adapter/")(path, leaf)
-
-
 def _declare(model: ModelConfig, config: AdapterConfig) -> Adapter:
     width, rank = model.embed_dim, config.dim
-    zeros, ones = initializers.zeros, initializers.ones
-    norm = None
-    if config.norm:
-        norm = {"scale": Param((width,), (None,), ones), "bias": Param((width,), (None,), zeros)}
+    small, zeros = initializers.normal(model.init_std), initializers.zeros
+
+    def vector(size: int, init: initializers.Initializer = zeros) -> Param:
+        return Param((size,), (None,), init, added=True)
+
     return Adapter(
-        down=Param((width, rank), ("embed", None), initializers.normal(model.init_std)),
-        down_bias=Param((rank,), (None,), zeros),
-        up=Param((rank, width), (None, "embed"), zeros),
-        up_bias=Param((width,), (None,), zeros),
-        norm=norm,
+        down=Param((width, rank), ("embed", None), small, inputs=1, added=True),
+        down_bias=vector(rank),
+        up=Param((rank, width), (None, "embed"), zeros, inputs=1, added=True),
+        up_bias=vector(width),
+        norm={"scale": vector(width, initializers.ones), "bias": vector(width)}
+        if config.norm
+        else None,
         activation=config.activation,
         scale=config.scale,
         reads=config.reads,

@@ -8,10 +8,11 @@ import jax
 from llmjax import tree
 from llmjax.checks import require_choices
 from llmjax.models import ModelConfig
-from llmjax.peft import adapter, freeze, ia3, lora, transform
+from llmjax.peft import adapter, freeze, ia3, lora, prefix, transform
 from llmjax.peft.adapter import AdapterConfig
 from llmjax.peft.ia3 import Ia3Config
 from llmjax.peft.lora import LoraConfig
+from llmjax.peft.prefix import PrefixConfig
 from llmjax.spec import Tree
 
 
@@ -28,15 +29,17 @@ class MethodConfig:
         lora: of lora.
         adapter: of adapter.
         ia3: of ia3.
+        prefix: of prefix.
     """
 
-    name: Literal["full", "lora", "adapter", "ia3"] = "full"
+    name: Literal["full", "lora", "adapter", "ia3", "prefix"] = "full"
     only: str = ""
     frozen: str = ""
     frozen_layers: int = 0
     lora: LoraConfig = LoraConfig()
     adapter: AdapterConfig = AdapterConfig(dim=64)
     ia3: Ia3Config = Ia3Config()
+    prefix: PrefixConfig = PrefixConfig(length=20)
 
     def __post_init__(self) -> None:
         require_choices(self, "peft")
@@ -63,6 +66,8 @@ def spec(declared: Tree, model: ModelConfig, config: MethodConfig) -> Tree:
         return ia3.spec(declared, config.ia3)
     if config.name == "adapter":
         return adapter.spec(declared, model, config.adapter)
+    if config.name == "prefix":
+        return prefix.spec(declared, model, config.prefix)
     return declared
 
 
@@ -96,5 +101,8 @@ def trains(declared: Tree, config: MethodConfig, *, also: str = "") -> tree.Pred
 
 
 def adapt(params: Any, declared: Tree, key: jax.Array) -> Any:
-    """A model's parameters with what the method adds, drawn by a key; step 0 equals the model."""
+    """A model's parameters with what the method adds, drawn by a key.
+
+    Step 0 equals the model, but for a prefix, which all queries see.
+    """
     return transform.add(params, declared, key)

@@ -12,10 +12,9 @@ from llmjax import mesh, models, tree
 from llmjax.checks import require_at_least
 from llmjax.models import ModelConfig, prefix
 from llmjax.models.attention import cached, require_causal
+from llmjax.models.prefix import NAMES
 from llmjax.peft.blocks import Block, with_blocks
 from llmjax.spec import Param
-
-_NAMES = ("prefix_key", "prefix_value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +60,9 @@ def spec(declared: Any, model: ModelConfig, config: PrefixConfig) -> Any:
     if config.hidden_dim:
         return declared | {"prefix": _reparametrisation(model, config)}
     shape = (model.kv_heads, config.length, model.channels)
-    param = Param(shape, ("kv_heads", None, None), initializers.normal(model.init_std))
-    new = {"prefix_key": param, "prefix_value": param}
+    small = initializers.normal(model.init_std)
+    param = Param(shape, ("kv_heads", None, None), small, added=True)
+    new = dict.fromkeys(NAMES, param)
 
     def extend(block: Block) -> Block:
         return block | {"attention": block["attention"] | new}
@@ -92,19 +92,16 @@ def _reparametrisation(model: ModelConfig, config: PrefixConfig) -> dict[str, Pa
     width, inner = model.kv_heads * model.channels, config.hidden_dim
     shape = (model.num_layers, 2, model.kv_heads, model.channels)
     axes = (None, None, "kv_heads", None)
-    small = initializers.normal(model.init_std)
-    return {
-        "embedding": Param((config.length, width), (None, None), initializers.normal(1.0)),
-        "hidden": Param((width, inner), (None, None), initializers.lecun_normal()),
-        "hidden_bias": Param((inner,), (None,), initializers.zeros),
-        "out": Param((inner, *shape), ("outer_embed", *axes), small),
-        "out_bias": Param(shape, axes, initializers.zeros),
+    small, zeros = initializers.normal(model.init_std), initializers.zeros
+    of_embeddings, of_hidden = initializers.normal(1.0), initializers.lecun_normal()
+    declared = {
+        "embedding": Param((config.length, width), (None, None), of_embeddings),
+        "hidden": Param((width, inner), (None, None), of_hidden, inputs=1),
+        "hidden_bias": Param((inner,), (None,), zeros),
+        "out": Param((inner, *shape), ("outer_embed", *axes), small, inputs=1),
+        "out_bias": Param(shape, axes, zeros),
     }
-
-
-def is_new(path: str, leaf: Any) -> bool:
-    """Whether a leaf belongs to a prefix: what trains, for `tree.partition`."""
-    return tree.matches(r"^prefix/|/attention/prefix_(key|value)$")(path, leaf)
+    return {name: dataclasses.replace(param, added=True) for name, param in declared.items()}
 
 
 def folded(params: Any, model: ModelConfig) -> Any:
@@ -150,7 +147,7 @@ def _run(params, tokens, model) -> list[Block]:
     pairs = []
     for layer in cache.layers:
         first = (mesh.place(x, (None, "kv_heads", None, None))[0] for x in cached(layer))
-        pairs.append(dict(zip(_NAMES, first, strict=True)))
+        pairs.append(dict(zip(NAMES, first, strict=True)))
     return pairs
 
 
@@ -159,7 +156,7 @@ def _replaced(layers: Any, new: list[Block]) -> Any:
 
     def one(block, new):
         attention = block["attention"]
-        rest = {name: value for name, value in attention.items() if name not in _NAMES}
+        rest = {name: value for name, value in attention.items() if name not in NAMES}
         cast = {name: value.astype(attention[name].dtype) for name, value in new.items()}
         return block | {"attention": rest | cast}
 

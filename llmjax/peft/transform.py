@@ -83,7 +83,7 @@ def _children(node: Any) -> dict[Any, Any]:
         return node
     if isinstance(node, list):
         return dict(enumerate(node))
-    if not is_kind(node):
+    if not dataclasses.is_dataclass(node):
         return {}
     fields = [
         field for field in dataclasses.fields(node) if field.metadata.get("pytree_node", True)

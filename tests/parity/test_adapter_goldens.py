@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmjax import models, spec, tree
+from llmjax import models, peft, spec, tree
 from llmjax.peft import adapter
 from tools.make_adapter_goldens import ADAPTERS, FILE, MODELS, cotangent, draw_adapter
 from tools.make_goldens import digest, draw_inputs
@@ -16,7 +16,7 @@ def draw(declared, base, count):
     old = dict(zip(tree.paths(base), jax.tree.leaves(base), strict=True))
 
     def one(path, param):
-        if not adapter.is_new(path, param):
+        if not param.added:
             return old[path]
         rest = path.removeprefix("layers/")
         return np.stack([draw_adapter(f"{i}/{rest}", param.shape[1:]) for i in range(count)])
@@ -30,7 +30,7 @@ def test_equals_the_golden_file(name, kind, draw_params, apply):
     config, batch = MODELS[name], draw_inputs(MODELS[name], padding="right")
     declared = adapter.spec(models.spec(config), config, ADAPTERS[kind][0])
     params = draw(declared, draw_params(config), config.num_layers)
-    new, old = tree.partition(params, adapter.is_new)
+    new, old = tree.partition(params, peft.trained(declared))
 
     @jax.jit
     def run(new):

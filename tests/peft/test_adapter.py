@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.nn import initializers
 
-from llmjax import mesh, models, spec, tree
+from llmjax import mesh, models, peft, spec, tree
 from llmjax.models import Dropout
 from llmjax.objectives import clm
 from llmjax.peft import adapter
@@ -40,11 +39,10 @@ def test_step_0_equals_the_base(family, reads, draw, assert_bitwise):
     config = CONFIGS[family]
     declared = adapter.spec(models.spec(config), config, AdapterConfig(4, reads=reads))
 
-    def start(path, param, value):
-        born_zero = adapter.is_new(path, param) and param.init is initializers.zeros
-        return 0 * value if born_zero else value
+    def start(path, value):
+        return 0 * value if path.endswith(("_adapter/up", "_adapter/up_bias")) else value
 
-    params = tree.map_with_path(start, declared, draw(declared), is_leaf=spec.is_param)
+    params = tree.map_with_path(start, draw(declared))
     tokens = np.random.RandomState(0).randint(0, 48, (2, 8)).astype(np.int32)
     run = jax.jit(lambda params: models.apply(params, tokens, config)[0])
     assert_bitwise(run(params), run(draw(models.spec(config))))
@@ -70,9 +68,9 @@ def test_gradient_against_finite_differences(with_adapters, packed, gpt2):
     )
     wanted = AdapterConfig(4, activation="tanh", scale=0.5, reads="sum")
     with jax.enable_x64(True):
-        _, params = with_adapters(config, wanted)
+        declared, params = with_adapters(config, wanted)
         params = jax.tree.map(np.float64, params)
-        new, old = tree.partition(params, adapter.is_new)
+        new, old = tree.partition(params, peft.trained(declared))
 
         @jax.jit
         def loss(new):
@@ -96,8 +94,11 @@ def test_gradient_against_finite_differences(with_adapters, packed, gpt2):
 
 def test_only_adapters_train(llama, packed, assert_bitwise):
     declared = adapter.spec(models.spec(llama), llama, SMALL)
-    start = spec.init(jax.random.key(0), declared)
-    new, old = tree.partition(start, adapter.is_new)
+    base = spec.init(jax.random.key(0), models.spec(llama))
+    start = peft.add(base, declared, jax.random.key(1))
+    assert not np.any(start["layers"]["mlp_adapter"].up)
+    assert_bitwise(peft.without(start, declared), base)
+    new, old = tree.partition(start, peft.trained(declared))
     assert spec.count(declared) - spec.count(models.spec(llama)) == sum(
         leaf.size for leaf in jax.tree.leaves(new)
     )
@@ -132,7 +133,7 @@ def test_eight_devices_equal_one(with_adapters, packed):
 
     @jax.jit
     def run(params, batch):
-        new, old = tree.partition(params, adapter.is_new)
+        new, old = tree.partition(params, peft.trained(declared))
 
         def loss(new):
             total, _ = clm(config)(tree.combine(new, old), batch, jax.random.key(0))
@@ -169,7 +170,7 @@ def test_no_gradient_of_a_frozen_weight_is_computed(scan, with_adapters):
     config = models.llama(
         vocab_size=72, num_layers=2, embed_dim=24, num_heads=4, mlp_dim=40, scan_layers=scan
     )
-    _, params = with_adapters(config)
+    declared, params = with_adapters(config)
     tokens = np.random.RandomState(0).randint(0, 72, (2, 16)).astype(np.int32)
     batch = {"tokens": tokens, "targets": tokens}
 
@@ -185,7 +186,7 @@ def test_no_gradient_of_a_frozen_weight_is_computed(scan, with_adapters):
         )
 
     assert not scan or products(lambda path, leaf: True)
-    assert not products(adapter.is_new)
+    assert not products(peft.trained(declared))
 
 
 def test_bad_wishes_are_errors(llama):
