@@ -9,6 +9,7 @@ In short:
 
 from typing import TYPE_CHECKING, Any
 
+from llmjax.data.chat import ChatTemplate, Message, load_template
 from llmjax.data.config import DataConfig, Source, TokenizerConfig
 from llmjax.data.corpora import SPEAKERS, chat_prompt, chitchat, python_topics
 from llmjax.data.prepare import prepare
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 __all__ = [
     "SPEAKERS",
     "SPLITS",
+    "ChatTemplate",
     "DataConfig",
     "Manifest",
+    "Message",
     "Source",
     "SplitName",
     "StreamDecoder",
@@ -32,6 +35,7 @@ __all__ = [
     "chat_prompt",
     "chitchat",
     "load_manifest",
+    "load_template",
     "load_tokenizer",
     "prepare",
     "python_topics",
