@@ -63,11 +63,12 @@ class ChatTemplate:
         names = {*tokenizer.special_tokens, *_TURN_MARK.findall(source)}
         longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        start = [name for name, i in tokenizer.special_tokens.items() if i in tokenizer.opening]
+        written = {i: name for name, i in tokenizer.special_tokens.items()}
         self._variables = {
             "tools": None,
             "documents": None,
-            "document_start": start[0] if start else "",
+            "document_start": "".join(written[i] for i in tokenizer.opening),
+            "document_end": written[tokenizer.eos_id],
             **tokenizer.names,
             **jinja_sandbox.plain(variables, self._names),
         }

@@ -82,28 +82,36 @@ class TokenizerConfig:
 
     Attributes:
         kind: `sentencepiece` trains byte-pair encoding with byte fallback on the sources; `bytes`
-          uses the 256 bytes themselves and needs no training.
-        vocab_size: tokens of a SentencePiece vocabulary, special ones included. `bytes` ignores it
-          and always has 260; ask the tokenizer, not this config, for the size of a model's table.
+          uses the 256 bytes themselves and needs no training; `hub` reads a checkpoint's.
+        vocab_size: tokens of a SentencePiece vocabulary, special ones included. The other kinds
+          ignore it, and `bytes` always has 260; ask the tokenizer, not this config, for the size
+          of a model's table.
+        path: the folder of a Hugging Face checkpoint, whose tokenizer kind `hub` takes.
         symbols: strings that always become one token each (turn marks, for instance). They stay
           ordinary text: wherever they occur, they are encoded so, and they decode to themselves.
         sample_bytes: training reads at most about this much text, taken from all sources and files.
     """
 
-    kind: Literal["sentencepiece", "bytes"] = "sentencepiece"
+    kind: Literal["sentencepiece", "bytes", "hub"] = "sentencepiece"
     vocab_size: int = 4096
+    path: str = ""
     symbols: tuple[str, ...] = ()
     sample_bytes: int = 32 << 20
 
     def __post_init__(self) -> None:
         _require(
-            self.kind in ("sentencepiece", "bytes"),
-            f"TokenizerConfig.kind is {self.kind!r}: use 'sentencepiece' or 'bytes'.",
+            self.kind in ("sentencepiece", "bytes", "hub"),
+            f"TokenizerConfig.kind is {self.kind!r}: use 'sentencepiece', 'bytes' or 'hub'.",
+        )
+        _require(
+            (self.kind == "hub") == (self.path != ""),
+            f"TokenizerConfig.path is {self.path!r} and kind is {self.kind!r}: kind 'hub' needs "
+            "the folder of a checkpoint, and the other kinds read none.",
         )
         _require(
             self.kind == "sentencepiece" or not self.symbols,
-            f"TokenizerConfig.symbols is {self.symbols!r}, but a byte tokenizer has no symbols: "
-            "use kind='sentencepiece' or leave them out.",
+            f"TokenizerConfig.symbols is {self.symbols!r}, but only a tokenizer that is trained "
+            "gets symbols: use kind='sentencepiece' or leave them out.",
         )
         _require(
             all(self.symbols) and len(set(self.symbols)) == len(self.symbols),
@@ -111,7 +119,7 @@ class TokenizerConfig:
         )
         smallest = RESERVED_PIECES + len(self.symbols) + 1
         _require(
-            self.kind == "bytes" or self.vocab_size >= smallest,
+            self.kind != "sentencepiece" or self.vocab_size >= smallest,
             f"TokenizerConfig.vocab_size is {self.vocab_size}, but special tokens, bytes and "
             f"symbols alone fill {smallest - 1}: use more (512 for toys, 4096 to 65536 else).",
         )

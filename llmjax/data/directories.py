@@ -20,11 +20,11 @@ from typing import Any
 import rich.console
 import rich.progress
 
-from llmjax.data import config, documents, rejects, shards, tokenizer
+from llmjax.data import config, documents, hub_tokenizer, rejects, shards, tokenizer
 
 PARTIAL_FOLDER = "partial"
 
-_PACKAGES = ("llmjax", "array-record", "grain", "numpy", "sentencepiece")
+_PACKAGES = ("llmjax", "array-record", "grain", "numpy", "sentencepiece", "tokenizers")
 
 Inputs = Mapping[str, tuple[documents.File, ...]]
 Settings = config.DataConfig | config.ExampleConfig
@@ -86,6 +86,13 @@ def plain(settings: Settings) -> dict[str, Any]:
     del fields["directory"]
     for source in fields["sources"]:
         del source["path"], source["weight"]
+    if isinstance(settings, config.DataConfig):
+        del fields["tokenizer"]["path"]
+        if settings.tokenizer.kind == "hub":
+            hashes = hashlib.sha256()
+            for content in hub_tokenizer.read_files(Path(settings.tokenizer.path)).values():
+                hashes.update(hashlib.sha256(content).digest())
+            fields["tokenizer"]["files"] = hashes.hexdigest()
     return fields
 
 
@@ -158,6 +165,7 @@ def _clear(directory: Path) -> None:
         rejects.REJECTED_FILE,
         tokenizer.META_FILE,
         tokenizer.MODEL_FILE,
+        *hub_tokenizer.FILES,
     ):
         (directory / name).unlink(missing_ok=True)
     for name in (shards.SHARD_FOLDER, PARTIAL_FOLDER):

@@ -8,13 +8,15 @@ import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+
+from llmjax.data.tokenizer import utf8
 
 # Halves of surrogate pairs, which no valid text has: where the assistant's words begin and end,
 # and what keeps the name of a special token in a message from being read as that token.
@@ -91,13 +93,7 @@ def plain(value: Any, names: re.Pattern[str]) -> Any:
     if value is None or type(value) in (bool, int, float):
         return value
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"a text of the conversation is not valid Unicode: half a surrogate pair at "
-                f"character {error.start}. Drop or replace it."
-            ) from error
+        utf8(value)
         return names.sub(lambda name: name[0][0] + BREAK + name[0][1:], value)
     if isinstance(value, Mapping):
         return {str(key): plain(item, names) for key, item in value.items()}
@@ -140,7 +136,7 @@ def _environment(begin: str, end: str) -> jinja2.sandbox.ImmutableSandboxedEnvir
 class _Generation(jinja2.ext.Extension):
     """The tag `{% generation %}`, which puts the environment's marks around what it holds."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno

@@ -167,7 +167,7 @@ class ByteTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         """Every text's UTF-8 bytes; faster than a thread could be started."""
         del num_threads
-        return [[byte + NUM_SPECIAL for byte in _utf8(text)] for text in texts]
+        return [[byte + NUM_SPECIAL for byte in utf8(text)] for text in texts]
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -208,7 +208,7 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         """The tokens of every text, without bos and eos. ValueError if one is not Unicode."""
         for text in texts:
-            _utf8(text)
+            utf8(text)
         parts = [text.split(_SPACE) for text in texts]
         flat = list(itertools.chain.from_iterable(parts))
         encoded = iter(self._processor.encode(flat, num_threads=num_threads))
@@ -254,11 +254,19 @@ class StreamDecoder:
 def train(settings: config.TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """Trains a tokenizer on texts; the same texts in the same order give the same tokenizer.
 
+    That of a checkpoint is read, and bytes are known: neither looks at a text.
+
     Raises:
+        FileNotFoundError: `settings.path` has no tokenizer of a checkpoint.
+        ModuleNotFoundError: it has, and the package `tokenizers` is not installed.
         ValueError: there is no text, or too little for the vocabulary that the settings ask for.
     """
     if settings.kind == "bytes":
         return ByteTokenizer()
+    if settings.kind == "hub":
+        from llmjax.data.hub_tokenizer import HubTokenizer  # which stands on this module
+
+        return HubTokenizer(settings.path)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -293,12 +301,19 @@ def train(settings: config.TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 def load_tokenizer(directory: str | Path) -> Tokenizer:
     """Loads the tokenizer that `prepare` (or `Tokenizer.save`) left in a directory.
 
+    The folder of a Hugging Face checkpoint will do, too.
+
     Raises:
         FileNotFoundError: no tokenizer lies there.
+        ModuleNotFoundError: it is a checkpoint's, and the package `tokenizers` is not installed.
         ValueError: its files do not belong together.
     """
+    from llmjax.data import hub_tokenizer  # which stands on this module
+
     path = Path(directory) / META_FILE
     if not path.is_file():
+        if (path.parent / hub_tokenizer.MAIN_FILE).is_file():
+            return hub_tokenizer.HubTokenizer(directory)
         raise FileNotFoundError(
             f"no tokenizer in {str(directory)!r} ({META_FILE} is missing). Prepare the data there "
             "first, or name the directory that holds it."
@@ -307,6 +322,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     tokenizer: Tokenizer
     if meta["kind"] == "bytes":
         tokenizer = ByteTokenizer()
+    elif meta["kind"] == "hub":
+        tokenizer = hub_tokenizer.HubTokenizer(directory)
     else:
         tokenizer = SentencePieceTokenizer((path.parent / MODEL_FILE).read_bytes())
     if tokenizer.fingerprint != meta["fingerprint"]:
@@ -324,7 +341,8 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 yield line[start : start + _SENTENCE_CHARACTERS]
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
+    """The text's bytes. ValueError if it is not valid Unicode, as half a surrogate pair is not."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:

@@ -36,6 +36,7 @@ HEADS = (
 )
 
 TOKENIZER_FILES = (
+    "chat_template.jinja",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
