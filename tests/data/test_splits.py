@@ -25,9 +25,7 @@ def test_the_draw_is_that_of_documents() -> None:
     """Of seed 0: so a text falls on the same side whether it is a document or a key."""
     texts = [f"text {i}" for i in range(300)]
     held_out = splits.random(texts, 0.2)
-    assert held_out.tolist() == [
-        split_of(text.encode(), 0.2) == "validation" for text in texts
-    ]
+    assert held_out.tolist() == [split_of(text.encode(), 0.2) == "validation" for text in texts]
     # Of n draws of chance p, within four standard deviations.
     assert abs(held_out.sum() - 60) < 4 * (300 * 0.2 * 0.8) ** 0.5
     assert (splits.random(texts, 0.2, seed=1) != held_out).any()
