@@ -14,7 +14,7 @@ import jax
 from experiments import fields, processes, runs
 from experiments.flags import FlagError
 from experiments.recipe import Training
-from experiments.tasks.task import Task
+from experiments.tasks.task import Record, Task
 from llmjax import optim, train
 from llmjax.train import metrics, telemetry
 from llmjax.train.checkpoint import Checkpointer, Remembering
@@ -84,6 +84,7 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
     remembering: dict[str, Remembering] = {
         "early_stopping": run.early_stopping,
         "goodput": run.goodput,
+        **task.remembering(),
     }
     checkpoints = stack.enter_context(runs.checkpointer(run.run_dir, recipe, remembering))
     abstract = train.abstract_state(spec, optimizer)
@@ -109,7 +110,8 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
         norms=recipe.log_norms,
         sharding=train.Sharding(spec, task.config.compute_dtype, recipe.mesh.zero),
     )
-    hooks = run.hooks(checkpoints, start, stack)
+    hooks = run.hooks(checkpoints, start, stack, batches)
+    task.ready(batches, state, run.record)
     try:
         fit(state, step, batches, steps=recipe.steps, hooks=hooks)
     except DivergedError as error:
@@ -124,15 +126,17 @@ class _Run:
         self.task, self.options = task, options
         self.recipe, self.run_dir = task.recipe, task.run_dir
         self.early_stopping = EarlyStopping(self.recipe.early_stopping)
+        self.record: Record = lambda step, found: None
         self.goodput = telemetry.Goodput(runs.begun(self.run_dir) or time.time())
 
     def hooks(
-        self, checkpoints: Checkpointer, start: int, stack: contextlib.ExitStack
+        self, checkpoints: Checkpointer, start: int, stack: contextlib.ExitStack, batches: Any
     ) -> list[Hook]:
         """What watches a run that starts after a step, in the order of their calls."""
         recipe, options = self.recipe, self.options
         progress = stack.enter_context(Progress(recipe.steps, start=start, title=recipe.name))
         recorder = self.recorder(progress, start, stack)
+        self.record = lambda step, found: recorder.write({"step": step, **found})
         seconds, index = options.hang_seconds or None, jax.process_index()
         name = f"watchdog.{index}.txt" if jax.process_count() > 1 else "watchdog.txt"
         watchdog = stack.enter_context(Watchdog(seconds, self.run_dir, name=name))
@@ -161,6 +165,7 @@ class _Run:
         if self.task.sample_every is not None:
             write = functools.partial(self.sample, progress=progress, samples=samples)
             hooks.append(every(self.task.sample_every, write))
+        hooks += self.task.hooks(batches, self.record)
         return [*hooks, every(recipe.checkpoint_every, checkpoints), preemption]
 
     def recorder(

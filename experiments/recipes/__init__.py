@@ -16,6 +16,7 @@ from experiments.recipes.gpt2 import gpt2_small
 from experiments.recipes.llama import llama3_8b, llama3_70b, mixtral_8x7b
 from experiments.recipes.mixture import chapter_mixture
 from experiments.recipes.nanogpt import nanogpt_cpu
+from experiments.recipes.reinforcing import dapo, dr_grpo, grpo, gspo, ppo, rloo
 from experiments.recipes.small import quickstart, tiny
 
 RECIPES: Mapping[str, Callable[[], Recipe]] = types.MappingProxyType(
@@ -48,4 +49,8 @@ REWARD: Mapping[str, Callable[[], Training]] = types.MappingProxyType({pairs.__n
 
 PREFERENCE: Mapping[str, Callable[[], Training]] = types.MappingProxyType(
     {recipe.__name__: recipe for recipe in (dpo, dpo_lora, kto, simpo)}
+)
+
+REINFORCING: Mapping[str, Callable[[], Training]] = types.MappingProxyType(
+    {recipe.__name__: recipe for recipe in (ppo, grpo, dapo, gspo, dr_grpo, rloo)}
 )

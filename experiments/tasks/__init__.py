@@ -14,6 +14,7 @@ from experiments.tasks.comparing import (
 )
 from experiments.tasks.finetuning import Finetuning, finetuning
 from experiments.tasks.pretraining import Pretraining
+from experiments.tasks.reinforcing import Reinforcing, ReinforcingTask
 from experiments.tasks.task import Task
 
 # By the kind of the recipe.
@@ -23,6 +24,7 @@ TASKS: Mapping[type[Training], Callable[[Any, pathlib.Path], Task]] = types.Mapp
         Finetuning: finetuning,
         RewardModelling: RewardTask,
         Preferring: PreferenceTask,
+        Reinforcing: ReinforcingTask,
     }
 )
 KINDS: Mapping[str, type[Training]] = types.MappingProxyType(

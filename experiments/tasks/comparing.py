@@ -10,12 +10,11 @@ import jax.numpy as jnp
 
 from experiments.flags import FlagError
 from experiments.tasks.task import Batch
-from experiments.tasks.tuning import Tuning, TuningTask
+from experiments.tasks.tuning import REFERENCE, Tuning, TuningTask
 from llmjax import evaluation, models, objectives, peft
 from llmjax.data.config import Kind
 from llmjax.objectives import Loss, PreferenceConfig, RewardConfig
 
-REFERENCE = "reference"  # beside the policy's entries, where the policy is trained as a whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

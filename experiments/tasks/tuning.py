@@ -22,6 +22,7 @@ from llmjax.models import Dropout
 from llmjax.peft import MethodConfig, method
 
 BASE_FILE = "base.json"
+REFERENCE = "reference"  # a frozen copy of a policy, beside its own entries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

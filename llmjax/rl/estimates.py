@@ -9,7 +9,7 @@ import numpy as np
 
 from llmjax import mesh, models
 from llmjax.objectives import Critic, log_probs
-from llmjax.sampling import fetch
+from llmjax.sampling.decode import fetch
 
 Rows = dict[str, np.ndarray]
 

@@ -6,71 +6,27 @@ makes new rollouts when they are used up, from the state that the last step left
 an iteration is by one policy, and a run goes on anywhere: what is left of an iteration is saved.
 """
 
-import dataclasses
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import numpy as np
 
 from llmjax import mesh, models, peft
-from llmjax.checks import require_at_least, require_choices
-from llmjax.objectives.divergence import Estimator as Divergence
-from llmjax.rl import advantages, samples
+from llmjax.rl import samples
 from llmjax.rl.estimates import Estimator, Players, Rows
-from llmjax.rl.kl import KLConfig, next_coefficient, penalized_rewards
+from llmjax.rl.kl import KLConfig
+from llmjax.rl.learning import LearningConfig, Memory, learn
 from llmjax.rl.rewards import Scores, Weighted, score
 from llmjax.rl.rollouts import Writer
 from llmjax.rl.samples import Sample
-from llmjax.rl.scores import RunningMoments, ScoreConfig, normalize_scores
+from llmjax.rl.scores import ScoreConfig
 from llmjax.train.loop import Pause
 from llmjax.train.state import TrainState
 
-
-@dataclasses.dataclass(frozen=True)
-class LearningConfig:
-    """From rewards to batches.
-
-    Attributes:
-        advantages: gae, with a critic's values (PPO); or an answer's reward over those of the
-            others to its prompt: grpo, dr_grpo, rloo.
-        discount: γ of gae.
-        decay: λ of gae.
-        whiten: whether advantages have mean 0 and variance 1 over an iteration's tokens.
-        epochs: passes over an iteration's rollouts.
-        kl: estimator of the divergence that is subtracted from rewards.
-        unended: the score of an answer that was cut off before its end, whatever the rewards say;
-            None leaves it to them.
-        rounds: most times that prompts whose answers all earn the same are replaced by others, of
-            which there is something to learn (DAPO's dynamic sampling, Yu et al. 2025, section
-            3.2); 0 keeps them. Only where answers are compared.
-    """
-
-    advantages: Literal["gae", "grpo", "dr_grpo", "rloo"] = "gae"
-    discount: float = 1.0
-    decay: float = 0.95
-    whiten: bool = True
-    epochs: int = 4
-    kl: Divergence = "k1"
-    unended: float | None = None
-    rounds: int = 0
-
-    def __post_init__(self) -> None:
-        require_choices(self, "learning")
-        require_at_least(1, self, "learning", ("epochs",))
-        require_at_least(0, self, "learning", ("rounds",))
-        for name in ("discount", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"learning.{name}={getattr(self, name)}: must be in [0, 1]")
-        if self.rounds and self.advantages == "gae":
-            raise ValueError(f"learning.rounds={self.rounds}: answers are not compared by gae")
-
-    @property
-    def compares(self) -> bool:
-        """Whether an answer is measured by the others to its prompt."""
-        return self.advantages in get_args(advantages.Group)
+_NO_MESH = jax.sharding.Mesh(np.empty((), dtype=object), ())
 
 
 class Experience(Iterator[Rows]):
@@ -83,7 +39,7 @@ class Experience(Iterator[Rows]):
         mixture: what answers are worth.
         learning: from rewards to batches.
         kl: the weight of the divergence in rewards.
-        scores: what is done to rewards first.
+        scoring: what is done to rewards first.
         batch_size: B, rows of a batch.
         length: S, of a row.
         seed: of rollouts and of the order of rows.
@@ -101,7 +57,7 @@ class Experience(Iterator[Rows]):
         mixture: Mapping[str, Weighted],
         learning: LearningConfig,
         kl: KLConfig,
-        scores: ScoreConfig,
+        scoring: ScoreConfig,
         *,
         batch_size: int,
         length: int,
@@ -113,15 +69,14 @@ class Experience(Iterator[Rows]):
     ) -> None:
         self._prompts, self._writer, self._players = prompts, writer, players
         self._mixture, self._learning, self._kl = mixture, learning, kl
-        self._scores, self._batch_size, self._length = scores, batch_size, length
+        self._scoring, self._batch_size, self._length = scoring, batch_size, length
         self._seed, self._steps, self._extra = seed, steps, extra
         self.record, self._guard = record, guard
         temperature = writer.settings.temperature
         self._again = temperature != 1.0
         self._estimate = Estimator(players, batch_size, temperature)
         self._iteration = 0
-        self._coefficient = kl.coefficient
-        self._moments = RunningMoments.new()
+        self._memory = Memory.new(kl)
         self._pending: list[Rows] = []
 
     def __next__(self) -> Rows:
@@ -171,7 +126,7 @@ class Experience(Iterator[Rows]):
                 kept = written
                 break
             earned = score(written, self._mixture).total.reshape(-1, each)
-            differ = np.asarray(advantages.informative(earned))
+            differ = earned.max(axis=1) > earned.min(axis=1)
             last = number == self._learning.rounds
             groups = [written[i * each : (i + 1) * each] for i in range(count)]
             order = np.argsort(~differ, kind="stable") if last else np.flatnonzero(differ)
@@ -185,48 +140,23 @@ class Experience(Iterator[Rows]):
         self, rows: Rows, written: list[Sample], judged: Scores
     ) -> tuple[Rows, dict[str, float]]:
         """Rows with advantages, and what there is to say of the divergence."""
-        learning, each = self._learning, self._writer.settings.samples
-        totals = judged.total
-        if learning.unended is not None:
+        scores = judged.total
+        if self._learning.unended is not None:
             cut = np.array([not sample.ended for sample in written])
-            totals = np.where(cut, np.float32(learning.unended), totals)
-        normal, self._moments = normalize_scores(totals, self._moments, self._scores)
-        actions = rows["targets"] >= 0
-        rewards = penalized_rewards(
-            np.asarray(normal)[:, None],
-            rows["old_log_probs"],
-            rows["reference_log_probs"],
-            actions,
-            rows["segment_ids"],
-            self._coefficient,
-            learning.kl,
-        )
-        if learning.advantages == "gae":
-            found, returns = advantages.gae(
-                rewards,
-                rows["old_values"],
-                actions,
-                rows["segment_ids"],
-                discount=learning.discount,
-                decay=learning.decay,
+            scores = np.where(cut, np.float32(self._learning.unended), scores)
+        # Every process has all of it, and computes it on a device of its own.
+        with jax.set_mesh(_NO_MESH):
+            made, said, self._memory = learn(
+                rows,
+                scores,
+                self._memory,
+                learning=self._learning,
+                kl=self._kl,
+                scoring=self._scoring,
+                group=self._writer.settings.samples,
             )
-            rows = rows | {"returns": np.asarray(returns)}
-        else:
-            earned = np.asarray(rewards).sum(axis=1).reshape(-1, each)
-            of_answers = advantages.group_advantages(earned, learning.advantages).reshape(-1, 1)
-            found = np.where(actions, np.asarray(of_answers), 0.0)
-        if learning.whiten:
-            found = advantages.whiten(found, actions)
-        rows = rows | {"advantages": np.asarray(found, np.float32)}
-        apart = np.where(actions, rows["old_log_probs"] - rows["reference_log_probs"], 0.0)
-        kl = float(apart.sum(axis=1).mean())
-        said = {
-            "kl_per_response": kl,
-            "kl_per_token": float(apart.sum() / max(actions.sum(), 1)),
-            "kl_coefficient": float(self._coefficient),
-        }
-        self._coefficient = float(next_coefficient(self._coefficient, kl, self._kl))
-        return rows, said
+        host = {name: np.asarray(values) for name, values in made.items()}
+        return rows | host, {name: float(value) for name, value in said.items()}
 
     def _cut(self, rows: Rows) -> None:
         """The batches of all epochs, each in an order of its own."""
@@ -246,8 +176,7 @@ class Experience(Iterator[Rows]):
             "prompts": self._prompts.get_state(),
             "extra": self._extra.get_state() if self._extra is not None else None,
             "iteration": self._iteration,
-            "coefficient": self._coefficient,
-            "moments": [float(x) for x in jax.tree.leaves(self._moments)],
+            "memory": [float(x) for x in jax.tree.leaves(self._memory)],
             "pending": len(self._pending),
         }
         arrays = {f"{i}/{k}": v for i, rows in enumerate(self._pending) for k, v in rows.items()}
@@ -278,8 +207,8 @@ class Experience(Iterator[Rows]):
         self._prompts.set_state(meta["prompts"])
         if self._extra is not None:
             self._extra.set_state(meta["extra"])
-        self._iteration, self._coefficient = meta["iteration"], meta["coefficient"]
-        self._moments = RunningMoments(*(np.float32(x) for x in meta["moments"]))
+        self._iteration, structure = meta["iteration"], jax.tree.structure(self._memory)
+        self._memory = jax.tree.unflatten(structure, [np.float32(x) for x in meta["memory"]])
 
 
 def _watched(written: list[Sample], judged: Scores) -> dict[str, float]:

@@ -57,9 +57,11 @@ class Guard:
         if self._first_length is None:
             self._first_length = max(length, 1.0)
         if found["repetition"] > config.repetition:
-            self._alarm(step, "repetition", f"answers repeat themselves ({found['repetition']:.0%})")
+            share = found["repetition"]
+            self._alarm(step, "repetition", f"answers repeat themselves ({share:.0%} of them)")
         if length > config.growth * self._first_length:
-            self._alarm(step, "growth", f"answers grew from {self._first_length:.0f} to {length:.0f}")
+            grown = f"answers grew from {self._first_length:.0f} to {length:.0f} tokens"
+            self._alarm(step, "growth", grown)
         over = 0 < config.kl_budget < found["kl_per_response"]
         if over:
             self._alarm(
@@ -80,8 +82,8 @@ class Guard:
             self._alarm(
                 step,
                 "hacking",
-                f"the gold reward fell from {best_gold:.3f} to {gold:.3f} while the reward rose from "
-                f"{then:.3f} to {reward:.3f}: the policy pleases the reward alone",
+                f"the gold reward fell from {best_gold:.3f} to {gold:.3f} while the reward rose "
+                f"from {then:.3f} to {reward:.3f}: the policy pleases the reward alone",
             )
         return self.config.stop and bool(self.alarms)
 

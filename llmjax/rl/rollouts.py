@@ -87,7 +87,7 @@ class Writer:
         with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
             written = sampling.generate(
                 params,
-                [prompt.tokens for prompt in prompts],
+                [prompt.tokens.tolist() for prompt in prompts],
                 self.config,
                 key,
                 max_new_tokens=self.settings.max_new_tokens,
