@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmjax import mesh
-from llmjax.objectives import Batch, Loss, MaskedLoss
+from llmjax.objectives import Batch, Loss, PreparedLoss
 
 
 def sum_up(loss: Loss, params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def evaluate_means(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(loss: Loss, params: Any, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
-    if isinstance(loss, MaskedLoss):
+    if isinstance(loss, PreparedLoss):
         batch = loss.prepare(batch, jax.random.fold_in(jax.random.key(0), number))
     weighted, metrics = loss(params, batch, None)
     return metrics | {"sum": weighted.sum, "weight": weighted.weight}
