@@ -16,7 +16,6 @@ from llmjax.data.config import Kind
 from llmjax.objectives import Loss, PreferenceConfig, RewardConfig
 
 
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardModelling(Tuning):
     """A reward model, from comparisons of answers.

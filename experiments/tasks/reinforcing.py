@@ -13,7 +13,6 @@ import numpy as np
 from experiments import runs
 from experiments.flags import FlagError
 from experiments.recipe import require
-from experiments.tasks.task import Batch
 from experiments.tasks.tuning import REFERENCE, Tuning, TuningTask
 from llmjax import data, mesh, models, objectives, peft, rl
 from llmjax.data.config import Kind

@@ -115,6 +115,7 @@ class Task(abc.ABC):
 
     def ready(self, batches: Any, state: train.TrainState, record: Record) -> None:
         """Before the first step of a run, or of its continuation."""
+        del batches, state, record
 
     def hooks(self, batches: Any, record: Record) -> list[Hook]:
         """What else watches a run; `record` keeps metrics of a step."""

@@ -16,8 +16,8 @@ from experiments.tasks import base
 from experiments.tasks.task import Batch, Task
 from llmjax import data, mesh, models, peft, train, tree
 from llmjax import spec as specs
-from llmjax.data import chat
-from llmjax.data.config import ExampleConfig, Kind
+from llmjax.data import chat, demos
+from llmjax.data.config import ExampleConfig, ExampleSource, Kind
 from llmjax.models import Dropout
 from llmjax.peft import MethodConfig, method
 
@@ -32,6 +32,9 @@ class Tuning(Training):
     Attributes:
         base: the folder of a run, or of a Hugging Face checkpoint.
         data: the examples and their tokens.
+        corpus: examples that come with Python packages, read when `data` has no sources: questions,
+            nine hundred with answers; friendly_replies, comparisons of replies in conversations by
+            their sentiment; openings, what was said before them.
         peft: what of the model is trained.
         dropout: shares dropped in training.
         remat: what the backward pass computes again (`model.remat`).
@@ -39,6 +42,7 @@ class Tuning(Training):
 
     base: str = ""
     data: ExampleConfig = ExampleConfig()
+    corpus: Literal["none", "questions", "friendly_replies", "openings"] = "none"
     peft: MethodConfig = MethodConfig()
     dropout: Dropout = Dropout()
     remat: Literal["none", "dots", "full"] = "none"
@@ -87,7 +91,13 @@ class TuningTask(Task):
     def prepare(self) -> None:
         """Turns the examples into tokens."""
         settings = dataclasses.replace(self.recipe.data, kind=self.kind)
+        corpus = self.recipe.corpus
         try:
+            if corpus != "none" and not settings.sources:
+                path = self.directory() / "corpus" / f"{corpus}.jsonl"
+                demos.EXAMPLES[corpus](path)
+                source = ExampleSource(corpus, str(path))
+                settings = dataclasses.replace(settings, sources=(source,))
             data.prepare_examples(settings, self.directory(), self.base.tokenizer())
         except (ValueError, OSError, ModuleNotFoundError) as error:
             raise FlagError(str(error)) from error

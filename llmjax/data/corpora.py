@@ -42,7 +42,7 @@ def chitchat(path: str | Path, dataset: str | Path | None = None) -> dict[str, i
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
-    source = _package_file("chitchat_dataset", "dataset.json") if dataset is None else Path(dataset)
+    source = package_file("chitchat_dataset", "dataset.json") if dataset is None else Path(dataset)
     counts: collections.Counter[str] = collections.Counter(
         dialogues=0, turns=0, characters=0, empty_messages=0, spam_messages=0, spam_dialogues=0,
         short_dialogues=0, copies=0,
@@ -125,8 +125,12 @@ def _turns(messages: Sequence[tuple[str, str]]) -> str:
     return "".join(f"{mark} {' '.join(texts)}\n" for mark, texts in lines)
 
 
-def _package_file(package: str, name: str) -> Path:
-    """A data file of an installed package, found without importing the package."""
+def package_file(package: str, name: str) -> Path:
+    """A data file of an installed package, found without importing the package.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -137,10 +141,14 @@ def _package_file(package: str, name: str) -> Path:
 
 
 def _write_lines(path: str | Path, texts: Iterable[str]) -> None:
-    """Writes documents as JSON lines, whole or not at all, unless they lie there already."""
+    write_records(path, ({"text": text} for text in texts))
+
+
+def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON lines, whole or not at all, unless they lie there already."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     data = content.encode()
     if path.is_file() and path.read_bytes() == data:
         return

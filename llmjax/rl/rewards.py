@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llmjax.data import demos
 from llmjax.rl.samples import Sample
 
 Reward = Callable[[Sequence[Sample]], Sequence[float] | np.ndarray]
@@ -89,3 +90,13 @@ def _last(text: str) -> str:
         if math.isfinite(number):
             return repr(number)
     return words[-1].strip(".!?:;\"'").lower() if words else ""
+
+
+def friendliness(samples: Sequence[Sample]) -> list[float]:
+    """VADER's sentiment of answers, in [-1, 1] (Hutto & Gilbert 2014; package vaderSentiment).
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    sentiment = demos.compound()
+    return [sentiment(sample.text) for sample in samples]
