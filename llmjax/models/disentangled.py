@@ -64,7 +64,9 @@ def relative_spec(config: ModelConfig) -> dict[str, Any]:
 
 def relative_states(params: dict[str, Any], config: ModelConfig) -> jax.Array:
     """The states of relative positions that attention projects, [2·span, D]."""
-    table = mesh.place(jnp.asarray(materialize(params["table"]), config.compute_dtype), (None, None))
+    table = mesh.place(
+        jnp.asarray(materialize(params["table"]), config.compute_dtype), (None, None)
+    )
     return layers.norm(params.get("norm"), table, config)
 
 

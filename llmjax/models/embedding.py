@@ -19,7 +19,6 @@ def embedding_spec(config: ModelConfig) -> dict[str, Any]:
     """The tables of tokens, positions and token types, and what follows them."""
     width, normal = config.table_dim, initializers.normal(config.init_std)
 
-
     def table(rows: int, axis: str | None = None) -> Param:
         return Param((rows, width), (axis, "outer_embed"), normal, inputs=1, table="input")
 

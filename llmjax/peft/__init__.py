@@ -3,6 +3,7 @@
 from llmjax.peft import files, freeze, fused, ia3, lora
 from llmjax.peft.ia3 import Ia3Config
 from llmjax.peft.lora import LoraConfig
+from llmjax.peft.quantized import quantize
 from llmjax.peft.transform import add, attach, extract, merge, trained, without
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ia3",
     "lora",
     "merge",
+    "quantize",
     "trained",
     "without",
 ]

@@ -37,9 +37,7 @@ def nodes(spec: Tree) -> dict[str, Any]:
     return dict(zip(tree.paths(spec, is_leaf=is_node), leaves, strict=True))
 
 
-def replace(
-    spec: Tree, field: str, pattern: str, change: Callable[[str, Any, Param], Any]
-) -> Tree:
+def replace(spec: Tree, field: str, pattern: str, change: Callable[[str, Any, Param], Any]) -> Tree:
     """The spec with another node in place of each matrix whose path has a pattern.
 
     Args:

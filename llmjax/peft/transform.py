@@ -66,7 +66,9 @@ def _keep(path: str, spec: Any, params: Any) -> Any:
     if type(spec) is not type(params) and not isinstance(spec, dict):
         raise ValueError(f"{path} is of type {type(params).__name__}, not {type(spec).__name__}")
     if extra := [name for name in others if name not in children]:
-        raise ValueError(f"{path} has {', '.join(map(str, extra))}, which the spec does not declare")
+        raise ValueError(
+            f"{path} has {', '.join(map(str, extra))}, which the spec does not declare"
+        )
     kept = {
         name: _keep(f"{path}/{name}".strip("/"), child, others.get(name))
         for name, child in children.items()
@@ -83,7 +85,9 @@ def _children(node: Any) -> dict[Any, Any]:
         return dict(enumerate(node))
     if not is_kind(node):
         return {}
-    fields = [field for field in dataclasses.fields(node) if field.metadata.get("pytree_node", True)]
+    fields = [
+        field for field in dataclasses.fields(node) if field.metadata.get("pytree_node", True)
+    ]
     return {field.name: getattr(node, field.name) for field in fields}
 
 

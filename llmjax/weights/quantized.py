@@ -163,7 +163,9 @@ def quantize_nf4(weight: jax.Array, stacked: int = 0) -> Nf4:
     mean = jnp.mean(largest, axis=tuple(range(stacked, kept + 1)), keepdims=True)
     rows = weight.shape[kept - 1]
     # Groups may be fewer than the devices that split the rows, so whole rows are grouped.
-    whole = None if by_blocks is None else PartitionSpec(*by_blocks[: kept - 1], None, by_blocks[kept])
+    whole = (
+        None if by_blocks is None else PartitionSpec(*by_blocks[: kept - 1], None, by_blocks[kept])
+    )
     less = _reshape(largest - mean, largest.shape, whole)
     grouped = less.reshape(*less.shape[: kept - 1], groups, rows // groups, count)
     steps = jnp.max(jnp.abs(grouped), axis=-2) / 127

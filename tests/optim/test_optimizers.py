@@ -141,7 +141,11 @@ def test_muons_first_direction_is_optaxs():
     """For each layer alone, and for tall, flat and split matrices alike."""
     random = np.random.RandomState(2)
     gradient = random.randn(2, 12, 3, 4).astype(np.float32)
-    spec = {"layers": {"query": Param(gradient.shape, ("layers", "embed", "heads", None), None, inputs=1)}}
+    spec = {
+        "layers": {
+            "query": Param(gradient.shape, ("layers", "embed", "heads", None), None, inputs=1)
+        }
+    }
     tree = {"layers": {"query": gradient}}
     config = optim.OptimizerConfig("muon", learning_rate=0.1, weight_decay=0.0, **CONSTANT)
     update = moved(config, spec, tree, tree)["layers/query"]
