@@ -6,6 +6,7 @@ from llmjax.peft.ia3 import Ia3Config
 from llmjax.peft.lora import LoraConfig
 from llmjax.peft.method import MethodConfig
 from llmjax.peft.prefix import PrefixConfig
+from llmjax.peft.quantized import quantize
 from llmjax.peft.transform import add, attach, extract, merge, trained, without
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "merge",
     "prefix",
     "prefix_files",
+    "quantize",
     "trained",
     "without",
 ]
