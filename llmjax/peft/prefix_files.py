@@ -14,12 +14,10 @@ from llmjax.hf import files
 from llmjax.hf.writing import LazyTensor, write_file, write_text
 from llmjax.models import ModelConfig
 from llmjax.models.prefix import NAMES, length
+from llmjax.peft.files import CONFIG_FILE, CONFIG_LIMIT, TENSORS_FILE
 from llmjax.peft.prefix import PrefixConfig, folded, spec
 from llmjax.spec import Tree, is_param
 
-CONFIG_FILE = "adapter_config.json"
-TENSORS_FILE = "adapter_model.safetensors"
-CONFIG_LIMIT = 10_000_000
 TENSOR = "prompt_embeddings"
 _LAYOUT = "p (l t k c) -> t l k p c"  # t: keys, values
 
