@@ -32,8 +32,8 @@ class Tuning(Training):
     Attributes:
         base: the folder of a run, or of a Hugging Face checkpoint.
         data: the examples and their tokens.
-        corpus: examples that come with Python packages, read when `data` has no sources: questions,
-            nine hundred with answers; friendly_replies, comparisons of replies in conversations by
+        corpus: examples that come with Python packages, read when `data` has no sources: chatterbot,
+            a thousand questions with answers; friendly_replies, comparisons of replies in conversations by
             their sentiment; openings, what was said before them.
         peft: what of the model is trained.
         dropout: shares dropped in training.
@@ -42,7 +42,7 @@ class Tuning(Training):
 
     base: str = ""
     data: ExampleConfig = ExampleConfig()
-    corpus: Literal["none", "questions", "friendly_replies", "openings"] = "none"
+    corpus: Literal["none", "chatterbot", "friendly_replies", "openings"] = "none"
     peft: MethodConfig = MethodConfig()
     dropout: Dropout = Dropout()
     remat: Literal["none", "dots", "full"] = "none"

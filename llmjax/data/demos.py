@@ -1,4 +1,4 @@
-"""Examples to fine-tune and align on that come with Python packages, or are derived from those.
+"""Examples to align on that are derived from conversations which come with Python packages.
 
 As `corpora` does, each is written as JSON lines, and a file that has the right content already is
 left alone. What is liked and what is not is *derived*: no person has compared these replies. VADER,
@@ -6,7 +6,6 @@ a lexicon of sentiment that people scored (Hutto & Gilbert 2014), says how frien
 """
 
 import hashlib
-import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,30 +19,6 @@ Message = dict[str, str]
 _FRIENDLY, _NOT = 0.5, 0.0  # of VADER's compound score in [-1, 1]: from here, and up to here
 _MESSAGES = 3  # of a conversation in front of a reply
 _CHARACTERS = 200  # of a message that is kept
-
-
-def questions(path: str | Path) -> dict[str, int]:
-    """Writes the English questions of the ChatterBot corpus with their answers (BSD).
-
-    Nine hundred, of support, trivia and small talk; from the package `chatterbot-corpus`.
-
-    Returns:
-        Counts: `examples` written.
-
-    Raises:
-        ModuleNotFoundError: the package is not installed.
-    """
-    import yaml
-
-    folder = corpora.package_file("chatterbot_corpus", "data") / "english"
-    talks = itertools.chain.from_iterable(
-        yaml.safe_load(file.read_text("utf-8"))["conversations"]
-        for file in sorted(folder.glob("*.yml"))
-    )
-    pairs = {(str(talk[0]).strip(), str(talk[1]).strip()): None for talk in talks if len(talk) > 1}
-    records = [{"instruction": asked, "output": said} for asked, said in pairs if asked and said]
-    corpora.write_records(path, records)
-    return {"examples": len(records)}
 
 
 def openings(path: str | Path) -> dict[str, int]:
@@ -136,7 +111,7 @@ def _dialogues() -> Iterable[str]:
 
 
 EXAMPLES: Mapping[str, Callable[[str | Path], Any]] = {
-    "questions": questions,
+    "chatterbot": corpora.chatterbot,
     "openings": openings,
     "friendly_replies": friendly_replies,
 }
