@@ -38,7 +38,7 @@ class EarlyStoppingConfig:
         if not 0.0 <= self.min_delta < math.inf:
             raise ValueError(f"min_delta={self.min_delta}: an improvement is 0 or more")
         require_choices(self, "early_stopping")
-        self.direction  # noqa: B018, so that a name that does not tell is an error here
+        _ = self.direction  # a name that does not tell is an error here
 
     @property
     def direction(self) -> Direction:
@@ -53,8 +53,8 @@ class EarlyStoppingConfig:
             if self.metric.endswith(endings):
                 return direction
         raise ValueError(
-            f"early_stopping.metric={self.metric}: its name does not tell whether the lowest or the "
-            "highest is the best; set early_stopping.mode to min or max"
+            f"early_stopping.metric={self.metric}: its name does not tell whether the lowest or "
+            "the highest is the best; set early_stopping.mode to min or max"
         )
 
 
