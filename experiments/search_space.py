@@ -51,8 +51,8 @@ class Dimension:
         return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
 
 
-def parse(text: str) -> Dimension:
-    """Reads FIELD=VALUES.
+def parse(text: str, config: type = Recipe) -> Dimension:
+    """Reads FIELD=VALUES, of a field of a config class.
 
     Values are LOW:HIGH, LOW:HIGH:STEP or log:LOW:HIGH of a number, or choices with commas between
     them; of a field whose own values have commas, with | between them.
@@ -61,7 +61,7 @@ def parse(text: str) -> Dimension:
         FlagError: there is no such field, or it cannot have such values.
     """
     name, _, values = text.partition("=")
-    leaves = {leaf.name: leaf for leaf in fields.leaves(Recipe)}
+    leaves = {leaf.name: leaf for leaf in fields.leaves(config)}
     if name not in leaves:
         near = ", ".join(nearest(name, list(leaves))) or "see --help"
         raise FlagError(f"--sweep={text}: no such field; nearest: {near}")
@@ -75,15 +75,15 @@ def parse(text: str) -> Dimension:
         raise FlagError(f"--sweep={text}: {error}") from None
 
 
-def parse_all(texts: Sequence[str]) -> tuple[Dimension, ...]:
-    """Reads every FIELD=VALUES; each field once.
+def parse_all(texts: Sequence[str], config: type = Recipe) -> tuple[Dimension, ...]:
+    """Reads every FIELD=VALUES of a config class; each field once.
 
     Raises:
         FlagError: a text cannot be read, a field is there twice, or there is none.
     """
     if not texts:
         raise FlagError("--sweep is missing: say --sweep=FIELD=VALUES for each field to search")
-    space = tuple(map(parse, texts))
+    space = tuple(parse(text, config) for text in texts)
     names = [dimension.name for dimension in space]
     if twice := {name for name in names if names.count(name) > 1}:
         raise FlagError(f"--sweep={min(twice)}=... is there twice: give each field once")
