@@ -18,7 +18,7 @@ from experiments.tasks.task import Record, Task
 from llmjax import optim, train
 from llmjax.train import metrics, telemetry
 from llmjax.train.checkpoint import Checkpointer, Remembering
-from llmjax.train.early_stopping import EarlyStopping
+from llmjax.train.early_stopping import EarlyStopping, SaveBest
 from llmjax.train.loop import DivergedError, Every, Hook, Pause, fit, save_batches
 from llmjax.train.preemption import SaveOnSignal
 from llmjax.train.progress import Progress
@@ -96,11 +96,7 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
     if start >= recipe.steps:
         print(f"{run.run_dir}: all {recipe.steps} steps are done; raise --steps to train on")
         return
-    if run.early_stopping.stopped:
-        print(
-            f"{run.run_dir}: stopped early at step {start}; the best was step "
-            f"{run.early_stopping.best_step}. Raise --early_stopping.patience to train on"
-        )
+    if run.ended(start):
         return
     step = train.make_step(
         task.make_loss(),
@@ -113,10 +109,11 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
     hooks = run.hooks(checkpoints, start, stack, batches)
     task.ready(batches, state, run.record)
     try:
-        fit(state, step, batches, steps=recipe.steps, hooks=hooks)
+        end = fit(state, step, batches, steps=recipe.steps, hooks=hooks)
     except DivergedError as error:
         where = save_batches(error.batches, run.run_dir / "diverged")
         raise DivergedError(f"{error}: {where}", error.batches) from None
+    run.ended(int(end.step))
 
 
 class _Run:
@@ -166,7 +163,21 @@ class _Run:
             write = functools.partial(self.sample, progress=progress, samples=samples)
             hooks.append(every(self.task.sample_every, write))
         hooks += self.task.hooks(batches, self.record)
-        return [*hooks, every(recipe.checkpoint_every, checkpoints), preemption]
+        hooks.append(every(recipe.checkpoint_every, checkpoints))
+        if recipe.early_stopping.patience:
+            hooks.append(Every(recipe.evaluate_every, SaveBest(self.early_stopping, checkpoints)))
+        return [*hooks, preemption]
+
+    def ended(self, step: int) -> bool:
+        """Whether early stopping has ended the run at a step, which is then said."""
+        found = self.early_stopping
+        if found.stopped:
+            print(
+                f"{self.run_dir}: stopped early at step {step}; the best {found.config.metric} was "
+                f"{found.best} at step {found.best_step}, which evaluation and export read. Raise "
+                "--early_stopping.patience to train on"
+            )
+        return found.stopped
 
     def recorder(
         self, progress: Progress, start: int, stack: contextlib.ExitStack

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-
 from llmjax import weights
 from llmjax.peft import targets
 from llmjax.spec import Param, Tree, move
