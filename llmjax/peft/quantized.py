@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-
 from llmjax import weights
 from llmjax.peft import targets
 from llmjax.spec import Param, Tree, move
@@ -33,8 +32,8 @@ def quantize(
         The parameters, and their spec.
 
     Raises:
-        ValueError: another kind; `pattern` finds nothing, what is no matrix, or one with an adapter;
-            a matrix that is not whole blocks of 64.
+        ValueError: another kind; `pattern` finds nothing, what is no matrix, or one with an
+            adapter; a matrix that is not whole blocks of 64.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")

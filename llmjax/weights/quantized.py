@@ -60,14 +60,14 @@ class Int8:
 
 @struct.dataclass
 class Nf4:
-    """A weight in 4-bit NormalFloats with doubly quantised scales (Dettmers et al. 2023, section 3).
+    """A weight in 4-bit NormalFloats, whose scales are quantised, too (Dettmers et al. 2023, 3).
 
     A block of 64 weights, along the last axis or along the last few together, shares a scale. The
     scales less their mean are 8-bit integers times a number that up to 256 of them share, along
     the axis before the blocks. The paper has 8-bit floats there, whose steps are coarser.
 
     Attributes:
-        codes: uint8, the weight's shape with half of its last axis: the even places in the low bits.
+        codes: uint8, the weight's shape with half of its last axis; even places in the low bits.
         scales: int8, one for each block: [..., N/64], of the axes that blocks lie along as one.
         steps: float32, one for each group of them: [..., G, N/64].
         mean: float32, that of all scales of a matrix, with as many axes.
