@@ -258,7 +258,7 @@ def _lora_config(fields: Mapping, declared: Tree, found: Mapping) -> lora.LoraCo
     if fields.get("init_lora_weights", True) not in _INITS:
         raise ValueError(
             f"init_lora_weights={fields['init_lora_weights']!r} changed the base model; convert "
-            "the adapter in PEFT first (save_pretrained with path_initial_model_for_weight_conversion)"
+            "the adapter in PEFT first (path_initial_model_for_weight_conversion)"
         )
     chosen, ranks, alphas = _targets(declared, found), [], []
     for path, modules in chosen.items():
