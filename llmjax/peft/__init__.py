@@ -1,6 +1,6 @@
 """Parameter-efficient fine-tuning: transforms of spec trees, and of the matching parameters."""
 
-from llmjax.peft import files, freeze, fused, ia3, lora
+from llmjax.peft import files, freeze, fused, ia3, lora, targets
 from llmjax.peft.ia3 import Ia3Config
 from llmjax.peft.lora import LoraConfig
 from llmjax.peft.quantized import quantize
@@ -19,6 +19,7 @@ __all__ = [
     "lora",
     "merge",
     "quantize",
+    "targets",
     "trained",
     "without",
 ]
