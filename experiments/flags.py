@@ -170,11 +170,20 @@ def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
     return rest
 
 
-def command_line(*, without: Collection[str] = ()) -> str:
-    """What was typed to start this program, but for the flags that are named."""
+def command_line(*, without: Collection[str] = (), program: str = "") -> str:
+    """What was typed to start this program, or would start another, but for the flags named."""
     dropped = {f"--{prefix}{name}" for name in without for prefix in ("", "no")}
-    given = [a for a in sys.argv[1:] if "--" + a.lstrip("-").partition("=")[0] not in dropped]
-    return f"{_program(sys.argv[0])} {shlex.join(given)}".strip()
+    given, skips = [], False
+    for argument in sys.argv[1:]:
+        name, equals, _ = argument.partition("=")
+        if argument.startswith("-"):
+            skips = "--" + name.lstrip("-") in dropped
+            if not skips:
+                given.append(argument)
+            skips &= not equals  # its value is the next one
+        elif not skips:
+            given.append(argument)
+    return f"{program or _program(sys.argv[0])} {shlex.join(given)}".strip()
 
 
 def step_range(name: str, text: str) -> tuple[int, int]:

@@ -14,11 +14,11 @@ import jax
 from experiments import fields, processes, runs
 from experiments.flags import FlagError
 from experiments.recipe import Training
-from experiments.tasks.task import Task
+from experiments.tasks.task import Record, Task
 from llmjax import optim, train
 from llmjax.train import metrics, telemetry
 from llmjax.train.checkpoint import Checkpointer, Remembering
-from llmjax.train.early_stopping import EarlyStopping
+from llmjax.train.early_stopping import EarlyStopping, SaveBest
 from llmjax.train.loop import DivergedError, Every, Hook, Pause, fit, save_batches
 from llmjax.train.preemption import SaveOnSignal
 from llmjax.train.progress import Progress
@@ -84,6 +84,7 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
     remembering: dict[str, Remembering] = {
         "early_stopping": run.early_stopping,
         "goodput": run.goodput,
+        **task.remembering(),
     }
     checkpoints = stack.enter_context(runs.checkpointer(run.run_dir, recipe, remembering))
     abstract = train.abstract_state(spec, optimizer)
@@ -95,11 +96,7 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
     if start >= recipe.steps:
         print(f"{run.run_dir}: all {recipe.steps} steps are done; raise --steps to train on")
         return
-    if run.early_stopping.stopped:
-        print(
-            f"{run.run_dir}: stopped early at step {start}; the best was step "
-            f"{run.early_stopping.best_step}. Raise --early_stopping.patience to train on"
-        )
+    if run.ended(start):
         return
     step = train.make_step(
         task.make_loss(),
@@ -109,12 +106,14 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
         norms=recipe.log_norms,
         sharding=train.Sharding(spec, task.config.compute_dtype, recipe.mesh.zero),
     )
-    hooks = run.hooks(checkpoints, start, stack)
+    hooks = run.hooks(checkpoints, start, stack, batches)
+    task.ready(batches, state, run.record)
     try:
-        fit(state, step, batches, steps=recipe.steps, hooks=hooks)
+        end = fit(state, step, batches, steps=recipe.steps, hooks=hooks)
     except DivergedError as error:
         where = save_batches(error.batches, run.run_dir / "diverged")
         raise DivergedError(f"{error}: {where}", error.batches) from None
+    run.ended(int(end.step))
 
 
 class _Run:
@@ -124,15 +123,17 @@ class _Run:
         self.task, self.options = task, options
         self.recipe, self.run_dir = task.recipe, task.run_dir
         self.early_stopping = EarlyStopping(self.recipe.early_stopping)
+        self.record: Record = lambda step, found: None
         self.goodput = telemetry.Goodput(runs.begun(self.run_dir) or time.time())
 
     def hooks(
-        self, checkpoints: Checkpointer, start: int, stack: contextlib.ExitStack
+        self, checkpoints: Checkpointer, start: int, stack: contextlib.ExitStack, batches: Any
     ) -> list[Hook]:
         """What watches a run that starts after a step, in the order of their calls."""
         recipe, options = self.recipe, self.options
         progress = stack.enter_context(Progress(recipe.steps, start=start, title=recipe.name))
         recorder = self.recorder(progress, start, stack)
+        self.record = lambda step, found: recorder.write({"step": step, **found})
         seconds, index = options.hang_seconds or None, jax.process_index()
         name = f"watchdog.{index}.txt" if jax.process_count() > 1 else "watchdog.txt"
         watchdog = stack.enter_context(Watchdog(seconds, self.run_dir, name=name))
@@ -161,7 +162,22 @@ class _Run:
         if self.task.sample_every is not None:
             write = functools.partial(self.sample, progress=progress, samples=samples)
             hooks.append(every(self.task.sample_every, write))
-        return [*hooks, every(recipe.checkpoint_every, checkpoints), preemption]
+        hooks += self.task.hooks(batches, self.record)
+        hooks.append(every(recipe.checkpoint_every, checkpoints))
+        if recipe.early_stopping.patience:
+            hooks.append(Every(recipe.evaluate_every, SaveBest(self.early_stopping, checkpoints)))
+        return [*hooks, preemption]
+
+    def ended(self, step: int) -> bool:
+        """Whether early stopping has ended the run at a step, which is then said."""
+        found = self.early_stopping
+        if found.stopped:
+            print(
+                f"{self.run_dir}: stopped early at step {step}; the best {found.config.metric} was "
+                f"{found.best} at step {found.best_step}, which evaluation and export read. Raise "
+                "--early_stopping.patience to train on"
+            )
+        return found.stopped
 
     def recorder(
         self, progress: Progress, start: int, stack: contextlib.ExitStack

@@ -6,12 +6,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments.recipe import Recipe, Training
+from experiments.tasks.comparing import (
+    PreferenceTask,
+    Preferring,
+    RewardModelling,
+    RewardTask,
+)
+from experiments.tasks.finetuning import Finetuning, finetuning
 from experiments.tasks.pretraining import Pretraining
+from experiments.tasks.reinforcing import Reinforcing, ReinforcingTask
 from experiments.tasks.task import Task
 
 # By the kind of the recipe.
 TASKS: Mapping[type[Training], Callable[[Any, pathlib.Path], Task]] = types.MappingProxyType(
-    {Recipe: Pretraining}
+    {
+        Recipe: Pretraining,
+        Finetuning: finetuning,
+        RewardModelling: RewardTask,
+        Preferring: PreferenceTask,
+        Reinforcing: ReinforcingTask,
+    }
 )
 KINDS: Mapping[str, type[Training]] = types.MappingProxyType(
     {kind.__name__: kind for kind in TASKS}

@@ -15,8 +15,11 @@ from llmjax import data, mesh, models, train, tree
 from llmjax import spec as specs
 from llmjax.objectives import Loss
 from llmjax.train import metrics
+from llmjax.train.checkpoint import Remembering
+from llmjax.train.loop import Hook
 
 Batch = Mapping[str, np.ndarray]
+Record = Callable[[int, dict[str, float]], None]
 
 
 class Task(abc.ABC):
@@ -109,6 +112,18 @@ class Task(abc.ABC):
         Args:
             restore: (a tree of the shapes that are wanted) to a `checkpoint.Restored`, or None.
         """
+
+    def ready(self, batches: Any, state: train.TrainState, record: Record) -> None:
+        """Before the first step of a run, or of its continuation."""
+        del batches, state, record
+
+    def hooks(self, batches: Any, record: Record) -> list[Hook]:
+        """What else watches a run; `record` keeps metrics of a step."""
+        return []
+
+    def remembering(self) -> dict[str, Remembering]:
+        """What else belongs to the run, by name."""
+        return {}
 
     @property
     def sample_every(self) -> int | None:

@@ -16,6 +16,7 @@ and for examples to fine-tune on:
 
 from typing import TYPE_CHECKING, Any
 
+from llmjax.data.chat import ChatTemplate, Message, load_template
 from llmjax.data.config import DataConfig, ExampleConfig, ExampleSource, Source, TokenizerConfig
 from llmjax.data.corpora import SPEAKERS, chat_prompt, chitchat, python_topics
 from llmjax.data.prepare import prepare
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
 __all__ = [
     "SPEAKERS",
     "SPLITS",
+    "ChatTemplate",
     "DataConfig",
     "ExampleConfig",
     "ExampleSource",
     "Manifest",
+    "Message",
     "Source",
     "SplitName",
     "StreamDecoder",
@@ -44,6 +47,7 @@ __all__ = [
     "chitchat",
     "example_batches",
     "load_manifest",
+    "load_template",
     "load_tokenizer",
     "prepare",
     "prepare_examples",

@@ -11,6 +11,7 @@ tokens of a prompt are those that training has in front of the answer.
 
 import functools
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,9 +32,20 @@ TEMPLATES: Mapping[str, str] = {
 }
 
 ASSISTANT = "assistant"
+
+_log = logging.getLogger(__name__)
+
 # Marks that templates put around turns, whether or not the tokenizer calls them special.
 _TURN_MARK = re.compile(r"<\|[^<>|\s]+\|>")
 _EXAMPLE_CHARACTERS = 300
+
+# What templates are tried with.
+_WORDS = "words"
+_PROBE = (
+    {"role": "user", "content": "a"},
+    {"role": ASSISTANT, "content": _WORDS},
+    {"role": "user", "content": "b"},
+)
 
 _Span = tuple[int, int]
 
@@ -67,8 +79,8 @@ class ChatTemplate:
         self._variables = {
             "tools": None,
             "documents": None,
-            "document_start": "".join(written[i] for i in tokenizer.opening),
-            "document_end": written[tokenizer.eos_id],
+            "document_start": "".join(written.get(i, "") for i in tokenizer.opening),
+            "document_end": written.get(tokenizer.eos_id, ""),
             **tokenizer.names,
             **jinja_sandbox.plain(variables, self._names),
         }
@@ -125,14 +137,19 @@ class ChatTemplate:
     @functools.cached_property
     def turn_end(self) -> str:
         """What the template lets the assistant write behind its words; "" if nothing is known."""
-        words = "words"
-        probe = [{"role": "user", "content": "a"}, {"role": ASSISTANT, "content": words}]
         try:
-            text, spans = self._spans(probe, False)
+            text, spans = self._spans(_PROBE[:2], False)
         except ValueError:  # the template takes other conversations
             return ""
         own = [text[slice(*span)] for span in spans if span is not None]
-        return own[-1].rpartition(words)[2] if own and words in own[-1] else ""
+        if not own or _WORDS not in own[-1]:
+            return ""
+        if own[-1].endswith(_WORDS):
+            _log.warning(
+                "the chat template's generation marks leave out what ends a turn, so a model that "
+                "is trained by it never learns to end one: move it inside of the marks"
+            )
+        return own[-1].rpartition(_WORDS)[2]
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -155,6 +172,12 @@ class ChatTemplate:
         self, messages: Sequence[Message], add_generation_prompt: bool
     ) -> tuple[str, list[_Span]]:
         """The text, special tokens' names in messages cut by `BREAK`, and its generation marks."""
+        for index, message in enumerate(messages):
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise ValueError(
+                    f"message {index} has no role: give mappings with 'role' and 'content'. "
+                    f"The conversation is {_shown(messages)}."
+                )
         known = [{k: v for k, v in message.items() if v is not None} for message in messages]
         variables = {
             **self._variables,
@@ -173,8 +196,25 @@ class ChatTemplate:
         text, marked = self._render(messages, add_generation_prompt)
         if self._template.marks:
             return text, [(begin, end) for begin, end in marked if end > begin]
-        turns = [i for i, message in enumerate(messages) if message.get("role") == ASSISTANT]
+        turns = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
+        if not self._ends_turns:
+            return text, [None for _ in turns]
         return text, [self._turn(text, messages, i, add_generation_prompt) for i in turns]
+
+    @functools.cached_property
+    def _ends_turns(self) -> bool:
+        """Whether what is behind the assistant's words still is when another turn follows.
+
+        If not, it may be more than the end of the turn: a prompt for the next one, say.
+        """
+        try:
+            behind, and_more = (
+                self._render(messages, False)[0].rpartition(_WORDS)[2]
+                for messages in (_PROBE[:2], _PROBE)
+            )
+        except ValueError:  # the template takes other conversations
+            return False
+        return and_more.startswith(behind)
 
     def _turn(
         self, text: str, messages: Sequence[Message], index: int, add_generation_prompt: bool
@@ -189,9 +229,12 @@ class ChatTemplate:
         if not (text.startswith(through) and through.startswith(before)):
             return None
         own = through[len(before) :]
+        marks = list(self._names.finditer(own))
+        if not marks:
+            return len(before), len(through)
         # Behind the token that ends the turn comes white space, which the model never writes.
-        ends = [name.end() for name in self._names.finditer(own) if not own[name.end() :].strip()]
-        return (len(before), len(before) + (ends[-1] if ends else len(own)))
+        end = marks[-1].end()
+        return None if own[end:].strip() else (len(before), len(before) + end)
 
     def _cut(self, text: str, spans: Sequence[_Span]) -> Iterator[tuple[str, _Span | None]]:
         """The parts of a text that no token may leave, each with the span that it is of.

@@ -1,20 +1,34 @@
 """Corpora that come with Python packages, so that a first run downloads no data.
 
-Each is written as JSON lines, one document a line, ready to be a `Source`. A file that already has
-the right content is left alone, so that data prepared from it stay up to date.
+Each is written as JSON lines, one document or example a line, ready to be a `Source` or an
+`ExampleSource`. A file that already has the right content is left alone, so that data prepared
+from it stay up to date.
 """
 
 import collections
+import contextlib
 import hashlib
+import html
 import importlib.util
+import itertools
 import json
+import random
 import re
+import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 # The two sides of a conversation. Give them to `TokenizerConfig.symbols`: one token each.
 SPEAKERS = ("A:", "B:")
+
+# What stands in front of a text of each of VADER's domains.
+SENTIMENT_PROMPTS: Mapping[str, str] = {
+    "movieReviewSnippets": "A film review: ",
+    "amazonReviewSnippets": "A product review: ",
+    "nytEditorialSnippets": "An editorial: ",
+    "tweets": "A message: ",
+}
 
 # Only one letter, over and over, or the left hand drummed on the home row.
 _SPAM = re.compile(r"([a-z])(\s*\1)*|(?!(?:sad|dad|as)$)[asdf\s]+", re.IGNORECASE)
@@ -42,13 +56,13 @@ def chitchat(path: str | Path, dataset: str | Path | None = None) -> dict[str, i
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
-    source = _package_file("chitchat_dataset", "dataset.json") if dataset is None else Path(dataset)
+    source = package_file("chitchat_dataset", "dataset.json") if dataset is None else Path(dataset)
     counts: collections.Counter[str] = collections.Counter(
         dialogues=0, turns=0, characters=0, empty_messages=0, spam_messages=0, spam_dialogues=0,
         short_dialogues=0, copies=0,
     )  # fmt: skip
     dialogues = json.loads(source.read_text(encoding="utf-8")).values()
-    _write_lines(path, _clean_dialogues(dialogues, counts))
+    _write_texts(path, _clean_dialogues(dialogues, counts))
     return dict(counts)
 
 
@@ -72,8 +86,163 @@ def python_topics(path: str | Path) -> dict[str, int]:
     from pydoc_data import topics
 
     texts = [text.strip() + "\n" for _, text in sorted(topics.topics.items())]
-    _write_lines(path, texts)
+    _write_texts(path, texts)
     return {"documents": len(texts), "characters": sum(map(len, texts))}
+
+
+def chatterbot(path: str | Path, folder: str | Path | None = None) -> dict[str, int]:
+    """Writes the English conversations of package `chatterbot-corpus` (BSD), for `sft`.
+
+    In each the user speaks first; what nobody answers at its end is dropped, and exact copies are.
+
+    Args:
+        path: the JSON lines file to write.
+        folder: the package's folder of YAML files, found in the installed package if None.
+
+    Returns:
+        Counts: `conversations` and `turns` written; `copies`, and those of fewer than two turns,
+        `short_conversations`, that were not.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+        FileNotFoundError: there are no YAML files in the folder.
+    """
+    # It need not be there for those who read other corpora.
+    import yaml
+
+    found = package_file("chatterbot_corpus", "data/english") if folder is None else Path(folder)
+    files = sorted(found.glob("*.yml"))
+    if not files:
+        raise FileNotFoundError(f"no conversations in {str(found)!r}: it has no file *.yml.")
+    counts = collections.Counter(conversations=0, turns=0, copies=0, short_conversations=0)
+    seen = set()
+    records = []
+    for file in files:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for conversation in content["conversations"]:
+            turns = tuple(str(turn).strip() for turn in conversation if turn is not None)
+            turns = turns[: len(turns) // 2 * 2]
+            if not turns or not all(turns):
+                counts["short_conversations"] += 1
+            elif turns in seen:
+                counts["copies"] += 1
+            else:
+                seen.add(turns)
+                counts.update(conversations=1, turns=len(turns))
+                roles = itertools.cycle(("user", "assistant"))
+                messages = [
+                    {"role": role, "content": turn}
+                    for role, turn in zip(roles, turns, strict=False)
+                ]
+                records.append({"messages": messages, "category": file.stem})
+    write_records(path, records)
+    return dict(counts)
+
+
+def sentiment(path: str | Path, archive: str | Path, least: float = 1.0) -> dict[str, int]:
+    """Writes texts that people scored, from bad to good, with what they said, for `classification`.
+
+    The texts are those that VADER was made by (Hutto and Gilbert 2014): of film and product
+    reviews, tweets and editorials, each with the mean of some scores from -4 to 4. They come with
+    the source distribution of `vaderSentiment` 3.3.2 (MIT), not with what pip installs of it.
+
+    Args:
+        path: the JSON lines file to write: `text`, `label` (`negative` or `positive`), `score` and
+            `domain` (`movieReviewSnippets`, say).
+        archive: `vaderSentiment-3.3.2.tar.gz`, or the archive `hutto_ICWSM_2014.tar.gz` within it.
+        least: texts whose score is nearer to 0 are dropped.
+
+    Returns:
+        Counts: `negative` and `positive` texts.
+
+    Raises:
+        ValueError: the archive holds no scored texts.
+    """
+    records = [
+        {
+            "text": text,
+            "label": "positive" if score > 0 else "negative",
+            "score": score,
+            "domain": domain,
+        }
+        for domain, text, score in _scored_texts(Path(archive))
+        if abs(score) >= least
+    ]
+    write_records(path, records)
+    counts = collections.Counter(str(record["label"]) for record in records)
+    return {name: counts[name] for name in ("negative", "positive")}
+
+
+def sentiment_pairs(
+    path: str | Path, archive: str | Path, margin: float = 1.0, seed: int = 0
+) -> dict[str, int]:
+    """Writes pairs of the texts of `sentiment`, the better one chosen, for `comparison`.
+
+    The preferences are derived: nobody compared the two texts, whose scores differ by `margin` or
+    more. Every text is in one pair at most, with another of its domain. As prompts are the same
+    all over a domain, hold out by `pair`: split="grouped", split_field="pair".
+
+    Args:
+        path: the JSON lines file to write: `prompt`, `chosen`, `rejected`, `margin`, and `pair`.
+        archive: as in `sentiment`.
+        margin: by how much the scores of a pair differ at least.
+        seed: of the order in which texts find each other.
+
+    Returns:
+        Counts: `pairs`, and `alone`, the texts that found none.
+
+    Raises:
+        ValueError: the archive holds no scored texts.
+    """
+    by_domain: dict[str, list[tuple[str, float]]] = {}
+    for domain, text, score in _scored_texts(Path(archive)):
+        by_domain.setdefault(domain, []).append((text, score))
+    records: list[dict[str, Any]] = []
+    alone = 0
+    for domain, texts in by_domain.items():
+        random.Random(seed).shuffle(texts)
+        waiting: list[tuple[str, float]] = []
+        for text, score in texts:
+            fits = (i for i, (_, other) in enumerate(waiting) if abs(score - other) >= margin)
+            match = next(fits, None)
+            if match is None:
+                waiting.append((text, score))
+                continue
+            better, worse = sorted([(text, score), waiting.pop(match)], key=lambda t: -t[1])
+            records.append(
+                {
+                    "prompt": SENTIMENT_PROMPTS.get(domain, "A text: "),
+                    "chosen": better[0],
+                    "rejected": worse[0],
+                    "margin": better[1] - worse[1],
+                    "pair": len(records),
+                }
+            )
+        alone += len(waiting)
+    write_records(path, records)
+    return {"pairs": len(records), "alone": alone}
+
+
+def _scored_texts(archive: Path) -> list[tuple[str, str, float]]:
+    """(domain, text, mean score) of all texts in an archive, or in one that is within it."""
+    found: dict[tuple[str, str], float] = {}
+    with tarfile.open(archive) as outer, contextlib.ExitStack() as stack:
+        inner = [name for name in outer.getnames() if name.endswith("/hutto_ICWSM_2014.tar.gz")]
+        opened = outer
+        if inner:
+            opened = stack.enter_context(tarfile.open(fileobj=outer.extractfile(inner[0])))
+        for name in sorted(opened.getnames()):
+            domain, is_truth, _ = Path(name).name.partition("_GroundTruth.txt")
+            stream = opened.extractfile(name) if is_truth else None
+            for line in stream.read().decode().splitlines() if stream else ():
+                _, score, text = line.split("\t")
+                found.setdefault((domain, html.unescape(text).strip()), float(score))
+    if not found:
+        raise ValueError(
+            f"{str(archive)!r} holds no texts with scores (*_GroundTruth.txt). Give the source "
+            "distribution of vaderSentiment 3.3.2, vaderSentiment-3.3.2.tar.gz."
+        )
+    return [(domain, text, score) for (domain, text), score in found.items() if text]
 
 
 def _clean_dialogues(
@@ -125,8 +294,12 @@ def _turns(messages: Sequence[tuple[str, str]]) -> str:
     return "".join(f"{mark} {' '.join(texts)}\n" for mark, texts in lines)
 
 
-def _package_file(package: str, name: str) -> Path:
-    """A data file of an installed package, found without importing the package."""
+def package_file(package: str, name: str) -> Path:
+    """A data file of an installed package, found without importing the package.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -136,11 +309,15 @@ def _package_file(package: str, name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / name
 
 
-def _write_lines(path: str | Path, texts: Iterable[str]) -> None:
-    """Writes documents as JSON lines, whole or not at all, unless they lie there already."""
+def _write_texts(path: str | Path, texts: Iterable[str]) -> None:
+    write_records(path, ({"text": text} for text in texts))
+
+
+def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON lines, whole or not at all, unless they lie there already."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     data = content.encode()
     if path.is_file() and path.read_bytes() == data:
         return

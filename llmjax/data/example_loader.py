@@ -5,6 +5,7 @@ beside corpora, so here every process cuts the whole stream into rows, endless o
 its own of every batch: examples wait in few open rows, and one epoch hardly mixes with the next.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,9 @@ from llmjax.data import packing as pack_lib
 from llmjax.data.tokenized import Tokenized, unsigned
 
 Prompts = dict[str, list]
+
+# How many of the next examples may have the same prompt as one.
+_LOOK_AHEAD = 32
 
 
 def example_batches(
@@ -56,9 +60,10 @@ def example_batches(
         An iterable of batches with int32 [B, S] `tokens`, `targets` (the next token where it is
         trained, else -1), `segment_ids` (0: padding) and `positions`; its iterators have
         `get_state()` and `set_state(state)` as those of `loader.batches`. A comparison is a row:
-        its answers, each with the prompt in front, are segments 1 to K, the best first, and
-        float32 [B] `margin` says by how much the better of two is better. Classification has
-        int32 [B] `labels`, and so have judged answers: 1 if good, 0 if bad. -1 is padding.
+        its answers, each with the prompt in front, are segments 1 to K, the best first; where any
+        says by how much the better of two is better, float32 [B] `margin` does. Classification has
+        int32 [B] `labels` (-1: padding). So have judged answers, 1 if good and 0 if bad, whose rows
+        hold in segment 2 the same prompt with the answer to another, the next in the stream.
 
     Raises:
         FileNotFoundError: the directory holds no prepared data.
@@ -75,19 +80,23 @@ def example_batches(
         )
     loader.check_arguments(split, batch_size, sequence_length, seed, epochs, prefetch)
     own = loader.own_rows(batch_size, process_index, process_count)
-    reader = _reader(directory, split, kind)
-    about = reader.manifest.examples
-    if about is not None and about.longest > sequence_length:
+    reader = _Reader(directory, split, kind)
+    about = reader.about
+    # Beside a judged answer its row has one to another prompt, which may be as long.
+    needed = about.longest * (2 if kind == "judged" else 1)
+    if needed > sequence_length:
         raise ValueError(
-            f"sequence_length is {sequence_length}, but the longest example has {about.longest} "
-            "tokens. Use longer rows, or prepare with a smaller ExampleConfig.max_length."
+            f"sequence_length is {sequence_length}, but the longest example needs {needed} tokens. "
+            "Use longer rows, or prepare with a smaller ExampleConfig.max_length."
         )
     examples = reader.stream(seed, weights, epochs)
+    if kind == "judged":
+        examples = _WithUnrelated(examples, about.longest)
     if packing == "best_fit":
         pairs = examples.map(_with_targets).to_iter_dataset(loader.IN_THIS_THREAD)
         rows = pack_lib.pack(pairs, sequence_length, "best_fit")
     else:
-        unpacked = examples.map(_Row(kind, sequence_length))
+        unpacked = examples.map(_Row(about, sequence_length))
         rows = unpacked.to_iter_dataset(loader.IN_THIS_THREAD)
     ready = loader.batched(rows, batch_size, own)
     return streams.Prefetch(ready, prefetch_buffer_size=prefetch)
@@ -119,22 +128,59 @@ def prompt_batches(
     """
     loader.check_arguments(split, batch_size, 1, seed, epochs, prefetch)
     own = loader.own_rows(batch_size, process_index, process_count)
-    examples = _reader(directory, split, "prompt").stream(seed, weights, epochs)
+    examples = _Reader(directory, split, "prompt").stream(seed, weights, epochs)
     rows = examples.to_iter_dataset(loader.IN_THIS_THREAD)
     ready = loader.batched(rows, batch_size, own, _stack_prompts)
     return streams.Prefetch(ready, prefetch_buffer_size=prefetch)
 
 
-def _reader(directory: str | Path, split: shards.SplitName, kind: str) -> loader.Reader:
-    reader = loader.Reader(directory, split, Tokenized.from_bytes)
-    about = reader.manifest.examples
-    if about is None or about.kind != kind:
-        found = "documents" if about is None else f"examples of kind {about.kind!r}"
-        raise ValueError(
-            f"{str(directory)!r} holds {found}, not examples of kind {kind!r}. Prepare these with "
-            "`prepare_examples`."
-        )
-    return reader
+class _Reader(loader.Reader):
+    """Reads examples of one kind."""
+
+    def __init__(self, directory: str | Path, split: shards.SplitName, kind: str) -> None:
+        super().__init__(directory, split, Tokenized.from_bytes)
+        about = self.manifest.examples
+        if about is None or about.kind != kind:
+            found = "documents" if about is None else f"examples of kind {about.kind!r}"
+            raise ValueError(
+                f"{str(directory)!r} holds {found}, not examples of kind {kind!r}. Prepare these "
+                "with `prepare_examples`."
+            )
+        self.about = about
+
+
+class _WithUnrelated(grain.MapDataset[Tokenized]):
+    """Judged examples, each with a second sequence: its prompt, and the answer to another one.
+
+    Which says how far the model has moved from the reference in general (Ethayarajh et al. 2024,
+    section 4.1, arXiv:2402.01306). It is the next example that has another prompt; if none of the
+    next few has, there is no second sequence. Its end is cut to `longest`.
+    """
+
+    def __init__(self, examples: grain.MapDataset, longest: int) -> None:
+        super().__init__(examples)
+        self._longest = longest
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        example = self._parent[index]
+        prompt, _ = _parted(example.sequences[0])
+        for later in range(index + 1, index + 1 + _LOOK_AHEAD):
+            other, answer = _parted(self._parent[later].sequences[0])
+            if not np.array_equal(prompt, other):
+                unrelated = np.concatenate([prompt, answer])[: self._longest]
+                return dataclasses.replace(example, sequences=(*example.sequences, unrelated))
+        return example
+
+
+def _parted(sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A sequence before its first trained token, and from there on."""
+    start = int(np.argmax(sequence >= 0))
+    return sequence[:start], sequence[start:]
 
 
 def _segment(sequence: np.ndarray) -> pack_lib.Batch:
@@ -152,8 +198,8 @@ def _with_targets(example: Tokenized) -> pack_lib.Batch:
 class _Row:
     """Makes a padded row of an example, its sequences one behind the other."""
 
-    def __init__(self, kind: config.Kind, length: int) -> None:
-        self._kind, self._length = kind, length
+    def __init__(self, about: shards.Examples, length: int) -> None:
+        self._about, self._length = about, length
 
     def __call__(self, example: Tokenized) -> pack_lib.Batch:
         segments = [_segment(sequence) for sequence in example.sequences]
@@ -162,9 +208,9 @@ class _Row:
         row["segment_ids"] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
         row["positions"] = np.concatenate([np.arange(size) for size in sizes])
         row = pack_lib.pad(row, self._length - sum(sizes))
-        if self._kind == "comparison":
+        if self._about.margins:
             row["margin"] = np.array(example.margin, np.float32)
-        if self._kind in ("classification", "judged"):
+        if self._about.kind in ("classification", "judged"):
             row["labels"] = np.array(example.label, np.int32)
         return row
 

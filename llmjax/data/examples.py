@@ -196,6 +196,8 @@ def _comparison(parts: _Parts) -> Example:
         raise parts.misfit("chosen and rejected", "responses")
     if parts.has("margin"):
         margin = _number(parts.get("margin"), "margin")
+        if len(responses) > 2:
+            raise UnfitError("a margin is between two responses, and there are more")
     if len(responses) < 2:
         raise UnfitError("fewer than two responses, so there is nothing to compare")
     whole = all(isinstance(response, Sequence) for response in responses)

@@ -7,7 +7,7 @@ keeps them from Python's internals and from changing what they are given.
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -66,7 +66,8 @@ class Template:
         """
         variables = {**variables, "strftime_now": self._now.strftime}
         try:
-            text, marked = self._plain.render(variables), self._marked.render(variables)
+            text = self._plain.render(variables)
+            marked = self._marked.render(variables) if self.marks else text
         except jinja2.sandbox.SecurityError as error:
             raise ValueError(f"the chat template does what the sandbox forbids: {error}") from error
         except Exception as error:  # whatever a stranger's program may raise
@@ -84,7 +85,7 @@ def plain(value: Any, names: re.Pattern[str]) -> Any:
     """A copy of plain data in which every name of a special token is cut in two by `BREAK`.
 
     Args:
-        value: None, numbers, strings, mappings and sequences of such.
+        value: None, numbers, strings, mappings, lists and tuples of such.
         names: matches the names, each of two characters at least.
 
     Raises:
@@ -97,7 +98,7 @@ def plain(value: Any, names: re.Pattern[str]) -> Any:
         return names.sub(lambda name: name[0][0] + BREAK + name[0][1:], value)
     if isinstance(value, Mapping):
         return {str(key): plain(item, names) for key, item in value.items()}
-    if isinstance(value, Sequence):
+    if isinstance(value, list | tuple):
         return [plain(item, names) for item in value]
     raise ValueError(
         f"the conversation has a {type(value).__name__}, and templates take strings, numbers, "

@@ -90,7 +90,14 @@ def prepare_examples(
         done = [dataclasses.replace(w, rejected=aside.counts(w.name)) for w in written]
         for source in done:
             _log.info("%s", source)
-        about = shards.Examples(settings.kind, labels, pile.longest, template_print)
+        about = shards.Examples(
+            kind=settings.kind,
+            labels=labels,
+            longest=pile.longest,
+            responses=pile.responses,
+            margins=pile.margins,
+            template=template_print,
+        )
         manifest = directories.manifest(settings, fingerprint, tokenizer, done, about)
         _check_splits(manifest, settings)
         return manifest
@@ -118,7 +125,7 @@ class _Pile:
         self.keys: list[bytes] = []
         self.labels: list[str | int | None] = []
         self.groups: list[str | float | None] = []
-        self.longest = 0
+        self.longest, self.responses, self.margins = 0, 1, False
 
     def add(self, source: str, item: _Item) -> None:
         record = item.example.to_bytes()
@@ -129,6 +136,8 @@ class _Pile:
         self.labels.append(item.label)
         self.groups.append(item.group)
         self.longest = max(self.longest, item.example.length)
+        self.responses = max(self.responses, len(item.example.sequences))
+        self.margins |= item.example.margin != 0
 
     def __iter__(self) -> Iterator[tokenized.Tokenized]:
         self._stream.seek(0)

@@ -83,12 +83,16 @@ class Examples:
         kind: `ExampleConfig.kind`.
         labels: the labels' names, by number; empty where examples have none.
         longest: tokens of the longest example, of all its sequences together.
-        template: the chat template's fingerprint.
+        responses: the most answers that an example compares; 1 where none are compared.
+        margins: whether any says by how much the better of two answers is better.
+        template: the chat template's fingerprint; "" where it needs none.
     """
 
     kind: str
     labels: tuple[str, ...]
     longest: int
+    responses: int
+    margins: bool
     template: str
 
 

@@ -190,7 +190,8 @@ class SentencePieceTokenizer(Tokenizer):
         if special != [PAD_ID, BOS_ID, EOS_ID, UNK_ID]:
             raise ValueError(
                 f"the SentencePiece model has pad, bos, eos, unk at {special}, but they must be at "
-                f"{[PAD_ID, BOS_ID, EOS_ID, UNK_ID]}. Train it with `tokenizer.train`."
+                f"{[PAD_ID, BOS_ID, EOS_ID, UNK_ID]}. Train it with `tokenizer.train`; a "
+                "checkpoint's own is read from its tokenizer.json (TokenizerConfig.kind='hub')."
             )
         self._escape = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         if UNK_ID in self._escape:

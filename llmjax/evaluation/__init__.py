@@ -7,12 +7,30 @@ from llmjax.evaluation.classification import (
 )
 from llmjax.evaluation.masked import evaluate_mlm, evaluate_rtd
 from llmjax.evaluation.perplexity import evaluate
+from llmjax.evaluation.summary import (
+    Comparison,
+    Summary,
+    compare,
+    comparison_table,
+    fold_overlap,
+    fold_table,
+    summarize,
+)
+from llmjax.evaluation.sums import evaluate_means
 
 __all__ = [
+    "Comparison",
     "Confusion",
+    "Summary",
+    "compare",
+    "comparison_table",
     "evaluate",
     "evaluate_classification",
+    "evaluate_means",
     "evaluate_mlm",
     "evaluate_rtd",
     "evaluate_spans",
+    "fold_overlap",
+    "fold_table",
+    "summarize",
 ]

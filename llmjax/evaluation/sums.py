@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmjax import mesh
-from llmjax.objectives import Batch, Loss, MaskedLoss
+from llmjax.objectives import Batch, Loss, PreparedLoss
 
 
 def sum_up(loss: Loss, params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any]:
@@ -46,9 +46,25 @@ def sum_up(loss: Loss, params: Any, batches: Iterable[Mapping[str, np.ndarray]])
     return totals
 
 
+def evaluate_means(
+    loss: Loss, params: Any, batches: Iterable[Mapping[str, np.ndarray]]
+) -> dict[str, float]:
+    """A loss and its metrics, each divided by the loss's weight: "validation_loss" and so on.
+
+    Raises:
+        ValueError: there is nothing to evaluate.
+    """
+    totals = sum_up(loss, params, batches)
+    weight = totals.pop("weight")
+    if not weight:
+        raise ValueError("nothing to evaluate: give more examples, or a larger validation_share")
+    totals["loss"] = totals.pop("sum")
+    return {f"validation_{name}": total / weight for name, total in totals.items()}
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(loss: Loss, params: Any, batch: Batch, number: jax.Array) -> dict[str, jax.Array]:
-    if isinstance(loss, MaskedLoss):
+    if isinstance(loss, PreparedLoss):
         batch = loss.prepare(batch, jax.random.fold_in(jax.random.key(0), number))
     weighted, metrics = loss(params, batch, None)
     return metrics | {"sum": weighted.sum, "weight": weighted.weight}

@@ -1,6 +1,6 @@
 """Models as a spec tree and pure functions over the matching tree of arrays."""
 
-from llmjax.models.attention import KVCache, empty_cache
+from llmjax.models.attention import KVCache, empty_cache, put_rows
 from llmjax.models.config import ModelConfig
 from llmjax.models.decoding import for_decoding
 from llmjax.models.experts import Routing, balance_loss
@@ -68,6 +68,7 @@ __all__ = [
     "modernbert",
     "olmo2",
     "pooled",
+    "put_rows",
     "qwen2",
     "qwen3",
     "qwen3_moe",

@@ -65,6 +65,24 @@ def empty_cache(config: ModelConfig, batch_size: int, capacity: int) -> KVCache:
     return KVCache(filled, length)
 
 
+def put_rows(cache: KVCache, fresh: KVCache, origin: jax.Array) -> KVCache:
+    """The cache with rows of another one, of no more capacity, in place of its own.
+
+    Args:
+        cache: of B rows.
+        fresh: of any number of rows.
+        origin: int32 [B], which of them each row becomes; -1: it stays.
+    """
+
+    def put(old, new):
+        part = tuple(slice(size) for size in (None, *new.shape[1:]))
+        taken = jnp.expand_dims(origin >= 0, range(1, old.ndim))
+        rows = jnp.where(taken, mesh.take_rows(new, origin, CACHE_AXES[: old.ndim]), old[part])
+        return jax.lax.dynamic_update_slice(old, rows, (0,) * old.ndim)
+
+    return jax.tree.map(put, cache, fresh)
+
+
 def require_causal(config: ModelConfig) -> None:
     """Raises ValueError for a bidirectional model, whose earlier tokens depend on later ones."""
     if not config.attention.causal:

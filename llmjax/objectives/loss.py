@@ -4,6 +4,7 @@ A mean over one device's or one micro-batch's tokens depends on how the batch wa
 its weight do not: both add up over micro-batches and devices, and are divided once, at the end.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,8 +30,36 @@ class Weighted:
 
 
 Loss = Callable[[Params, Batch, jax.Array | None], tuple[Weighted, Metrics]]
-"""(params, batch, key) to the loss and other sums worth reporting; key None: no dropout.
+"""(params, batch, key) to the loss and other sums worth reporting; key None: no dropout."""
 
-A loss that hides or replaces tokens at random is a `MaskedLoss`: whoever cuts a batch calls its
-`prepare` on the whole of it first, so that what is drawn does not depend on the cut.
-"""
+Prepare = Callable[[Batch, jax.Array | None], Batch]
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedLoss:
+    """A loss that needs something of the whole batch before the batch is cut.
+
+    What is drawn for a row, masks say, depends on the key and on the row's place in the batch; cut
+    into micro-batches, each with a key of its own, rows would get other ones. And a number of
+    tokens by which terms are weighed is that of the whole batch. So whoever cuts a batch calls
+    `prepare` on the whole of it first, with the key of the step, and the loss then finds what it
+    needs in the batch; the loss of a batch that is not prepared prepares it itself. Both give the
+    same of a batch that is not cut.
+
+    Attributes:
+        prepare: (batch, key) to the batch with more arrays [B, ...]; key None, for evaluation:
+            always the same ones.
+        compute: the loss of a prepared batch.
+        mark: the name of an array that only prepared batches have.
+    """
+
+    prepare: Prepare
+    compute: Loss
+    mark: str
+
+    def __call__(
+        self, params: Params, batch: Batch, key: jax.Array | None
+    ) -> tuple[Weighted, Metrics]:
+        """The loss, as `Loss` says."""
+        prepared = batch if self.mark in batch else self.prepare(batch, key)
+        return self.compute(params, prepared, key)

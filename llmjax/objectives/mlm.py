@@ -1,7 +1,5 @@
 """Masked language modelling: predict tokens that are hidden from the model."""
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,39 +8,10 @@ import numpy as np
 
 from llmjax import models, tree
 from llmjax.kernels.linear_cross_entropy import linear_cross_entropy
-from llmjax.objectives.loss import Batch, Loss, Metrics, Params, Weighted
+from llmjax.objectives.loss import Batch, Params, Prepare, PreparedLoss, Weighted
 from llmjax.objectives.masking import MaskingConfig, mask_tokens, word_starts
 from llmjax.objectives.replacement import gather_positions
 from llmjax.weights import materialize
-
-Prepare = Callable[[Batch, jax.Array | None], Batch]
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskedLoss:
-    """A loss that draws what is random of a row before the batch is cut.
-
-    What is drawn for a row depends on the key and on the row's place in the batch. Cut into
-    micro-batches, each with a key of its own, rows would get other masks. So whoever cuts a batch
-    calls `prepare` on the whole of it first, with the key of the step, and the loss then finds
-    what was drawn in the batch; the loss of a batch that is not prepared prepares it itself. Both
-    give the same of a batch that is not cut.
-
-    Attributes:
-        prepare: (batch, key) to the batch with int32 [B, ...] arrays more; key None, for
-            evaluation: always the same ones.
-        compute: the loss of a prepared batch.
-    """
-
-    prepare: Prepare
-    compute: Loss
-
-    def __call__(
-        self, params: Params, batch: Batch, key: jax.Array | None
-    ) -> tuple[Weighted, Metrics]:
-        """The loss, as `Loss` says."""
-        prepared = batch if "masked_tokens" in batch else self.prepare(batch, key)
-        return self.compute(params, prepared, key)
 
 
 def mlm(
@@ -52,7 +21,7 @@ def mlm(
     mask_id: int,
     special_ids: tuple[int, ...],
     starts_word: np.ndarray | None = None,
-) -> MaskedLoss:
+) -> PreparedLoss:
     """-Σ log P(x_i | masked x) over the masked tokens (Devlin et al. 2019, section 3.1).
 
     Masks are drawn anew from the key of every step (Liu et al. 2019, section 4.1), and the head is
@@ -96,7 +65,7 @@ def mlm(
         )
         return Weighted(total, jnp.sum(targets >= 0, dtype=jnp.float32)), {}
 
-    return MaskedLoss(prepare, loss)
+    return PreparedLoss(prepare, loss, "masked_tokens")
 
 
 def masks(

@@ -15,9 +15,9 @@ import numpy as np
 from jax.nn import initializers
 
 from llmjax import mesh, models, tree
-from llmjax.objectives.loss import Batch, Metrics, Params, Weighted
+from llmjax.objectives.loss import Batch, Metrics, Params, Prepare, PreparedLoss, Weighted
 from llmjax.objectives.masking import MaskingConfig
-from llmjax.objectives.mlm import MaskedLoss, Prepare, key_for, masks, run
+from llmjax.objectives.mlm import key_for, masks, run
 from llmjax.objectives.replacement import gather_positions, sample_replacements
 from llmjax.spec import Tree, is_param
 
@@ -35,7 +35,7 @@ def rtd(
     sharing: Sharing = "tied",
     weight: float = 50.0,
     starts_word: np.ndarray | None = None,
-) -> MaskedLoss:
+) -> PreparedLoss:
     """L_MLM + weight · L_Disc, the joint loss of ELECTRA (Clark et al. 2020, section 2).
 
     The generator is trained to predict the masked tokens. Draws from its softmax take their place,
@@ -81,7 +81,7 @@ def rtd(
         metrics |= {"generator_loss": total, "discriminator_loss": weighted.sum}
         return Weighted(total + weight * weighted.sum, weighted.weight), metrics
 
-    return MaskedLoss(_prepare(prepare), loss)
+    return PreparedLoss(_prepare(prepare), loss, "masked_tokens")
 
 
 def rtd_spec(

@@ -4,13 +4,16 @@ from llmjax.peft import adapter, files, freeze, fused, ia3, lora, prefix, prefix
 from llmjax.peft.adapter import AdapterConfig
 from llmjax.peft.ia3 import Ia3Config
 from llmjax.peft.lora import LoraConfig
+from llmjax.peft.method import MethodConfig
 from llmjax.peft.prefix import PrefixConfig
+from llmjax.peft.quantized import quantize
 from llmjax.peft.transform import add, attach, extract, merge, trained, without
 
 __all__ = [
     "AdapterConfig",
     "Ia3Config",
     "LoraConfig",
+    "MethodConfig",
     "PrefixConfig",
     "adapter",
     "add",
@@ -24,6 +27,7 @@ __all__ = [
     "merge",
     "prefix",
     "prefix_files",
+    "quantize",
     "trained",
     "without",
 ]

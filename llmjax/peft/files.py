@@ -292,7 +292,9 @@ def _ia3_config(fields: Mapping, declared: Tree, found: Mapping) -> ia3.Ia3Confi
         if found[f"{names.PREFIX}{modules[0]}.ia3_l"].shape[0] == 1
     ]
     nothing = r"(?!)"
-    return ia3.Ia3Config("|".join(map(_exactly, chosen)), "|".join(map(_exactly, inputs)) or nothing)
+    return ia3.Ia3Config(
+        "|".join(map(_exactly, chosen)), "|".join(map(_exactly, inputs)) or nothing
+    )
 
 
 def _refuse(fields: Mapping) -> None:

@@ -103,7 +103,9 @@ def _factors(param: Param, rank: int) -> tuple[Param, Param]:
     if param.table:
         # Of b, the columns are the inputs: their places behind the rank.
         inputs = [axis - param.inputs + 1 for axis in columns]
-        wide = initializers.normal(1.0) if param.table == "input" else _uniform(inputs, first, numbers)
+        wide = (
+            initializers.normal(1.0) if param.table == "input" else _uniform(inputs, first, numbers)
+        )
         inits = initializers.zeros, wide
     else:
         inits = _uniform(rows, -1, numbers), initializers.zeros

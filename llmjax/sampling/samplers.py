@@ -6,6 +6,7 @@ is cheap where sorting is slow, and leaves a vocabulary that is split over devic
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -28,12 +29,15 @@ class SamplerConfig:
         top_k: how many of the most likely tokens remain, with all that tie with the last; 0 is all.
         top_p: the most likely tokens that remain have at least this much of the probability
             between them (nucleus sampling, Holtzman et al. 2019, section 3.1); 1 is all.
+        min_p: tokens remain that have at least this share of the likeliest one's probability
+            (Nguyen et al. 2024, section 3); 0 is all. It is applied last.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < float("inf"):
@@ -44,6 +48,8 @@ class SamplerConfig:
             raise ValueError(f"top_k={self.top_k}: a number of tokens, or 0 for all")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p={self.top_p}: a share of probability is above 0, up to 1")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p={self.min_p}: a share of the likeliest token's, 0 to 1")
         if not 0.0 < self.repetition_penalty < float("inf"):
             raise ValueError(
                 f"repetition_penalty={self.repetition_penalty}: above 0, and 1 for no penalty"
@@ -86,6 +92,8 @@ def warp(logits: jax.Array, sampler: SamplerConfig, seen: jax.Array | None = Non
         logits = top_k(logits, sampler.top_k)
     if sampler.top_p < 1.0:
         logits = top_p(logits, sampler.top_p)
+    if sampler.min_p:
+        logits = min_p(logits, sampler.min_p)
     return logits
 
 
@@ -105,6 +113,12 @@ def top_p(logits: jax.Array, p: float) -> jax.Array:
     return _keep_from(
         logits, lambda kept: jnp.sum(jnp.where(kept, probabilities, 0.0), axis=-1) >= p
     )
+
+
+def min_p(logits: jax.Array, p: float) -> jax.Array:
+    """The logits whose probability is at least p times the row's largest; -inf elsewhere."""
+    least = jnp.max(logits, axis=-1, keepdims=True) + math.log(p)
+    return jnp.where(logits >= least, logits, -jnp.inf)
 
 
 def argmax(logits: jax.Array) -> jax.Array:

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from llmjax import models
-from llmjax.data.tokenizer import StreamDecoder, Tokenizer
+from llmjax.data.tokenizer import Tokenizer
 from llmjax.models import ModelConfig
-from llmjax.sampling import decode
+from llmjax.sampling import prompts as sizes
+from llmjax.sampling import stops
 from llmjax.sampling.samplers import SamplerConfig
+from llmjax.sampling.slots import Slots, Writing
+from llmjax.sampling.text import pieces_of
 
 
 def stream(
@@ -22,7 +24,8 @@ def stream(
     *,
     max_new_tokens: int,
     sampler: SamplerConfig,
-    stop_tokens: Sequence[int] = (),
+    stop_tokens: Sequence[int | Sequence[int]] = (),
+    stop_texts: Sequence[str] = (),
     chunk: int = 8,
 ) -> Iterator[str]:
     """Continues one prompt, piece by piece; the pieces join to what `generate` would write.
@@ -35,10 +38,11 @@ def stream(
         prompt: token ids.
         config: the model's.
         key: a typed PRNG key.
-        tokenizer: turns tokens into text; a stop token's own text is left out.
+        tokenizer: turns tokens into text.
         max_new_tokens: where the text ends that meets no stop token.
         sampler: how tokens are chosen.
-        stop_tokens: token ids that end the text.
+        stop_tokens: tokens, or sequences of them, that end the text and are no part of it.
+        stop_texts: likewise, however tokens spell them.
         chunk: tokens between two looks of the host.
 
     Raises:
@@ -46,26 +50,20 @@ def stream(
     """
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: must be at least 1")
-    rows = decode.as_rows([prompt])
-    decode.check(rows, config, max_new_tokens, stop_tokens)
-    limits = [*range(chunk, max_new_tokens, chunk), max_new_tokens]
+    rows = sizes.as_rows([prompt])
+    sizes.check(rows, config, max_new_tokens)
+    automata = stops.automata(stop_tokens, stop_texts, tokenizer, config.vocab_size)
+    how = Writing(config, sampler, automata, max_new_tokens)
 
-    def pieces() -> Iterator[str]:
-        ready = models.for_decoding(params, config)
-        text = StreamDecoder(tokenizer)
-        stops = decode.stop_ids(stop_tokens)
-        state = decode.prefill(ready, rows, config, key, max_new_tokens, sampler)
-        written = 0
-        for limit in limits:
-            state = decode.decode(ready, state, limit, stops, config, sampler)
-            length = int(np.asarray(state.lengths)[0])
-            tokens = np.asarray(state.tokens)[0, written:length]
-            written = length
-            if piece := text.push(int(token) for token in tokens if token not in stops):
-                yield piece
-            if np.asarray(state.done)[0]:
-                break
-        if rest := text.finish():
-            yield rest
+    def written() -> Iterator[np.ndarray]:
+        slots = Slots(params, rows, key, how, samples=1, count=1)
+        slots.fill()
+        known = 0
+        while slots.busy:
+            slots.write(chunk, slots.count)
+            tokens = slots.written(0)
+            yield tokens[known:]
+            known = len(tokens)
+            slots.harvest()
 
-    return pieces()
+    return pieces_of(written(), tokenizer, stop_tokens, stop_texts)

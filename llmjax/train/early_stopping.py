@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmjax.checks import require_choices
 from llmjax.train.loop import Pause
+
+if TYPE_CHECKING:
+    from llmjax.train.checkpoint import Checkpointer
 
 Direction = Literal["min", "max"]
 # Endings of the names of metrics.
@@ -38,7 +41,7 @@ class EarlyStoppingConfig:
         if not 0.0 <= self.min_delta < math.inf:
             raise ValueError(f"min_delta={self.min_delta}: an improvement is 0 or more")
         require_choices(self, "early_stopping")
-        self.direction  # noqa: B018, so that a name that does not tell is an error here
+        _ = self.direction  # a name that does not tell is an error here
 
     @property
     def direction(self) -> Direction:
@@ -53,8 +56,8 @@ class EarlyStoppingConfig:
             if self.metric.endswith(endings):
                 return direction
         raise ValueError(
-            f"early_stopping.metric={self.metric}: its name does not tell whether the lowest or the "
-            "highest is the best; set early_stopping.mode to min or max"
+            f"early_stopping.metric={self.metric}: its name does not tell whether the lowest or "
+            "the highest is the best; set early_stopping.mode to min or max"
         )
 
 
@@ -115,3 +118,25 @@ class EarlyStopping:
         """Takes up what `get_state` gave."""
         self.best, self.best_step = state["best"], state["best_step"]
         self.waited = state["waited"]
+
+
+class SaveBest:
+    """The hook that saves a step which is the best so far and which nobody has saved.
+
+    Checkpoints at intervals of their own may pass the best by; what `restore_best` gives is then
+    the best of all evaluations. It is due where they are, and stands behind `EarlyStopping` and the
+    checkpointer's own hook.
+
+    Args:
+        early_stopping: knows the best.
+        checkpointer: saves.
+    """
+
+    def __init__(self, early_stopping: EarlyStopping, checkpointer: "Checkpointer") -> None:
+        self._early_stopping, self._checkpointer = early_stopping, checkpointer
+
+    def __call__(self, pause: Pause) -> None:
+        """Saves, if the step is the best."""
+        saved = self._checkpointer.last_saved == pause.step
+        if self._early_stopping.best_step == pause.step and not saved:
+            self._checkpointer(pause)

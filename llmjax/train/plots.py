@@ -68,8 +68,16 @@ class Matrix:
 Chart = Plot | Matrix
 
 
-def plots(training: Sequence[Record], evaluations: Sequence[Record]) -> list[Plot]:
-    """The charts for which there are numbers: loss, learning rate, throughput, gradient norm."""
+def plots(
+    training: Sequence[Record], evaluations: Sequence[Record], rollouts: Sequence[Record] = ()
+) -> list[Plot]:
+    """The charts for which there are numbers: of any run, and of a policy's rollouts.
+
+    Args:
+        training: records of steps.
+        evaluations: of evaluations.
+        rollouts: of iterations of reinforcement learning.
+    """
     loss = _curve(training, "loss", "training")
     validation = _curve(evaluations, "validation_loss", "validation", role="second", dots=True)
     rate = _curve(training, "learning_rate")
@@ -81,7 +89,58 @@ def plots(training: Sequence[Record], evaluations: Sequence[Record]) -> list[Plo
         Plot("throughput", "Throughput (tokens per second)", _with_mean(speed), "from zero"),
         Plot("grad_norm", "Gradient norm", _with_mean(norm), "log"),
     ]
+    if rollouts:
+        found = _of_rollouts(training, evaluations, rollouts) + found
     return [plot for plot in found if any(curve.x.size for curve in plot.curves)]
+
+
+def _of_rollouts(
+    training: Sequence[Record], evaluations: Sequence[Record], rollouts: Sequence[Record]
+) -> list[Plot]:
+    """What practitioners watch: what answers earn, how far the policy is gone, and how it moves."""
+    held_out: dict[str, Any] = {"role": "second", "dots": True}
+    rewards = (
+        _curve(rollouts, "reward", "rollouts", faint=True),
+        _curve(evaluations, "validation_reward", "held-out prompts", dots=True),
+        _curve(evaluations, "validation_gold", "gold, held-out prompts", **held_out),
+    )
+    lengths = (
+        _curve(rollouts, "answer_tokens", "rollouts"),
+        _curve(evaluations, "validation_answer_tokens", "held-out prompts", **held_out),
+    )
+    parts = sorted({name for record in rollouts for name in record if name.startswith("reward/")})
+    clipped = (
+        _curve(training, "clipped_high", "above", faint=True),
+        _curve(training, "clipped_low", "below", role="second", faint=True),
+    )
+    found = [
+        Plot("reward", "Reward of an answer", rewards, "linear"),
+        Plot(
+            "kl",
+            "From the reference (nats an answer)",
+            (_curve(rollouts, "kl_per_response"),),
+            "linear",
+        ),
+        Plot("answer_tokens", "Tokens of an answer", lengths, "from zero"),
+        Plot(
+            "repetition",
+            "Repetition (share of answers)",
+            (_curve(rollouts, "repetition"),),
+            "from zero",
+        ),
+        Plot(
+            "entropy", "Entropy (nats per token)", _with_mean(_curve(training, "entropy")), "linear"
+        ),
+        Plot("clipped", "Ratios clipped (share of tokens)", clipped, "from zero"),
+    ]
+    if len(parts) > 1:
+        roles = ("first", "second")
+        curves = tuple(
+            _curve(rollouts, name, name.removeprefix("reward/"), role=roles[i % 2], faint=i > 1)
+            for i, name in enumerate(parts)
+        )
+        found.insert(1, Plot("reward_parts", "Rewards by part", curves, "linear"))
+    return found
 
 
 def write_png(plot: Chart, path: pathlib.Path) -> None:

@@ -16,13 +16,32 @@ from llmjax.train.metrics import Record
 _BARS = "▁▂▃▄▅▆▇█"
 _SMOOTHING = 0.95
 _SAMPLES = 3
+# What is said of an evaluation, and of an iteration's rollouts, as far as there is.
+_EVALUATION = (
+    ("validation_loss", "loss {:.3f}"),
+    ("perplexity", "perplexity {:,.2f}"),
+    ("bits_per_byte", "{:.3f} bits per byte"),
+    ("pseudo_perplexity", "pseudo-perplexity {:,.2f}"),
+    ("accuracy", "accuracy {:.2%}"),
+    ("macro_f1", "macro F1 {:.3f}"),
+    ("validation_accuracy", "{:.2%} of comparisons right"),
+    ("validation_reward", "reward {:.3f}"),
+    ("validation_gold", "gold reward {:.3f}"),
+    ("validation_answer_tokens", "{:.0f} tokens an answer"),
+)
+_ROLLOUTS = (
+    ("reward", "reward {:.3f}"),
+    ("kl_per_response", "{:.2f} nats from the reference"),
+    ("answer_tokens", "{:.0f} tokens an answer"),
+    ("ended", "{:.0%} ended"),
+)
 
 
 class Progress:
     """Shows records (it is a `metrics.Writer`) and samples while a run goes on.
 
     On a terminal: step, time left, smoothed loss with its course, learning rate, speed, the last
-    evaluation and the last samples, redrawn in place. Elsewhere: a plain line every `interval`
+    evaluation, rollouts and samples, redrawn in place. Elsewhere: a plain line every `interval`
     seconds, and one for each evaluation and sample, never a control code. Until the first record it
     says that the step is compiling.
 
@@ -49,6 +68,7 @@ class Progress:
         self._plain = not self._console.is_terminal
         self._record: Record = {"step": start}
         self._evaluation: Record = {}
+        self._rollouts: Record = {}
         self._samples: collections.deque[tuple[str, str]] = collections.deque(maxlen=_SAMPLES)
         self._loss = _Smoothed()
         self._began = self._printed = time.monotonic()
@@ -69,10 +89,15 @@ class Progress:
     def write(self, record: Record) -> None:
         """Shows a training or an evaluation record."""
         now = time.monotonic()
-        if "validation_loss" in record:
+        if "loss" not in record and any(name in record for name, _ in _EVALUATION):
             self._evaluation = record
             if self._plain:
                 self._line(self._evaluation_text())
+            return
+        if "reward" in record:
+            self._rollouts = record
+            if self._plain:
+                self._line(self._rollouts_text())
             return
         self._record = record
         self._loss.add(record.get("loss", math.nan))
@@ -103,6 +128,8 @@ class Progress:
         bar = ProgressBar(total=max(self._steps, 1), completed=done, width=width)
         bars.add_row(bar, Text(self._loss.sparkline(), "cyan"))
         parts: list[RenderableType] = [head, bars, Text(self._figures())]
+        if self._rollouts:
+            parts.append(Text(self._rollouts_text(), "cyan"))
         if self._evaluation:
             parts.append(Text(self._evaluation_text(), "green"))
         for prompt, continuation in self._samples:
@@ -128,19 +155,18 @@ class Progress:
 
     def _evaluation_text(self) -> str:
         record = self._evaluation
-        parts = [f"validation at step {record['step']:,}: loss {record['validation_loss']:.3f}"]
-        if "perplexity" in record:
-            parts.append(f"perplexity {record['perplexity']:,.2f}")
-        if "bits_per_byte" in record:
-            parts.append(f"{record['bits_per_byte']:.3f} bits per byte")
-        if "pseudo_perplexity" in record:
-            parts.append(f"pseudo-perplexity {record['pseudo_perplexity']:,.2f}")
+        parts = [text.format(record[name]) for name, text in _EVALUATION if name in record]
         if "discriminator_accuracy" in record:
             parts.append(f"generator {record['generator_loss']:.3f}")
             parts.append(f"discriminator {record['discriminator_loss']:.4f}")
             right, originals = record["discriminator_accuracy"], 1 - record["replaced"]
             parts.append(f"{right:.2%} right ({originals:.2%} are originals)")
-        return "  ".join(parts)
+        return f"validation at step {record['step']:,}: {'  '.join(parts)}"
+
+    def _rollouts_text(self) -> str:
+        record = self._rollouts
+        parts = [text.format(record[name]) for name, text in _ROLLOUTS if name in record]
+        return f"rollouts at step {record['step']:,}: {'  '.join(parts)}"
 
     def _times(self) -> str:
         """Time gone and time left, by the mean of all steps but the first."""

@@ -23,6 +23,14 @@ from llmjax.train.metrics import Record, read_jsonl
 _SHOWN_SAMPLES = 6
 
 
+# The metrics of which an evaluation has one, and what they are called.
+_EVALUATED = {
+    "validation_loss": "Validation loss",
+    "validation_reward": "Reward on held-out prompts",
+    "validation_gold": "Gold reward",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What a run folder says.
@@ -34,6 +42,7 @@ class Run:
         training: records of training steps, in order.
         evaluations: records of evaluations, in order.
         samples: dicts with step, prompt and continuation, in order.
+        rollouts: records of iterations of reinforcement learning, in order.
         comparison: bits per byte of the held-out text by what was measured, the model among them;
             empty without comparison.json.
         confusion: the labels' "names" and the "counts" of what was taken for what; empty without
@@ -46,6 +55,7 @@ class Run:
     training: Sequence[Record]
     evaluations: Sequence[Record]
     samples: Sequence[Record]
+    rollouts: Sequence[Record] = ()
     comparison: Mapping[str, float] = dataclasses.field(default_factory=dict)
     confusion: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -53,8 +63,9 @@ class Run:
     def best(self) -> Record:
         """The evaluation that early stopping takes for the best."""
         watched = EarlyStoppingConfig(**self.config.get("early_stopping") or {})
-        if not all(isinstance(r.get(watched.metric), int | float) for r in self.evaluations):
-            watched = EarlyStoppingConfig()
+        if not all(_is_number(r.get(watched.metric)) for r in self.evaluations):
+            known = [n for n in _EVALUATED if all(n in r for r in self.evaluations)]
+            watched = EarlyStoppingConfig(metric=known[0])
         sign = 1 if watched.direction == "min" else -1
         return min(self.evaluations, key=lambda record: sign * record[watched.metric])
 
@@ -72,7 +83,7 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
     """
     folder = pathlib.Path(run_dir)
     run = read_run(folder)
-    charts: list[plots.Chart] = [*plots.plots(run.training, run.evaluations)]
+    charts: list[plots.Chart] = [*plots.plots(run.training, run.evaluations, run.rollouts)]
     if run.confusion:
         counts, names = np.array(run.confusion["counts"]), tuple(run.confusion["names"])
         charts.append(plots.Matrix("confusion", "What was taken for what", counts, names))
@@ -102,11 +113,16 @@ def read_run(folder: pathlib.Path) -> Run:
         config=config,
         versions=versions if isinstance(versions, Mapping) else {"versions": versions},
         training=[record for record in records if "loss" in record],
-        evaluations=[r for r in records if isinstance(r.get("validation_loss"), int | float)],
+        evaluations=[r for r in records if any(_is_number(r.get(name)) for name in _EVALUATED)],
+        rollouts=[r for r in records if _is_number(r.get("kl_per_response"))],
         samples=read_jsonl(samples) if samples.exists() else [],
         comparison=_read_json(folder / "comparison.json"),
         confusion=_read_json(folder / "confusion.json"),
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
@@ -157,7 +173,9 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
     if run.evaluations:
         best = run.best
         at = f"best, at step {best['step']:,}"
-        found.append(("Validation loss", f"{best['validation_loss']:.4f}", at))
+        for name, label in _EVALUATED.items():
+            if name in best:
+                found.append((label, f"{best[name]:.4f}", at))
         if "bits_per_byte" in best:
             found.append(("Bits per byte", f"{best['bits_per_byte']:.4f}", "of validation text"))
         if "perplexity" in best:
@@ -217,6 +235,11 @@ def _evaluations(run: Run) -> str:
         return ""
     columns = {
         "validation_loss": ("Loss", ".4f"),
+        "validation_accuracy": ("Comparisons right", ".4f"),
+        "validation_reward": ("Reward", ".4f"),
+        "validation_gold": ("Gold reward", ".4f"),
+        "validation_answer_tokens": ("Tokens an answer", ",.1f"),
+        "validation_repetition": ("Repetition", ".4f"),
         "perplexity": ("Perplexity", ",.2f"),
         "bits_per_byte": ("Bits per byte", ".4f"),
         "pseudo_perplexity": ("Pseudo-perplexity", ",.2f"),

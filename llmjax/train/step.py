@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from llmjax import mesh, tree
-from llmjax.objectives import Batch, Loss, MaskedLoss, Metrics, Weighted
+from llmjax.objectives import Batch, Loss, Metrics, PreparedLoss, Weighted
 from llmjax.train import health, zero
 from llmjax.train.state import TrainState
 
@@ -31,8 +31,8 @@ def make_step(
     The gradient is that of Σ sums / Σ weights over the whole batch, whatever the number of
     micro-batches or devices, by the parameters that are trained; what is frozen stays as it is. A
     step whose loss or gradient is not finite or a spike, or whose batch has no target, leaves
-    parameters and optimizer as they were, and says so. A loss that draws what is random of a row
-    (`objectives.MaskedLoss`) does so before the batch is cut, by the step's key.
+    parameters and optimizer as they were, and says so. A loss that needs the whole batch
+    (`objectives.PreparedLoss`) gets it before it is cut, with the step's key.
 
     Args:
         loss: the objective.
@@ -54,7 +54,7 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         read = _inputs(batch)
-        if isinstance(loss, MaskedLoss):
+        if isinstance(loss, PreparedLoss):
             batch = loss.prepare(batch, key)
         total, extra, grads = _gradient(loss, sharding, state, batch, key, accumulate)
         advanced, metrics = _advance(state, optimizer, spikes, total, grads, norms=norms)

@@ -21,7 +21,7 @@ from llmjax.weights.leaves import (
     transpose,
 )
 from llmjax.weights.products import einsum, scaled_bias
-from llmjax.weights.quantized import Int8, Nf4, quantize, quantize_nf4
+from llmjax.weights.quantized import Int8, Nf4, layout, quantize, quantize_nf4
 
 __all__ = [
     "KINDS",
@@ -37,6 +37,7 @@ __all__ = [
     "Weight",
     "einsum",
     "is_kind",
+    "layout",
     "materialize",
     "norms",
     "quantize",

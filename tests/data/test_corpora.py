@@ -1,11 +1,15 @@
 """Corpora are cleaned by the stated rules, every dropped thing is counted."""
 
+import io
+import itertools
 import json
 import pathlib
+import tarfile
+from typing import Any
 
 import pytest
 
-from llmjax.data import corpora
+from llmjax.data import config, corpora, examples
 
 
 def dialogue(*turns: list[str]) -> dict[str, object]:
@@ -79,3 +83,73 @@ def test_a_missing_package_is_named(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match="pip install chitchat-dataset"):
         corpora.chitchat(tmp_path / "chat.jsonl")
+
+
+def records(path: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_conversations_of_chatterbot(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("yaml")
+    (tmp_path / "ai.yml").write_text(
+        "categories:\n- AI\nconversations:\n- - What is AI?\n  - A branch of\n    engineering.\n"
+        "- - When?\n  - 1956\n  - Thanks\n- - What is AI?\n  - A branch of engineering.\n"
+        "- - Hello\n"
+    )
+    counts = corpora.chatterbot(tmp_path / "out.jsonl", tmp_path)
+    assert counts == {"conversations": 2, "turns": 4, "copies": 1, "short_conversations": 1}
+    source = config.ExampleSource("c", "out.jsonl")
+    parsed = [examples.parse(record, "sft", source) for record in records(tmp_path / "out.jsonl")]
+    assert [(e.prompt[0]["content"], e.answers[0][0]["content"]) for e in parsed] == [
+        ("What is AI?", "A branch of engineering."),
+        ("When?", "1956"),
+    ]
+    with pytest.raises(FileNotFoundError, match=r"no file \*\.yml"):
+        corpora.chatterbot(tmp_path / "out.jsonl", tmp_path / "none")
+
+
+def archive(path: pathlib.Path, members: dict[str, bytes]) -> bytes:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path.read_bytes()
+
+
+def test_scored_texts(tmp_path: pathlib.Path) -> None:
+    scores = [3.5, -2.0, 0.5, 2.0, -0.5, 0.0, -3.0]
+    lines = "".join(f"{i}\t{score}\tfilm &amp; {i}\r\n" for i, score in enumerate(scores))
+    inner = archive(
+        tmp_path / "hutto_ICWSM_2014.tar.gz",
+        {
+            "hutto/movieReviewSnippets_GroundTruth.txt": (lines + "9\t1.0\tfilm & 0\r\n").encode(),
+            "hutto/tweets_GroundTruth.txt": b"1\t-4.0\tworse\r\n2\t4.0\tbetter",
+            "hutto/_README_.txt": b"no texts",
+        },
+    )
+    outer = tmp_path / "sdist.tar.gz"
+    archive(outer, {"vader/additional_resources/hutto_ICWSM_2014.tar.gz": inner})
+    out = tmp_path / "out.jsonl"
+    assert corpora.sentiment(out, outer) == {"negative": 3, "positive": 3}
+    found = {record["text"]: record["label"] for record in records(out)}
+    assert found == {
+        "film & 0": "positive", "film & 1": "negative", "film & 3": "positive",
+        "film & 6": "negative", "worse": "negative", "better": "positive",
+    }  # fmt: skip
+    counts = corpora.sentiment_pairs(out, tmp_path / "hutto_ICWSM_2014.tar.gz", margin=1.5)
+    pairs = records(out)
+    assert counts["pairs"] == len(pairs) >= 3
+    assert 2 * len(pairs) + counts["alone"] == len(scores) + 2
+    used = [text for pair in pairs for text in (pair["chosen"], pair["rejected"])]
+    assert len(set(used)) == len(used)
+    by_text = {f"film & {i}": score for i, score in enumerate(scores)}
+    by_text |= {"worse": -4.0, "better": 4.0}
+    for i, pair in enumerate(pairs):
+        assert pair["margin"] == by_text[pair["chosen"]] - by_text[pair["rejected"]] >= 1.5
+        assert pair["pair"] == i
+    left = [score for text, score in by_text.items() if text not in used]
+    assert all(abs(a - b) < 1.5 for a, b in itertools.combinations(left, 2))
+    archive(outer, {"a.txt": b""})
+    with pytest.raises(ValueError, match="holds no texts with scores"):
+        corpora.sentiment(out, outer)

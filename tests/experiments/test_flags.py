@@ -189,6 +189,13 @@ def test_the_command_line_can_be_typed_again(monkeypatch):
     assert not any("resume" in part for part in said)
 
 
+def test_the_command_line_of_another_program_leaves_out_values_too(monkeypatch):
+    typed = ["sweep.py", "--steps", "40", "--trials", "8", "--mesh.data", "-1", "--sweep=seed=0:9"]
+    monkeypatch.setattr(sys, "argv", typed)
+    said = flags.command_line(without=("trials", "sweep"), program="python -m other")
+    assert said == "python -m other --steps 40 --mesh.data -1"
+
+
 @pytest.mark.parametrize("text", ["9", "9:", ":9", "0:3", "5:4", "a:b", "1:2:3", "-1:4"])
 def test_a_range_of_steps_to_trace_is_two_numbers(text):
     with pytest.raises(flags.FlagError, match=f"--profile={text}: two numbers of steps"):

@@ -14,7 +14,7 @@ import pytest
 
 from llmjax import mesh, models
 from llmjax.models import pipeline
-from llmjax.objectives import MaskedLoss, MaskingConfig, clm, mlm
+from llmjax.objectives import MaskingConfig, PreparedLoss, clm, mlm
 from llmjax.spec import is_param
 
 DROPOUT = models.Dropout(embedding=0.1, attention=0.1, hidden=0.1)
@@ -78,7 +78,7 @@ def loss_of(config):
         loss = clm(config)
 
     def prepare(batch, key):
-        return loss.prepare(batch, key) if isinstance(loss, MaskedLoss) else batch
+        return loss.prepare(batch, key) if isinstance(loss, PreparedLoss) else batch
 
     return prepare, lambda params, batch, key: loss(params, batch, key)[0].sum
 

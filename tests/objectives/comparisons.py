@@ -5,6 +5,7 @@ memory: no segments, no padding, no library code but the model's.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -65,6 +66,11 @@ def wide(tree):
     return jax.tree.map(np.float64, tree)
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _hidden(params, tokens, config):
+    return models.apply(params, tokens, config)[0]
+
+
 def states_alone(params, rows, config) -> list[list[np.ndarray]]:
     """Hidden states [tokens, D] of each prompt with its response, in a row of its own.
 
@@ -74,20 +80,21 @@ def states_alone(params, rows, config) -> list[list[np.ndarray]]:
     tokens = np.full((len(texts), max(map(len, texts))), 7, np.int32)
     for row, text in enumerate(texts):
         tokens[row, : len(text)] = text
-    hidden, _ = jax.jit(lambda params: models.apply(params, tokens, config))(params)
-    found = iter([x[: len(text)] for x, text in zip(np.asarray(hidden), texts, strict=True)])
+    hidden = np.asarray(_hidden(params, tokens, config))
+    found = iter([x[: len(text)] for x, text in zip(hidden, texts, strict=True)])
     return [[next(found) for _ in row] for row in rows]
 
 
-def log_probs_alone(params, rows, temperature=1.0) -> list[list[list[float]]]:
-    """log P of each token of each response, one after the other."""
+def tokens_alone(params, rows, temperature=1.0) -> list[list[list[tuple[float, float]]]]:
+    """(log P, entropy) at each token of each response, one after the other."""
     states, table, cap = states_alone(params, rows, CONFIG), params["head"], CONFIG.head.cap
 
     def one(states, prompt, response):
         found = []
         for place, token in enumerate(response, len(prompt) - 1):
             logits = cap * np.tanh(table @ states[place] / cap) / temperature
-            found.append(logits[token] - math.log(np.exp(logits).sum()))
+            logs = logits - math.log(np.exp(logits).sum())
+            found.append((logs[token], -(np.exp(logs) * logs).sum()))
         return found
 
     return [

@@ -83,8 +83,8 @@ def params(draw):
 def alone(params):
     """Log-probabilities of responses under both, and lengths."""
     with jax.enable_x64(True):
-        tokens = [comparisons.log_probs_alone(params[name], ROWS) for name in params]
-    sums = [[[sum(response) for response in row] for row in model] for model in tokens]
+        tokens = [comparisons.tokens_alone(params[name], ROWS) for name in params]
+    sums = [[[sum(x for x, _ in response) for response in row] for row in m] for m in tokens]
     return *sums, [[len(response) for _, response in row] for row in ROWS]
 
 
@@ -133,7 +133,7 @@ def test_kto(side, params, alone):
         total, count, kl = kto_by_hand(*(alone[i] for i in order), LABELS)
         np.testing.assert_allclose(found.sum, total, rtol=1e-9)
         assert found.weight == count == 6
-        np.testing.assert_allclose(metrics["kl"] / count, kl, rtol=1e-9)
+        np.testing.assert_allclose(float(metrics["kl"]) / count, kl, rtol=1e-9)
         assert metrics["desirable"] == 3
         baselines.append(kl)
     assert min(baselines) == 0 < max(baselines)

@@ -126,7 +126,7 @@ def lora_spec():
     b = leaf(3, 2, 4, axes=("layers", None, "heads"))
     a, b = (dataclasses.replace(factor, added=True) for factor in (a, b))
     query = weights.Lora(base=None, a=a, b=b, scale=2.0)
-    up = leaf(3, 4, 4, axes=("layers", "embed", "mlp"))
+    up = dataclasses.replace(leaf(3, 4, 4, axes=("layers", "embed", "mlp")), inputs=1)
     return {"embedding": None, "layers": {"query": query, "up": up, "down": None}, "head": None}
 
 

@@ -22,7 +22,12 @@ EVERY = r"/(attention|mlp)/(query|key|value|out|gate|up|down)$"
 
 # family, changes of its configuration, ours, PEFT's
 CASES = {
-    "llama": ("llama", {}, LoraConfig(4, 8.0), theirs.LoraConfig(r=4, lora_alpha=8, target_modules=LLAMA)),
+    "llama": (
+        "llama",
+        {},
+        LoraConfig(4, 8.0),
+        theirs.LoraConfig(r=4, lora_alpha=8, target_modules=LLAMA),
+    ),
     "unrolled": (
         "qwen2",
         {"scan_layers": False},
@@ -115,9 +120,7 @@ def described(spec):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_and_gradients_are_those_of_peft(
-    case, tmp_path, draw_params, apply, assert_close
-):
+def test_outputs_and_gradients_are_those_of_peft(case, tmp_path, draw_params, apply, assert_close):
     family, changes, ours, other = CASES[case]
     config = dataclasses.replace(CONFIGS[family], **changes)
     batch = draw_inputs(config, "right")

@@ -11,7 +11,10 @@ import pytest
 
 from llmjax import mesh, models, sampling, tree, weights
 from llmjax import spec as specs
-from llmjax.sampling import SamplerConfig, decode
+from llmjax.data.tokenizer import ByteTokenizer
+from llmjax.sampling import SamplerConfig, decode, stops
+from llmjax.sampling.prompts import as_rows
+from llmjax.sampling.slots import Slots, Writing
 
 GREEDY = SamplerConfig(temperature=0.0)
 DRAWN = SamplerConfig(temperature=0.9, top_k=30, top_p=0.95, repetition_penalty=1.2)
@@ -136,6 +139,35 @@ def test_the_key_decides(llama, prompts):
     assert len({tuple(row) for row in same.tokens.tolist()}) > 1
 
 
+def test_samples_share_a_prompt_and_not_their_draws(llama, prompts, monkeypatch):
+    read = []
+    fill = decode.fill
+    monkeypatch.setattr(decode, "fill", lambda *args: read.append(args[3]) or fill(*args))
+    sampler = SamplerConfig(temperature=2.0)
+    several = write(llama, prompts, sampler, samples=3)
+    # One call read each prompt once.
+    np.testing.assert_array_equal(read, [[len(prompt) for prompt in prompts]])
+    assert len(np.unique(several.tokens, axis=0)) == 12
+    # The first of three is the only one of one, and a prompt's rows stand together.
+    single = write(llama, prompts, sampler)
+    np.testing.assert_array_equal(several.tokens[::3], single.tokens)
+    np.testing.assert_allclose(several.log_probs[::3], single.log_probs, atol=1e-5)
+    greedy = write(llama, prompts, GREEDY, samples=3)
+    np.testing.assert_array_equal(greedy.tokens, write(llama, prompts).tokens.repeat(3, axis=0))
+
+
+def test_a_key_for_each_prompt(llama, prompts):
+    """Makes rows that do not depend on which prompts they are written with."""
+    keys = jax.random.split(jax.random.key(3), 4)
+    arguments = {"max_new_tokens": NEW, "sampler": SamplerConfig(), "samples": 2}
+    params = params_of(llama)
+    together = sampling.generate(params, prompts, llama, keys, **arguments)
+    alone = sampling.generate(params, prompts[2:3], llama, keys[2:3], **arguments)
+    np.testing.assert_array_equal(alone.tokens, together.tokens[4:6])
+    with pytest.raises(ValueError, match="keys .3,. for 4 prompts"):
+        sampling.generate(params, prompts, llama, keys[:3], **arguments)
+
+
 def test_an_array_with_lengths_is_its_rows(llama, prompts):
     padded = np.full((4, 9), 63, np.int32)
     for index, prompt in enumerate(prompts):
@@ -157,24 +189,42 @@ def test_rows_end_at_stop_tokens(llama, prompts):
         assert not found.log_probs[row, length:].any()
 
 
+def test_rows_end_at_sequences_of_tokens(llama, prompts):
+    free = write(llama, prompts).tokens
+    sequence, single = free[0, 1:4].tolist(), int(free[2, 4])
+    found = write(llama, prompts, stop_tokens=(sequence, single))
+    for row in range(4):
+        text = free[row].tolist()
+        ends = [n for n in range(1, NEW + 1) if text[:n][-3:] == sequence or text[n - 1] == single]
+        length = min(ends, default=NEW)
+        assert found.lengths[row] == length
+        np.testing.assert_array_equal(found.tokens[row, :length], text[:length])
+    # The end of a prompt does not count towards it.
+    again = write(llama, [prompts[0] + free[0, :2].tolist()], stop_tokens=(sequence,))
+    assert again.lengths == NEW
+
+
 def test_the_loop_ends_with_the_last_row(llama, prompts):
-    stops = np.unique(write(llama, prompts).tokens[:, 1])
-    params = models.for_decoding(params_of(llama), llama)
-    rows = decode.as_rows(prompts)
-    state = decode.prefill(params, rows, llama, jax.random.key(7), NEW, GREEDY)
-    state = decode.decode(params, state, NEW, decode.stop_ids(stops), llama, GREEDY)
-    assert int(state.step) == np.max(state.lengths) <= 2
+    ends = np.unique(write(llama, prompts).tokens[:, 1])
+    how = Writing(llama, GREEDY, stops.automata(ends, (), None, 64), NEW)
+    rows = as_rows(prompts)
+    slots = Slots(params_of(llama), rows, jax.random.key(7), how, samples=1, count=4)
+    slots.fill()
+    slots.write(NEW, ended=4)
+    lengths = np.asarray(slots.state.lengths)
+    assert slots.state.done.all()
+    assert max(lengths) <= 2
     # Rows that have ended leave the cache alone.
     known = np.array([len(row) - 1 for row in rows])
-    np.testing.assert_array_equal(state.cache.length, known + state.lengths)
+    np.testing.assert_array_equal(slots.state.cache.length, known + lengths)
 
 
-def test_calls_of_similar_size_share_their_programs(llama, prompts):
+def test_calls_of_similar_size_share_their_programs(llama, prompts, compilations):
     write(llama, prompts, DRAWN)
-    before = decode._prefill._cache_size(), decode.decode._cache_size()
     longer = [[1, *prompt, 2] for prompt in prompts]
-    write(llama, longer, DRAWN, max_new_tokens=NEW - 1)
-    assert (decode._prefill._cache_size(), decode.decode._cache_size()) == before
+    compilations.clear()
+    write(llama, longer, DRAWN, max_new_tokens=NEW - 1, stop_tokens=(3, (4, 5)))
+    assert not compilations
 
 
 def test_a_repeated_token_is_penalised_in_prompt_and_text(llama):
@@ -220,6 +270,13 @@ def test_half_precision_is_cast_once(llama):
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),
         ([[1] * 11], {}, "11 tokens.*16 learned positions"),
         ([[1]], {"stop_tokens": (64,)}, "stop token 64"),
+        ([[1]], {"stop_tokens": ((1, -1),)}, "stop token -1"),
+        ([[1]], {"stop_tokens": ((),)}, "empty sequence"),
+        ([[1]], {"stop_texts": ("",), "tokenizer": ByteTokenizer()}, "empty text"),
+        ([[1]], {"stop_texts": ("a",)}, "need a tokenizer"),
+        ([[1]], {"stop_texts": "ab", "tokenizer": ByteTokenizer()}, "a list of texts"),
+        ([[1]], {"samples": 0}, "samples=0"),
+        ([[1]], {"slots": 0}, "slots=0"),
         (np.ones((1, 2), np.int32), {"lengths": [3]}, r"lengths\[0\]=3"),
         (np.ones((1, 2), np.int32), {"lengths": [0]}, "prompt 0 has no tokens"),
         (np.ones((1, 2), np.int32), {"lengths": [1, 1]}, "2 lengths for 1 prompts"),

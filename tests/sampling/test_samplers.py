@@ -46,6 +46,14 @@ def test_top_p_keeps_the_fewest_that_have_the_mass(logits, p):
         assert probabilities[row][probabilities[row] > least * (1 + 1e-6)].sum() < p
 
 
+@pytest.mark.parametrize("p", [1e-6, 0.05, 0.3, 1.0])
+def test_min_p_keeps_a_share_of_the_likeliest(logits, p):
+    kept = np.isfinite(np.asarray(samplers.min_p(logits, p)))
+    share = softmax(logits)
+    np.testing.assert_array_equal(kept, share >= p * share.max(-1, keepdims=True) * (1 - 1e-6))
+    np.testing.assert_array_equal(kept, np.isfinite(samplers.min_p(logits + 5.0, p)))
+
+
 def test_filters_leave_the_extremes_of_float32_in_order():
     x = np.array([[np.inf, 3e38, 1.0, 1e-40, 0.0, -1e-40, -2.0, -3e38]], np.float32)
     for k in range(1, 8):
@@ -77,25 +85,56 @@ def test_greedy_takes_the_first_of_the_largest(logits, sampler):
     np.testing.assert_array_equal(found, tied.argmax(-1))
 
 
+def exact(row: np.ndarray, seen: np.ndarray, sampler: SamplerConfig) -> np.ndarray:
+    """The distribution in float64, by the definitions and one filter after the other."""
+    logits = row.astype(np.float64)
+    penalty = sampler.repetition_penalty
+    logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+    logits = logits / sampler.temperature
+    order = np.argsort(-logits)
+    if sampler.top_k:
+        logits[order[sampler.top_k :]] = -np.inf
+    before = np.cumsum(softmax(logits)[order]) - softmax(logits)[order]
+    logits[order[before >= sampler.top_p]] = -np.inf
+    chances = softmax(logits)
+    chances[chances < sampler.min_p * chances.max()] = 0.0
+    return chances / chances.sum()
+
+
+# The 99.9th percentile of chi-square by degrees of freedom.
+CRITICAL = {2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.32, 11: 31.26}
+
+
 @pytest.mark.parametrize(
-    "sampler", [SamplerConfig(), SamplerConfig(temperature=0.7, top_k=5, top_p=0.9)]
+    ("sampler", "filters"),
+    [
+        (SamplerConfig(), False),
+        (SamplerConfig(temperature=0.6), False),
+        (SamplerConfig(repetition_penalty=1.8), False),
+        (SamplerConfig(top_k=5), True),
+        (SamplerConfig(top_p=0.8), True),
+        (SamplerConfig(min_p=0.2), True),
+        (SamplerConfig(1.5, 9, 0.8, 1.8, 0.3), True),
+    ],
+    ids=["none", "temperature", "penalty", "top_k", "top_p", "min_p", "all"],
 )
-def test_draws_follow_the_softmax(sampler):
-    draws, size = 20_000, 8
-    row = np.random.default_rng(3).normal(size=size).astype(np.float32)
-    rows = jnp.broadcast_to(row, (draws, size))
+def test_draws_follow_the_exact_distribution(sampler, filters):
+    draws, size = 20_000, 12
+    row = (0.6 * np.random.default_rng(3).normal(size=size)).astype(np.float32)
+    seen = np.arange(size) % 3 == 0
+    rows, mask = (jnp.broadcast_to(x, (draws, size)) for x in (row, seen))
     keys = jax.random.split(jax.random.key(4), draws)
-    tokens = jax.jit(functools.partial(samplers.sample, sampler=sampler))(keys, rows)
+    tokens = jax.jit(functools.partial(samplers.sample, sampler=sampler))(keys, rows, seen=mask)
     counts = np.bincount(tokens, minlength=size)
-    expected = draws * softmax(np.asarray(samplers.warp(row[None], sampler)))[0]
-    assert not counts[expected == 0].any()
+    expected = draws * exact(row, seen, sampler)
     likely = expected > 0
+    assert likely.all() != filters
+    assert not counts[~likely].any()
     chi_square = np.sum((counts - expected)[likely] ** 2 / expected[likely])
-    # The 99.9th percentile of chi-square with 7 degrees of freedom; fewer have a lower one.
-    assert chi_square < 24.3
+    assert chi_square < CRITICAL[likely.sum() - 1]
 
 
-@pytest.mark.parametrize("sampler", [SamplerConfig(), SamplerConfig(1.2, 9, 0.8, 1.4)])
+@pytest.mark.parametrize("sampler", [SamplerConfig(), SamplerConfig(1.2, 9, 0.8, 1.4, 0.1)])
 def test_a_split_vocabulary_gives_the_same_tokens(logits, sampler):
     seen = np.asarray(logits) > 2.0
     keys = jax.random.split(jax.random.key(5), B)
@@ -120,6 +159,9 @@ def test_a_split_vocabulary_gives_the_same_tokens(logits, sampler):
         ("top_k", -1),
         ("top_p", 0.0),
         ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("min_p", float("nan")),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", float("nan")),
     ],

@@ -1,13 +1,15 @@
 """Streamed pieces join to the text that `generate` writes, and none ends inside a character."""
 
+import itertools
+
 import jax
-import numpy as np
 import pytest
 
 from llmjax import models, sampling
 from llmjax import spec as specs
 from llmjax.data.tokenizer import ByteTokenizer
-from llmjax.sampling import SamplerConfig, decode
+from llmjax.sampling import SamplerConfig
+from llmjax.sampling.text import pieces_of
 
 TOKENIZER = ByteTokenizer()
 CONFIG = models.llama(
@@ -40,17 +42,10 @@ def test_pieces_join_to_the_text(params, chunk):
     assert "".join(pieces(params, chunk=chunk)) == TOKENIZER.decode(tokens(params))
 
 
-def test_a_character_of_several_tokens_comes_whole(params, monkeypatch):
-    """A model that writes the bytes of "né" over and over."""
-    text = "né" * 7
-    written = np.zeros((1, 32), np.int32)
-    written[0, :20] = TOKENIZER.encode(text)[:20]  # the last character is cut in half
-
-    def scripted(params, state, limit, *_):
-        return state.replace(tokens=written, lengths=np.array([limit]))
-
-    monkeypatch.setattr(decode, "decode", scripted)
-    found = pieces(params, chunk=1)
+def test_a_character_of_several_tokens_comes_whole():
+    """The bytes of "né" over and over, one at a time; the last character is cut in half."""
+    written = [[token] for token in TOKENIZER.encode("né" * 7)[:20]]
+    found = list(pieces_of(written, TOKENIZER))
     assert "".join(found) == "né" * 6 + "n\ufffd"
     assert set(found) == {"n", "é", "\ufffd"}
 
@@ -63,11 +58,28 @@ def test_a_stop_token_ends_the_text_and_is_no_part_of_it(params):
     )
 
 
-def test_steady_state_compiles_nothing(params):
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_sequences_and_texts_end_it_too(params, chunk):
+    free = tokens(params)
+    sequence = free[9:11]
+    before = TOKENIZER.decode(free[:9])
+    assert "".join(pieces(params, stop_tokens=(sequence,), chunk=chunk)) == before
+    text = TOKENIZER.decode(free)
+    # Two characters: what is broken has no bytes that a stop could have.
+    stop = next(a + b for a, b in itertools.pairwise(text[4:]) if "\ufffd" not in a + b)
+    found = "".join(pieces(params, stop_texts=(stop,), chunk=chunk))
+    assert found == text[: text.index(stop)]
+    row = tokens(params, stop_texts=(stop,), tokenizer=TOKENIZER)
+    assert row == free[: len(row)]
+    assert stop in TOKENIZER.decode(row)
+    assert stop not in TOKENIZER.decode(row[:-1])
+
+
+def test_steady_state_compiles_nothing(params, compilations):
     pieces(params)
-    before = decode.decode._cache_size(), decode._prefill._cache_size()
+    compilations.clear()
     pieces(params, max_new_tokens=19, chunk=5)
-    assert (decode.decode._cache_size(), decode._prefill._cache_size()) == before
+    assert not compilations
 
 
 def test_what_cannot_be_is_refused_at_the_call(params):

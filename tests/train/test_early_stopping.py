@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from llmjax.train.checkpoint import Checkpointer
-from llmjax.train.early_stopping import EarlyStopping, EarlyStoppingConfig
+from llmjax.train.early_stopping import EarlyStopping, EarlyStoppingConfig, SaveBest
 from llmjax.train.loop import Every, Pause, fit
 from tests.train.toy import Counting, start, step
 
@@ -33,17 +33,18 @@ def test_waiting_begins_again_with_every_better_metric():
 LOSSES = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1, 10: 2.2, 12: 1.0}
 
 
-def run(folder, steps, patience=3):
-    """A run with an evaluation every other step and a checkpoint every fifth."""
-    early = EarlyStopping(EarlyStoppingConfig(patience))
-    with Checkpointer(folder, remembering={"early": early}) as checkpointer:
+def run(folder, steps, patience=3, metric="validation_loss", values=LOSSES):
+    """A run with an evaluation every other step and a checkpoint every fifth, and at the best."""
+    early = EarlyStopping(EarlyStoppingConfig(patience, metric=metric))
+    watched = {"best_metric": metric, "mode": early.config.direction}
+    with Checkpointer(folder, remembering={"early": early}, **watched) as checkpointer:
         restored = checkpointer.restore_latest(jax.eval_shape(start))
         state, batches = (restored.state, Counting()) if restored else (start(), Counting())
         if restored:
             batches.set_state(restored.data)
 
         def evaluate(pause):
-            pause.metrics["validation_loss"] = LOSSES[pause.step]
+            pause.metrics[metric] = values[pause.step]
             return early(pause)
 
         end = fit(
@@ -51,7 +52,11 @@ def run(folder, steps, patience=3):
             step,
             batches,
             steps=steps,
-            hooks=[Every(2, evaluate), Every(5, checkpointer, last=steps)],
+            hooks=[
+                Every(2, evaluate),
+                Every(5, checkpointer, last=steps),
+                Every(2, SaveBest(early, checkpointer)),
+            ],
         )
         checkpointer.wait()
         return early, int(end.step), checkpointer.steps()
@@ -73,6 +78,21 @@ def test_a_run_that_was_cut_stops_where_the_whole_one_does(cut, tmp_path):
     run(tmp_path, cut)
     early, last, _ = run(tmp_path, 12)
     assert (early.best, early.best_step, early.waited, last) == (2.0, 4, 3, 10)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [("validation_loss", LOSSES), ("macro_f1", {step: -loss for step, loss in LOSSES.items()})],
+)
+def test_what_it_leaves_is_the_best_of_all_evaluations(metric, values, tmp_path, assert_bitwise):
+    """Bitwise the state after that step, though no checkpoint was due there."""
+    run(tmp_path / "run", 12, metric=metric, values=values)
+    mode = EarlyStoppingConfig(metric=metric).direction
+    with Checkpointer(tmp_path / "run", best_metric=metric, mode=mode) as checkpointer:
+        best = checkpointer.restore_best(jax.eval_shape(start))
+    assert (best.step, best.metrics[metric]) == (4, values[4])
+    expected = fit(start(), step, Counting(), steps=4)
+    assert_bitwise(best.state.params, expected.params)
 
 
 def test_without_patience_nothing_stops_and_the_best_is_known(tmp_path):

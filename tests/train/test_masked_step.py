@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from llmjax import mesh
-from llmjax.objectives import MaskedLoss, MaskingConfig, Weighted
+from llmjax.objectives import MaskingConfig, PreparedLoss, Weighted
 from llmjax.objectives.mlm import masks
 from llmjax.train import TrainState, make_step
 
@@ -25,7 +25,7 @@ def seen(batch, key):
     optimizer = optax.chain(record, _rate())
     params = jnp.zeros(batch["tokens"].shape)
     state = TrainState(jnp.int32(0), params, optimizer.init(params), key)
-    step = make_step(MaskedLoss(prepare, compute), optimizer)
+    step = make_step(PreparedLoss(prepare, compute, "masked_tokens"), optimizer)
     for _ in range(2):
         state, _ = step(state, mesh.shard_batch(batch))
         yield np.asarray(state.params)

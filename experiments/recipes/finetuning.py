@@ -1,0 +1,37 @@
+"""Supervised fine-tuning."""
+
+from experiments.tasks.finetuning import Finetuning
+from llmjax import optim
+from llmjax.data.config import ExampleConfig
+from llmjax.peft import LoraConfig, MethodConfig
+
+
+def full() -> Finetuning:
+    """All parameters, at the rate that is usual for it; name base and data."""
+    return Finetuning(
+        name="full", optimizer=optim.suggested("full", 1000), steps=1000, evaluate_every=100
+    )
+
+
+def lora() -> Finetuning:
+    """Low-rank corrections of all projections of attention and MLPs; name base and data."""
+    return Finetuning(
+        name="lora",
+        peft=MethodConfig(name="lora", lora=LoraConfig(rank=8, alpha=16.0)),
+        optimizer=optim.suggested("lora", 1000),
+        steps=1000,
+        evaluate_every=100,
+    )
+
+
+def small_talk() -> Finetuning:
+    """The quickstart's model learns to answer; needs `--base=runs/quickstart` and data."""
+    return Finetuning(
+        name="small_talk",
+        data=ExampleConfig(template="speakers", max_length=128),
+        optimizer=optim.suggested("full", 200),
+        steps=200,
+        batch_size=32,
+        sequence_length=128,
+        evaluate_every=50,
+    )

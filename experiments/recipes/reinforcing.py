@@ -1,0 +1,112 @@
+"""Reinforcement learning; each with the settings of its paper, where a paper has them."""
+
+from experiments.tasks.reinforcing import Reinforcing
+from llmjax.objectives import PolicyConfig
+from llmjax.optim import OptimizerConfig
+from llmjax.rl import KLConfig, LearningConfig, RolloutConfig
+from llmjax.train.early_stopping import EarlyStoppingConfig
+
+BEST = EarlyStoppingConfig(metric="validation_reward", mode="max")
+
+
+def ppo() -> Reinforcing:
+    """PPO as InstructGPT has it (Ouyang et al. 2022, appendix C.4); name base, rewards, prompts."""
+    return Reinforcing(
+        name="ppo",
+        critic="model",
+        rollouts=RolloutConfig(prompts=64, max_new_tokens=64),
+        learning=LearningConfig("gae", epochs=4),
+        policy=PolicyConfig(clip_low=0.2, clip_high=0.2, value_clip=0.2, value_coefficient=0.1),
+        kl=KLConfig(coefficient=0.05),
+        batch_size=32,
+        early_stopping=BEST,
+        optimizer=_constant(1e-5),
+        evaluate_every=40,
+    )
+
+
+def grpo() -> Reinforcing:
+    """GRPO (Shao et al. 2024): answers are compared, without a critic."""
+    return Reinforcing(
+        name="grpo",
+        rollouts=RolloutConfig(prompts=16, samples=8, max_new_tokens=64),
+        learning=LearningConfig("grpo", whiten=False, epochs=1),
+        policy=PolicyConfig(aggregation="sequence", kl_coefficient=0.04),
+        kl=KLConfig(coefficient=0.0),
+        batch_size=32,
+        early_stopping=BEST,
+        optimizer=_constant(1e-5),
+        evaluate_every=40,
+    )
+
+
+def dapo() -> Reinforcing:
+    """DAPO (Yu et al. 2025): a wider upper clip, no divergence, prompts that teach something."""
+    return Reinforcing(
+        name="dapo",
+        rollouts=RolloutConfig(prompts=16, samples=8, max_new_tokens=64),
+        learning=LearningConfig("grpo", whiten=False, epochs=1, rounds=3),
+        policy=PolicyConfig(clip_low=0.2, clip_high=0.28, aggregation="token"),
+        kl=KLConfig(coefficient=0.0),
+        batch_size=32,
+        early_stopping=BEST,
+        optimizer=_constant(1e-5),
+        evaluate_every=40,
+    )
+
+
+def gspo() -> Reinforcing:
+    """GSPO (Zheng et al. 2025): the ratio of whole answers."""
+    return Reinforcing(
+        name="gspo",
+        rollouts=RolloutConfig(prompts=16, samples=8, max_new_tokens=64),
+        learning=LearningConfig("grpo", whiten=False, epochs=1),
+        policy=PolicyConfig(
+            ratio="sequence", aggregation="sequence", clip_low=3e-4, clip_high=4e-4
+        ),
+        kl=KLConfig(coefficient=0.0),
+        batch_size=32,
+        early_stopping=BEST,
+        optimizer=_constant(1e-5),
+        evaluate_every=40,
+    )
+
+
+def dr_grpo() -> Reinforcing:
+    """Dr. GRPO (Liu et al. 2025): neither lengths nor deviations are divided by."""
+    return Reinforcing(
+        name="dr_grpo",
+        rollouts=RolloutConfig(prompts=16, samples=8, max_new_tokens=64),
+        learning=LearningConfig("dr_grpo", whiten=False, epochs=1),
+        policy=PolicyConfig(aggregation="constant", max_length=64),
+        kl=KLConfig(coefficient=0.0),
+        batch_size=32,
+        early_stopping=BEST,
+        optimizer=_constant(1e-5),
+        evaluate_every=40,
+    )
+
+
+def rloo() -> Reinforcing:
+    """RLOO (Ahmadian et al. 2024): REINFORCE with the mean of the other answers as baseline."""
+    return Reinforcing(
+        name="rloo",
+        rollouts=RolloutConfig(prompts=32, samples=4, max_new_tokens=64),
+        learning=LearningConfig("rloo", whiten=False, epochs=1),
+        policy=PolicyConfig(aggregation="constant", max_length=64),
+        kl=KLConfig(coefficient=0.05),
+        batch_size=128,
+        early_stopping=BEST,
+        optimizer=_constant(1e-5),
+        evaluate_every=40,
+    )
+
+
+def _constant(learning_rate: float) -> OptimizerConfig:
+    return OptimizerConfig(
+        learning_rate=learning_rate,
+        schedule="constant",
+        warmup_steps=10,
+        beta2=0.95,
+        weight_decay=0.0,
+    )

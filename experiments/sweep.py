@@ -1,0 +1,106 @@
+"""Searches for the settings of a recipe that do best: any of its fields, by many short runs.
+
+    python -m experiments.sweep --recipe=tiny --sweep=optimizer.learning_rate=log:1e-4:1e-1
+    python -m experiments.sweep --recipe=tiny --sweep=model.dropout.hidden=0:0.3 --trials=10
+
+Optuna (pip install 'llmjax[sweep]') chooses the values of each trial by those before it, and ends
+trials early that do worse than others did at the same step. Run the same command again after a kill
+and it goes on, the killed trial from its checkpoint; with more --trials it adds some. Each trial is
+a run of its own in RUN_DIR/trials; RUN_DIR/sweep.png shows the search, and the last line trains the
+best recipe.
+"""
+
+import dataclasses
+import math
+import pathlib
+import shlex
+import sys
+from typing import cast
+
+from absl import flags as absl_flags
+from rich.console import Console
+
+from experiments import flags, runs, search_space, sweep_plots
+from experiments.recipe import Recipe
+from experiments.recipes import RECIPES
+from experiments.sweeper import Pruner, Sweep, Trial
+from experiments.training import Options
+from llmjax.train.checkpoint import SaveError
+from llmjax.train.integrity import DamagedError
+
+RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the sweep; runs/RECIPE_sweep.")
+SWEEP = absl_flags.DEFINE_multi_string(
+    "sweep",
+    [],
+    "FIELD=LOW:HIGH, FIELD=LOW:HIGH:STEP, FIELD=log:LOW:HIGH, or FIELD=A,B,... (A|B|... where "
+    "values have commas). Give it once for each field.",
+)
+TRIALS = absl_flags.DEFINE_integer(
+    "trials", 20, "How many, those of earlier calls counted.", lower_bound=1
+)
+METRIC = absl_flags.DEFINE_string(
+    "metric", None, "Metric of an evaluation that is searched for; early_stopping.metric."
+)
+PRUNER = absl_flags.DEFINE_enum(
+    "pruner", "median", ["median", "hyperband", "none"], "Which trials are ended early."
+)
+
+flags.define(RECIPES)
+
+OWN = ("run_dir", "sweep", "trials", "metric", "pruner")
+
+
+def main(argv: list[str]) -> None:
+    """The entry point."""
+    del argv
+    recipe = with_metric(flags.resolve(), METRIC.value)
+    space = search_space.parse_all(SWEEP.value)
+    run_dir = pathlib.Path(RUN_DIR.value or f"runs/{recipe.name}_sweep")
+    options = Options(command=flags.command_line())
+    pruner = cast(Pruner, PRUNER.value)
+    sweep = Sweep(recipe, space, run_dir, pruner, options)
+    try:
+        trials = sweep.run(TRIALS.value)
+    except (SaveError, DamagedError) as error:
+        sys.exit(f"{run_dir}: {error}")
+    console, watched = Console(), sweep.watched
+    console.print(sweep_plots.table(trials, space, watched.metric))
+    picture = run_dir / "sweep.png"
+    sweep_plots.draw(picture, trials, space, watched.metric, watched.direction)
+    print(f"picture: {picture}")
+    if math.isnan(trials[0].value):
+        sys.exit(f"no trial has a {watched.metric}; the first: {trials[0].note}")
+    best = trials[0]
+    print(f"the best is trial {best.number}; train it with\n  {command(sweep, best, METRIC.value)}")
+
+
+def with_metric(recipe: Recipe, metric: str | None) -> Recipe:
+    """The recipe with a metric that its trials, and their best checkpoints, are judged by.
+
+    Raises:
+        FlagError: the metric's name does not tell whether it is to be low or high.
+    """
+    if metric is None:
+        return recipe
+    try:
+        watched = dataclasses.replace(recipe.early_stopping, metric=metric)
+    except ValueError as error:
+        raise flags.FlagError(str(error)) from None
+    return dataclasses.replace(recipe, early_stopping=watched)
+
+
+def command(sweep: Sweep, trial: Trial, metric: str | None = None) -> str:
+    """The command line that trains the recipe of a trial, judged by a metric that --metric gave."""
+    swept = [dimension.name for dimension in sweep.space]
+    given = flags.command_line(without=(*OWN, *swept), program="python -m experiments.pretrain")
+    settings = [f"--{name}={value}" for name, value in trial.values.items()]
+    if metric:
+        settings.append(f"--early_stopping.metric={metric}")
+    if not sweep.recipe.data.directory and not any(n.startswith("data.") for n in swept):
+        settings.append(f"--data.directory={runs.data_directory(sweep.run_dir, sweep.recipe)}")
+    settings.append(f"--run_dir={sweep.run_dir / 'best'}")
+    return f"{given} {shlex.join(settings)}"
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,289 @@
+"""A search for a recipe's settings: trials that are runs, in a study that outlives the process.
+
+RUN_DIR/study.db      Optuna's study: what was tried and how well it did
+RUN_DIR/data/         tokenizer and shards, which all trials share
+RUN_DIR/trials/N/     a run folder for each trial (`experiments.runs`)
+RUN_DIR/sweep.png     the search as a picture
+
+A trial that was killed goes on from its checkpoint when the sweep is started again.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+
+from experiments import fields, runs, search_space
+from experiments.flags import FlagError
+from experiments.recipe import Recipe
+from experiments.search_space import Dimension
+from experiments.training import Options, pretrain
+from llmjax.train.early_stopping import EarlyStoppingConfig
+from llmjax.train.loop import DivergedError, Pause
+from llmjax.train.metrics import read_jsonl
+
+if TYPE_CHECKING:
+    import optuna
+
+Pruner = Literal["median", "hyperband", "none"]
+Train = Callable[[Recipe, pathlib.Path, Options], Any]
+
+MAX_FAILURES = 3  # recipes in a row that cannot run, after which the search space is at fault
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What became of one set of values.
+
+    Attributes:
+        number: its folder's name.
+        values: by field.
+        state: complete, pruned or failed.
+        value: the best of the metric; NaN of one that was never evaluated.
+        steps: those of its evaluations.
+        curve: the metric at each of them.
+        note: why it has no value, or "".
+    """
+
+    number: int
+    values: dict[str, search_space.Value]
+    state: Literal["complete", "pruned", "failed"]
+    value: float
+    steps: tuple[int, ...]
+    curve: tuple[float, ...]
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A search in a folder.
+
+    Attributes:
+        recipe: what the values are put into; its early_stopping names the metric.
+        space: the fields.
+        run_dir: the folder.
+        pruner: which trials are ended early.
+        options: how each run is looked after.
+        train: what runs one.
+    """
+
+    recipe: Recipe
+    space: tuple[Dimension, ...]
+    run_dir: pathlib.Path
+    pruner: Pruner = "median"
+    options: Options = Options()
+    train: Train = pretrain
+
+    def __post_init__(self) -> None:
+        if self.pruner != "none" and not self.recipe.evaluate_every:
+            raise FlagError(
+                f"--pruner={self.pruner} compares evaluations during the runs, of which "
+                "evaluate_every=0 makes none: set it to a number of steps, or take --pruner=none"
+            )
+
+    @property
+    def watched(self) -> EarlyStoppingConfig:
+        """Which metric, and whether it is to be low or high."""
+        return self.recipe.early_stopping
+
+    def run(self, trials: int) -> list[Trial]:
+        """Trains until so many trials are finished, those of earlier calls counted.
+
+        Returns:
+            All of them, best first; those without a value last.
+
+        Raises:
+            FlagError: the folder has another sweep or is in use, Optuna is missing, or recipes
+                cannot run.
+        """
+        optuna = require_optuna()
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(self.run_dir):
+            study = self._study()
+            _requeue(study)
+            failures = 0
+            while (number := len(self.finished(study))) < trials:
+                seed = 1000 * self.recipe.seed + number
+                study.sampler = optuna.samplers.TPESampler(seed=seed)
+                trial = study.ask()
+                failures = 0 if self._try(study, trial, number) else failures + 1
+                if failures == MAX_FAILURES:
+                    note = study.trials[-1].user_attrs["note"]
+                    raise FlagError(f"{failures} trials in a row could not run, the last: {note}")
+            return self.finished(study)
+
+    def finished(self, study: "optuna.Study") -> list[Trial]:
+        """The trials of a study that are over, best first."""
+        names = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+        sign = 1 if self.watched.direction == "min" else -1
+        found = []
+        for trial in study.trials:
+            note = trial.user_attrs.get("note", "")
+            if trial.state.name not in names or (trial.state.name == "FAIL" and not note):
+                continue  # under way, or killed and tried again
+            steps = tuple(sorted(trial.intermediate_values))
+            curve = tuple(trial.intermediate_values[step] for step in steps)
+            number, value = trial.user_attrs["folder"], trial.user_attrs.get("best", math.nan)
+            state: Any = names[trial.state.name]
+            found.append(Trial(number, dict(trial.params), state, value, steps, curve, note))
+        return sorted(found, key=lambda t: (math.isnan(t.value), sign * t.value))
+
+    def recipe_of(self, values: dict[str, search_space.Value], number: int) -> Recipe:
+        """The recipe of a trial.
+
+        Raises:
+            ValueError: the values do not fit together.
+        """
+        name = f"{self.recipe.name}, trial {number}"
+        found = search_space.apply(self.recipe, self.space, values)
+        found = dataclasses.replace(found, name=name)
+        if any(dimension.leaf.path[0] == "data" for dimension in self.space):
+            return found  # each prepares its own
+        directory = str(runs.data_directory(self.run_dir, self.recipe))
+        return dataclasses.replace(found, data=dataclasses.replace(found.data, directory=directory))
+
+    def _try(self, study: "optuna.Study", trial: "optuna.Trial", number: int) -> bool:
+        """Runs a trial and tells the study; whether it could run at all."""
+        state = require_optuna().trial.TrialState
+        number = trial.user_attrs.get("folder", number)  # which one that was killed has already
+        trial.set_user_attr("folder", number)
+        values = {dimension.name: dimension.suggest(trial) for dimension in self.space}
+        folder = self.run_dir / "trials" / str(number)
+        pruned = False
+
+        def watch(pause: Pause) -> bool:
+            nonlocal pruned
+            value = pause.metrics[self.watched.metric]
+            trial.report(value, pause.step)
+            pruned = self.pruner != "none" and trial.should_prune()
+            return pruned
+
+        print(f"trial {number}: {', '.join(f'{n}={show(value)}' for n, value in values.items())}")
+        try:
+            recipe = self.recipe_of(values, number)
+            self.train(recipe, folder, dataclasses.replace(self.options, watch=watch))
+        except DivergedError as error:
+            trial.set_user_attr("note", f"diverged: {error}")
+            pruned = True
+        except ValueError as error:  # such as FlagError
+            print(f"trial {number} cannot run: {error}")
+            trial.set_user_attr("note", str(error))
+            study.tell(trial, state=state.FAIL)
+            return False
+        finally:
+            jax.clear_caches()  # no other trial runs the same program
+        best = self._best(folder)
+        if best is not None:
+            trial.set_user_attr("best", best)
+        if pruned or best is None:
+            study.tell(trial, state=state.PRUNED)
+        else:
+            study.tell(trial, best)
+        return True
+
+    def _best(self, folder: pathlib.Path) -> float | None:
+        """Of the evaluations that a run has written down."""
+        path = folder / "metrics.jsonl"
+        records = read_jsonl(path) if path.exists() else []
+        values = [record.get(self.watched.metric) for record in records]
+        numbers = [float(value) for value in values if isinstance(value, int | float)]
+        choose = min if self.watched.direction == "min" else max
+        return choose(numbers, default=None)
+
+    def _study(self) -> "optuna.Study":
+        """That of the folder, or a new one.
+
+        Raises:
+            FlagError: that of the folder is another.
+        """
+        optuna = require_optuna()
+        study = optuna.create_study(
+            study_name="sweep",
+            storage=f"sqlite:///{(self.run_dir / 'study.db').resolve()}",
+            direction={"min": "minimize", "max": "maximize"}[self.watched.direction],
+            pruner=self._pruner(),
+            load_if_exists=True,
+        )
+        described = {
+            "recipe": fields.to_json(self.recipe),
+            "space": {d.name: _describe(d) for d in self.space},
+        }
+        before = study.user_attrs.get("sweep")
+        if before is None:
+            study.set_user_attr("sweep", described)
+        elif before != described:
+            changed = sorted(_different(before, described))
+            raise FlagError(
+                f"--run_dir={self.run_dir} holds a sweep with other settings ({', '.join(changed)})"
+                ": go on with the same, or choose a new folder"
+            )
+        return study
+
+    def _pruner(self) -> Any:
+        pruners = require_optuna().pruners
+        if self.pruner == "median":
+            return pruners.MedianPruner()
+        if self.pruner == "hyperband":
+            return pruners.HyperbandPruner(
+                min_resource=self.recipe.evaluate_every, max_resource=self.recipe.steps
+            )
+        return pruners.NopPruner()
+
+
+def require_optuna() -> Any:
+    """The module, quieted.
+
+    Raises:
+        FlagError: it is not installed.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise FlagError("a sweep needs Optuna: pip install 'llmjax[sweep]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+@contextlib.contextmanager
+def _locked(run_dir: pathlib.Path) -> Iterator[None]:
+    """One process at a time: another would take the running trial for one that was killed."""
+    with (run_dir / "study.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FlagError(f"--run_dir={run_dir}: a sweep is running there") from None
+        yield
+
+
+def _requeue(study: "optuna.Study") -> None:
+    """Trials that were running when their process ended come next, in their own folders."""
+    state = require_optuna().trial.TrialState
+    for trial in study.get_trials(states=(state.RUNNING,)):
+        if "folder" in trial.user_attrs:
+            study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+        study.tell(trial.number, state=state.FAIL)
+
+
+def _describe(dimension: Dimension) -> dict[str, Any]:
+    """Its values, as JSON."""
+    names = [f.name for f in dataclasses.fields(dimension) if f.name != "leaf"]
+    return {name: fields.to_json(getattr(dimension, name)) for name in names}
+
+
+def _different(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Dotted names of what differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            yield from _different(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        yield name
+
+
+def show(value: search_space.Value) -> str:
+    """A value in few digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,108 @@
+"""The model that a run starts from: that of another run, or a Hugging Face checkpoint."""
+
+import abc
+import json
+import pathlib
+from typing import Any
+
+from etils import epath
+
+from experiments import runs
+from experiments.flags import FlagError
+from llmjax import data, hf, models
+from llmjax.train import integrity
+
+
+class Base(abc.ABC):
+    """A model that is there.
+
+    Attributes:
+        path: its folder.
+        config: the model's.
+    """
+
+    path: pathlib.Path
+    config: models.ModelConfig
+
+    @abc.abstractmethod
+    def tokenizer_directory(self) -> pathlib.Path:
+        """Where its tokenizer lies."""
+
+    @abc.abstractmethod
+    def load(self) -> tuple[Any, str]:
+        """Its parameters in float32, plain arrays on the current mesh, and what tells them apart.
+
+        Raises:
+            FlagError: they cannot be read.
+        """
+
+    def tokenizer(self) -> data.Tokenizer:
+        """That which it was trained with.
+
+        Raises:
+            FlagError: it cannot be read.
+        """
+        try:
+            return data.load_tokenizer(self.tokenizer_directory())
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            raise FlagError(f"--base={self.path}: {error}") from error
+
+
+class RunBase(Base):
+    """Of a run: its best checkpoint."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path, self._task = path, runs.saved_task(path)
+        self.config = self._task.config
+
+    def tokenizer_directory(self) -> pathlib.Path:
+        """With the run's data."""
+        return self._task.directory()
+
+    def load(self) -> tuple[Any, str]:
+        """Adapters merged; told apart by the manifest, which has digests of all files."""
+        found = runs.load(self.path)
+        folder = epath.Path(self.path) / "checkpoints" / str(found.step)
+        return self._task.merge(found.params), integrity.digest(folder, "manifest.json")
+
+
+class HubBase(Base):
+    """A folder that `transformers` or `experiments.export` wrote."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        try:
+            self.config = hf.load_config(path)
+        except ValueError as error:
+            raise FlagError(f"--base={path}: {error}") from error
+
+    def tokenizer_directory(self) -> pathlib.Path:
+        """The folder itself."""
+        return self.path
+
+    def load(self) -> tuple[Any, str]:
+        """Told apart by the files of tensors."""
+        try:
+            _, params = hf.load(self.path, dtype="float32", progress=True)
+        except ValueError as error:
+            raise FlagError(f"--base={self.path}: {error}") from error
+        return params, integrity.digest(epath.Path(self.path), "*.safetensors")
+
+
+def find(path: str) -> Base:
+    """The model in a folder.
+
+    Raises:
+        FlagError: there is none.
+    """
+    if not path:
+        raise FlagError("--base is missing: name the folder of a run or a Hugging Face checkpoint")
+    folder = pathlib.Path(path)
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FlagError(f"--base={path}: no model there (it has no config.json)")
+    try:
+        is_run = "recipe" in json.loads(config.read_text("utf-8"))
+    except ValueError as error:
+        raise FlagError(f"--base={path}: {config} is no JSON: {error}") from error
+    return RunBase(folder) if is_run else HubBase(folder)

@@ -1,0 +1,123 @@
+"""Comparisons as tasks: a reward model learns which answer is better, or a policy at once."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from experiments.flags import FlagError
+from experiments.tasks.task import Batch
+from experiments.tasks.tuning import REFERENCE, Tuning, TuningTask
+from llmjax import evaluation, models, objectives, peft
+from llmjax.data.config import Kind
+from llmjax.objectives import Loss, PreferenceConfig, RewardConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardModelling(Tuning):
+    """A reward model, from comparisons of answers.
+
+    Attributes:
+        reward: how comparisons become a loss.
+        responses: the most answers that are compared at once.
+    """
+
+    reward: RewardConfig = RewardConfig()
+    responses: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preferring(Tuning):
+    """A policy, from comparisons of answers or from judged ones, without a reward model.
+
+    Attributes:
+        preference: the loss: DPO or one of its relatives.
+        responses: the most answers that are compared at once.
+    """
+
+    preference: PreferenceConfig = PreferenceConfig()
+    responses: int = 2
+
+
+class RewardTask(TuningTask):
+    """A model with a head of kind reward learns which answer is better."""
+
+    kind: ClassVar[Kind] = "comparison"
+    recipe: RewardModelling
+
+    def configure(self, config: models.ModelConfig) -> models.ModelConfig:
+        """With another head."""
+        return models.with_head(config, "reward")
+
+    def make_loss(self, *, plain: bool = False) -> Loss:
+        """Bradley and Terry's; in evaluations without the centring."""
+        settings = RewardConfig(ranking=self.recipe.reward.ranking) if plain else self.recipe.reward
+        return objectives.reward(self.config, settings, responses=self.recipe.responses)
+
+    def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        """How many comparisons are right, and by how much."""
+        return evaluation.evaluate_means(self.plain_loss, params, batches)
+
+
+class PreferenceTask(TuningTask):
+    """A policy learns to write what is preferred.
+
+    The reference is the policy without what was added to it; where the policy is trained as a
+    whole, a frozen copy beside it.
+    """
+
+    recipe: Preferring
+
+    @property
+    def kind(self) -> Kind:  # type: ignore[override]
+        """Of the loss."""
+        return "judged" if self.recipe.preference.kind == "kto" else "comparison"
+
+    def __init__(self, recipe: Preferring, run_dir: pathlib.Path) -> None:
+        super().__init__(recipe, run_dir)
+        if self._has_copy():
+            self.spec = self.spec | {REFERENCE: models.spec(self.config)}
+            own = self.trained
+            self.trained = lambda path, leaf: (
+                not path.startswith(f"{REFERENCE}/") and (own is None or own(path, leaf))
+            )
+
+    def _has_copy(self) -> bool:
+        return self.recipe.preference.needs_reference and self.recipe.peft.name == "full"
+
+    def configure(self, config: models.ModelConfig) -> models.ModelConfig:
+        """The model as it is."""
+        if config.head.kind != "lm":
+            raise FlagError(
+                f"--base={self.recipe.base}: a model with a head of kind {config.head.kind} does "
+                "not write; name one that predicts next tokens"
+            )
+        return config
+
+    def make_loss(self, *, plain: bool = False) -> Loss:
+        """That of the recipe; evaluations are of the same."""
+        recipe, reference = self.recipe, None
+        if recipe.preference.needs_reference:
+            reference = self.reference
+        return objectives.preference(
+            self.config, recipe.preference, reference=reference, responses=recipe.responses
+        )
+
+    def reference(self, params: Any) -> Any:
+        """The reference's parameters."""
+        return params[REFERENCE] if self._has_copy() else peft.without(params, self.model_spec)
+
+    def complete(self, params: Any) -> Any:
+        """With the copy that is the reference."""
+        return params | {REFERENCE: jax.tree.map(jnp.copy, params)} if self._has_copy() else params
+
+    def merge(self, params: Any) -> Any:
+        """The policy alone."""
+        return peft.merge({name: node for name, node in params.items() if name != REFERENCE})
+
+    def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        """How many comparisons are right by implicit rewards, and by how much."""
+        return evaluation.evaluate_means(self.plain_loss, params, batches)

@@ -1,0 +1,153 @@
+"""Supervised fine-tuning as a task: answers, or labels of texts."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+import jax
+
+from experiments.flags import FlagError
+from experiments.recipe import require, require_not_negative
+from experiments.tasks.task import Batch
+from experiments.tasks.tuning import Tuning, TuningTask
+from llmjax import evaluation, mesh, models, objectives, planning, sampling
+from llmjax.data.config import Kind
+from llmjax.objectives import ClassificationConfig, Loss
+from llmjax.train import metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetuning(Tuning):
+    """Supervised fine-tuning.
+
+    Attributes:
+        objective: what is learnt: sft, answers to instructions and in conversations, or plain text;
+            classification, labels of texts.
+        classification: how labels are learnt.
+        packing: of sft, best_fit puts several examples into a row, each blind to the others; none
+            gives each a row of its own.
+        label_smoothing: of sft, share of each target's probability spread over the vocabulary.
+        z_loss: of sft, weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
+        sample_every: of sft, steps between samples; 0 means only at the end.
+        sample_prompt: what the user says in samples.
+        sample_tokens: tokens of a sample.
+    """
+
+    objective: Literal["sft", "classification"] = "sft"
+    classification: ClassificationConfig = ClassificationConfig()
+    packing: Literal["best_fit", "none"] = "best_fit"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    sample_every: int = 0
+    sample_prompt: str = "Hi! How are you?"
+    sample_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_not_negative(self, "z_loss", "sample_every", "sample_tokens")
+        require(
+            self.objective == "sft" or len(self.data.labels) > 1,
+            f"data.labels={','.join(self.data.labels)}: name the labels to tell apart, in the order"
+            " of their numbers",
+        )
+
+
+def finetuning(recipe: Finetuning, run_dir: pathlib.Path) -> TuningTask:
+    """The task of a recipe."""
+    task = AnswerTask if recipe.objective == "sft" else LabelTask
+    return task(recipe, run_dir)
+
+
+class AnswerTask(TuningTask):
+    """A causal model learns what the assistant says."""
+
+    kind: ClassVar[Kind] = "sft"
+    recipe: Finetuning
+
+    def configure(self, config: models.ModelConfig) -> models.ModelConfig:
+        """The model as it is."""
+        if config.head.kind != "lm":
+            raise FlagError(
+                f"--base={self.recipe.base}: a model with a head of kind {config.head.kind} does "
+                "not write; name one that predicts next tokens"
+            )
+        return config
+
+    def row_options(self) -> dict[str, Any]:
+        """How rows are filled."""
+        return {"packing": self.recipe.packing}
+
+    def make_loss(self, *, plain: bool = False) -> Loss:
+        """That of next tokens, over the targets that rows have."""
+        if plain:
+            return objectives.clm(self.config)
+        recipe = self.recipe
+        return objectives.clm(
+            self.config, label_smoothing=recipe.label_smoothing, z_loss=recipe.z_loss
+        )
+
+    def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        """Perplexity of the answers."""
+        token_bytes = self.tokenizer().token_bytes
+        return evaluation.evaluate(self.plain_loss, params, batches, token_bytes)
+
+    @property
+    def sample_every(self) -> int | None:
+        """By the recipe."""
+        return self.recipe.sample_every
+
+    def sample(self, params: Any) -> tuple[str, str]:
+        """What the model answers."""
+        said = self.recipe.sample_prompt
+        tokens, _ = self.template.encode(
+            [{"role": "user", "content": said}], add_generation_prompt=True
+        )
+        with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
+            written = sampling.generate(
+                params,
+                [tokens.tolist()],
+                self.config,
+                jax.random.key(self.recipe.seed),
+                max_new_tokens=self.recipe.sample_tokens,
+                sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
+                stop_tokens=self.template.stop_ids,
+            )
+        return said, self.tokenizer().decode(written.tokens[0, : written.lengths[0]].tolist())
+
+    def throughput(self) -> metrics.Throughput:
+        """By tokens that are read, whether or not they are targets."""
+        if self.trained is not None:
+            return super().throughput()
+        return metrics.Throughput(
+            planning.training_flops(self.config, self.recipe.sequence_length),
+            planning.peak_flops(jax.devices()),
+            counted="inputs",
+            chips=jax.device_count(),
+        )
+
+
+class LabelTask(TuningTask):
+    """A model with a head of kind classification learns labels."""
+
+    kind: ClassVar[Kind] = "classification"
+    recipe: Finetuning
+
+    def configure(self, config: models.ModelConfig) -> models.ModelConfig:
+        """With another head."""
+        return models.with_head(config, "classification", labels=len(self.recipe.data.labels))
+
+    def make_loss(self, *, plain: bool = False) -> Loss:
+        """Evaluations count what is taken for what."""
+        if plain:
+            return objectives.classification(self.config, confusion=True)
+        return objectives.classification(self.config, self.recipe.classification)
+
+    def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        """Accuracy, macro F1 and Matthews correlation; RUN_DIR/confusion.json is for the report."""
+        found, confusion = evaluation.evaluate_classification(
+            self.plain_loss, params, batches, self.recipe.data.labels
+        )
+        if jax.process_index() == 0 and self.run_dir.is_dir():
+            confusion.save(self.run_dir / "confusion.json")
+        return found

@@ -1,0 +1,199 @@
+"""What stages have in common that start from a model which is there."""
+
+import abc
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal
+
+import jax
+
+from experiments.flags import FlagError
+from experiments.recipe import Training
+from experiments.tasks import base
+from experiments.tasks.task import Batch, Task
+from llmjax import data, mesh, models, peft, train, tree
+from llmjax import spec as specs
+from llmjax.data import chat, demos
+from llmjax.data.config import ExampleConfig, ExampleSource, Kind
+from llmjax.models import Dropout
+from llmjax.peft import MethodConfig, method
+
+BASE_FILE = "base.json"
+REFERENCE = "reference"  # a frozen copy of a policy, beside its own entries
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning(Training):
+    """What all runs have that start from a model which is there.
+
+    Attributes:
+        base: the folder of a run, or of a Hugging Face checkpoint.
+        data: the examples and their tokens.
+        corpus: examples that come with Python packages, read when `data` has no sources: chatterbot,
+            a thousand questions with answers; friendly_replies, comparisons of replies in conversations by
+            their sentiment; openings, what was said before them.
+        peft: what of the model is trained.
+        dropout: shares dropped in training.
+        remat: what the backward pass computes again (`model.remat`).
+    """
+
+    base: str = ""
+    data: ExampleConfig = ExampleConfig()
+    corpus: Literal["none", "chatterbot", "friendly_replies", "openings"] = "none"
+    peft: MethodConfig = MethodConfig()
+    dropout: Dropout = Dropout()
+    remat: Literal["none", "dots", "full"] = "none"
+
+
+class TuningTask(Task):
+    """Of such a recipe.
+
+    Attributes:
+        kind: of the examples.
+        base: the model that is there.
+        model_spec: of its parameters and what is added to them.
+        template: how it is spoken to.
+    """
+
+    kind: ClassVar[Kind]
+    recipe: Tuning
+
+    def __init__(self, recipe: Tuning, run_dir: pathlib.Path) -> None:
+        self.recipe, self.run_dir = recipe, run_dir
+        self.base = base.find(recipe.base)
+        try:
+            self.config = self.configure(
+                dataclasses.replace(self.base.config, dropout=recipe.dropout, remat=recipe.remat)
+            )
+            self.model_spec = method.spec(models.spec(self.config), self.config, recipe.peft)
+            self.spec = self.model_spec
+            also = "" if self._keeps_head() else "^head(/|$)"
+            self.trained = method.trains(self.spec, recipe.peft, also=also)
+        except ValueError as error:
+            raise FlagError(str(error)) from error
+        if recipe.sequence_length > self.config.max_length:
+            raise FlagError(
+                f"--sequence_length={recipe.sequence_length}: {recipe.base} was made for up to "
+                f"{self.config.max_length} tokens"
+            )
+
+    @abc.abstractmethod
+    def configure(self, config: models.ModelConfig) -> models.ModelConfig:
+        """The base's configuration with the head of this stage."""
+
+    def directory(self) -> pathlib.Path:
+        """Where the tokenizer and the examples lie."""
+        return pathlib.Path(self.recipe.data.directory or self.run_dir / "data")
+
+    def prepare(self) -> None:
+        """Turns the examples into tokens."""
+        settings = dataclasses.replace(self.recipe.data, kind=self.kind)
+        corpus = self.recipe.corpus
+        try:
+            if corpus != "none" and not settings.sources:
+                path = self.directory() / "corpus" / f"{corpus}.jsonl"
+                demos.EXAMPLES[corpus](path)
+                source = ExampleSource(corpus, str(path))
+                settings = dataclasses.replace(settings, sources=(source,))
+            data.prepare_examples(settings, self.directory(), self.base.tokenizer())
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            raise FlagError(str(error)) from error
+
+    def tokenizer(self) -> data.Tokenizer:
+        """The base's."""
+        return data.load_tokenizer(self.directory())
+
+    @functools.cached_property
+    def template(self) -> chat.ChatTemplate:
+        """How the model is spoken to."""
+        return chat.load_template(self.recipe.data.template, self.tokenizer())
+
+    def start(self, optimizer: Any) -> train.TrainState:
+        """The base's parameters, and new ones by the recipe's seed."""
+        params, fingerprint = self._loaded()
+        self._remember(fingerprint)
+        key = jax.random.fold_in(jax.random.key(self.recipe.seed), 1)
+        return train.start_state(key, params, optimizer, self.trained)
+
+    def go_on(self, state: train.TrainState) -> train.TrainState:
+        """With what is frozen from the base again."""
+        if self.trained is None:
+            return state
+        return dataclasses.replace(state, frozen=self._frozen())
+
+    def load(self, restore: Callable[[Any], Any]) -> tuple[Any, int] | None:
+        """What was trained, within the base where the rest is frozen."""
+        found = restore({"params": specs.abstract(self.trained_spec)})
+        if found is None:
+            return None
+        params = found.state["params"]
+        if self.trained is not None:
+            params = tree.combine(params, self._frozen())
+        return params, found.step
+
+    def merge(self, params: Any) -> Any:
+        """Adapters in the weights."""
+        return peft.merge(params)
+
+    def batches(
+        self,
+        split: data.SplitName,
+        *,
+        directory: pathlib.Path | None = None,
+        batch_size: int | None = None,
+    ) -> Iterable[Batch]:
+        """Rows of examples."""
+        index, count = mesh.row_share()
+        return data.example_batches(
+            directory or self.directory(),
+            self.kind,
+            split=split,
+            batch_size=batch_size or self.recipe.batch_size,
+            sequence_length=self.recipe.sequence_length,
+            seed=self.recipe.seed,
+            process_index=index,
+            process_count=count,
+            **self.row_options(),
+        )
+
+    def row_options(self) -> dict[str, Any]:
+        """More arguments of `data.example_batches`."""
+        return {}
+
+    def _loaded(self) -> tuple[Any, str]:
+        """All parameters before the first step, and the base's fingerprint."""
+        params, fingerprint = self.base.load()
+        if not self._keeps_head():
+            params = {name: node for name, node in params.items() if name != "head"}
+        key = jax.random.key(self.recipe.seed)
+        return self.complete(method.adapt(params, self.model_spec, key)), fingerprint
+
+    def complete(self, params: Any) -> Any:
+        """With what the stage has beside the model."""
+        return params
+
+    def _keeps_head(self) -> bool:
+        return self.config.head == self.base.config.head
+
+    def _frozen(self) -> Any:
+        params, fingerprint = self._loaded()
+        self._require_same(fingerprint)
+        assert self.trained is not None
+        return tree.partition(params, self.trained)[1]
+
+    def _remember(self, fingerprint: str) -> None:
+        if jax.process_index() == 0:
+            content = {"base": str(self.base.path.resolve()), "fingerprint": fingerprint}
+            (self.run_dir / BASE_FILE).write_text(json.dumps(content, indent=1), "utf-8")
+
+    def _require_same(self, fingerprint: str) -> None:
+        """Raises FlagError where the base's parameters are others than they were."""
+        path = self.run_dir / BASE_FILE
+        if path.exists() and json.loads(path.read_text("utf-8"))["fingerprint"] != fingerprint:
+            raise FlagError(
+                f"--base={self.recipe.base}: its parameters have changed since {self.run_dir} began"
+                ", which has only what it trained itself: restore them, or begin a new run"
+            )

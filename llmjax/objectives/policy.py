@@ -1,0 +1,240 @@
+"""Policies by rollouts: PPO, GRPO and their relatives.
+
+Means over a batch's tokens or responses become weights of its tokens, which `prepare` counts over
+the whole batch before it is cut. The loss is then a sum over tokens whose weight is the number of
+responses, and micro-batches add up to the same.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from llmjax import mesh, models
+from llmjax.objectives.balance import add_balance
+from llmjax.objectives.critic import Critic, policy_params
+from llmjax.objectives.divergence import importance, kl_estimate
+from llmjax.objectives.log_probs import log_probs, require_language_model
+from llmjax.objectives.loss import Batch, Metrics, PreparedLoss, Weighted
+from llmjax.objectives.segments import at_tokens, segment_sums
+from llmjax.objectives.surrogate import PolicyConfig, clipped_surrogate, clipped_value_loss
+
+EXTREME = 2.0  # a ratio beyond this factor, up or down, is worth a look
+
+
+def policy(
+    config: models.ModelConfig,
+    settings: PolicyConfig | None = None,
+    *,
+    critic: Critic | None = None,
+) -> PreparedLoss:
+    """The clipped surrogate of rollouts, with what is added to it; see `PolicyConfig`.
+
+    Args:
+        config: the policy's.
+        settings: by default PPO's.
+        critic: what estimates values; None, as in GRPO, needs none.
+
+    Returns:
+        A loss over the policy's parameters, or those that `critic.spec` declares, and batches with
+        int32 [B, S] "tokens", "targets" (the tokens that were sampled, else -1), "segment_ids" (a
+        segment is a prompt with one response) and optionally "positions", and float32 [B, S], each
+        at the place of its target:
+
+        - "advantages".
+        - "old_log_probs", of the policy that sampled, at its temperature; without them the policy
+          is taken to be that one still, with ratios of 1 that have a gradient.
+        - "reference_log_probs": for the KL divergence, in the loss or only as a metric.
+        - "returns", and with a value_clip "old_values": of a critic.
+        - "pretrain_weights": above 0 at targets of pretraining text, which are no actions. Their
+          weighted mean costs pretrain_coefficient · -log P, at temperature 1.
+        - "weights": what tokens count, in place of `settings.aggregation`; their sum is divided by
+          the number of responses.
+
+        Its weight is the number of responses, segments with an action. A response with nothing to
+        learn from, of a group of equal rewards say (DAPO, section 3.2), has its targets set to -1.
+        The metrics are what `_watch` lists: means over the batch's actions.
+
+    Raises:
+        ValueError: a model with another head, or a bidirectional one; pretraining text at another
+            temperature than 1 under a model with `head.cap`; a batch that lacks an array.
+    """
+    settings = PolicyConfig() if settings is None else settings
+    require_language_model("policy", config)
+    if settings.pretrain_coefficient and settings.temperature != 1 and config.head.cap:
+        raise ValueError(
+            f"policy.pretrain_coefficient={settings.pretrain_coefficient} at "
+            f"temperature={settings.temperature}: capped logits (head.cap) have one temperature in "
+            "a batch; set it to 1, or leave pretraining text out"
+        )
+
+    def loss(params, batch: Batch, key):
+        _require(batch, settings, critic)
+        keys = (None, None) if key is None else jax.random.split(key)
+        acts = _actions(batch)
+        found = log_probs(
+            policy_params(params, critic),
+            batch,
+            config,
+            keys[0],
+            temperature=_temperature(batch, settings),
+            entropy=True,
+        )
+        values = None
+        if critic is not None:
+            values = critic.values(params, batch, found.output.hidden, keys[1])
+        losses, metrics = _token_losses(found, values, acts, batch, settings)
+        weights = jnp.asarray(batch["weights"])
+
+        def total(x):
+            return jnp.sum(jnp.where(acts, x * weights, 0.0))
+
+        parts = {name: total(x) for name, x in losses.items()}
+        if settings.pretrain_coefficient:
+            scaled = batch["pretrain_weights"] * batch["pretrain_scale"][:, None]
+            parts["pretrain_loss"] = -jnp.sum(found.targets * scaled)
+        weight = _responses(_lengths(acts, batch))
+        summed = sum(_coefficients(settings)[name] * part for name, part in parts.items())
+        metrics = {
+            name: jnp.sum(jnp.where(acts, x * batch["token_scale"][:, None], 0.0))
+            for name, x in metrics.items()
+        }
+        return add_balance(Weighted(summed, weight), parts | metrics, found.output.routing, config)
+
+    return PreparedLoss(_prepare(settings), loss, "token_scale")
+
+
+def explained_variance(metrics: Metrics) -> jax.Array:
+    """1 - Var(R - V) / Var(R), of the metrics of a step of `policy` with a critic.
+
+    1 where values foretell the returns, 0 where they say no more than one number for all, and
+    below where they say less; not a number where all returns are the same.
+    """
+    error = metrics["value_error_square"] - metrics["value_error"] ** 2
+    return 1 - error / (metrics["return_square"] - metrics["return"] ** 2)
+
+
+def _coefficients(settings: PolicyConfig) -> dict[str, float]:
+    return {
+        "policy_loss": 1.0,
+        "kl_loss": settings.kl_coefficient,
+        "entropy_loss": settings.entropy_coefficient,
+        "value_loss": settings.value_coefficient,
+        "pretrain_loss": settings.pretrain_coefficient,
+    }
+
+
+def _require(batch: Batch, settings: PolicyConfig, critic: Critic | None) -> None:
+    """An error for an array that the loss reads and the batch lacks."""
+    needed = {
+        "advantages": "every policy loss",
+        "reference_log_probs": "kl_coefficient above 0" if settings.kl_coefficient else "",
+        "returns": "a critic" if critic else "",
+        "old_values": "a critic with value_clip" if critic and settings.value_clip else "",
+        "pretrain_weights": "pretrain_coefficient above 0" if settings.pretrain_coefficient else "",
+    }
+    for name, why in needed.items():
+        if why and name not in batch:
+            raise ValueError(f'policy: the batch has no "{name}" [B, S], which {why} needs')
+
+
+def _actions(batch: Batch) -> jax.Array:
+    """Where the policy chose a token, bool [B, S]."""
+    there = jnp.asarray(batch["targets"]) >= 0
+    if "pretrain_weights" in batch:
+        there &= jnp.asarray(batch["pretrain_weights"]) == 0
+    return there
+
+
+def _lengths(acts: jax.Array, batch: Batch) -> jax.Array:
+    """Actions of each response, [B, S]: those of segment k + 1 at k."""
+    return segment_sums(acts.astype(float), batch["segment_ids"], acts.shape[1])
+
+
+def _responses(lengths: jax.Array) -> jax.Array:
+    return jnp.sum(lengths > 0, dtype=jnp.float32)
+
+
+def _temperature(batch: Batch, settings: PolicyConfig) -> float | jax.Array:
+    if settings.temperature == 1 or "pretrain_weights" not in batch:
+        return settings.temperature
+    return jnp.where(jnp.asarray(batch["pretrain_weights"]) > 0, 1.0, settings.temperature)
+
+
+def _prepare(settings: PolicyConfig):
+    """Weights of tokens, and [B] scales that make means of sums by the number of responses."""
+
+    def prepare(batch: Batch, key: jax.Array | None) -> Batch:
+        del key
+        acts = _actions(batch)
+        lengths = _lengths(acts, batch)
+        responses, tokens = _responses(lengths), jnp.sum(acts, dtype=float)
+        spread = mesh.sharded(jnp.broadcast_to, ("batch",))
+
+        def scale(total):
+            safe = jnp.where(total > 0, total, 1.0)
+            return spread(responses.astype(safe.dtype) / safe, acts.shape[:1])
+
+        added = {"token_scale": scale(tokens)}
+        if "pretrain_weights" in batch:
+            added["pretrain_scale"] = scale(jnp.sum(jnp.asarray(batch["pretrain_weights"])))
+        if "weights" not in batch:
+            shares = {
+                "token": lambda: added["token_scale"][:, None],
+                "sequence": lambda: 1 / jnp.maximum(at_tokens(lengths, batch["segment_ids"]), 1.0),
+                "constant": lambda: 1 / settings.max_length,
+            }
+            added["weights"] = jnp.where(acts, shares[settings.aggregation](), 0.0)
+        return dict(batch) | added
+
+    return prepare
+
+
+def _token_losses(found, values, acts, batch: Batch, settings: PolicyConfig):
+    """What is added up, [B, S] each: terms of the loss by their names, and metrics."""
+    old = batch.get("old_log_probs")
+    old = jax.lax.stop_gradient(found.targets) if old is None else jnp.asarray(old)
+    log_ratios = jnp.where(acts, found.targets - old, 0.0)
+    if settings.ratio == "sequence":
+        ids, lengths = batch["segment_ids"], _lengths(acts, batch)
+        sums = segment_sums(log_ratios, ids, acts.shape[1])
+        log_ratios = at_tokens(sums / jnp.maximum(lengths, 1.0), ids)
+    advantages = jnp.where(acts, jnp.asarray(batch["advantages"]), 0.0)
+    surrogate = clipped_surrogate(log_ratios, advantages, settings)
+    losses = {"policy_loss": surrogate.losses}
+    metrics = _watch(log_ratios, surrogate, settings) | {"entropy": found.entropies}
+    if settings.entropy_coefficient:
+        losses["entropy_loss"] = -found.entropies
+    if "reference_log_probs" in batch:
+        apart = jnp.where(acts, found.targets - jnp.asarray(batch["reference_log_probs"]), 0.0)
+        metrics["kl"] = kl_estimate(apart, settings.kl)
+        if settings.kl_coefficient:
+            losses["kl_loss"] = metrics["kl"]
+    if values is not None:
+        returns = jnp.where(acts, jnp.asarray(batch["returns"]), 0.0)
+        old_values = batch.get("old_values")
+        losses["value_loss"], clipped = clipped_value_loss(
+            values, old_values, returns, settings.value_clip
+        )
+        errors = returns - values
+        metrics |= {
+            "value_clipped": clipped,
+            "value": values,
+            "return": returns,
+            "return_square": returns**2,
+            "value_error": errors,
+            "value_error_square": errors**2,
+        }
+    return losses, jax.lax.stop_gradient(metrics)
+
+
+def _watch(log_ratios, surrogate, settings: PolicyConfig) -> dict[str, jax.Array]:
+    """What says how far the policy has moved since the rollouts, of each action."""
+    ratios = importance(log_ratios)
+    return {
+        "approx_kl": kl_estimate(-log_ratios, "k3"),  # KL(π_old ‖ π)
+        "ratio": ratios,
+        "ratio_outside": (ratios < 1 - settings.clip_low) | (ratios > 1 + settings.clip_high),
+        "ratio_extreme": (ratios < 1 / EXTREME) | (ratios > EXTREME),
+        "clipped_low": surrogate.low,
+        "clipped_high": surrogate.high,
+        "dual_clipped": surrogate.dual,
+    }

@@ -1,0 +1,109 @@
+"""Base weights in 8 or 4 bits: over them low-rank corrections are QLoRA (Dettmers et al. 2023)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from llmjax import weights
+from llmjax.peft import targets
+from llmjax.spec import Param, Tree, move
+from llmjax.weights import Int8, Nf4
+
+Kind = Literal["int8", "nf4"]
+
+
+def quantize(
+    params: Any, declared: Tree, kind: Kind = "nf4", pattern: str = targets.PROJECTIONS
+) -> tuple[Any, Tree]:
+    """Rounds matrices of a model that will not train; do it before adapters are added.
+
+    Args:
+        params: as declared; one weight at a time is held in both precisions.
+        declared: the spec of the model.
+        kind: "nf4", about half a byte for each weight, or "int8".
+        pattern: regular expression, searched for in the paths of matrices.
+
+    Returns:
+        The parameters, and their spec.
+
+    Raises:
+        ValueError: another kind; `pattern` finds nothing, what is no matrix, or one with an adapter;
+            a matrix that is not whole blocks of 64.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")
+    spec = _SPECS[kind]
+
+    def change(path: str, node: Any, param: Param) -> Any:
+        if not isinstance(node, Param):
+            raise ValueError(f"pattern={pattern!r} finds {path}, which is quantised already")
+        try:
+            return spec(param)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    changed = targets.replace(declared, "pattern", pattern, change)
+
+    def one(node: Any, declared: Any, value: Any) -> Any:
+        if not isinstance(node, Int8 | Nf4):
+            return value
+        return move(_round(kind, declared.inputs, declared.stacked, value), node)
+
+    return jax.tree.map(one, changed, declared, params, is_leaf=targets.is_node), changed
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _round(kind: Kind, inputs: int, stacked: int, weight: jax.Array) -> Int8 | Nf4:
+    if kind == "int8":
+        return weights.quantize(weight, inputs, stacked)
+    return weights.quantize_nf4(weight, stacked)
+
+
+def _int8(param: Param) -> Int8:
+    """One scale for each output; of tables, for each of the columns."""
+    over = range(param.stacked, param.stacked + param.inputs)
+    scale = Param(
+        tuple(1 if axis in over else length for axis, length in enumerate(param.shape)),
+        tuple(None if axis in over else name for axis, name in enumerate(param.axes)),
+        initializers.ones,
+        dtype=jnp.float32,
+    )
+    return Int8(dataclasses.replace(param, init=initializers.zeros, dtype=jnp.int8), scale)
+
+
+def _nf4(param: Param) -> Nf4:
+    shape, axes = param.shape, param.axes
+    kept, blocks, groups = weights.layout(shape, param.stacked)
+    # Of axes that blocks lie across, devices split none.
+    last = axes[-1] if kept == len(shape) - 1 else None
+    across = (None,) * (len(shape) - 1 - kept)
+
+    def small(lengths: tuple[int, ...], names: tuple[str | None, ...], dtype: Any) -> Param:
+        return Param(lengths, names, initializers.zeros, dtype=dtype)
+
+    codes = dataclasses.replace(
+        param,
+        shape=(*shape[:-1], shape[-1] // 2),
+        axes=(*axes[:kept], *across, last),
+        init=initializers.zeros,
+        dtype=jnp.uint8,
+    )
+    ones = (1,) * (kept + 1 - param.stacked)
+    return Nf4(
+        codes,
+        small((*shape[:kept], blocks), (*axes[:kept], last), jnp.int8),
+        small((*shape[: kept - 1], groups, blocks), (*axes[: kept - 1], None, last), jnp.float32),
+        small(
+            (*shape[: param.stacked], *ones),
+            (*axes[: param.stacked], *(None for _ in ones)),
+            jnp.float32,
+        ),
+    )
+
+
+_SPECS: dict[Kind, Callable[[Param], Any]] = {"int8": _int8, "nf4": _nf4}

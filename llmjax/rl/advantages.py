@@ -1,0 +1,142 @@
+"""Advantages and returns of rollouts.
+
+Rows are those of `objectives.policy`: an action is where a token was sampled, wherever padding and
+prompts are, and each segment is a response of its own. Everything here works on host arrays and,
+under `jax.jit`, on arrays that devices share.
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from llmjax import mesh
+
+Group = Literal["grpo", "dr_grpo", "rloo"]
+
+EPSILON = 1e-6  # added to standard deviations
+
+
+def gae(
+    rewards: jax.Array,
+    values: jax.Array,
+    actions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    discount: float = 1.0,
+    decay: float = 0.95,
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantage estimation (Schulman et al. 2015, equation 16).
+
+    A_t = Σ_k (γλ)^k δ_{t+k} with δ_t = r_t + γ V_{t+1} - V_t, over the actions of a response.
+    Behind its last one there is no value: a response ends there, also one that was cut off. Tokens
+    between actions, what a tool answered say, are passed over as if they were not there.
+
+    Args:
+        rewards: float [B, S]; read at actions only.
+        values: float [B, S], V of the state in which each action is chosen.
+        actions: bool [B, S].
+        segment_ids: int32 [B, S].
+        discount: γ.
+        decay: λ.
+
+    Returns:
+        Advantages and returns, A + V, [B, S] each; 0 where no action is.
+    """
+    arrays = [
+        mesh.place(jnp.asarray(x), ("batch", None)).T
+        for x in (rewards, values, actions, segment_ids)
+    ]
+
+    def back(later, now):
+        later_value, later_advantage, later_segment = later
+        reward, value, act, segment = now
+        same = segment == later_segment
+        next_value = jnp.where(same, later_value, 0.0)
+        next_advantage = jnp.where(same, later_advantage, 0.0)
+        delta = reward + discount * next_value - value
+        advantage = delta + discount * decay * next_advantage
+        here = jnp.where(act, value, next_value), jnp.where(act, advantage, next_advantage)
+        return (*here, segment), jnp.where(act, advantage, 0.0)
+
+    none = jnp.zeros_like(arrays[1][0])
+    start = none, none, jnp.zeros_like(arrays[3][0])
+    _, found = jax.lax.scan(back, start, arrays, reverse=True)
+    advantages = mesh.place(found.T, ("batch", "sequence"))
+    kept = jnp.where(jnp.asarray(actions), jnp.asarray(values), 0.0)
+    return advantages, advantages + kept
+
+
+def discounted_returns(
+    rewards: jax.Array, actions: jax.Array, segment_ids: jax.Array, *, discount: float = 1.0
+) -> jax.Array:
+    """Σ_k γ^k r_{t+k} over the actions of a response, [B, S]; 0 where no action is.
+
+    Args:
+        rewards: float [B, S]; read at actions only.
+        actions: bool [B, S].
+        segment_ids: int32 [B, S].
+        discount: γ.
+    """
+    nothing = jnp.zeros_like(jnp.asarray(rewards))
+    return gae(rewards, nothing, actions, segment_ids, discount=discount, decay=1.0)[0]
+
+
+def whiten(values: jax.Array, actions: jax.Array, *, center: bool = True) -> jax.Array:
+    """Values with mean 0 and variance 1 over all actions of the batch, wherever its rows lie.
+
+    Args:
+        values: float [B, S].
+        actions: bool [B, S].
+        center: whether the mean goes; otherwise it stays.
+
+    Returns:
+        [B, S]; 0 where no action is. Of values that are all the same, only the mean is changed.
+    """
+    actions = jnp.asarray(actions)
+    count = jnp.maximum(jnp.sum(actions, dtype=jnp.asarray(values).dtype), 1.0)
+    mean = jnp.sum(jnp.where(actions, values, 0.0)) / count
+    apart = jnp.where(actions, values - mean, 0.0)
+    deviation = jnp.sqrt(jnp.sum(apart**2) / count)
+    scaled = apart / (deviation + EPSILON)
+    return scaled if center else jnp.where(actions, scaled + mean, 0.0)
+
+
+def group_advantages(rewards: jax.Array, kind: Group = "grpo") -> jax.Array:
+    """The advantage of each response over the others to its prompt, as `rewards`.
+
+    Args:
+        rewards: float [..., N], of N responses to one prompt.
+        kind: grpo: (r - mean) / std, with N - 1 in the variance (Shao et al. 2024, section 4.1.2).
+            dr_grpo: r - mean (Liu et al. 2025, section 3.2): a standard deviation favours prompts
+            whose rewards hardly differ. rloo: r less the mean of the others (Ahmadian et al. 2024,
+            section 2.3), N / (N - 1) times that of dr_grpo.
+
+    Raises:
+        ValueError: another kind, or groups of one response.
+    """
+    rewards = jnp.asarray(rewards)
+    count = rewards.shape[-1]
+    if count < 2:
+        raise ValueError(
+            f"group_advantages: {count} response to a prompt has no others to be compared with; "
+            "sample at least 2"
+        )
+    apart = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
+    if kind == "grpo":
+        return apart / (jnp.std(rewards, axis=-1, keepdims=True, ddof=1) + EPSILON)
+    if kind == "dr_grpo":
+        return apart
+    if kind == "rloo":
+        return apart * count / (count - 1)
+    raise ValueError(f"group_advantages: kind={kind!r}: choose one of {', '.join(get_args(Group))}")
+
+
+def informative(rewards: jax.Array) -> jax.Array:
+    """Whether the rewards [..., N] of a group differ, bool [...].
+
+    Groups of equal rewards have advantages of 0 and teach nothing; dynamic sampling replaces them
+    by others before the update (Yu et al. 2025, section 3.2).
+    """
+    rewards = jnp.asarray(rewards)
+    return jnp.max(rewards, axis=-1) > jnp.min(rewards, axis=-1)

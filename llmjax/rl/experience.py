@@ -1,0 +1,236 @@
+"""The experience of a policy: rollouts made between steps, given out as batches to train on.
+
+An iteration asks the policy for answers, judges them, and cuts what it learned into batches: some
+epochs over the same rollouts. `Experience` is both the iterator of these batches and the hook that
+makes new rollouts when they are used up, from the state that the last step left. So every batch of
+an iteration is by one policy, and a run goes on anywhere: what is left of an iteration is saved.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from llmjax import mesh, models, peft
+from llmjax.rl import samples
+from llmjax.rl.estimates import Estimator, Players, Rows
+from llmjax.rl.kl import KLConfig
+from llmjax.rl.learning import LearningConfig, Memory, learn
+from llmjax.rl.rewards import Scores, Weighted, score
+from llmjax.rl.rollouts import Writer
+from llmjax.rl.samples import Sample
+from llmjax.rl.scores import ScoreConfig
+from llmjax.train.loop import Pause
+from llmjax.train.state import TrainState
+
+_NO_MESH = jax.sharding.Mesh(np.empty((), dtype=object), ())
+
+
+class Experience(Iterator[Rows]):
+    """Batches of rollouts, and the state hook that makes them.
+
+    Args:
+        prompts: endless lists of `writer.settings.prompts` prompts, with get_state and set_state.
+        writer: answers them.
+        players: whose parameters are where.
+        mixture: what answers are worth.
+        learning: from rewards to batches.
+        kl: the weight of the divergence in rewards.
+        scoring: what is done to rewards first.
+        batch_size: B, rows of a batch.
+        length: S, of a row.
+        seed: of rollouts and of the order of rows.
+        steps: the run's; after its last one nothing is made.
+        record: called with a step and what there is to say of an iteration.
+        guard: called likewise; True ends the run.
+        extra: endless batches of pretraining text that join every batch (PPO-ptx), or None.
+    """
+
+    def __init__(
+        self,
+        prompts: Any,
+        writer: Writer,
+        players: Players,
+        mixture: Mapping[str, Weighted],
+        learning: LearningConfig,
+        kl: KLConfig,
+        scoring: ScoreConfig,
+        *,
+        batch_size: int,
+        length: int,
+        seed: int,
+        steps: int,
+        record: Callable[[int, dict[str, float]], None] = lambda step, found: None,
+        guard: Callable[[int, dict[str, float]], bool] = lambda step, found: False,
+        extra: Any = None,
+    ) -> None:
+        self._prompts, self._writer, self._players = prompts, writer, players
+        self._mixture, self._learning, self._kl = mixture, learning, kl
+        self._scoring, self._batch_size, self._length = scoring, batch_size, length
+        self._seed, self._steps, self._extra = seed, steps, extra
+        self.record, self._guard = record, guard
+        temperature = writer.settings.temperature
+        self._again = temperature != 1.0
+        self._estimate = Estimator(players, batch_size, temperature)
+        self._iteration = 0
+        self._memory = Memory.new(kl)
+        self._pending: list[Rows] = []
+
+    def __next__(self) -> Rows:
+        """This process's rows of the next batch."""
+        rows = self._pending.pop(0)
+        if self._extra is None:
+            return rows
+        return _joined(rows, next(self._extra))
+
+    def due(self, step: int) -> bool:
+        """Whether the rollouts are used up and more are needed."""
+        return not self._pending and step < self._steps
+
+    def __call__(self, pause: Pause) -> bool:
+        """Makes those of the next iteration; True where the guard ends the run."""
+        return self.make(pause.state, pause.step)
+
+    def ready(self, state: TrainState) -> None:
+        """Before the first step of a run, or of its continuation: makes what is missing."""
+        if not self._pending:
+            self.make(state, int(state.step))
+
+    def make(self, state: TrainState, step: int) -> bool:
+        """An iteration's rollouts."""
+        params = state.all_params
+        key = jax.random.fold_in(jax.random.key(self._seed), self._iteration)
+        written, judged = self._written(params, key)
+        rows = samples.rows(written, self._length)
+        rows = self._estimate(params, rows, again=self._again)
+        rows, found = self._learned(rows, written, judged)
+        found |= _watched(written, judged)
+        self._cut(rows)
+        self._iteration += 1
+        self.record(step, found)
+        return self._guard(step, found)
+
+    def _written(self, params: Any, key: jax.Array) -> tuple[list[Sample], Scores]:
+        """Answers to the iteration's prompts, and what they are worth."""
+        policy = peft.merge(self._players.policy(params))
+        ready = models.for_decoding(policy, self._players.config)
+        count, each = self._writer.settings.prompts, self._writer.settings.samples
+        kept: list[Sample] = []
+        for number in range(self._learning.rounds + 1):
+            wanted = next(self._prompts)
+            written = self._writer(ready, wanted, jax.random.fold_in(key, number))
+            if not self._learning.rounds:
+                kept = written
+                break
+            earned = score(written, self._mixture).total.reshape(-1, each)
+            differ = earned.max(axis=1) > earned.min(axis=1)
+            last = number == self._learning.rounds
+            groups = [written[i * each : (i + 1) * each] for i in range(count)]
+            order = np.argsort(~differ, kind="stable") if last else np.flatnonzero(differ)
+            kept += [sample for i in order for sample in groups[i]]
+            if len(kept) >= count * each:
+                break
+        kept = kept[: count * each]
+        return kept, score(kept, self._mixture)
+
+    def _learned(
+        self, rows: Rows, written: list[Sample], judged: Scores
+    ) -> tuple[Rows, dict[str, float]]:
+        """Rows with advantages, and what there is to say of the divergence."""
+        scores = judged.total
+        if self._learning.unended is not None:
+            cut = np.array([not sample.ended for sample in written])
+            scores = np.where(cut, np.float32(self._learning.unended), scores)
+        # Every process has all of it, and computes it on a device of its own.
+        with jax.set_mesh(_NO_MESH):
+            made, said, self._memory = learn(
+                rows,
+                scores,
+                self._memory,
+                learning=self._learning,
+                kl=self._kl,
+                scoring=self._scoring,
+                group=self._writer.settings.samples,
+            )
+        host = {name: np.asarray(values) for name, values in made.items()}
+        return rows | host, {name: float(value) for name, value in said.items()}
+
+    def _cut(self, rows: Rows) -> None:
+        """The batches of all epochs, each in an order of its own."""
+        count = len(rows["tokens"])
+        index, shares = mesh.row_share()
+        share = self._batch_size // shares
+        draw = np.random.default_rng((self._seed, self._iteration))
+        for _ in range(self._learning.epochs):
+            order = draw.permutation(count)
+            for start in range(0, count, self._batch_size):
+                mine = order[start + index * share : start + (index + 1) * share]
+                self._pending.append({name: x[mine] for name, x in rows.items()})
+
+    def get_state(self) -> bytes:
+        """What is left of the iteration, and where the run stands."""
+        meta = {
+            "prompts": self._prompts.get_state(),
+            "extra": self._extra.get_state() if self._extra is not None else None,
+            "iteration": self._iteration,
+            "memory": [float(x) for x in jax.tree.leaves(self._memory)],
+            "pending": len(self._pending),
+        }
+        arrays = {f"{i}/{k}": v for i, rows in enumerate(self._pending) for k, v in rows.items()}
+        file = io.BytesIO()
+        np.savez(file, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
+        return file.getvalue()
+
+    def set_state(self, state: Any) -> None:
+        """Goes on where `get_state` was called.
+
+        Raises:
+            ValueError: another number of processes goes on within an iteration.
+        """
+        if isinstance(state, Mapping):
+            parts, (index, shares) = state["processes"], mesh.row_share()
+            if len(parts) != shares:
+                raise ValueError(
+                    f"the rollouts that are left were shared by {len(parts)} processes, and "
+                    f"{shares} share rows now: go on with as many"
+                )
+            state = parts[index]
+        with np.load(io.BytesIO(state)) as saved:
+            meta = json.loads(str(saved["meta"]))
+            names = {name.partition("/")[2] for name in saved.files if "/" in name}
+            self._pending = [
+                {name: saved[f"{i}/{name}"] for name in names} for i in range(meta["pending"])
+            ]
+        self._prompts.set_state(meta["prompts"])
+        if self._extra is not None:
+            self._extra.set_state(meta["extra"])
+        self._iteration, structure = meta["iteration"], jax.tree.structure(self._memory)
+        self._memory = jax.tree.unflatten(structure, [np.float32(x) for x in meta["memory"]])
+
+
+def _watched(written: list[Sample], judged: Scores) -> dict[str, float]:
+    """What practitioners look at of an iteration's answers."""
+    lengths = np.array([len(sample.tokens) for sample in written])
+    found = {
+        "reward": float(judged.total.mean()),
+        "reward_deviation": float(judged.total.std()),
+        "answer_tokens": float(lengths.mean()),
+        "ended": float(np.mean([sample.ended for sample in written])),
+        "repetition": samples.repetition(written),
+    }
+    return found | {f"reward/{name}": float(part.mean()) for name, part in judged.parts.items()}
+
+
+def _joined(rows: Rows, text: Mapping[str, np.ndarray]) -> Rows:
+    """Rollouts, and below them rows of pretraining text, whose targets are no actions."""
+    count = len(text["tokens"])
+    joined = {}
+    for name, values in rows.items():
+        empty = np.zeros((count, *values.shape[1:]), values.dtype)
+        joined[name] = np.concatenate([values, np.asarray(text.get(name, empty), values.dtype)])
+    of_text = (np.asarray(text["targets"]) >= 0).astype(np.float32)
+    nothing = np.zeros(rows["targets"].shape, np.float32)
+    return joined | {"pretrain_weights": np.concatenate([nothing, of_text])}

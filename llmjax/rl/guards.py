@@ -1,0 +1,110 @@
+"""Guards against a policy that learns to please its reward and not its purpose.
+
+A reward is a stand-in (Gao et al. 2023, Scaling Laws for Reward Model Overoptimization): pushed far
+from the reference, a policy finds what the reward overrates. What gives that away: the divergence,
+answers that grow or repeat themselves, and a gold reward on held-out prompts that falls while the
+reward rises.
+"""
+
+import dataclasses
+import warnings
+from typing import Any
+
+from llmjax.checks import require_at_least
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """When there is an alarm.
+
+    Attributes:
+        kl_budget: nats of divergence from the reference, a response, beyond which the run ends; 0
+            sets no bound.
+        repetition: share of an answer's runs of three tokens that it had before, on average.
+        growth: length of answers beyond so many times that of the first iteration.
+        gold_drop: how far the gold reward may fall below its best while the reward is higher than
+            it was there.
+        stop: whether an alarm other than the budget's ends the run too.
+    """
+
+    kl_budget: float = 0.0
+    repetition: float = 0.5
+    growth: float = 3.0
+    gold_drop: float = 0.05
+    stop: bool = False
+
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "guards", ("kl_budget", "repetition", "growth", "gold_drop"))
+
+
+class Guard:
+    """Watches a run; what it remembers belongs to the run (`Checkpointer(remembering=…)`).
+
+    Attributes:
+        alarms: (step, what was seen), in order; each kind once.
+    """
+
+    def __init__(self, config: GuardConfig) -> None:
+        self.config = config
+        self.alarms: list[tuple[int, str]] = []
+        self._kinds: set[str] = set()
+        self._first_length: float | None = None
+        self._best: tuple[float, float] | None = None  # gold, and the reward there
+
+    def iteration(self, step: int, found: dict[str, float]) -> bool:
+        """Looks at what `Experience` records of an iteration; whether the run should end."""
+        config, length = self.config, found["answer_tokens"]
+        if self._first_length is None:
+            self._first_length = max(length, 1.0)
+        if found["repetition"] > config.repetition:
+            share = found["repetition"]
+            self._alarm(step, "repetition", f"answers repeat themselves ({share:.0%} of them)")
+        if length > config.growth * self._first_length:
+            grown = f"answers grew from {self._first_length:.0f} to {length:.0f} tokens"
+            self._alarm(step, "growth", grown)
+        over = 0 < config.kl_budget < found["kl_per_response"]
+        if over:
+            self._alarm(
+                step,
+                "kl",
+                f"{found['kl_per_response']:.2f} nats from the reference, over the budget of "
+                f"{config.kl_budget:g}: the run ends",
+            )
+        return over or (config.stop and bool(self.alarms))
+
+    def evaluation(self, step: int, reward: float, gold: float) -> bool:
+        """Looks at rewards on held-out prompts; whether the run should end."""
+        if self._best is None or gold > self._best[0]:
+            self._best = gold, reward
+            return False
+        best_gold, then = self._best
+        if gold < best_gold - self.config.gold_drop and reward > then:
+            self._alarm(
+                step,
+                "hacking",
+                f"the gold reward fell from {best_gold:.3f} to {gold:.3f} while the reward rose "
+                f"from {then:.3f} to {reward:.3f}: the policy pleases the reward alone",
+            )
+        return self.config.stop and bool(self.alarms)
+
+    def _alarm(self, step: int, kind: str, what: str) -> None:
+        if kind in self._kinds:
+            return
+        self._kinds.add(kind)
+        self.alarms.append((step, what))
+        warnings.warn(f"step {step}: {what}", stacklevel=3)
+
+    def get_state(self) -> dict[str, Any]:
+        """What a continuation needs to know."""
+        return {
+            "alarms": self.alarms,
+            "kinds": sorted(self._kinds),
+            "first_length": self._first_length,
+            "best": self._best,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes up what `get_state` gave."""
+        self.alarms = [(step, what) for step, what in state["alarms"]]
+        self._kinds, self._first_length = set(state["kinds"]), state["first_length"]
+        self._best = tuple(state["best"]) if state["best"] else None

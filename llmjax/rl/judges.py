@@ -1,0 +1,64 @@
+"""Trained reward models as rewards."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from llmjax import mesh, models
+from llmjax.rl.samples import Sample, rows
+from llmjax.sampling.decode import fetch
+
+
+class ModelReward:
+    """What a reward model says of prompts with their answers, at their last token.
+
+    Args:
+        params: of one or several models of one configuration; the reward is their mean.
+        config: theirs, with a head of kind reward.
+        batch_size: rows at a time, a multiple of the devices that share them.
+        length: S, of a row.
+
+    Raises:
+        ValueError: another head.
+    """
+
+    def __init__(
+        self, params: Sequence[Any], config: models.ModelConfig, *, batch_size: int, length: int
+    ) -> None:
+        if config.head.kind != "reward":
+            raise ValueError(
+                f"a reward model has a head of kind reward, and this one {config.head.kind}"
+            )
+        self._params, self._batch_size, self._length = list(params), batch_size, length
+
+        @jax.jit
+        def judge(params, batch):
+            hidden, _ = models.apply(
+                params,
+                batch["tokens"],
+                config,
+                segment_ids=batch["segment_ids"],
+                positions=batch["positions"],
+            )
+            found, _ = models.segment_rewards(params, hidden, config, batch["segment_ids"], 1)
+            return found[:, 0]
+
+        self._judge = judge
+
+    def __call__(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Float32 [N]."""
+        whole = rows(samples, self._length)
+        index, shares = mesh.row_share()
+        own = self._batch_size // shares
+        found = []
+        for start in range(0, len(samples), self._batch_size):
+            # Where too few are left, the last one again.
+            order = np.minimum(np.arange(start, start + self._batch_size), len(samples) - 1)
+            mine = order[index * own : (index + 1) * own]
+            names = ("tokens", "segment_ids", "positions")
+            batch = mesh.shard_batch({name: whole[name][mine] for name in names})
+            each = [fetch(self._judge(params, batch)) for params in self._params]
+            found.append(np.mean(each, axis=0))
+        return np.concatenate(found)[: len(samples)].astype(np.float32)

@@ -1,0 +1,89 @@
+"""The penalty for leaving the reference: as a reward of each token, and how large it is."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from llmjax import mesh
+from llmjax.checks import require_at_least
+from llmjax.objectives.divergence import Estimator, kl_estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class KLConfig:
+    """The weight β of the divergence from the reference.
+
+    Attributes:
+        coefficient: β at the start.
+        target: nats that β is adapted towards, in the unit in which `next_coefficient` is told
+            the divergence; 0 leaves β fixed.
+        rate: by how much of the relative error β is adapted (Ziegler et al. 2019, section 2.2).
+        bound: the largest relative error that counts.
+    """
+
+    coefficient: float = 0.05
+    target: float = 0.0
+    rate: float = 0.1
+    bound: float = 0.2
+
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "kl", ("coefficient", "target", "rate", "bound"))
+        if self.target and not self.coefficient:
+            raise ValueError(
+                f"kl.coefficient=0.0 with target={self.target}: it is adapted by factors and would "
+                "stay 0; start above 0"
+            )
+
+
+def next_coefficient(coefficient: jax.Array, kl: jax.Array, config: KLConfig) -> jax.Array:
+    """β of the next batch: β (1 + rate · clip(KL / target - 1, ±bound)).
+
+    The only state of the controller is β itself, which starts at `config.coefficient`.
+
+    Args:
+        coefficient: β of this batch.
+        kl: what the divergence was, in nats, of a response or of a token as the target is.
+        config: the controller's.
+    """
+    if not config.target:
+        return jnp.asarray(coefficient)
+    error = jnp.clip(kl / config.target - 1, -config.bound, config.bound)
+    return coefficient * (1 + config.rate * error)
+
+
+def penalized_rewards(
+    scores: jax.Array,
+    log_probs: jax.Array,
+    reference_log_probs: jax.Array,
+    actions: jax.Array,
+    segment_ids: jax.Array,
+    coefficient: float | jax.Array,
+    kind: Estimator = "k1",
+) -> jax.Array:
+    """Each action's reward: -β KL, and the score at a response's last (Ouyang et al. 2022, eq. 2).
+
+    The penalty is subtracted from the reward: a policy far from the reference earns less.
+
+    Args:
+        scores: float [B, K], of the segments 1 to K of each row.
+        log_probs: float [B, S], of the policy that sampled.
+        reference_log_probs: float [B, S].
+        actions: bool [B, S].
+        segment_ids: int32 [B, S].
+        coefficient: β.
+        kind: the estimator of the divergence.
+
+    Returns:
+        [B, S]; 0 where no action is.
+    """
+    actions = jnp.asarray(actions)
+    apart = jnp.where(actions, jnp.asarray(log_probs) - jnp.asarray(reference_log_probs), 0.0)
+    at_last = jnp.zeros_like(apart)
+    for index in range(scores.shape[1]):
+        theirs = actions & (jnp.asarray(segment_ids) == index + 1)
+        places = jnp.broadcast_to(jnp.arange(theirs.shape[1]), theirs.shape)
+        places = mesh.place(places, ("batch", "sequence"))
+        last = jnp.max(jnp.where(theirs, places, -1), axis=1, keepdims=True)
+        at_last += jnp.where(places == last, jnp.asarray(scores)[:, index, None], 0.0)
+    return at_last - coefficient * kl_estimate(apart, kind)

@@ -1,0 +1,109 @@
+"""Rollouts: a policy answers prompts."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from llmjax import mesh, models, sampling
+from llmjax.checks import require_at_least
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.rl.samples import Prompt, Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How a policy answers.
+
+    Attributes:
+        prompts: in an iteration.
+        samples: answers to each; methods that compare them need 2 or more.
+        max_new_tokens: where an answer is cut off that has not ended.
+        temperature: divides the logits; ratios and divergences are of the policy at it.
+        top_k: of the most likely tokens; 0 is all. What a filter cuts off is in no ratio: a policy
+            trained with one is not quite that which sampled.
+        top_p: least probability that remains; 1 is all.
+    """
+
+    prompts: int = 16
+    samples: int = 1
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "rollouts", ("prompts", "samples", "max_new_tokens"))
+        if not self.temperature > 0:
+            raise ValueError(f"rollouts.temperature={self.temperature}: a policy explores; above 0")
+        self.sampler()
+
+    def sampler(self) -> sampling.SamplerConfig:
+        """How tokens are chosen."""
+        return sampling.SamplerConfig(self.temperature, self.top_k, self.top_p)
+
+
+class Writer:
+    """Writes answers.
+
+    Args:
+        config: the policy's.
+        tokenizer: turns answers into text.
+        settings: how they are sampled.
+        stop_tokens: ids that end an answer.
+    """
+
+    def __init__(
+        self,
+        config: models.ModelConfig,
+        tokenizer: Tokenizer,
+        settings: RolloutConfig,
+        stop_tokens: Sequence[int],
+    ) -> None:
+        self.config, self.settings = config, settings
+        self._tokenizer, self._stops = tokenizer, tuple(stop_tokens)
+
+    def __call__(
+        self,
+        params: Any,
+        prompts: Sequence[Prompt],
+        key: jax.Array,
+        *,
+        samples: int | None = None,
+        sampler: sampling.SamplerConfig | None = None,
+    ) -> list[Sample]:
+        """The answers to each prompt, one prompt's behind the other's.
+
+        Args:
+            params: the policy's, plain arrays.
+            prompts: what is answered.
+            key: a typed PRNG key.
+            samples: to each prompt; by default the settings'.
+            sampler: likewise.
+        """
+        samples = samples or self.settings.samples
+        with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
+            written = sampling.generate(
+                params,
+                [prompt.tokens.tolist() for prompt in prompts],
+                self.config,
+                key,
+                max_new_tokens=self.settings.max_new_tokens,
+                sampler=sampler or self.settings.sampler(),
+                stop_tokens=self._stops,
+                samples=samples,
+            )
+        repeated = [prompt for prompt in prompts for _ in range(samples)]
+        return [
+            self._sample(prompt, tokens[:length], log_probs[:length])
+            for prompt, tokens, length, log_probs in zip(
+                repeated, written.tokens, written.lengths, written.log_probs, strict=True
+            )
+        ]
+
+    def _sample(self, prompt: Prompt, tokens: np.ndarray, log_probs: np.ndarray) -> Sample:
+        ended = len(tokens) > 0 and int(tokens[-1]) in self._stops
+        text = self._tokenizer.decode((tokens[:-1] if ended else tokens).tolist())
+        return Sample(prompt, tokens.astype(np.int32), text, log_probs, ended)

@@ -1,0 +1,94 @@
+"""What a policy wrote: prompts with completions, as rewards see them and as rows to train on."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llmjax.kernels.linear_cross_entropy import IGNORE
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What is to be answered.
+
+    Attributes:
+        tokens: int32 [S], up to where the answer begins.
+        text: the same for people.
+        extra: whatever a reward needs to judge an answer: "answer" say.
+    """
+
+    tokens: np.ndarray
+    text: str
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One completion of a prompt.
+
+    Attributes:
+        prompt: what it answers.
+        tokens: int32 [N], with the token that ends it if it came to one.
+        text: the same for people, without that token.
+        log_probs: float32 [N], of each token under the policy that drew it.
+        ended: whether it came to its end before the limit of tokens.
+    """
+
+    prompt: Prompt
+    tokens: np.ndarray
+    text: str
+    log_probs: np.ndarray
+    ended: bool
+
+
+def rows(samples: Sequence[Sample], length: int) -> dict[str, np.ndarray]:
+    """A row for each sample, padded on the right.
+
+    Place i of a row holds token i and is to predict token i + 1, so what is known of a token of a
+    completion stands one place before it.
+
+    Args:
+        samples: of which no prompt and completion together are longer than a row.
+        length: S.
+
+    Returns:
+        int32 [N, S] "tokens", "targets" (-1 at prompts and padding), "segment_ids", "positions",
+        and float32 [N, S] "old_log_probs".
+
+    Raises:
+        ValueError: a sample that is longer.
+    """
+    shape = len(samples), length
+    made = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment_ids", "positions")}
+    made["targets"] = np.full(shape, IGNORE, np.int32)
+    made["old_log_probs"] = np.zeros(shape, np.float32)
+    for row, sample in enumerate(samples):
+        whole = np.concatenate([sample.prompt.tokens, sample.tokens])
+        if len(whole) > length:
+            raise ValueError(
+                f"sample {row} has {len(whole)} tokens, more than sequence_length={length}: raise "
+                "it, or lower the limit of prompts or of new tokens"
+            )
+        begin, end = len(sample.prompt.tokens) - 1, len(whole) - 1
+        made["tokens"][row, : len(whole)] = whole
+        made["targets"][row, begin:end] = sample.tokens
+        made["segment_ids"][row, : len(whole)] = 1
+        made["positions"][row, : len(whole)] = np.arange(len(whole))
+        made["old_log_probs"][row, begin:end] = sample.log_probs
+    return made
+
+
+def repetition(samples: Sequence[Sample], order: int = 3) -> float:
+    """The mean share of a completion's runs of tokens that it had before; 0 of short ones.
+
+    Args:
+        samples: with completions.
+        order: tokens of a run.
+    """
+    shares = []
+    for sample in samples:
+        runs = [tuple(sample.tokens[i : i + order]) for i in range(len(sample.tokens) - order + 1)]
+        shares.append(1 - len(set(runs)) / len(runs) if runs else 0.0)
+    return float(np.mean(shares))

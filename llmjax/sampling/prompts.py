@@ -1,0 +1,91 @@
+"""What is continued: prompts of any lengths, in arrays of few sizes."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from llmjax.models import ModelConfig
+
+_SMALLEST = 16  # finer buckets would save little
+
+
+def as_rows(
+    prompts: Sequence[Sequence[int]] | np.ndarray, lengths: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """Each prompt's tokens, int32, without padding.
+
+    Raises:
+        ValueError: `lengths` do not fit the prompts.
+    """
+    rows = [np.asarray(prompt, np.int32) for prompt in prompts]
+    if lengths is None:
+        return rows
+    if len(lengths) != len(rows):
+        raise ValueError(f"there are {len(lengths)} lengths for {len(rows)} prompts")
+    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        if length > len(row):
+            raise ValueError(f"lengths[{index}]={length}, and prompt {index} has {len(row)} tokens")
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+
+def check(rows: list[np.ndarray], config: ModelConfig, max_new_tokens: int) -> None:
+    """Raises ValueError for what no model, or this one, can continue."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+    if not rows:
+        raise ValueError("prompts is empty: give at least one prompt")
+    for index, row in enumerate(rows):
+        if row.ndim != 1 or not len(row):
+            raise ValueError(f"prompt {index} has no tokens: begin it with the bos token, say")
+        if row.min() < 0 or row.max() >= config.vocab_size:
+            raise ValueError(
+                f"prompt {index} has tokens from {row.min()} to {row.max()}, and the model's "
+                f"vocabulary is 0 to {config.vocab_size - 1}"
+            )
+        if config.position == "learned" and len(row) + max_new_tokens > config.max_length:
+            raise ValueError(
+                f"prompt {index} has {len(row)} tokens, and with max_new_tokens={max_new_tokens} "
+                f"exceeds the {config.max_length} learned positions of the model: shorten either"
+            )
+
+
+def padded(rows: Sequence[np.ndarray], count: int, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows as tokens, int32 [count, S], and their lengths [count], which are 0 behind them.
+
+    S is a power of two, or the capacity.
+    """
+    tokens = np.zeros((count, min(bucket(max(map(len, rows))), capacity)), np.int32)
+    lengths = np.zeros(count, np.int32)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = row
+        lengths[index] = len(row)
+    return tokens, lengths
+
+
+def keys_of(key: jax.Array, count: int) -> jax.Array:
+    """A key for each prompt, from one for all or one for each.
+
+    Raises:
+        ValueError: the keys are too few or too many.
+    """
+    if not key.ndim:
+        return _folded(key, np.arange(bucket(count)))[:count]
+    if key.shape != (count,):
+        raise ValueError(f"keys {key.shape} for {count} prompts: give one for each, or one for all")
+    return key
+
+
+@jax.jit
+def _folded(key: jax.Array, numbers: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+
+
+def bucket(length: int) -> int:
+    """The size of an array for so many tokens."""
+    return power_of_two(length, _SMALLEST)
+
+
+def power_of_two(size: int, smallest: int = 1) -> int:
+    """The least power of two that holds `size`, and `smallest` at least."""
+    return max(smallest, 1 << (size - 1).bit_length())

@@ -1,0 +1,82 @@
+"""A whole run, in this process: what early stopping leaves behind."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import runs, training
+from experiments.recipes import RECIPES
+from llmjax import planning
+from llmjax.optim import OptimizerConfig, Rule
+from llmjax.train.early_stopping import EarlyStoppingConfig
+from llmjax.train.metrics import read_jsonl
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A folder for tokens, which both runs read."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(autouse=True)
+def known_rate(monkeypatch):
+    """Measuring it on eight devices that share two cores takes longer than the run."""
+    monkeypatch.setattr(planning, "peak_flops", lambda devices: 1e12)
+
+
+def recipe(text="", **changes):
+    """Learns for a while and then, at a rate that rises past what it can bear, forgets."""
+    tiny = RECIPES["tiny"]()
+    model = dataclasses.replace(
+        tiny.model, num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=2, mlp_dim=16
+    )
+    optimizer = OptimizerConfig(learning_rate=9.0, warmup_steps=30, clip_norm=0.0)
+    settings = {
+        "data": dataclasses.replace(tiny.data, directory=str(text)),
+        "model": model, "optimizer": optimizer, "steps": 40, "batch_size": 8, "sequence_length": 16,
+        "evaluate_every": 2, "evaluate_batches": 1, "checkpoint_every": 50, "sample_every": 0,
+        "sample_tokens": 1, "log_norms": False, "early_stopping": EarlyStoppingConfig(2),
+        "spikes": dataclasses.replace(tiny.spikes, sigma=0.0),
+    }  # fmt: skip
+    return dataclasses.replace(tiny, **(settings | changes))
+
+
+def test_a_run_that_stops_early_leaves_its_best_weights(text, tmp_path, capsys):
+    """They are read by default, and give the best evaluation again."""
+    training.pretrain(recipe(text), tmp_path)
+    losses = {
+        record["step"]: record["validation_loss"]
+        for record in read_jsonl(tmp_path / "metrics.jsonl")
+        if "validation_loss" in record
+    }
+    best = min(losses, key=losses.get)
+    assert max(losses) == best + 4 < 40
+    assert f"stopped early at step {max(losses)}" in capsys.readouterr().out
+    with jax.set_mesh(runs.make_mesh(recipe())):
+        model, last = runs.load(tmp_path), runs.load(tmp_path, best=False)
+        assert (model.step, last.step) == (best, max(losses))
+        found = [runs.evaluate_model(m, text, 8)["validation_loss"] for m in (model, last)]
+    assert found[0] < found[1]
+    assert all(np.isfinite(found))
+
+
+@pytest.mark.slow
+def test_a_watcher_ends_a_run_where_it_says(text, tmp_path):
+    seen = []
+
+    def watch(pause):
+        seen.append((pause.step, pause.metrics["validation_loss"]))
+        return pause.step == 4
+
+    training.pretrain(recipe(text), tmp_path, training.Options(watch=watch))
+    assert [step for step, _ in seen] == [2, 4]
+    assert runs.load(tmp_path, best=False).step == 4
+
+
+def test_a_rule_that_decides_nothing_is_told_before_the_run(tmp_path):
+    rules = OptimizerConfig(rates=(Rule("layers/atention", 0.1),))
+    with pytest.raises(runs.FlagError, match="optimizer.rates: .*near: .*attention"):
+        training.pretrain(recipe(optimizer=rules), tmp_path)
+    assert not (tmp_path / "data").exists()
