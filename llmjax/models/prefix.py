@@ -29,9 +29,16 @@ def length_of(attention: dict[str, Any]) -> int:
 
 
 def length(params: Any) -> int:
-    """P of a model's parameters whose prefixes are unfolded; 0 without any."""
+    """P of a model's parameters; 0 without any."""
+    if "prefix" in params:
+        return len(params["prefix"]["embedding"])
     blocks = params["layers"]
     return length_of((blocks[0] if isinstance(blocks, list) else blocks)["attention"])
+
+
+def longest_row(params: Any, config: ModelConfig) -> int | None:
+    """The most tokens in a row that a model has positions for; None: it takes any number."""
+    return config.max_length - length(params) if config.position == "learned" else None
 
 
 def unfolded(params: Any, config: ModelConfig) -> Any:

@@ -14,6 +14,7 @@ from llmjax.models import Dropout
 from llmjax.models import prefix as hook
 from llmjax.objectives import clm
 from llmjax.peft import PrefixConfig, prefix
+from llmjax.sampling import SamplerConfig, generate
 from tools.golden_models import CONFIGS
 
 PLAIN, MADE = PrefixConfig(3), PrefixConfig(3, hidden_dim=8)
@@ -129,6 +130,22 @@ def test_cached_decoding_equals_the_full_pass(wanted, with_prefix):
         hidden, cache = run(part, cache)
         found.append(hidden)
     np.testing.assert_allclose(np.concatenate(found, axis=1), whole, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("wanted", [PLAIN, MADE])
+def test_generates_up_to_the_last_position(wanted, with_prefix, gpt2):
+    """What the full pass finds likeliest; 16 positions hold a prefix of 3 and 13 tokens."""
+    _, params = with_prefix(gpt2, wanted)
+    prompt, key = [5, 9, 2, 7, 1], jax.random.key(0)
+    greedy = {"sampler": SamplerConfig(temperature=0.0)}
+    (found,) = generate(params, [prompt], gpt2, key, max_new_tokens=8, **greedy).tokens
+    tokens = np.zeros((1, 13), np.int32)
+    tokens[0, :5], tokens[0, 5:] = prompt, found
+    hidden, _ = models.apply(params, tokens, gpt2)
+    logits = models.logits(params, hidden, gpt2)[0, 4:-1]
+    np.testing.assert_array_equal(found, np.argmax(logits, axis=-1))
+    with pytest.raises(ValueError, match="max_new_tokens=9 exceeds the 13 learned positions"):
+        generate(params, [prompt], gpt2, key, max_new_tokens=9, **greedy)
 
 
 def test_gradient_against_finite_differences(with_prefix, packed, llama):
