@@ -110,19 +110,20 @@ def _attend(queries, key, value, config, where, draw) -> tuple[jax.Array, jax.Ar
     """Attention over the prefix alone, in float32: [B, H, S, C] and its log-sum-exps [B, H, S]."""
     batch, heads, length, channels = queries.shape
     kv_heads = len(key)
+    wide = jnp.promote_types(queries.dtype, jnp.float32)
 
     def product(equation, x, prefix):
-        return mesh.sharded(functools.partial(jnp.einsum, equation), _ROWS)(x, prefix)
+        operation = functools.partial(jnp.einsum, equation, preferred_element_type=wide)
+        return mesh.sharded(operation, _ROWS)(x, prefix.astype(x.dtype))
 
     folded = mesh.sharded(jnp.reshape, _ROWS)(
         queries, (batch, kv_heads, heads // kv_heads, length, channels)
     )
-    scores = product("bkgsc,kpc->bkgsp", folded, key.astype(queries.dtype))
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * config.score_scale
+    scores = product("bkgsc,kpc->bkgsp", folded, key) * config.score_scale
     scores, _ = bend(scores, config.attention.cap)
     total = jax.nn.logsumexp(scores, axis=-1)
     weights = _survivors(jnp.exp(scores - total[..., None]), config, where, draw)
-    out = product("bkgsp,kpc->bkgsc", weights, value.astype(weights.dtype))
+    out = product("bkgsp,kpc->bkgsc", weights, value)
     axes = ("batch", "heads", "sequence", None)
     out = mesh.sharded(jnp.reshape, axes)(out, queries.shape)
     return out, mesh.sharded(jnp.reshape, axes[:3])(total, queries.shape[:3])
