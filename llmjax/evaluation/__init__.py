@@ -7,6 +7,7 @@ from llmjax.evaluation.classification import (
 )
 from llmjax.evaluation.masked import evaluate_mlm, evaluate_rtd
 from llmjax.evaluation.perplexity import evaluate
+from llmjax.evaluation.reward import RewardReport, evaluate_reward
 from llmjax.evaluation.summary import (
     Comparison,
     Summary,
@@ -21,6 +22,7 @@ from llmjax.evaluation.sums import evaluate_means
 __all__ = [
     "Comparison",
     "Confusion",
+    "RewardReport",
     "Summary",
     "compare",
     "comparison_table",
@@ -28,6 +30,7 @@ __all__ = [
     "evaluate_classification",
     "evaluate_means",
     "evaluate_mlm",
+    "evaluate_reward",
     "evaluate_rtd",
     "evaluate_spans",
     "fold_overlap",

@@ -122,6 +122,7 @@ def preference(
 
     def loss(params, batch: Batch, key):
         segment_ids = require_segments("preference", batch, responses)
+        _require(batch, settings, reference)
         found = log_probs(params, batch, config, key)
 
         def sums(values):
@@ -133,14 +134,25 @@ def preference(
             of_reference = _reference_log_probs(params, batch, config, reference)
             scores = scores._replace(reference=sums(of_reference))
         if settings.kind == "kto":
-            if "labels" not in batch:
-                raise ValueError('preference.kind=kto: the batch has no "labels" [B]')
             weighted, metrics = kto_loss(scores, jnp.asarray(batch["labels"]), settings)
         else:
             weighted, metrics = pair_loss(scores, settings)
         return add_balance(weighted, metrics, found.output.routing, config)
 
     return loss
+
+
+def _require(batch: Batch, settings: PreferenceConfig, reference: Reference | None) -> None:
+    """An error for an array that the loss reads and the batch lacks."""
+    if settings.kind == "kto" and "labels" not in batch:
+        raise ValueError(
+            'preference.kind=kto: the batch has no "labels" [B]: 1 desirable, 0 not, -1 none'
+        )
+    if settings.needs_reference and reference is None and "reference_log_probs" not in batch:
+        raise ValueError(
+            'preference: the batch has no "reference_log_probs" [B, S] and there is no '
+            "`reference`; give one of them, or choose orpo or simpo"
+        )
 
 
 def _reference_log_probs(
@@ -150,11 +162,6 @@ def _reference_log_probs(
     if reference is not None:
         frozen = jax.lax.stop_gradient(reference(params))
         return log_probs(frozen, batch, config).targets
-    if "reference_log_probs" not in batch:
-        raise ValueError(
-            'preference: the batch has no "reference_log_probs" [B, S] and there is no '
-            "`reference`; give one of them, or choose orpo or simpo"
-        )
     there = jnp.asarray(batch["targets"]) >= 0
     return jnp.where(there, jnp.asarray(batch["reference_log_probs"]), 0.0)
 

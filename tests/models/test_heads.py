@@ -139,6 +139,24 @@ def test_padding_changes_no_sequence_head(pool, side, hidden, draw):
 
 
 @pytest.mark.parametrize("pool", ["first", "last", "mean"])
+def test_each_segment_has_a_reward(pool, hidden, draw):
+    """As if it were alone in its row, wherever it is; what is not there is said."""
+    config = config_of(Head("reward", pool=pool, dense=True, bias=True))
+    params = params_of(config, draw)
+    segment_ids = np.zeros((B, S), np.int32)
+    segment_ids[:4, 1:5], segment_ids[:4, 5:12] = 1, 2
+    segment_ids[4:, 3:4], segment_ids[4:, 9:] = 3, 1
+    dirty = np.where(segment_ids[..., None] == 0, 1e6, hidden)
+    found, present = models.segment_rewards(params, dirty, config, segment_ids, 3)
+    assert present.tolist() == [[True, True, False]] * 4 + [[True, False, True]] * 4
+    for segment in (1, 2, 3):
+        only = segment_ids == segment
+        rows = only.any(axis=1)
+        expected = by_hand(params, hidden[rows], config, pooling(only[rows], pool))
+        np.testing.assert_allclose(found[rows, segment - 1], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["first", "last", "mean"])
 def test_rows_of_padding_are_finite(pool, hidden, draw):
     config = config_of(Head("reward", pool=pool))
     params = params_of(config, draw)
@@ -243,3 +261,5 @@ def test_what_a_model_does_not_have_is_refused(hidden):
         models.logits({}, hidden, config_of(Head("none")))
     with pytest.raises(ValueError, match=r"head\.kind=lm: the model has no pooler"):
         heads.pooled({}, hidden, config_of(Head("lm")))
+    with pytest.raises(ValueError, match="head.kind=reward, not value"):
+        models.segment_rewards({}, hidden, config_of(Head("value")), np.ones((B, S)), 1)

@@ -1,0 +1,165 @@
+"""How far a reward model may be trusted: how often it is right, when it is sure, and of what."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmjax import models
+from llmjax.evaluation.sums import sum_up
+from llmjax.objectives import Batch, Loss, Weighted, segment_sums
+from llmjax.objectives.comparison import Pairs, differences, require_segments
+
+SIDES = (1, 0, -1)  # whether the better response is the longer one, neither, or the shorter one
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardReport:
+    """What held-out comparisons say of a reward model. A row's pairs count as one together.
+
+    Numbers that nothing speaks of, the accuracy where no response is longer say, are not numbers.
+
+    Attributes:
+        rows: that have a pair.
+        accuracy: the share of pairs in which the better response has the higher reward.
+        calibration_error: the mean distance, over all pairs, of the curve from its diagonal
+            (expected calibration error: Guo et al. 2017, equation 3).
+        confidence: float64 [bins], the mean of σ(|r_i - r_j|), the chance to be right that the
+            model claims, over equal parts of [0.5, 1].
+        right: float64 [bins], the share of these pairs in which it is right.
+        share: float64 [bins], of all pairs.
+        longer_share: how often the better response is the longer one, of those of unequal length.
+        longer_chosen: how often the longer one has the higher reward, likewise. Far above
+            `longer_share`, the model has learned that longer is better.
+        accuracy_longer: where the better response is the longer one.
+        accuracy_shorter: where it is the shorter one.
+        length_correlation: of rewards and lengths, over all responses (Pearson's).
+        length_correlation_within: of the differences of both within a pair, so that what prompts
+            have to do with either does not matter.
+    """
+
+    rows: int
+    accuracy: float
+    calibration_error: float
+    confidence: np.ndarray
+    right: np.ndarray
+    share: np.ndarray
+    longer_share: float
+    longer_chosen: float
+    accuracy_longer: float
+    accuracy_shorter: float
+    length_correlation: float
+    length_correlation_within: float
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """All but the curve, by their names, for a log."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+
+
+def evaluate_reward(
+    config: models.ModelConfig,
+    params: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    *,
+    responses: int = 2,
+    bins: int = 10,
+) -> RewardReport:
+    """Judges a reward model by comparisons that it has not seen.
+
+    Lengths are those of the responses, by "targets" where batches have them, and else of segments,
+    whose prompts are the same.
+
+    Args:
+        config: the model's, with a head of kind reward.
+        params: its parameters.
+        batches: host batches, as `objectives.reward` takes them.
+        responses: K, the most that a row holds.
+        bins: parts of the calibration curve.
+
+    Raises:
+        ValueError: there is no pair.
+    """
+    sums = sum_up(_statistics(config, responses, bins), params, batches)
+    if not sums["weight"]:
+        raise ValueError(
+            "nothing to evaluate: no row of the batches has two responses (segments 1 and 2); give "
+            "held-out comparisons"
+        )
+    total, counted, right = sums["weight"], sums["counted"], sums["right"]
+    sides, right_by_side = sums["sides"], sums["right_by_side"]
+    unequal = sides[0] + sides[2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return RewardReport(
+            rows=int(total),
+            accuracy=float(right_by_side.sum() / total),
+            calibration_error=float(np.abs(sums["confidence"] - right).sum() / total),
+            confidence=sums["confidence"] / counted,
+            right=right / counted,
+            share=counted / total,
+            longer_share=float(sides[0] / unequal),
+            longer_chosen=float((right_by_side[0] + sides[2] - right_by_side[2]) / unequal),
+            accuracy_longer=float(right_by_side[0] / sides[0]),
+            accuracy_shorter=float(right_by_side[2] / sides[2]),
+            length_correlation=_correlation(sums["moments"]),
+            length_correlation_within=_correlation(sums["moments_within"]),
+        )
+
+
+@functools.cache
+def _statistics(config: models.ModelConfig, responses: int, bins: int) -> Loss:
+    """All that the report is made of, as sums over rows, in the place of an objective's metrics."""
+
+    def statistics(params, batch: Batch, _):
+        ids = require_segments("evaluate_reward", batch, responses)
+        hidden, _ = models.apply(
+            params, batch["tokens"], config, segment_ids=ids, positions=batch.get("positions")
+        )
+        rewards, present = models.segment_rewards(params, hidden, config, ids, responses)
+        counted = jnp.asarray(batch["targets"]) >= 0 if "targets" in batch else ids > 0
+        lengths = segment_sums(counted.astype(rewards.dtype), ids, responses)
+        pairs = Pairs.of(present)
+        lead, longer = differences(rewards), differences(lengths)
+        right = jnp.where(lead == 0, 0.5, lead > 0)
+        confidence = jax.nn.sigmoid(jnp.abs(lead))
+        places = jnp.clip(jnp.floor((2 * confidence - 1) * bins), 0, bins - 1)
+
+        def of(values):
+            return pairs.mean(values.astype(rewards.dtype))
+
+        def by(values, where):
+            return jnp.stack([of(jnp.where(condition, values, 0.0)) for condition in where])
+
+        in_bin = [places == index for index in range(bins)]
+        on_side = [jnp.sign(longer) == side for side in SIDES]
+        ones = jnp.ones_like(lead)
+        metrics = {
+            "counted": by(ones, in_bin),
+            "confidence": by(confidence, in_bin),
+            "right": by(right, in_bin),
+            "sides": by(ones, on_side),
+            "right_by_side": by(right, on_side),
+            "moments": _moments(rewards, lengths, lambda x: jnp.sum(jnp.where(present, x, 0.0))),
+            # In either order of a pair, so that differences have a mean of 0.
+            "moments_within": _moments(lead, longer, of) * jnp.array([1.0, 0, 0, 1, 1, 1]),
+        }
+        weight = jnp.sum(pairs.rows, dtype=jnp.float32)
+        return Weighted(jnp.zeros(()), weight), metrics
+
+    return statistics
+
+
+def _moments(x: jax.Array, y: jax.Array, total: Callable) -> jax.Array:
+    """The sums that `_correlation` takes, [6]."""
+    return jnp.stack([total(z) for z in (jnp.ones_like(x), x, y, x * x, y * y, x * y)])
+
+
+def _correlation(moments: np.ndarray) -> float:
+    """Pearson's, from n, Σx, Σy, Σx², Σy² and Σxy."""
+    count, x, y, xx, yy, xy = moments
+    return float((xy - x * y / count) / np.sqrt((xx - x * x / count) * (yy - y * y / count)))
