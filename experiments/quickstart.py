@@ -11,6 +11,7 @@ finds the work done.
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 from absl import flags as absl_flags
@@ -83,7 +84,7 @@ def replies(model: runs.TrainedModel) -> list[str]:
     """What the model answers to each of `OPENINGS`."""
     tokenizer, config = model.tokenizer, model.recipe.model
     prompts = [[tokenizer.bos_id, *tokenizer.encode(data.chat_prompt(turns))] for turns in OPENINGS]
-    (newline,) = tokenizer.encode("\n")
+    stops: dict[str, Any] = {"stop_tokens": (tokenizer.eos_id,), "stop_texts": ("\n",)}
     written = sampling.generate(
         model.params,
         prompts,
@@ -91,10 +92,11 @@ def replies(model: runs.TrainedModel) -> list[str]:
         jax.random.key(0),
         max_new_tokens=48,
         sampler=sampling.SamplerConfig(temperature=0.7, top_p=0.9),
-        stop_tokens=(newline, tokenizer.eos_id),
+        tokenizer=tokenizer,
+        **stops,
     )
     return [
-        tokenizer.decode(tokens[:length].tolist()).strip()
+        sampling.text_of(tokens[:length].tolist(), tokenizer, **stops).strip()
         for tokens, length in zip(written.tokens, written.lengths, strict=True)
     ]
 
