@@ -44,10 +44,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name, found in lengths.items():
         if not np.array_equal(found, reference):
             sys.exit(f"bench_rollouts: {name} did not write the texts of plain batches")
-    batches = [reference[at : at + options.slots] for at in range(0, len(reference), options.slots)]
+    batches = (reference[at : at + options.slots] for at in range(0, len(reference), options.slots))
     print(
-        f"{len(reference)} texts of {reference.mean():.0f} tokens on average, "
-        f"{reference.min()} to {reference.max()}; steps: {sum(map(max, batches))} in plain batches, "
+        f"{len(reference)} texts of {reference.min()} to {reference.max()} tokens, "
+        f"{reference.mean():.0f} on average; steps: {sum(map(max, batches))} in plain batches, "
         f"{reference.sum() / options.slots:.0f} at least"
     )
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -49,7 +49,14 @@ def pack(prompts, rows) -> tuple[dict[str, np.ndarray], list]:
     return batch, places
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3_moe", "gemma2"])
+DECODERS = [name for name, config in CONFIGS.items() if config.head.kind == "lm"]
+QUICK = ("gpt2", "llama", "gemma2")  # all kinds of positions, masks and caps
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in DECODERS],
+)
 def test_log_probs_equal_the_trainers(name, draw):
     config = CONFIGS[name]
     params = draw(models.spec(config))
