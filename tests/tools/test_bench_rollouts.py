@@ -5,7 +5,14 @@ from tools import bench_rollouts
 
 def test_both_ways_are_timed(capsys):
     bench_rollouts.main(
-        "--workload=W0-decode --prompts=5 --slots=2 --mean=8 --longest=16 --rounds=1".split()
+        [
+            "--workload=W0-decode",
+            "--prompts=5",
+            "--slots=2",
+            "--mean=8",
+            "--longest=16",
+            "--rounds=1",
+        ]
     )
     first, *ways = capsys.readouterr().out.splitlines()
     assert first.startswith("5 texts of ")
