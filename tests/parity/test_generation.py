@@ -20,7 +20,7 @@ NEW = 8
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_greedy_texts_are_those_of_generate(name, draw_params):
-    """Token for token, of prompts of unequal lengths."""
+    """Token for token, of prompts of unequal lengths; behind a row's end both have 0."""
     import jax
 
     config = CONFIGS[name]
@@ -31,7 +31,7 @@ def test_greedy_texts_are_those_of_generate(name, draw_params):
         row[-len(prompt) :] = prompt  # transformers continues behind padding on the left
     there = np.arange(max(LENGTHS)) >= max(LENGTHS) - np.array(LENGTHS)[:, None]
     settings = transformers.GenerationConfig(
-        do_sample=False, max_new_tokens=NEW, eos_token_id=None, pad_token_id=0
+        do_sample=False, max_new_tokens=NEW, eos_token_id=0, pad_token_id=0
     )
     with torch.no_grad():
         expected = torch_model(config).generate(
@@ -46,6 +46,7 @@ def test_greedy_texts_are_those_of_generate(name, draw_params):
         jax.random.key(0),
         max_new_tokens=NEW,
         sampler=SamplerConfig(temperature=0.0),
+        stop_tokens=(0,),
     )
     np.testing.assert_array_equal(found.tokens, expected[:, max(LENGTHS) :])
 

@@ -4,16 +4,8 @@ from tools import bench_rollouts
 
 
 def test_both_ways_are_timed(capsys):
-    bench_rollouts.main(
-        [
-            "--workload=W0-decode",
-            "--prompts=5",
-            "--slots=2",
-            "--mean=8",
-            "--longest=16",
-            "--rounds=1",
-        ]
-    )
+    options = {"workload": "W0-decode", "prompts": 5, "slots": 2, "mean": 8, "longest": 16}
+    bench_rollouts.main(["--rounds=1", *(f"--{name}={value}" for name, value in options.items())])
     first, *ways = capsys.readouterr().out.splitlines()
     assert first.startswith("5 texts of ")
     assert [way.split("  ")[0] for way in ways] == ["plain batches", "continuous"]
