@@ -13,6 +13,7 @@ from llmjax.weights.leaves import (
     Scaled,
     Transposed,
     Weight,
+    materialize,
     norms,
 )
 from llmjax.weights.quantized import Int8, Nf4
