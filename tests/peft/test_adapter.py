@@ -63,6 +63,7 @@ def test_cached_decoding_equals_the_full_pass(with_adapters):
     np.testing.assert_allclose(np.concatenate(found, axis=1), whole, 1e-4, 1e-5)
 
 
+@pytest.mark.slow  # the golden file has gradients too
 def test_gradient_against_finite_differences(with_adapters, packed, gpt2):
     config = dataclasses.replace(
         gpt2, dtype="float64", remat="dots", norm_order="post", dropout=Dropout(hidden=0.1)
@@ -125,7 +126,7 @@ def test_only_adapters_train(llama, packed, assert_bitwise):
         assert moved == ("_adapter/" in path), path
 
 
-@pytest.mark.parametrize("stage", [3, 1])
+@pytest.mark.parametrize("stage", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_eight_devices_equal_one(stage, with_adapters, packed):
     """Adapters work where the stream lies: over tensor by positions; at each end of ZeRO."""
     base = CONFIGS["gemma2"]
@@ -169,7 +170,7 @@ def test_unrolled_layers_equal_stacked_ones(with_adapters, gpt2):
 
 
 @pytest.mark.usefixtures("optimizing_compiler")
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_gradient_of_a_frozen_weight_is_computed(scan, with_adapters):
     """No product in the compiled program has the shape of one; in that for all weights, many."""
     config = models.llama(

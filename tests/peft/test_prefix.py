@@ -18,6 +18,7 @@ from llmjax.sampling import SamplerConfig, generate
 from tools.golden_models import CONFIGS
 
 PLAIN, MADE = PrefixConfig(3), PrefixConfig(3, hidden_dim=8)
+EITHER = (MADE, pytest.param(PLAIN, marks=pytest.mark.slow))  # the first becomes the second
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_packed_equals_unpacked(family, with_prefix, packed):
         np.testing.assert_allclose(together[row, here], apart[index, : len(here)], 1e-4, 1e-5)
 
 
-@pytest.mark.parametrize("wanted", [PLAIN, MADE])
+@pytest.mark.parametrize("wanted", EITHER)
 def test_cached_decoding_equals_the_full_pass(wanted, with_prefix):
     config = CONFIGS["gemma2"]
     _, params = with_prefix(config, wanted)
@@ -132,7 +133,7 @@ def test_cached_decoding_equals_the_full_pass(wanted, with_prefix):
     np.testing.assert_allclose(np.concatenate(found, axis=1), whole, 1e-4, 1e-5)
 
 
-@pytest.mark.parametrize("wanted", [PLAIN, MADE])
+@pytest.mark.parametrize("wanted", EITHER)
 def test_generates_up_to_the_last_position(wanted, with_prefix, gpt2):
     """What the full pass finds likeliest; 16 positions hold a prefix of 3 and 13 tokens."""
     _, params = with_prefix(gpt2, wanted)
@@ -213,7 +214,7 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", ["rings", pytest.param("stages", marks=pytest.mark.slow)])
 def test_eight_devices_equal_one(name, with_prefix, packed):
     """With windows, capped scores, grouped heads and dropout."""
     sizes, wanted = MESHES[name]
@@ -241,7 +242,7 @@ def test_eight_devices_equal_one(name, with_prefix, packed):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), found, expected)
 
 
-@pytest.mark.parametrize("wanted", [PLAIN, MADE])
+@pytest.mark.parametrize("wanted", EITHER)
 def test_unrolled_layers_equal_stacked_ones(wanted, with_prefix, llama):
     _, params = with_prefix(llama, wanted)
     unrolled = dataclasses.replace(llama, scan_layers=False)
