@@ -4,9 +4,6 @@ from experiments.tasks.reinforcing import Reinforcing
 from llmjax.objectives import PolicyConfig
 from llmjax.optim import OptimizerConfig
 from llmjax.rl import KLConfig, LearningConfig, RolloutConfig
-from llmjax.train.early_stopping import EarlyStoppingConfig
-
-BEST = EarlyStoppingConfig(metric="validation_reward", mode="max")
 
 
 def ppo() -> Reinforcing:
@@ -19,7 +16,6 @@ def ppo() -> Reinforcing:
         policy=PolicyConfig(clip_low=0.2, clip_high=0.2, value_clip=0.2, value_coefficient=0.1),
         kl=KLConfig(coefficient=0.05),
         batch_size=32,
-        early_stopping=BEST,
         optimizer=_constant(1e-5),
         evaluate_every=40,
     )
@@ -34,7 +30,6 @@ def grpo() -> Reinforcing:
         policy=PolicyConfig(aggregation="sequence", kl_coefficient=0.04),
         kl=KLConfig(coefficient=0.0),
         batch_size=32,
-        early_stopping=BEST,
         optimizer=_constant(1e-5),
         evaluate_every=40,
     )
@@ -49,7 +44,6 @@ def dapo() -> Reinforcing:
         policy=PolicyConfig(clip_low=0.2, clip_high=0.28, aggregation="token"),
         kl=KLConfig(coefficient=0.0),
         batch_size=32,
-        early_stopping=BEST,
         optimizer=_constant(1e-5),
         evaluate_every=40,
     )
@@ -66,7 +60,6 @@ def gspo() -> Reinforcing:
         ),
         kl=KLConfig(coefficient=0.0),
         batch_size=32,
-        early_stopping=BEST,
         optimizer=_constant(1e-5),
         evaluate_every=40,
     )
@@ -81,7 +74,6 @@ def dr_grpo() -> Reinforcing:
         policy=PolicyConfig(aggregation="constant", max_length=64),
         kl=KLConfig(coefficient=0.0),
         batch_size=32,
-        early_stopping=BEST,
         optimizer=_constant(1e-5),
         evaluate_every=40,
     )
@@ -96,7 +88,6 @@ def rloo() -> Reinforcing:
         policy=PolicyConfig(aggregation="constant", max_length=64),
         kl=KLConfig(coefficient=0.05),
         batch_size=128,
-        early_stopping=BEST,
         optimizer=_constant(1e-5),
         evaluate_every=40,
     )

@@ -13,8 +13,9 @@ from experiments.tasks.comparing import (
     RewardTask,
 )
 from experiments.tasks.finetuning import Finetuning, finetuning
+from experiments.tasks.policy import PolicyTask
 from experiments.tasks.pretraining import Pretraining
-from experiments.tasks.reinforcing import Reinforcing, ReinforcingTask
+from experiments.tasks.reinforcing import Reinforcing
 from experiments.tasks.task import Task
 
 # By the kind of the recipe.
@@ -24,7 +25,7 @@ TASKS: Mapping[type[Training], Callable[[Any, pathlib.Path], Task]] = types.Mapp
         Finetuning: finetuning,
         RewardModelling: RewardTask,
         Preferring: PreferenceTask,
-        Reinforcing: ReinforcingTask,
+        Reinforcing: PolicyTask,
     }
 )
 KINDS: Mapping[str, type[Training]] = types.MappingProxyType(

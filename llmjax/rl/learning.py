@@ -130,12 +130,16 @@ def learn(
         by_answer = advantages.group_advantages(earned, learning.advantages).reshape(-1, 1)
         found = jnp.where(actions, by_answer, 0.0)
     made["advantages"] = advantages.whiten(found, actions) if learning.whiten else found
-    apart = jnp.where(actions, rows["old_log_probs"] - rows["reference_log_probs"], 0.0)
-    divergence = jnp.mean(jnp.sum(apart, axis=1))
-    said = {
-        "kl_per_response": divergence,
-        "kl_per_token": jnp.sum(apart) / jnp.maximum(jnp.sum(actions), 1),
-        "kl_coefficient": memory.coefficient,
-    }
-    coefficient = next_coefficient(memory.coefficient, divergence, kl)
+    said = _divergence(rows) | {"kl_coefficient": memory.coefficient}
+    coefficient = next_coefficient(memory.coefficient, said["kl_per_response"], kl)
     return made, said, Memory(coefficient, moments)
+
+
+def _divergence(rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """From the reference, in nats: k1, which is the log-ratio of whole answers."""
+    actions = rows["targets"] >= 0
+    apart = jnp.where(actions, rows["old_log_probs"] - rows["reference_log_probs"], 0.0)
+    return {
+        "kl_per_response": jnp.mean(jnp.sum(apart, axis=1)),
+        "kl_per_token": jnp.sum(apart) / jnp.maximum(jnp.sum(actions), 1),
+    }

@@ -1,0 +1,307 @@
+"""Reinforcement learning as a task: a policy answers prompts, and learns from what that earns."""
+
+import functools
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import runs
+from experiments.flags import FlagError
+from experiments.tasks.reinforcing import Reinforcing, RewardSource
+from experiments.tasks.tuning import REFERENCE, TuningTask
+from llmjax import data, mesh, models, objectives, peft, rl
+from llmjax.data.config import Kind
+from llmjax.objectives import Critic, Loss
+from llmjax.objectives.critic import HEAD as VALUE_HEAD
+from llmjax.train.loop import Hook, Pause
+from llmjax.train.state import TrainState
+
+
+class PolicyTask(TuningTask):
+    """A policy, and with it what estimates values, if anything does.
+
+    Parameters are the policy's where there is no critic or one that is a head on it; else those of
+    "policy" and "critic". The frozen copy that is the reference of a policy which is trained as a
+    whole stands beside them.
+    """
+
+    kind: ClassVar[Kind] = "prompt"
+    recipe: Reinforcing
+
+    def __init__(self, recipe: Reinforcing, run_dir: pathlib.Path) -> None:
+        super().__init__(recipe, run_dir)
+        if not recipe.rewards:
+            raise FlagError(
+                "--rewards is missing: --rewards=name=mine,source=FOLDER_OF_A_REWARD_MODEL, or "
+                "source=module:function"
+            )
+        self.critic: Critic | None = None
+        own = self.trained
+        prefix = ""
+        if recipe.critic != "none":
+            shared = recipe.critic == "head"
+            self.critic = Critic(models.with_head(self.config, "value"), shared=shared)
+            declared = self.critic.spec(self.config)
+            if shared:
+                self.spec = self.model_spec | {VALUE_HEAD: declared[VALUE_HEAD]}
+            else:
+                self.spec, prefix = declared | {"policy": self.model_spec}, "policy/"
+        if recipe.peft.name == "full":
+            self.spec = self.spec | {REFERENCE: models.spec(self.config)}
+        self.guard = rl.Guard(recipe.guards)
+
+        def trained(path: str, leaf: Any) -> bool:
+            if path.partition("/")[0] == REFERENCE:
+                return False
+            if own is None or path.startswith((VALUE_HEAD, "critic/")):
+                return True
+            return own(path.removeprefix(prefix), leaf)
+
+        self.trained = trained
+
+    def configure(self, config: models.ModelConfig) -> models.ModelConfig:
+        """The model as it is."""
+        if config.head.kind != "lm":
+            raise FlagError(
+                f"--base={self.recipe.base}: a model with a head of kind {config.head.kind} does "
+                "not write; name one that predicts next tokens"
+            )
+        return config
+
+    @property
+    def players(self) -> rl.Players:
+        """Who has a part in it."""
+        return rl.Players(self.config, self.policy, self.reference, self.critic)
+
+    def policy(self, params: Any) -> Any:
+        """The policy's parameters."""
+        found = objectives.policy_params(params, self.critic)
+        return {name: node for name, node in found.items() if name != REFERENCE}
+
+    def reference(self, params: Any) -> Any:
+        """The reference's."""
+        if self.recipe.peft.name == "full":
+            return params[REFERENCE]
+        return peft.without(self.policy(params), self.model_spec)
+
+    def complete(self, params: Any) -> Any:
+        """With critic and reference."""
+        made = params
+        if self.critic is not None:
+            key = jax.random.fold_in(jax.random.key(self.recipe.seed), 1)
+            values = self._critic_params(params, key)
+            made = {"policy": params, "critic": values}
+            if self.critic.shared:
+                made = params | {VALUE_HEAD: values["head"]}
+        if self.recipe.peft.name == "full":
+            made = made | {REFERENCE: jax.tree.map(jnp.copy, params)}
+        return made
+
+    def _critic_params(self, policy: Any, key: jax.Array) -> Any:
+        """A critic's first parameters: a reward model's, or the policy's with a new head."""
+        assert self.critic is not None
+        declared = models.spec(self.critic.config)
+        if self.recipe.critic_base:
+            found = runs.load(pathlib.Path(self.recipe.critic_base))
+            return peft.add(found.task.merge(found.params), declared, key)
+        base = peft.without(policy, self.model_spec)
+        body = {name: jax.tree.map(jnp.copy, node) for name, node in base.items() if name != "head"}
+        return peft.add(body, declared, key)
+
+    def merge(self, params: Any) -> Any:
+        """The policy alone."""
+        return peft.merge(self.policy(params))
+
+    def make_loss(self, *, plain: bool = False) -> Loss:
+        """That of the recipe's policy."""
+        del plain
+        return objectives.policy(self.config, self.recipe.policy, critic=self.critic)
+
+    def batches(
+        self,
+        split: data.SplitName,
+        *,
+        directory: pathlib.Path | None = None,
+        batch_size: int | None = None,
+    ) -> Iterable[Any]:
+        """Experience; of validation, lists of prompts."""
+        recipe = self.recipe
+        if split == "train":
+            return self._experience(directory or self.directory())
+        count = batch_size or min(recipe.evaluation_prompts, 64)
+        prompts = self._prompts("validation", count, directory)
+        return (next(prompts) for _ in range(-(-recipe.evaluation_prompts // count)))
+
+    def _experience(self, directory: pathlib.Path) -> rl.Experience:
+        recipe = self.recipe
+        return rl.Experience(
+            self._prompts("train", recipe.rollouts.prompts, directory),
+            self.writer,
+            self.players,
+            self.mixture,
+            recipe.learning,
+            recipe.kl,
+            recipe.scores,
+            batch_size=recipe.batch_size,
+            length=recipe.sequence_length,
+            seed=recipe.seed,
+            steps=recipe.steps,
+            guard=self.guard.iteration,
+            extra=self._pretraining(),
+        )
+
+    def _pretraining(self) -> Any:
+        """Text that is learnt beside."""
+        if not self.recipe.pretraining:
+            return None
+        index, count = mesh.row_share()
+        return iter(
+            data.batches(
+                self.recipe.pretraining,
+                split="train",
+                batch_size=self.recipe.pretraining_rows,
+                sequence_length=self.recipe.sequence_length,
+                seed=self.recipe.seed,
+                process_index=index,
+                process_count=count,
+            )
+        )
+
+    def _prompts(
+        self, split: data.SplitName, count: int, directory: pathlib.Path | None
+    ) -> "Prompts":
+        """Every process has all of them."""
+        found = data.prompt_batches(
+            directory or self.directory(), split=split, batch_size=count, seed=self.recipe.seed
+        )
+        return Prompts(iter(found), self.tokenizer())
+
+    @functools.cached_property
+    def writer(self) -> rl.Writer:
+        """Writes answers."""
+        stops = self.template.stop_ids
+        return rl.Writer(self.config, self.tokenizer(), self.recipe.rollouts, stops)
+
+    @functools.cached_property
+    def mixture(self) -> dict[str, rl.Weighted]:
+        """What answers are worth."""
+        return {s.name: rl.Weighted(self._reward(s), s.weight) for s in self.recipe.rewards}
+
+    @functools.cached_property
+    def gold(self) -> dict[str, rl.Weighted]:
+        """What they are really worth."""
+        return {s.name: rl.Weighted(self._reward(s), s.weight) for s in self.recipe.gold}
+
+    def _reward(self, source: RewardSource) -> rl.Reward:
+        folder = pathlib.Path(source.source)
+        try:
+            if not folder.is_dir():
+                return rl.load_function(source.source)
+            found = runs.load(folder)
+            if found.tokenizer.fingerprint != self.tokenizer().fingerprint:
+                raise ValueError("its tokenizer is another one than the policy's")
+            return rl.ModelReward(
+                [found.task.merge(found.params)],
+                found.config,
+                batch_size=self.recipe.batch_size,
+                length=self.recipe.sequence_length,
+            )
+        except ValueError as error:
+            raise FlagError(f"--rewards, {source.name}: {error}") from error
+
+    def ready(self, batches: Any, state: TrainState, record: Any) -> None:
+        """Evaluates a new run's policy, and makes the first rollouts."""
+        batches.record = record
+        if int(state.step) == 0:
+            found = self.evaluate(state.all_params, self.batches("validation"))
+            self._judge(0, found)
+            record(0, found)
+        batches.ready(state)
+
+    def hooks(self, batches: Any, record: Any) -> list[Hook]:
+        """The guard looks at evaluations; experience is made when it is used up."""
+        return [_Guarded(self), batches]
+
+    def remembering(self) -> dict[str, Any]:
+        """What the guard has seen."""
+        return {"guard": self.guard}
+
+    def _judge(self, step: int, found: dict[str, float]) -> bool:
+        if "validation_gold" not in found:
+            return False
+        return self.guard.evaluation(step, found["validation_reward"], found["validation_gold"])
+
+    def evaluate(self, params: Any, batches: Iterable[Any]) -> dict[str, float]:
+        """What answers to held-out prompts are worth, one to each, by draws that stay the same."""
+        ready = models.for_decoding(self.merge(params), self.config)
+        key = jax.random.key(self.recipe.seed + 1)
+        written: list[rl.Sample] = []
+        for number, prompts in enumerate(batches):
+            known = [prompt for prompt in prompts if prompt.extra is not None]
+            drawn = jax.random.fold_in(key, number)
+            written += self.writer(ready, prompts, drawn, samples=1)[: len(known)]
+        judged = rl.score(written, self.mixture)
+        found = {
+            "validation_reward": float(judged.total.mean()),
+            "validation_answer_tokens": float(np.mean([len(s.tokens) for s in written])),
+            "validation_ended": float(np.mean([s.ended for s in written])),
+            "validation_repetition": rl.repetition(written),
+        }
+        if self.gold:
+            found["validation_gold"] = float(rl.score(written, self.gold).total.mean())
+        return found
+
+    @property
+    def sample_every(self) -> int | None:
+        """With evaluations."""
+        return self.recipe.evaluate_every
+
+    def sample(self, params: Any) -> tuple[str, str]:
+        """An answer to the first held-out prompt."""
+        prompt = next(self._prompts("validation", 1, None))[0]
+        ready = models.for_decoding(self.merge(params), self.config)
+        (answer,) = self.writer(ready, [prompt], jax.random.key(self.recipe.seed), samples=1)
+        return prompt.text, answer.text
+
+
+class _Guarded:
+    """The state hook that shows evaluations to the guard."""
+
+    def __init__(self, task: PolicyTask) -> None:
+        self._task = task
+
+    def due(self, step: int) -> bool:
+        """When there is an evaluation."""
+        every = self._task.recipe.evaluate_every
+        return every > 0 and step % every == 0
+
+    def __call__(self, pause: Pause) -> bool:
+        """Whether the run should end."""
+        return self._task._judge(pause.step, pause.metrics)
+
+
+class Prompts(Iterator[Sequence[rl.Prompt]]):
+    """Lists of prompts with their texts."""
+
+    def __init__(self, batches: Any, tokenizer: data.Tokenizer) -> None:
+        self._batches, self._tokenizer = batches, tokenizer
+
+    def __next__(self) -> list[rl.Prompt]:
+        """The next list."""
+        found = next(self._batches)
+        return [
+            rl.Prompt(tokens, self._tokenizer.decode(tokens.tolist()), fields)
+            for tokens, fields in zip(found["tokens"], found["fields"], strict=True)
+        ]
+
+    def get_state(self) -> Any:
+        """The place in the data."""
+        return self._batches.get_state()
+
+    def set_state(self, state: Any) -> None:
+        """Goes on there."""
+        self._batches.set_state(state)
