@@ -170,6 +170,18 @@ def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
     return rest
 
 
+def peek(name: str, choices: Collection[str], default: str) -> str:
+    """The value of --NAME=VALUE before flags are parsed: one that decides what flags there are.
+
+    Exits with 2 where it is none of the choices.
+    """
+    given = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith((f"--{name}=", f"-{name}="))]
+    value = given[-1] if given else default
+    if value not in choices:
+        _exit(sys.argv, f"--{name}={value}: choose one of {', '.join(choices)}")
+    return value
+
+
 def command_line(*, without: Collection[str] = (), program: str = "") -> str:
     """What was typed to start this program, or would start another, but for the flags named."""
     dropped = {f"--{prefix}{name}" for name in without for prefix in ("", "no")}

@@ -4,9 +4,9 @@
     python -m experiments.generate --run_dir=runs/tiny --prompt="The import statement"
     python -m experiments.generate --run_dir=runs/tiny --prompts_file=in.jsonl --output=out.jsonl
 
-A prompts file has one JSON object a line with a "prompt"; each comes back with a "completion",
-its number of tokens, and their mean log-probability under the model. Without prompts there is a
-conversation: /reset forgets it, /quit leaves, Ctrl-C stops a reply.
+A prompts file has one JSON object a line with a "prompt"; each comes back, `--samples` times, with
+a "completion", its number of tokens, and their mean log-probability under the model. Without
+prompts there is a conversation: /reset forgets it, /quit leaves, Ctrl-C stops a reply.
 """
 
 import contextlib
@@ -29,11 +29,15 @@ CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Whi
 PROMPT = absl_flags.DEFINE_string("prompt", None, "Text to go on from.")
 PROMPTS_FILE = absl_flags.DEFINE_string("prompts_file", None, "JSON lines, each with a prompt.")
 OUTPUT = absl_flags.DEFINE_string("output", None, "File for --prompts_file; else it is printed.")
-BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 8, "Prompts of a file at a time.")
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 8, "Texts that are written at a time.")
+SAMPLES = absl_flags.DEFINE_integer("samples", 1, "Texts for each prompt of a file.")
 MAX_NEW_TOKENS = absl_flags.DEFINE_integer("max_new_tokens", 128, "Tokens of a text, at most.")
 TEMPERATURE = absl_flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token.")
 TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Choose among so many tokens; 0 is all.")
 TOP_P = absl_flags.DEFINE_float("top_p", 0.95, "Choose among tokens of so much probability.")
+MIN_P = absl_flags.DEFINE_float(
+    "min_p", 0.0, "Choose among tokens of so much of the likeliest one's probability."
+)
 PENALTY = absl_flags.DEFINE_float(
     "repetition_penalty", 1.0, "Above 1, makes tokens that the text has less likely."
 )
@@ -75,13 +79,19 @@ def main(argv: list[str]) -> None:
         if PROMPT.value is not None:
             _show(writer.stream(PROMPT.value))
         elif PROMPTS_FILE.value:
-            complete_file(writer, records, OUTPUT.value, BATCH_SIZE.value)
+            complete_file(writer, records, OUTPUT.value, BATCH_SIZE.value, SAMPLES.value)
         else:
             chat(writer)
 
 
 def _sampler() -> sampling.SamplerConfig:
-    return sampling.SamplerConfig(TEMPERATURE.value, TOP_K.value, TOP_P.value, PENALTY.value)
+    return sampling.SamplerConfig(
+        temperature=TEMPERATURE.value,
+        top_k=TOP_K.value,
+        top_p=TOP_P.value,
+        repetition_penalty=PENALTY.value,
+        min_p=MIN_P.value,
+    )
 
 
 @contextlib.contextmanager
@@ -120,13 +130,14 @@ class Writer:
     def __init__(self, model: runs.TrainedModel, settings: Settings) -> None:
         self.model, self.settings = model, settings
         self.params = models.for_decoding(model.params, model.config)
-        encoded = map(model.tokenizer.encode, settings.stops)
-        # A stop of several tokens is found in the text; that of one also saves the rest.
-        single = [ids[0] for ids in encoded if len(ids) == 1]
-        self._arguments: dict[str, Any] = {
+        self._stops: dict[str, Any] = {
+            "stop_tokens": model.tokenizer.stop_ids,
+            "stop_texts": settings.stops,
+        }
+        self._arguments: dict[str, Any] = self._stops | {
             "max_new_tokens": settings.max_new_tokens,
             "sampler": settings.sampler,
-            "stop_tokens": (*model.tokenizer.stop_ids, *single),
+            "tokenizer": model.tokenizer,
         }
 
     def encode(self, prompt: str) -> list[int]:
@@ -135,59 +146,43 @@ class Writer:
 
     def stream(self, prompt: str, number: int = 0) -> Iterator[str]:
         """Text that goes on from a prompt, as it is written; `number` varies the draws."""
-        pieces = sampling.stream(
+        return sampling.stream(
             self.params,
             self.encode(prompt),
             self.model.config,
             self._key(number),
-            self.model.tokenizer,
             **self._arguments,
         )
-        return until(pieces, self.settings.stops)
 
-    def complete(self, prompts: list[str], number: int = 0) -> list[dict[str, Any]]:
-        """The completion of each prompt, its `tokens` and their mean `log_prob`."""
-        tokenizer = self.model.tokenizer
-        written = sampling.generate(
+    def complete(
+        self, prompts: list[str], number: int = 0, samples: int = 1, at_a_time: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """For each prompt so many completions, their `tokens` and mean `log_prob`, in order."""
+        written = sampling.rollouts(
             self.params,
             [self.encode(prompt) for prompt in prompts],
             self.model.config,
             self._key(number),
+            samples=samples,
+            slots=at_a_time,
             **self._arguments,
         )
-        stops = self._arguments["stop_tokens"]
-        results = []
-        for tokens, length, log_probs in zip(
-            written.tokens, written.lengths, written.log_probs, strict=True
-        ):
-            text = tokenizer.decode(int(token) for token in tokens[:length] if token not in stops)
-            results.append(
-                {
-                    "completion": "".join(until([text], self.settings.stops)),
-                    "tokens": int(length),
-                    "log_prob": float(log_probs[:length].mean()),
-                }
-            )
-        return results
+        early: dict[int, dict[str, Any]] = {}
+        following = 0
+        for row in written:
+            early[row.prompt * samples + row.sample] = {
+                "completion": sampling.text_of(
+                    row.tokens.tolist(), self.model.tokenizer, **self._stops
+                ),
+                "tokens": len(row.tokens),
+                "log_prob": float(row.log_probs.mean()),
+            }
+            while following in early:
+                yield early.pop(following)
+                following += 1
 
     def _key(self, number: int) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.settings.seed), number)
-
-
-def until(pieces: Iterable[str], stops: tuple[str, ...]) -> Iterator[str]:
-    """The text before the first stop; what may be the beginning of one is held back."""
-    text = ""
-    for piece in pieces:
-        text += piece
-        found = [place for stop in stops if (place := text.find(stop)) >= 0]
-        if found:
-            yield text[: min(found)]
-            return
-        begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
-        ready = len(text) - max(begun, default=0)
-        yield text[:ready]
-        text = text[ready:]
-    yield text
 
 
 def read_prompts(path: str) -> list[dict[str, Any]]:
@@ -217,20 +212,21 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
 
 
 def complete_file(
-    writer: Writer, records: list[dict[str, Any]], output: str | None, batch_size: int
+    writer: Writer, records: list[dict[str, Any]], output: str | None, batch_size: int, samples: int
 ) -> None:
-    """Writes each record with its completion, a JSON object a line, as batches are done."""
-    if batch_size < 1:
-        raise flags.FlagError(f"--batch_size={batch_size}: must be at least 1")
+    """Writes each record with its completions, a JSON object a line, as they are done."""
+    for name, value in (("batch_size", batch_size), ("samples", samples)):
+        if value < 1:
+            raise flags.FlagError(f"--{name}={value}: must be at least 1")
+    prompts = [record["prompt"] for record in records]
     with contextlib.ExitStack() as stack:
         file = sys.stdout
         if output:
             file = stack.enter_context(pathlib.Path(output).open("w", encoding="utf-8"))
-        for start in range(0, len(records), batch_size):
-            batch = records[start : start + batch_size]
-            completed = writer.complete([record["prompt"] for record in batch], start)
-            for record, result in zip(batch, completed, strict=True):
-                print(json.dumps(record | result, ensure_ascii=False), file=file, flush=True)
+        completed = writer.complete(prompts, samples=samples, at_a_time=batch_size)
+        for place, result in enumerate(completed):
+            record = records[place // samples]
+            print(json.dumps(record | result, ensure_ascii=False), file=file, flush=True)
 
 
 def chat(writer: Writer) -> None:

@@ -11,6 +11,7 @@ finds the work done.
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 from absl import flags as absl_flags
@@ -85,7 +86,7 @@ def replies(model: runs.TrainedModel) -> list[str]:
     prompts = [
         [*tokenizer.opening, *tokenizer.encode(data.chat_prompt(turns))] for turns in OPENINGS
     ]
-    (newline,) = tokenizer.encode("\n")
+    stops: dict[str, Any] = {"stop_tokens": tokenizer.stop_ids, "stop_texts": ("\n",)}
     written = sampling.generate(
         model.params,
         prompts,
@@ -93,10 +94,11 @@ def replies(model: runs.TrainedModel) -> list[str]:
         jax.random.key(0),
         max_new_tokens=48,
         sampler=sampling.SamplerConfig(temperature=0.7, top_p=0.9),
-        stop_tokens=(newline, *tokenizer.stop_ids),
+        tokenizer=tokenizer,
+        **stops,
     )
     return [
-        tokenizer.decode(tokens[:length].tolist()).strip()
+        sampling.text_of(tokens[:length].tolist(), tokenizer, **stops).strip()
         for tokens, length in zip(written.tokens, written.lengths, strict=True)
     ]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from experiments import fields
 from experiments.flags import FlagError
-from experiments.recipe import Recipe
+from experiments.recipe import Recipe, Training
 from llmjax.checks import nearest
 
 Value = float | int | str
@@ -90,7 +90,7 @@ def parse_all(texts: Sequence[str], config: type = Recipe) -> tuple[Dimension, .
     return space
 
 
-def apply(recipe: Recipe, space: Sequence[Dimension], values: Mapping[str, Value]) -> Recipe:
+def apply(recipe: Training, space: Sequence[Dimension], values: Mapping[str, Value]) -> Any:
     """The recipe with these values.
 
     Raises:

@@ -2,6 +2,7 @@
 
     python -m experiments.sweep --recipe=tiny --sweep=optimizer.learning_rate=log:1e-4:1e-1
     python -m experiments.sweep --recipe=tiny --sweep=model.dropout.hidden=0:0.3 --trials=10
+    python -m experiments.sweep --stage=finetune --recipe=lora --sweep=peft.lora.rank=4,8,16
 
 Optuna (pip install 'llmjax[sweep]') chooses the values of each trial by those before it, and ends
 trials early that do worse than others did at the same step. Run the same command again after a kill
@@ -20,9 +21,9 @@ from typing import cast
 from absl import flags as absl_flags
 from rich.console import Console
 
-from experiments import flags, runs, search_space, sweep_plots
-from experiments.recipe import Recipe
-from experiments.recipes import RECIPES
+from experiments import flags, search_space, sweep_plots
+from experiments.recipe import Training
+from experiments.recipes import STAGES
 from experiments.sweeper import Pruner, Sweep, Trial
 from experiments.training import Options
 from llmjax.train.checkpoint import SaveError
@@ -45,16 +46,21 @@ PRUNER = absl_flags.DEFINE_enum(
     "pruner", "median", ["median", "hyperband", "none"], "Which trials are ended early."
 )
 
-flags.define(RECIPES)
+STAGE = absl_flags.DEFINE_enum(
+    "stage", "pretrain", list(STAGES), "Whose recipes: the entry point that trains them."
+)
 
-OWN = ("run_dir", "sweep", "trials", "metric", "pruner")
+# Which fields there are follows from the stage.
+flags.define(STAGES[flags.peek("stage", STAGES, "pretrain")])
+
+OWN = ("stage", "run_dir", "sweep", "trials", "metric", "pruner")
 
 
 def main(argv: list[str]) -> None:
     """The entry point."""
     del argv
     recipe = with_metric(flags.resolve(), METRIC.value)
-    space = search_space.parse_all(SWEEP.value)
+    space = search_space.parse_all(SWEEP.value, type(recipe))
     run_dir = pathlib.Path(RUN_DIR.value or f"runs/{recipe.name}_sweep")
     options = Options(command=flags.command_line())
     pruner = cast(Pruner, PRUNER.value)
@@ -74,7 +80,7 @@ def main(argv: list[str]) -> None:
     print(f"the best is trial {best.number}; train it with\n  {command(sweep, best, METRIC.value)}")
 
 
-def with_metric(recipe: Recipe, metric: str | None) -> Recipe:
+def with_metric(recipe: Training, metric: str | None) -> Training:
     """The recipe with a metric that its trials, and their best checkpoints, are judged by.
 
     Raises:
@@ -92,12 +98,14 @@ def with_metric(recipe: Recipe, metric: str | None) -> Recipe:
 def command(sweep: Sweep, trial: Trial, metric: str | None = None) -> str:
     """The command line that trains the recipe of a trial, judged by a metric that --metric gave."""
     swept = [dimension.name for dimension in sweep.space]
-    given = flags.command_line(without=(*OWN, *swept), program="python -m experiments.pretrain")
+    given = flags.command_line(
+        without=(*OWN, *swept), program=f"python -m experiments.{STAGE.value}"
+    )
     settings = [f"--{name}={value}" for name, value in trial.values.items()]
     if metric:
         settings.append(f"--early_stopping.metric={metric}")
     if not sweep.recipe.data.directory and not any(n.startswith("data.") for n in swept):
-        settings.append(f"--data.directory={runs.data_directory(sweep.run_dir, sweep.recipe)}")
+        settings.append(f"--data.directory={sweep.data_directory}")
     settings.append(f"--run_dir={sweep.run_dir / 'best'}")
     return f"{given} {shlex.join(settings)}"
 

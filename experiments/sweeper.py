@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
-from experiments import fields, runs, search_space
+from experiments import fields, search_space
 from experiments.flags import FlagError
-from experiments.recipe import Recipe
 from experiments.search_space import Dimension
-from experiments.training import Options, pretrain
+from experiments.training import Options
+from experiments.training import run as train_run
 from llmjax.train.early_stopping import EarlyStoppingConfig
 from llmjax.train.loop import DivergedError, Pause
 from llmjax.train.metrics import read_jsonl
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import optuna
 
 Pruner = Literal["median", "hyperband", "none"]
-Train = Callable[[Recipe, pathlib.Path, Options], Any]
+Train = Callable[[Any, pathlib.Path, Options], Any]
 
 MAX_FAILURES = 3  # recipes in a row that cannot run, after which the search space is at fault
 
@@ -72,12 +72,12 @@ class Sweep:
         train: what runs one.
     """
 
-    recipe: Recipe
+    recipe: Any  # of any stage
     space: tuple[Dimension, ...]
     run_dir: pathlib.Path
     pruner: Pruner = "median"
     options: Options = Options()
-    train: Train = pretrain
+    train: Train = train_run
 
     def __post_init__(self) -> None:
         if self.pruner != "none" and not self.recipe.evaluate_every:
@@ -85,6 +85,11 @@ class Sweep:
                 f"--pruner={self.pruner} compares evaluations during the runs, of which "
                 "evaluate_every=0 makes none: set it to a number of steps, or take --pruner=none"
             )
+
+    @property
+    def data_directory(self) -> pathlib.Path:
+        """That of all trials, unless the search is among settings of the data."""
+        return pathlib.Path(self.recipe.data.directory or self.run_dir / "data")
 
     @property
     def watched(self) -> EarlyStoppingConfig:
@@ -133,7 +138,7 @@ class Sweep:
             found.append(Trial(number, dict(trial.params), state, value, steps, curve, note))
         return sorted(found, key=lambda t: (math.isnan(t.value), sign * t.value))
 
-    def recipe_of(self, values: dict[str, search_space.Value], number: int) -> Recipe:
+    def recipe_of(self, values: dict[str, search_space.Value], number: int) -> Any:
         """The recipe of a trial.
 
         Raises:
@@ -144,8 +149,8 @@ class Sweep:
         found = dataclasses.replace(found, name=name)
         if any(dimension.leaf.path[0] == "data" for dimension in self.space):
             return found  # each prepares its own
-        directory = str(runs.data_directory(self.run_dir, self.recipe))
-        return dataclasses.replace(found, data=dataclasses.replace(found.data, directory=directory))
+        data = dataclasses.replace(found.data, directory=str(self.data_directory))
+        return dataclasses.replace(found, data=data)
 
     def _try(self, study: "optuna.Study", trial: "optuna.Trial", number: int) -> bool:
         """Runs a trial and tells the study; whether it could run at all."""

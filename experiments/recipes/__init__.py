@@ -54,3 +54,14 @@ PREFERENCE: Mapping[str, Callable[[], Training]] = types.MappingProxyType(
 REINFORCING: Mapping[str, Callable[[], Training]] = types.MappingProxyType(
     {recipe.__name__: recipe for recipe in (ppo, grpo, dapo, gspo, dr_grpo, rloo)}
 )
+
+# By the entry point that trains them.
+STAGES: Mapping[str, Mapping[str, Callable[[], Training]]] = types.MappingProxyType(
+    {
+        "pretrain": RECIPES,
+        "finetune": FINETUNING,
+        "reward": REWARD,
+        "preference": PREFERENCE,
+        "rl": REINFORCING,
+    }
+)

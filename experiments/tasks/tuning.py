@@ -32,9 +32,9 @@ class Tuning(Training):
     Attributes:
         base: the folder of a run, or of a Hugging Face checkpoint.
         data: the examples and their tokens.
-        corpus: examples that come with Python packages, read when `data` has no sources: chatterbot,
-            a thousand questions with answers; friendly_replies, comparisons of replies in conversations by
-            their sentiment; openings, what was said before them.
+        corpus: examples that come with Python packages, read when `data` has no sources:
+            chatterbot, a thousand questions with answers; friendly_replies, comparisons of replies
+            in conversations by their sentiment; openings, what was said before them.
         peft: what of the model is trained.
         dropout: shares dropped in training.
         remat: what the backward pass computes again (`model.remat`).

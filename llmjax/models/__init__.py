@@ -34,6 +34,7 @@ from llmjax.models.options import (
     Rope,
 )
 from llmjax.models.placement import require_fits
+from llmjax.models.prefix import longest_row
 from llmjax.models.transformer import Output, apply, forward, spec
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "llama",
     "lm_weight",
     "logits",
+    "longest_row",
     "mistral",
     "modernbert",
     "olmo2",

@@ -29,9 +29,16 @@ def length_of(attention: dict[str, Any]) -> int:
 
 
 def length(params: Any) -> int:
-    """P of a model's parameters whose prefixes are unfolded; 0 without any."""
+    """P of a model's parameters; 0 without any."""
+    if "prefix" in params:
+        return len(params["prefix"]["embedding"])
     blocks = params["layers"]
     return length_of((blocks[0] if isinstance(blocks, list) else blocks)["attention"])
+
+
+def longest_row(params: Any, config: ModelConfig) -> int | None:
+    """The most tokens in a row that a model has positions for; None: it takes any number."""
+    return config.max_length - length(params) if config.position == "learned" else None
 
 
 def unfolded(params: Any, config: ModelConfig) -> Any:
@@ -103,19 +110,20 @@ def _attend(queries, key, value, config, where, draw) -> tuple[jax.Array, jax.Ar
     """Attention over the prefix alone, in float32: [B, H, S, C] and its log-sum-exps [B, H, S]."""
     batch, heads, length, channels = queries.shape
     kv_heads = len(key)
+    wide = jnp.promote_types(queries.dtype, jnp.float32)
 
     def product(equation, x, prefix):
-        return mesh.sharded(functools.partial(jnp.einsum, equation), _ROWS)(x, prefix)
+        operation = functools.partial(jnp.einsum, equation, preferred_element_type=wide)
+        return mesh.sharded(operation, _ROWS)(x, prefix.astype(x.dtype))
 
     folded = mesh.sharded(jnp.reshape, _ROWS)(
         queries, (batch, kv_heads, heads // kv_heads, length, channels)
     )
-    scores = product("bkgsc,kpc->bkgsp", folded, key.astype(queries.dtype))
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * config.score_scale
+    scores = product("bkgsc,kpc->bkgsp", folded, key) * config.score_scale
     scores, _ = bend(scores, config.attention.cap)
     total = jax.nn.logsumexp(scores, axis=-1)
     weights = _survivors(jnp.exp(scores - total[..., None]), config, where, draw)
-    out = product("bkgsp,kpc->bkgsc", weights, value.astype(weights.dtype))
+    out = product("bkgsp,kpc->bkgsc", weights, value)
     axes = ("batch", "heads", "sequence", None)
     out = mesh.sharded(jnp.reshape, axes)(out, queries.shape)
     return out, mesh.sharded(jnp.reshape, axes[:3])(total, queries.shape[:3])

@@ -59,7 +59,7 @@ class Critic:
         self,
         params: Params,
         batch: Batch,
-        hidden: jax.Array,
+        hidden: jax.Array | None,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """V of the state in which each target is chosen, float32 [B, S].
@@ -71,6 +71,7 @@ class Critic:
             key: for dropout; None switches it off.
         """
         if self.shared:
+            assert hidden is not None
             return models.logits({"head": params[HEAD]}, hidden, self.config, key=key)
         keys = (None, None) if key is None else jax.random.split(key)
         states, _ = models.apply(

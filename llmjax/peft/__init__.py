@@ -1,6 +1,6 @@
 """Parameter-efficient fine-tuning: transforms of spec trees, and of the matching parameters."""
 
-from llmjax.peft import adapter, files, freeze, fused, ia3, lora, prefix, prefix_files
+from llmjax.peft import adapter, files, freeze, fused, ia3, lora, prefix, prefix_files, targets
 from llmjax.peft.adapter import AdapterConfig
 from llmjax.peft.ia3 import Ia3Config
 from llmjax.peft.lora import LoraConfig
@@ -28,6 +28,7 @@ __all__ = [
     "prefix",
     "prefix_files",
     "quantize",
+    "targets",
     "trained",
     "without",
 ]

@@ -70,7 +70,8 @@ def save(
         )
     adapted = {path: node for path, node in nodes.items() if type(node) in kinds}
     tensors, joined = fused.tensors(spec, extract(params, spec))
-    modules = {m for node in adapted.values() for m in _modules(_matrix(node))}
+    matrices = [param for node in adapted.values() if (param := _matrix(node)) is not None]
+    modules = {m for param in matrices for m in _modules(param)}
     every = {m for node in targets.nodes(spec).values() for m in _modules(_matrix(node))}
     if kinds == {Scaled}:
         fields = _ia3_fields(adapted, modules, every)
@@ -81,7 +82,7 @@ def save(
         "task_type": task or None,
         "base_model_name_or_path": base_model or None,
         "inference_mode": True,
-        "fan_in_fan_out": any(names.transposed(_matrix(node)) for node in adapted.values()),
+        "fan_in_fan_out": any(names.transposed(param) for param in matrices),
         **fields,
     }
     directory = Path(directory)
@@ -227,8 +228,8 @@ def _module(name: str) -> str:
     return re.sub(r"\.(lora_\w+|ia3_l)(\.weight)?$", "", name.removeprefix(names.PREFIX))
 
 
-def _targets(declared: Tree, found: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
-    """Path here → a module there, of every matrix that the tensors are for."""
+def _targets(declared: Tree, found: Iterable[str]) -> dict[str, list[str]]:
+    """Path here → modules there, of every matrix that the tensors are for."""
     modules = {_module(name) for name in found}
     chosen = {}
     known = set()
@@ -256,8 +257,8 @@ def _lora_config(fields: Mapping, declared: Tree, found: Mapping) -> lora.LoraCo
         raise ValueError(f"bias={fields['bias']!r}: trained biases are not read")
     if fields.get("init_lora_weights", True) not in _INITS:
         raise ValueError(
-            f"init_lora_weights={fields['init_lora_weights']!r} changed the base model; convert the "
-            "adapter in PEFT first (save_pretrained with path_initial_model_for_weight_conversion)"
+            f"init_lora_weights={fields['init_lora_weights']!r} changed the base model; convert "
+            "the adapter in PEFT first (path_initial_model_for_weight_conversion)"
         )
     chosen, ranks, alphas = _targets(declared, found), [], []
     for path, modules in chosen.items():

@@ -53,7 +53,7 @@ def tensors(spec: Tree, added: Any) -> tuple[dict[str, LazyTensor], Joined]:
     def mark(node: Any) -> Any:
         """Factors of parts, under names of their own."""
         if isinstance(node, Dora):
-            return node.replace(base=mark(node.base))
+            return dataclasses.replace(node, base=mark(node.base))
         param = targets.matrix(node.base) if isinstance(node, Lora) else None
         if param is None or param.part[1] == 1:
             return node
@@ -66,7 +66,7 @@ def tensors(spec: Tree, added: Any) -> tuple[dict[str, LazyTensor], Joined]:
             module = names.PREFIX + param.hf.removesuffix(".weight").format(number)
             found = _Part(index, count, node.scale, a.hf.format(number), b.hf.format(number))
             parts[module].append(found)
-        return node.replace(a=a, b=b)
+        return dataclasses.replace(node, a=a, b=b)
 
     marked = jax.tree.map(mark, spec, is_leaf=targets.is_node)
     only = map_params(lambda param: param if param.added else None, marked)
@@ -94,7 +94,7 @@ def _inputs(parts: list[LazyTensor]) -> LazyTensor:
 
 def _outputs(pairs: list[tuple[_Part, LazyTensor, LazyTensor]]) -> LazyTensor:
     """B of all parts, [n·outputs, ΣR], for the scale of the first."""
-    first, a, b = pairs[0]
+    first, _, b = pairs[0]
     outputs = b.shape[0]
     shape = (first.count * outputs, sum(a.shape[0] for _, a, _ in pairs))
 

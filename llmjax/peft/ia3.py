@@ -8,7 +8,7 @@ from jax.nn import initializers
 
 from llmjax.peft import lora, names, targets
 from llmjax.spec import Param, Tree
-from llmjax.weights import Scaled
+from llmjax.weights import Scaled, Side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +45,9 @@ def spec(declared: Tree, config: Ia3Config) -> Tree:
         if param.table:
             raise ValueError(f"ia3.targets: {path} is a table; name projections only")
         first, behind = param.stacked, param.stacked + param.inputs
-        if re.search(config.inputs, path):
-            over, side = range(behind, len(param.shape)), "inputs"
-        else:
-            over, side = range(first, behind), "outputs"
-        factors = lora.small(param, over, initializers.ones, names.factors(param, side))
+        side: Side = "inputs" if re.search(config.inputs, path) else "outputs"
+        others = range(behind, len(param.shape)) if side == "inputs" else range(first, behind)
+        factors = lora.small(param, others, initializers.ones, names.factors(param, side))
         return Scaled(node, factors, side)
 
     return targets.replace(declared, "ia3.targets", config.targets, change)

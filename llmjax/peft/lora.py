@@ -61,9 +61,9 @@ class LoraConfig:
 def spec(declared: Tree, config: LoraConfig) -> Tree:
     """The spec with a `Lora`, or a `Dora` over one, in place of each target.
 
-    As in PEFT one factor is drawn, uniform within ±1/√inputs and of embeddings normal, and the other
-    is zero: that of the outputs, and of a table [V, D] that of its rows. So step 0 equals the base
-    model.
+    As in PEFT one factor is drawn, uniform within ±1/√inputs and of embeddings normal, and the
+    other is zero: that of the outputs, and of a table [V, D] that of its rows. So step 0 equals
+    the base model.
 
     Args:
         declared: the tree of `Param` of a model; weights may be quantised.

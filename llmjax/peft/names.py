@@ -1,4 +1,4 @@
-"""Names and layouts of what methods add in PEFT's files, from those of the weight it is added to."""
+"""Names and layouts of what methods add in PEFT's files, from those of the weight within."""
 
 import re
 

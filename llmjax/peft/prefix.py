@@ -141,11 +141,11 @@ def _run(params, tokens, model) -> list[Block]:
     # As many rows as the mesh wants; all are alike.
     rows = jnp.broadcast_to(tokens, (mesh.size("batch"), len(tokens)))
     base = params | {"layers": _replaced(params["layers"], [{}] * model.num_layers)}
-    cache = models.empty_cache(model, *rows.shape)
-    _, cache = models.apply(base, mesh.place(rows, ("batch", None)), model, cache=cache)
-    assert cache is not None  # one was given
+    empty = models.empty_cache(model, *rows.shape)
+    _, filled = models.apply(base, mesh.place(rows, ("batch", None)), model, cache=empty)
+    assert filled is not None  # one was given
     pairs = []
-    for layer in cache.layers:
+    for layer in filled.layers:
         first = (mesh.place(x, (None, "kv_heads", None, None))[0] for x in cached(layer))
         pairs.append(dict(zip(NAMES, first, strict=True)))
     return pairs

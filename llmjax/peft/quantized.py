@@ -32,8 +32,8 @@ def quantize(
         The parameters, and their spec.
 
     Raises:
-        ValueError: another kind; `pattern` finds nothing, what is no matrix, or one with an adapter;
-            a matrix that is not whole blocks of 64.
+        ValueError: another kind; `pattern` finds nothing, what is no matrix, or one with an
+            adapter; a matrix that is not whole blocks of 64.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")
@@ -77,32 +77,26 @@ def _int8(param: Param) -> Int8:
 
 
 def _nf4(param: Param) -> Nf4:
-    shape, axes = param.shape, param.axes
-    kept, blocks, groups = weights.layout(shape, param.stacked)
-    # Of axes that blocks lie across, devices split none.
-    last = axes[-1] if kept == len(shape) - 1 else None
-    across = (None,) * (len(shape) - 1 - kept)
+    """Devices split codes as the weight, and of the scales nothing that blocks lie along."""
+    shape, axes, stacked = param.shape, param.axes, param.stacked
+    kept, blocks, groups = weights.layout(shape, stacked)
 
-    def small(lengths: tuple[int, ...], names: tuple[str | None, ...], dtype: Any) -> Param:
-        return Param(lengths, names, initializers.zeros, dtype=dtype)
+    def small(lengths: tuple[int, ...], split: int, dtype: Any) -> Param:
+        places = (*axes[:split], *(None for _ in lengths[split:]))
+        return Param(lengths, places, initializers.zeros, dtype=dtype)
 
     codes = dataclasses.replace(
         param,
         shape=(*shape[:-1], shape[-1] // 2),
-        axes=(*axes[:kept], *across, last),
         init=initializers.zeros,
         dtype=jnp.uint8,
     )
-    ones = (1,) * (kept + 1 - param.stacked)
+    ones = (1,) * (kept + 1 - stacked)
     return Nf4(
         codes,
-        small((*shape[:kept], blocks), (*axes[:kept], last), jnp.int8),
-        small((*shape[: kept - 1], groups, blocks), (*axes[: kept - 1], None, last), jnp.float32),
-        small(
-            (*shape[: param.stacked], *ones),
-            (*axes[: param.stacked], *(None for _ in ones)),
-            jnp.float32,
-        ),
+        small((*shape[:kept], blocks), kept, jnp.int8),
+        small((*shape[: kept - 1], groups, blocks), kept - 1, jnp.float32),
+        small((*shape[:stacked], *ones), stacked, jnp.float32),
     )
 
 

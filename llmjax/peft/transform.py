@@ -43,7 +43,8 @@ def add(params: Params, spec: Tree, key: jax.Array, dtype: Any = None) -> Params
         if not isinstance(node, Dora) or was.magnitude is not None:
             return node
         found = norms(node.base).astype(node.magnitude.dtype)
-        return node.replace(magnitude=mesh.place(found, declared.magnitude.axes))
+        placed = mesh.place(found, declared.magnitude.axes)
+        return dataclasses.replace(node, magnitude=placed)
 
     return jax.tree.map(measure, spec, made, kept, is_leaf=lambda node: isinstance(node, Dora))
 
@@ -171,7 +172,7 @@ def attach(base: Params, adapter: Params) -> Params:
         return attach(base.base, None) if isinstance(base, WRAPPERS) else base
     if isinstance(adapter, WRAPPERS):
         below = base.base if isinstance(base, type(adapter)) else base
-        return adapter.replace(base=attach(below, adapter.base))
+        return dataclasses.replace(adapter, base=attach(below, adapter.base))
     if isinstance(adapter, list):
         if not isinstance(base, list) or len(base) != len(adapter):
             raise ValueError(f"the adapter is for {len(adapter)} layers in a list")

@@ -74,6 +74,7 @@ def start(
     longest: int,
     max_new_tokens: int,
     *,
+    most: int | None,
     penalized: bool,
     automata: int,
     key_kind: str,
@@ -85,13 +86,13 @@ def start(
         slots: B; on a mesh, a multiple of the devices that share a batch.
         longest: tokens of a prompt, at most.
         max_new_tokens: tokens behind it, at most.
+        most: of both together that the model takes, `models.longest_row`.
         penalized: whether the sampler has a repetition penalty.
         automata: how many there are.
         key_kind: the implementation of the keys.
     """
     capacity = sizes.bucket(longest + max_new_tokens)
-    if config.position == "learned":
-        capacity = min(capacity, config.max_length)
+    capacity = capacity if most is None else min(capacity, most)
     size = sizes.bucket(max_new_tokens)
     return _start(config, slots, capacity, size, penalized, automata, key_kind)
 

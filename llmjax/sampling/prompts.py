@@ -1,10 +1,12 @@
 """What is continued: prompts of any lengths, in arrays of few sizes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from llmjax import models
 from llmjax.models import ModelConfig
 
 _SMALLEST = 16  # finer buckets would save little
@@ -29,8 +31,9 @@ def as_rows(
     return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
-def check(rows: list[np.ndarray], config: ModelConfig, max_new_tokens: int) -> None:
+def check(rows: list[np.ndarray], params: Any, config: ModelConfig, max_new_tokens: int) -> None:
     """Raises ValueError for what no model, or this one, can continue."""
+    most = models.longest_row(params, config)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
     if not rows:
@@ -43,10 +46,10 @@ def check(rows: list[np.ndarray], config: ModelConfig, max_new_tokens: int) -> N
                 f"prompt {index} has tokens from {row.min()} to {row.max()}, and the model's "
                 f"vocabulary is 0 to {config.vocab_size - 1}"
             )
-        if config.position == "learned" and len(row) + max_new_tokens > config.max_length:
+        if most is not None and len(row) + max_new_tokens > most:
             raise ValueError(
                 f"prompt {index} has {len(row)} tokens, and with max_new_tokens={max_new_tokens} "
-                f"exceeds the {config.max_length} learned positions of the model: shorten either"
+                f"exceeds the {most} learned positions of the model: shorten either"
             )
 
 

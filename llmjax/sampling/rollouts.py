@@ -59,7 +59,7 @@ def rollouts(
             nothing.
     """
     rows = sizes.as_rows(prompts, lengths)
-    sizes.check(rows, config, max_new_tokens)
+    sizes.check(rows, params, config, max_new_tokens)
     for name, value in (("samples", samples), ("slots", slots), ("refill", refill)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")

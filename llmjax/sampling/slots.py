@@ -89,6 +89,7 @@ class Slots:
             self.count,
             max(map(len, rows)),
             how.max_new_tokens,
+            most=models.longest_row(params, how.config),
             penalized=how.sampler.repetition_penalty != 1.0,
             automata=len(how.automata),
             key_kind=str(jax.random.key_impl(key)),

@@ -51,7 +51,7 @@ def stream(
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: must be at least 1")
     rows = sizes.as_rows([prompt])
-    sizes.check(rows, config, max_new_tokens)
+    sizes.check(rows, params, config, max_new_tokens)
     automata = stops.automata(stop_tokens, stop_texts, tokenizer, config.vocab_size)
     how = Writing(config, sampler, automata, max_new_tokens)
 

@@ -178,4 +178,4 @@ def _product(weight: Lora, base: jax.Array) -> jax.Array:
     split = mesh.spec_of(base)
     a, b = materialize(weight.a), materialize(weight.b)
     equation = f"{axes[: stacked + rows]}r,{axes[:stacked]}r{axes[stacked + rows :]}->{axes}"
-    return jnp.einsum(equation, a, b, **({} if split is None else {"out_sharding": split}))
+    return jnp.einsum(equation, a, b, out_sharding=split)

@@ -13,6 +13,7 @@ from llmjax.weights.leaves import (
     Scaled,
     Transposed,
     Weight,
+    materialize,
     norms,
 )
 from llmjax.weights.quantized import Int8, Nf4
@@ -37,12 +38,13 @@ def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> 
         return _quantized(equation, x, weight, out_axes)
     if isinstance(weight, Transposed):
         return _weight_on_the_left(equation, x, weight, out_axes)
-    if isinstance(weight, Held):
-        if weight.whole.dtype == x.dtype:
-            split = weight.split.astype(x.dtype)
-            return _shared_product(equation, x, split, weight.whole, weight.terms, out_axes)
-        weight = weight.split
-    weight = weight.astype(x.dtype)
+    if isinstance(weight, Held) and weight.whole.dtype == x.dtype:
+        split = weight.split.astype(x.dtype)
+        return _shared_product(equation, x, split, weight.whole, weight.terms, out_axes)
+    return _of_array(equation, x, materialize(weight).astype(x.dtype), out_axes)
+
+
+def _of_array(equation: str, x: jax.Array, weight: jax.Array, out_axes: mesh.Axes) -> jax.Array:
     shared = {name for names in collectives.split(weight) for name in names}
     if shared & _rows_over(equation, x):
         return _shared_product(equation, x, weight, None, None, out_axes)

@@ -60,14 +60,14 @@ class Int8:
 
 @struct.dataclass
 class Nf4:
-    """A weight in 4-bit NormalFloats with doubly quantised scales (Dettmers et al. 2023, section 3).
+    """A weight in 4-bit NormalFloats, whose scales are quantised, too (Dettmers et al. 2023, 3).
 
     A block of 64 weights, along the last axis or along the last few together, shares a scale. The
     scales less their mean are 8-bit integers times a number that up to 256 of them share, along
     the axis before the blocks. The paper has 8-bit floats there, whose steps are coarser.
 
     Attributes:
-        codes: uint8, the weight's shape with half of its last axis: the even places in the low bits.
+        codes: uint8, the weight's shape with half of its last axis; even places in the low bits.
         scales: int8, one for each block: [..., N/64], of the axes that blocks lie along as one.
         steps: float32, one for each group of them: [..., G, N/64].
         mean: float32, that of all scales of a matrix, with as many axes.
@@ -90,12 +90,11 @@ class Nf4:
         codes = jnp.stack([self.codes & 15, self.codes >> 4], axis=-1)
         table = jnp.asarray(NORMAL_FLOAT, jnp.float32)
         values = table.at[_reshape(codes, shape, split)].get(out_sharding=split)
-        blocks = (*shape[:kept], self.scales.shape[-1], BLOCK)
-        values = _reshape(values, blocks, _by_blocks(split, kept))
         rows = self.scales.shape[-2]
         steps = jnp.repeat(self.steps, rows // self.steps.shape[-2], axis=-2)
-        scaled = values * (self.scales * steps + self.mean)[..., None]
-        return _reshape(scaled, shape, split).astype(dtype)
+        scales = jnp.repeat(self.scales * steps + self.mean, BLOCK, axis=-1)
+        # Devices may split what blocks lie along, and blocks themselves: all know all scales there.
+        return (values * _reshape(scales, shape, _whole(split, kept))).astype(dtype)
 
 
 class Layout(NamedTuple):
@@ -155,42 +154,35 @@ def quantize_nf4(weight: jax.Array, stacked: int = 0) -> Nf4:
         ValueError: no block of 64 divides its last axes.
     """
     kept, count, groups = layout(weight.shape, stacked)
-    split = mesh.spec_of(weight)
-    by_blocks = _by_blocks(split, kept)
-    blocks = (*weight.shape[:kept], count, BLOCK)
-    values = _reshape(weight.astype(jnp.float32), blocks, by_blocks)
+    shape, rows = weight.shape, weight.shape[kept - 1]
+    # Groups may be fewer than the devices that split their rows.
+    split = _whole(mesh.spec_of(weight), kept - 1)
+    weight = _reshape(weight.astype(jnp.float32), shape, split)
+    values = weight.reshape(*shape[:kept], count, BLOCK)
     largest = jnp.max(jnp.abs(values), axis=-1)
     mean = jnp.mean(largest, axis=tuple(range(stacked, kept + 1)), keepdims=True)
-    rows = weight.shape[kept - 1]
-    # Groups may be fewer than the devices that split the rows, so whole rows are grouped.
-    whole = (
-        None if by_blocks is None else PartitionSpec(*by_blocks[: kept - 1], None, by_blocks[kept])
-    )
-    less = _reshape(largest - mean, largest.shape, whole)
-    grouped = less.reshape(*less.shape[: kept - 1], groups, rows // groups, count)
+    less = largest - mean
+    grouped = less.reshape(*shape[: kept - 1], groups, rows // groups, count)
     steps = jnp.max(jnp.abs(grouped), axis=-2) / 127
     steps = jnp.maximum(steps, jnp.finfo(jnp.float32).tiny)
     repeated = jnp.repeat(steps, rows // groups, axis=-2)
-    scales = jnp.round((largest - mean) / repeated).astype(jnp.int8)
+    scales = jnp.round(less / repeated).astype(jnp.int8)
     # Codes by the scales that dequantising finds.
     found = values / jnp.maximum(scales * repeated + mean, jnp.finfo(jnp.float32).tiny)[..., None]
     borders = (np.array(NORMAL_FLOAT[1:]) + np.array(NORMAL_FLOAT[:-1])) / 2
     codes = sum((found > border).astype(jnp.uint8) for border in borders)
-    codes = _reshape(codes, weight.shape, split)
-    pairs = (*weight.shape[:-1], weight.shape[-1] // 2, 2)
-    codes = _reshape(codes, pairs, None if split is None else PartitionSpec(*split, None))
+    codes = codes.reshape(*shape[:-1], shape[-1] // 2, 2)
     return Nf4(codes[..., 0] | codes[..., 1] << 4, scales, steps, mean)
 
 
-def _by_blocks(split: PartitionSpec | None, kept: int) -> PartitionSpec | None:
-    """How blocks [..., N/64, 64] of a weight are split."""
-    if split is None:
-        return None
-    last = split[-1] if kept == len(split) - 1 else None
-    return PartitionSpec(*split[:kept], last, None)
+def _whole(split: PartitionSpec | None, kept: int) -> PartitionSpec | None:
+    """How a weight is split whose axes behind the first few are not."""
+    return None if split is None else PartitionSpec(*split[:kept])
 
 
 def _reshape(x: jax.Array, shape: tuple[int, ...], split: PartitionSpec | None) -> jax.Array:
+    if split is None:
+        return x.reshape(shape)
     if x.shape == shape:
-        return x if split is None else jax.reshard(x, split)
-    return x.reshape(shape) if split is None else jnp.reshape(x, shape, out_sharding=split)
+        return jax.reshard(x, split)
+    return jnp.reshape(x, shape, out_sharding=split)

@@ -1,5 +1,7 @@
 """Every kind of weight multiplies as the array that it stands for."""
 
+import statistics
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,21 @@ import pytest
 from llmjax import models
 from llmjax import tree as trees
 from llmjax.objectives import clm
-from llmjax.weights import Int8, Lora, einsum, materialize, quantize, transpose
+from llmjax.weights import (
+    Dora,
+    Int8,
+    Lora,
+    Scaled,
+    einsum,
+    materialize,
+    quantize,
+    quantize_nf4,
+    scaled_bias,
+    transpose,
+)
+from llmjax.weights.quantized import NORMAL_FLOAT
 
-SIZES = {"b": 2, "s": 3, "d": 8, "h": 2, "c": 4, "f": 6, "v": 5}
+SIZES = {"b": 2, "s": 3, "d": 64, "h": 2, "c": 32, "f": 64, "v": 5}
 
 # Equation, and how many leading axes of the weight are its inputs.
 EQUATIONS = {"bsd,dhc->bshc": 1, "bshc,hcd->bsd": 2, "bsd,df->bsf": 1, "bsd,df->bfs": 1}
@@ -26,11 +40,26 @@ def lora(axes, inputs, base, rank=3):
     return Lora(base, a, array([rank, *axes[inputs:]], 2), 0.5)
 
 
+def dora(axes, inputs):
+    shape = [1] * inputs + [SIZES[axis] for axis in axes[inputs:]]
+    return Dora(lora(axes, inputs, array(axes)), 1 + jnp.abs(array(shape, 5)))
+
+
+def scaled(axes, inputs, over):
+    shape = [SIZES[a] if (i < inputs) == (over == "inputs") else 1 for i, a in enumerate(axes)]
+    return Scaled(array(axes), array(shape, 5), over)
+
+
 KINDS = {
     "array": lambda axes, inputs: array(axes),
     "int8": lambda axes, inputs: quantize(array(axes), inputs),
     "lora": lambda axes, inputs: lora(axes, inputs, array(axes)),
     "lora over int8": lambda axes, inputs: lora(axes, inputs, quantize(array(axes), inputs)),
+    "dora": dora,
+    "scaled inputs": lambda axes, inputs: scaled(axes, inputs, "inputs"),
+    "scaled outputs": lambda axes, inputs: scaled(axes, inputs, "outputs"),
+    "nf4": lambda axes, inputs: quantize_nf4(array(axes)),
+    "lora over nf4": lambda axes, inputs: lora(axes, inputs, quantize_nf4(array(axes))),
     "transposed": lambda axes, inputs: transpose(array(axes), tuple(range(inputs))),
     "lora over transposed": lambda axes, inputs: lora(
         axes, inputs, transpose(array(axes), tuple(range(inputs)))
@@ -48,6 +77,41 @@ def test_einsum_equals_that_of_the_materialised_weight(kind, equation):
     actual = einsum(equation, x, weight, (None,) * len(result))
     expected = jnp.einsum(equation, x, materialize(weight))
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("base", ["array", "int8"])
+def test_a_table_contracts_its_columns(base):
+    """Of a low-rank correction too, whose rows are those of the vocabulary."""
+    table = array("vd") if base == "array" else quantize(array("vd"), 1)
+    weight, x = lora("vd", 1, table), array("bsd", 3)
+    expected = x @ (materialize(table) + 0.5 * weight.a @ weight.b).T
+    actual = einsum("bsd,vd->bsv", x, weight, (None,) * 3)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_stacked_corrections_are_those_of_each_layer(inputs):
+    """Of layers and experts, in any number, beside rows and columns of several axes."""
+    shape = (3, 2, 4, 5, 6)  # layers, experts, and the weight
+    base, a = array(shape), array([*shape[: 2 + inputs], 7], 1)
+    b = array([3, 2, 7, *shape[2 + inputs :]], 2)
+    found = materialize(Lora(base, a, b, 0.5))
+    for layer, expert in np.ndindex(3, 2):
+        flat = a[layer, expert].reshape(-1, 7) @ b[layer, expert].reshape(7, -1)
+        expected = base[layer, expert] + 0.5 * flat.reshape(4, 5, 6)
+        np.testing.assert_allclose(found[layer, expert], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_magnitudes_are_the_norms_of_columns():
+    weight = dora("hcd", 2)
+    sizes = np.linalg.norm(np.asarray(materialize(weight)).reshape(-1, SIZES["d"]), axis=0)
+    np.testing.assert_allclose(sizes, weight.magnitude[0, 0], rtol=1e-5)
+
+
+def test_factors_of_outputs_scale_the_bias():
+    weight, bias = scaled("dhc", 1, "outputs"), array("hc", 6)
+    np.testing.assert_array_equal(scaled_bias(weight, bias), bias * weight.factors[0])
+    np.testing.assert_array_equal(scaled_bias(scaled("df", 1, "inputs"), bias), bias)
 
 
 def test_head_contracts_the_last_axis():
@@ -72,6 +136,37 @@ def test_int8_rounds_to_half_a_unit_of_its_channel(axes, inputs):
     error = np.abs(materialize(rounded) - weight)
     assert np.all(error <= 0.5001 * rounded.scale)
     assert np.all(np.isfinite(materialize(rounded)))
+
+
+def test_normal_floats_are_the_quantiles_of_the_paper():
+    """Dettmers et al. 2023, appendix E: of both halves, which share the 0, less the infinities."""
+    offset = 1 - (1 / 30 + 1 / 32) / 2
+    quantile = statistics.NormalDist().inv_cdf
+    upper = [quantile(p) for p in np.linspace(offset, 0.5, 9)[:-1]]
+    lower = [-quantile(p) for p in np.linspace(offset, 0.5, 8)[:-1]]
+    expected = np.sort([*upper, 0.0, *lower]) / max(upper)
+    np.testing.assert_allclose(NORMAL_FLOAT, expected, atol=2e-7)
+
+
+@pytest.mark.parametrize("shape", [(3, 512, 128), (2, 8, 6, 32)])
+def test_nf4_finds_the_nearest_value_of_its_block(shape):
+    weight = array(shape)
+    rounded = quantize_nf4(weight, 1)
+    found = np.asarray(materialize(rounded)).reshape(-1, 64)
+    blocks = np.asarray(weight).reshape(-1, 64)
+    largest = np.abs(blocks).max(1, keepdims=True)
+    values = largest * np.array(NORMAL_FLOAT)
+    best = np.abs(blocks[..., None] - values[:, None]).min(-1)
+    # What rounding the scales adds: half a step of 8 bits of their range.
+    slack = (largest.max() - largest.min()) / 127
+    assert np.all(np.abs(found - blocks) <= best + slack)
+    share = sum(leaf.nbytes for leaf in jax.tree.leaves(rounded)) / weight.nbytes
+    assert share < (0.13 if shape[1] >= 256 else 0.14)
+
+
+def test_nf4_says_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"\(4, 6\): 4 bits need blocks of 64"):
+        quantize_nf4(jnp.zeros((4, 6)))
 
 
 def test_lora_is_the_base_while_b_is_zero():
@@ -106,7 +201,7 @@ def test_a_model_knows_nothing_of_the_kinds_of_its_weights(llama, draw, packed):
     """The same function on adapted and on materialised parameters, under the loop over layers."""
     params = adapted(draw(models.spec(llama)))
     merged = jax.tree.map(
-        lambda leaf: jax.vmap(materialize)(leaf) if is_kind(leaf) else leaf, params, is_leaf=is_kind
+        lambda leaf: materialize(leaf) if is_kind(leaf) else leaf, params, is_leaf=is_kind
     )
     loss = jax.jit(lambda params: clm(llama)(params, packed, None)[0].sum)
     np.testing.assert_allclose(loss(params), loss(merged), rtol=1e-5)

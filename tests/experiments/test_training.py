@@ -45,7 +45,7 @@ def recipe(text="", **changes):
 
 def test_a_run_that_stops_early_leaves_its_best_weights(text, tmp_path, capsys):
     """They are read by default, and give the best evaluation again."""
-    training.pretrain(recipe(text), tmp_path)
+    training.run(recipe(text), tmp_path)
     losses = {
         record["step"]: record["validation_loss"]
         for record in read_jsonl(tmp_path / "metrics.jsonl")
@@ -70,7 +70,7 @@ def test_a_watcher_ends_a_run_where_it_says(text, tmp_path):
         seen.append((pause.step, pause.metrics["validation_loss"]))
         return pause.step == 4
 
-    training.pretrain(recipe(text), tmp_path, training.Options(watch=watch))
+    training.run(recipe(text), tmp_path, training.Options(watch=watch))
     assert [step for step, _ in seen] == [2, 4]
     assert runs.load(tmp_path, best=False).step == 4
 
@@ -78,5 +78,5 @@ def test_a_watcher_ends_a_run_where_it_says(text, tmp_path):
 def test_a_rule_that_decides_nothing_is_told_before_the_run(tmp_path):
     rules = OptimizerConfig(rates=(Rule("layers/atention", 0.1),))
     with pytest.raises(runs.FlagError, match="optimizer.rates: .*near: .*attention"):
-        training.pretrain(recipe(optimizer=rules), tmp_path)
+        training.run(recipe(optimizer=rules), tmp_path)
     assert not (tmp_path / "data").exists()

@@ -1,5 +1,7 @@
 """Bottlenecks give the logits and gradients that AdapterHub computed for the golden file."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +26,15 @@ def draw(declared, base, count):
     return tree.map_with_path(one, declared, is_leaf=spec.is_param)
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
-@pytest.mark.parametrize("name", MODELS)
+# Between them, every model and every kind.
+QUICK = {("gpt2", "houlsby"), ("llama", "chapter"), ("bert", "pfeiffer")}
+CASES = [
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+    for case in itertools.product(MODELS, ADAPTERS)
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_equals_the_golden_file(name, kind, draw_params, apply):
     config, batch = MODELS[name], draw_inputs(MODELS[name], padding="right")
     declared = adapter.spec(models.spec(config), config, ADAPTERS[kind][0])

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from llmjax import models, peft, tree
+from llmjax.hf.files import open_file
 from llmjax.peft import Ia3Config, LoraConfig, files, ia3, lora
 from llmjax.spec import is_param, map_params
+from tools import make_peft_goldens
 from tools.golden_models import CONFIGS
-from tools.make_goldens import draw_inputs, draw_weight, torch_model
+from tools.make_goldens import draw_inputs, torch_model
+from tools.make_peft_goldens import adapted_model, logits
 
 pytestmark = pytest.mark.parity
 
@@ -124,14 +127,7 @@ def test_outputs_and_gradients_are_those_of_peft(case, tmp_path, draw_params, ap
     family, changes, ours, other = CASES[case]
     config = dataclasses.replace(CONFIGS[family], **changes)
     batch = draw_inputs(config, "right")
-    model = theirs.get_peft_model(torch_model(config), other)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                drawn = draw_weight(name, tuple(parameter.shape))
-                parameter.copy_(torch.from_numpy(drawn + (1 if "ia3" in name else 0)))
-                if "magnitude" in name:
-                    parameter.copy_(parameter.abs() + 1)
+    model = adapted_model(config, other)
     model.save_pretrained(tmp_path / "theirs")
     spec, adapter = files.load(tmp_path / "theirs", models.spec(config))
     method = lora if isinstance(ours, LoraConfig) else ia3
@@ -140,21 +136,19 @@ def test_outputs_and_gradients_are_those_of_peft(case, tmp_path, draw_params, ap
     check(config, spec, params, model, batch, apply, assert_close)
     # And back: PEFT reads what we write.
     files.save(tmp_path / "ours", spec, params)
-    again = theirs.PeftModel.from_pretrained(torch_model(config), tmp_path / "ours")
-    run = tensors_for(config, batch)
-    with torch.no_grad():
-        np.testing.assert_allclose(logits_of(again, run), logits_of(model, run), atol=1e-5)
+    again = theirs.PeftModel.from_pretrained(torch_model(config), tmp_path / "ours").eval()
+    np.testing.assert_allclose(logits(again, config), logits(model, config), atol=1e-5)
 
 
-def tensors_for(config, batch):
-    run = {"input_ids": batch["tokens"], "attention_mask": batch["segment_ids"]}
-    if "token_types" in batch:
-        run["token_type_ids"] = batch["token_types"]
-    return {name: torch.from_numpy(value.astype(np.int64)) for name, value in run.items()}
-
-
-def logits_of(model, run):
-    return model.eval()(**run).logits
+def test_the_golden_adapter_is_what_peft_writes(tmp_path):
+    make_peft_goldens.write(tmp_path)
+    for name in ("logits.npy", files.TENSORS_FILE):
+        read = np.load if name.endswith("npy") else lambda path: dict(open_file(path))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            read(tmp_path / name),
+            read(make_peft_goldens.ADAPTER / name),
+        )
 
 
 def check(config, spec, params, model, batch, apply, assert_close):
@@ -165,14 +159,17 @@ def check(config, spec, params, model, batch, apply, assert_close):
     trained, frozen = tree.partition(params, peft.trained(spec))
 
     def total(trained):
-        logits = apply(config, tree.combine(trained, frozen), batch)
-        return (logits * weights).sum(), logits
+        found = apply(config, tree.combine(trained, frozen), batch)
+        return (found * weights).sum(), found
 
-    grads, logits = jax.jit(jax.grad(total, has_aux=True))(trained)
-    out = logits_of(model, tensors_for(config, batch))
+    grads, found = jax.jit(jax.grad(total, has_aux=True))(trained)
+    run = {"input_ids": batch["tokens"], "attention_mask": batch["segment_ids"]}
+    if "token_types" in batch:
+        run["token_type_ids"] = batch["token_types"]
+    out = model(**{name: torch.from_numpy(x.astype(np.int64)) for name, x in run.items()}).logits
     (out * torch.from_numpy(weights)).sum().backward()
     named, _ = peft.fused.tensors(spec, grads)
-    actual = {name: tensor.read() for name, tensor in named.items()} | {"logits": logits}
+    actual = {name: tensor.read() for name, tensor in named.items()} | {"logits": found}
     expected = {"logits": out.detach().numpy()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

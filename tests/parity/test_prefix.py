@@ -10,7 +10,7 @@ import pytest
 from llmjax import models, peft, spec, tree
 from llmjax.peft import PrefixConfig, prefix, prefix_files
 from tools.golden_models import CONFIGS, VARIANTS
-from tools.make_goldens import draw_inputs, draw_weight, torch_logits, torch_model
+from tools.make_goldens import draw_inputs, draw_weight, torch_model
 
 pytestmark = pytest.mark.parity
 
@@ -45,6 +45,14 @@ def of_peft(config, hidden):
         for name, weight in encoder.named_parameters():
             weight.copy_(torch.from_numpy(draw_weight(f"prefix.{name}", tuple(weight.shape))))
     return model, encoder
+
+
+def logits_of(model, batch):
+    """Those of PEFT's model."""
+    names = {"input_ids": "tokens", "attention_mask": "segment_ids", "position_ids": "positions"}
+    return model(
+        **{there: torch.from_numpy(batch[here]).long() for there, here in names.items()}
+    ).logits
 
 
 def ours(config, hidden, encoder, base):
@@ -82,7 +90,7 @@ def test_outputs_and_gradients_equal(family, padding, hidden, draw_params, apply
     model, encoder = of_peft(config, hidden)
     real = batch["segment_ids"] != 0
     weights = draw_weight("cotangent", (*real.shape, config.vocab_size)) * real[..., None]
-    expected = torch_logits(model, config, batch)
+    expected = logits_of(model, batch)
     (expected * torch.from_numpy(weights)).sum().backward()
     gradients = {name: weight.grad.numpy() for name, weight in encoder.named_parameters()}
 
@@ -132,12 +140,12 @@ def test_files_go_both_ways(scan, hidden, tmp_path, draw_params, apply):
     declared, added = prefix_files.load(tmp_path / "theirs", models.spec(config), config)
     params = peft.attach(base, added)
     assert jax.tree.map(jnp.shape, params) == spec.map_params(lambda param: param.shape, declared)
-    expected = torch_logits(model, config, batch).detach().numpy()[real]
+    expected = logits_of(model, batch).detach().numpy()[real]
     np.testing.assert_allclose(apply(config, params, batch)[real], expected, rtol=0, atol=1e-4)
 
     prefix_files.save(tmp_path / "ours", params, config)
     read = theirs.PeftModel.from_pretrained(torch_model(config), tmp_path / "ours").double()
-    found = torch_logits(read.eval(), config, batch).detach().numpy()[real]
+    found = logits_of(read.eval(), batch).detach().numpy()[real]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     fields = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
     written = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())

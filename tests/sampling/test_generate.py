@@ -57,38 +57,21 @@ def test_a_stop_cuts_the_text(writer):
     for stop in (whole[4], whole[4:7]):
         found = stopping(writer, stop)
         assert "".join(found.stream("import ")) == whole[: whole.index(stop)]
-        assert found.complete(["import "])[0]["completion"] == whole[: whole.index(stop)]
+        (completed,) = found.complete(["import "])
+        assert completed["completion"] == whole[: whole.index(stop)]
     with pytest.raises(ValueError, match="stop"):
         stopping(writer, "")
-
-
-@pytest.mark.parametrize(
-    ("pieces", "stops", "expected"),
-    [
-        (["a", "b|", "|c"], ("||",), "ab"),
-        (["a|", "b", "|"], ("||",), "a|b|"),
-        (["xyz"], ("z", "y"), "x"),
-        (["ab", "cd"], (), "abcd"),
-        ([], ("a",), ""),
-    ],
-)
-def test_until(pieces, stops, expected):
-    found = list(generate.until(pieces, stops))
-    assert "".join(found) == expected
-
-
-def test_what_may_begin_a_stop_is_held_back():
-    assert list(generate.until(["a<", "b<e", "nd>c"], ("<end>",))) == ["a", "<b", ""]
 
 
 def test_a_file_comes_back_with_completions(writer, tmp_path):
     path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     records = [{"prompt": "é", "id": 1}, {"prompt": ""}, {"prompt": "import this"}]
     path.write_text("\n\n".join(map(json.dumps, records)))
-    generate.complete_file(writer, generate.read_prompts(str(path)), str(output), batch_size=2)
+    generate.complete_file(writer, generate.read_prompts(str(path)), str(output), 2, 2)
     written = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
-    assert [line["prompt"] for line in written] == ["é", "", "import this"]
+    assert [line["prompt"] for line in written] == ["é", "é", "", "", "import this", "import this"]
     assert written[0]["id"] == 1
+    assert written[0]["completion"] != written[1]["completion"]
     assert all(line["completion"] for line in written)
 
 

@@ -6,7 +6,9 @@ import pytest
 
 from llmjax import mesh, models, sampling
 from llmjax import spec as specs
-from llmjax.sampling import SamplerConfig, decode
+from llmjax.sampling import SamplerConfig, decode, stops
+from llmjax.sampling.prompts import as_rows
+from llmjax.sampling.slots import Slots, Writing
 
 SAMPLER = SamplerConfig(temperature=1.5, top_p=0.95, repetition_penalty=1.1)
 ARGUMENTS = {
@@ -94,6 +96,16 @@ def test_slots_are_kept_busy(llama, params, prompts, expected, monkeypatch):
     batches = sum(max(lengths[at : at + 4]) for at in range(0, len(lengths), 4))
     assert sum(steps) <= ideal + max(lengths)
     assert sum(steps) < batches
+
+
+def test_the_cache_is_used_up(llama, params, prompts):
+    """Filling and writing work in the memory that they are given, and hold no second cache."""
+    how = Writing(llama, SAMPLER, stops.automata((), (), None, 64), 12)
+    slots = Slots(params, as_rows(prompts), KEY, how, samples=1, count=4)
+    for work in (slots.fill, lambda: slots.write(3, ended=4)):
+        before = jax.tree.leaves(slots.state.cache.layers)
+        work()
+        assert all(leaf.is_deleted() for leaf in before)
 
 
 def test_steady_state_compiles_nothing(llama, params, prompts, compilations):

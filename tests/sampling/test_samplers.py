@@ -102,7 +102,7 @@ def exact(row: np.ndarray, seen: np.ndarray, sampler: SamplerConfig) -> np.ndarr
 
 
 # The 99.9th percentile of chi-square by degrees of freedom.
-CRITICAL = {2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.32, 11: 31.26}
+CRITICAL = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.32, 11: 31.26}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ CRITICAL = {2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.32, 11: 31.2
         (SamplerConfig(repetition_penalty=1.8), False),
         (SamplerConfig(top_k=5), True),
         (SamplerConfig(top_p=0.8), True),
-        (SamplerConfig(min_p=0.2), True),
+        (SamplerConfig(min_p=0.1), True),
         (SamplerConfig(1.5, 9, 0.8, 1.8, 0.3), True),
     ],
     ids=["none", "temperature", "penalty", "top_k", "top_p", "min_p", "all"],

@@ -148,8 +148,8 @@ def _backward(options, residuals, cotangents):
     tokens, channels = hidden.shape
     return (
         grad_hidden[:tokens, :channels].astype(hidden.dtype),
-        grad_weight[: sizes.vocab, :channels] if trained.weight else None,
-        grad_bias[: sizes.vocab] if trained.bias else None,
+        None if grad_weight is None else grad_weight[: sizes.vocab, :channels],
+        None if grad_bias is None else grad_bias[: sizes.vocab],
         None,
     )
 

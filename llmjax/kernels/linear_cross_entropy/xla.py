@@ -158,7 +158,7 @@ class _Logits:
             # A product, since XLA:CPU sums columns slowly.
             ones = jnp.ones_like(self.targets, grad.dtype)
             product = mesh.sharded(self.product, ("vocab",))
-            grad_bias = product("nv,n->v", grad, ones).astype(self.head.bias.dtype)
+            grad_bias = product("nv,n->v", grad, ones)
         return grad_hidden, (grad_weight, grad_bias)
 
 
