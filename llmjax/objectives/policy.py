@@ -13,7 +13,7 @@ from llmjax.objectives.balance import add_balance
 from llmjax.objectives.critic import Critic, policy_params
 from llmjax.objectives.divergence import importance, kl_estimate
 from llmjax.objectives.log_probs import log_probs, require_language_model
-from llmjax.objectives.loss import Batch, Metrics, PreparedLoss, Weighted
+from llmjax.objectives.loss import Batch, Loss, Metrics, Prepare, PreparedLoss, Weighted
 from llmjax.objectives.segments import at_tokens, segment_sums
 from llmjax.objectives.surrogate import PolicyConfig, clipped_surrogate, clipped_value_loss
 
@@ -51,7 +51,12 @@ def policy(
 
         Its weight is the number of responses, segments with an action. A response with nothing to
         learn from, of a group of equal rewards say (DAPO, section 3.2), has its targets set to -1.
-        The metrics are what `_watch` lists: means over the batch's actions.
+        Its metrics are the loss's terms before their coefficients, "policy_loss" and so on, and
+        means over the batch's actions: "entropy", "approx_kl" (from the old policy), "kl" (from the
+        reference), "ratio", the shares "ratio_outside" the bounds, "ratio_extreme" (beyond a factor
+        of 2), "clipped_low", "clipped_high", "dual_clipped" and "value_clipped", and the "value",
+        "return", "return_square", "value_error" and its square, for `explained_variance`. There is
+        no least and greatest ratio: those of parts of a batch do not add up.
 
     Raises:
         ValueError: a model with another head, or a bidirectional one; pretraining text at another
@@ -65,6 +70,21 @@ def policy(
             f"temperature={settings.temperature}: capped logits (head.cap) have one temperature in "
             "a batch; set it to 1, or leave pretraining text out"
         )
+    return PreparedLoss(_prepare(settings), _compute(config, settings, critic), "token_scale")
+
+
+def explained_variance(metrics: Metrics) -> jax.Array:
+    """1 - Var(R - V) / Var(R), of the metrics of a step of `policy` with a critic.
+
+    1 where values foretell the returns, 0 where they say no more than one number for all, and
+    below where they say less; not a number where all returns are the same.
+    """
+    error = metrics["value_error_square"] - metrics["value_error"] ** 2
+    return 1 - error / (metrics["return_square"] - metrics["return"] ** 2)
+
+
+def _compute(config: models.ModelConfig, settings: PolicyConfig, critic: Critic | None) -> Loss:
+    """The loss of prepared batches."""
 
     def loss(params, batch: Batch, key):
         _require(batch, settings, critic)
@@ -99,17 +119,7 @@ def policy(
         }
         return add_balance(Weighted(summed, weight), parts | metrics, found.output.routing, config)
 
-    return PreparedLoss(_prepare(settings), loss, "token_scale")
-
-
-def explained_variance(metrics: Metrics) -> jax.Array:
-    """1 - Var(R - V) / Var(R), of the metrics of a step of `policy` with a critic.
-
-    1 where values foretell the returns, 0 where they say no more than one number for all, and
-    below where they say less; not a number where all returns are the same.
-    """
-    error = metrics["value_error_square"] - metrics["value_error"] ** 2
-    return 1 - error / (metrics["return_square"] - metrics["return"] ** 2)
+    return loss
 
 
 def _coefficients(settings: PolicyConfig) -> dict[str, float]:
@@ -159,7 +169,7 @@ def _temperature(batch: Batch, settings: PolicyConfig) -> float | jax.Array:
     return jnp.where(jnp.asarray(batch["pretrain_weights"]) > 0, 1.0, settings.temperature)
 
 
-def _prepare(settings: PolicyConfig):
+def _prepare(settings: PolicyConfig) -> Prepare:
     """Weights of tokens, and [B] scales that make means of sums by the number of responses."""
 
     def prepare(batch: Batch, key: jax.Array | None) -> Batch:
