@@ -307,15 +307,16 @@ def _check_splits(manifest: shards.Manifest, settings: config.ExampleConfig) -> 
             raise ValueError(
                 f"source {source.name!r} has no training examples: all that it has, "
                 f"{source.validation.documents}, are held out. Give it more, a smaller "
-                "ExampleConfig.validation_share, or another split."
+                "ExampleConfig.validation_share, or another split: by hash, examples with one "
+                "prompt stay together."
             )
     total = manifest.split("train").documents
     wanted = settings.folds or settings.validation_share > 0
     if wanted and not manifest.split("validation").documents:
         raise ValueError(
             f"none of {total} examples fell into the validation split. Raise "
-            f"ExampleConfig.validation_share (now {settings.validation_share}), or set it to 0 to "
-            "do without."
+            f"ExampleConfig.validation_share (now {settings.validation_share}), set it to 0 to do "
+            "without, or split otherwise: by hash, examples with one prompt stay together."
         )
 
 
