@@ -5,7 +5,6 @@ model to be fine-tuned. A split may depend on all examples together, so they are
 after the other to a file, and dealt out to the shards when the last is known.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import functools
@@ -72,37 +71,46 @@ def prepare_examples(
         source.name: documents.find_files(source, documents.RECORD_SUFFIXES)
         for source in settings.sources
     }
-    template_print = _template_fingerprint(template)
-    fingerprint = directories.fingerprint(settings, inputs, tokenizer.fingerprint, template_print)
+    others = (tokenizer.fingerprint, _template_fingerprint(template))
+    fingerprint = directories.fingerprint(settings, inputs, *others)
     directory = Path(directory)
-
-    def build(partial: Path) -> shards.Manifest:
-        encoder = tokenized.Encoder(settings, tokenizer, template)
-        with contextlib.ExitStack() as stack:
-            aside = rejects.Rejects(directory / rejects.REJECTED_FILE, settings)
-            stack.enter_context(aside)
-            pile = _Pile(stack.enter_context((partial / "pile").open("w+b")))
-            _read_all(settings, inputs, encoder, aside, pile)
-            labels = _labels(settings, pile.labels)
-            written = _deal(settings, pile, labels, tokenizer, partial)
-        (partial / "pile").unlink()
-        tokenizer.save(partial)
-        done = [dataclasses.replace(w, rejected=aside.counts(w.name)) for w in written]
-        for source in done:
-            _log.info("%s", source)
-        about = shards.Examples(
-            kind=settings.kind,
-            labels=labels,
-            longest=pile.longest,
-            responses=pile.responses,
-            margins=pile.margins,
-            template=template_print,
-        )
-        manifest = directories.manifest(settings, fingerprint, tokenizer, done, about)
-        _check_splits(manifest, settings)
-        return manifest
-
+    build = functools.partial(_build, settings, inputs, tokenizer, template, fingerprint, directory)
     return directories.make(directory, settings, fingerprint, build, overwrite=overwrite)
+
+
+def _build(
+    settings: config.ExampleConfig,
+    inputs: directories.Inputs,
+    tokenizer: Tokenizer,
+    template: chat.ChatTemplate | None,
+    fingerprint: str,
+    directory: Path,
+    partial: Path,
+) -> shards.Manifest:
+    """Writes tokenizer and shards to `partial`, and rejected records to `directory`."""
+    encoder = tokenized.Encoder(settings, tokenizer, template)
+    aside = rejects.Rejects(directory / rejects.REJECTED_FILE, settings)
+    with aside, (partial / "pile").open("w+b") as stream:
+        pile = _Pile(stream)
+        _read_all(settings, inputs, encoder, aside, pile)
+        labels = _labels(settings, pile.labels)
+        written = _deal(settings, pile, labels, tokenizer, partial)
+    (partial / "pile").unlink()
+    tokenizer.save(partial)
+    done = [dataclasses.replace(w, rejected=aside.counts(w.name)) for w in written]
+    for source in done:
+        _log.info("%s", source)
+    about = shards.Examples(
+        kind=settings.kind,
+        labels=labels,
+        longest=pile.longest,
+        responses=pile.responses,
+        margins=pile.margins,
+        template=_template_fingerprint(template),
+    )
+    manifest = directories.manifest(settings, fingerprint, tokenizer, done, about)
+    _check_splits(manifest, settings)
+    return manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,15 +315,16 @@ def _check_splits(manifest: shards.Manifest, settings: config.ExampleConfig) -> 
             raise ValueError(
                 f"source {source.name!r} has no training examples: all that it has, "
                 f"{source.validation.documents}, are held out. Give it more, a smaller "
-                "ExampleConfig.validation_share, or another split."
+                "ExampleConfig.validation_share, or another split: by hash, examples with one "
+                "prompt stay together."
             )
     total = manifest.split("train").documents
     wanted = settings.folds or settings.validation_share > 0
     if wanted and not manifest.split("validation").documents:
         raise ValueError(
             f"none of {total} examples fell into the validation split. Raise "
-            f"ExampleConfig.validation_share (now {settings.validation_share}), or set it to 0 to "
-            "do without."
+            f"ExampleConfig.validation_share (now {settings.validation_share}), set it to 0 to do "
+            "without, or split otherwise: by hash, examples with one prompt stay together."
         )
 
 
