@@ -66,17 +66,17 @@ def padded(rows: Sequence[np.ndarray], count: int, capacity: int) -> tuple[np.nd
     return tokens, lengths
 
 
-def keys_of(key: jax.Array, count: int) -> jax.Array:
-    """A key for each prompt, from one for all or one for each.
+def keys_of(key: jax.Array, count: int) -> np.ndarray:
+    """The data of a key for each prompt, uint32 [P, ...], from one for all or one for each.
 
     Raises:
         ValueError: the keys are too few or too many.
     """
     if not key.ndim:
-        return _folded(key, np.arange(bucket(count)))[:count]
+        return np.asarray(jax.random.key_data(_folded(key, np.arange(bucket(count)))))[:count]
     if key.shape != (count,):
         raise ValueError(f"keys {key.shape} for {count} prompts: give one for each, or one for all")
-    return key
+    return np.asarray(jax.random.key_data(key))
 
 
 @jax.jit

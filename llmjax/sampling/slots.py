@@ -81,7 +81,7 @@ class Slots:
         self.waiting = collections.deque(
             (prompt, sample) for prompt in range(len(rows)) for sample in range(samples)
         )
-        self._keys = np.asarray(jax.random.key_data(sizes.keys_of(key, len(rows))))
+        self._keys = sizes.keys_of(key, len(rows))
         self.count = _on_mesh(count)
         self._holders: list[tuple[int, int] | None] = [None] * self.count
         self.state = decode.start(

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -34,8 +35,8 @@ class Automaton:
 
     def advance(self, states: jax.Array, tokens: jax.Array) -> jax.Array:
         """The states [B] behind one more token of each row, [B]."""
-        kinds = mesh.sharded(jax.numpy.asarray(self.kinds).at[tokens].get, ("batch",))()
-        return mesh.sharded(jax.numpy.asarray(self.steps).at[states, kinds].get, ("batch",))()
+        kinds = mesh.sharded(jnp.asarray(self.kinds).at[tokens].get, ("batch",))()
+        return mesh.sharded(jnp.asarray(self.steps).at[states, kinds].get, ("batch",))()
 
 
 def automata(
