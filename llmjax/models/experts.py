@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from llmjax.models.grouped import Implementation, joined
 from llmjax.models.mlp import ACTIVATIONS
 from llmjax.parts import on_parts
 from llmjax.spec import Param
-from llmjax.weights import einsum, materialize
+from llmjax.weights import Lora, Weight, einsum, materialize
 
 INTO = ("experts", "expert_embed", "mlp")
 BACK = ("experts", "mlp", "expert_embed")
@@ -72,7 +73,8 @@ def experts(
     before later ones (Lepikhin et al. 2020, algorithm 1). Without one no token is dropped.
 
     Args:
-        params: as `experts_spec` declares; weights that are not arrays are made into arrays.
+        params: as `experts_spec` declares; weights are made into arrays, except for
+            `Lora`.
         norm: of the norm before; None has none.
         x: [B, S, D].
         config: the model's.
@@ -96,11 +98,14 @@ def experts(
         compute = functools.partial(_limited, capacity=capacity)
     routing = _count(probabilities, chosen, sent, there)
     # Converted before they are gathered, which halves what travels.
-    arrays = [jnp.asarray(materialize(params[name]), y.dtype) for name in ("gate", "up", "down")]
-    axes, stream = (*(layers.HIDDEN,) * 3, INTO, INTO, BACK), layers.stream_axes(x.shape[1])
+    named = {"gate": INTO, "up": INTO, "down": BACK}
+    ready = [_ready(params[name], y.dtype) for name in named]
+    arrays, structure = jax.tree.flatten(ready)
+    split = [axes for pair in zip(ready, named.values(), strict=True) for axes in _split(*pair)]
+    axes, stream = (*(layers.HIDDEN,) * 3, *split), layers.stream_axes(x.shape[1])
 
-    def on_device(*parts):
-        out = compute(*parts, config=config)
+    def on_device(y, weights, sent, *parts):
+        out = compute(y, weights, sent, jax.tree.unflatten(structure, parts), config=config)
         # Devices have parts of what is inside of experts, and so terms of a sum.
         return out if stream == layers.HIDDEN else collectives.scatter(out, "mlp", 1)
 
@@ -123,6 +128,32 @@ def balance_loss(routing: Routing, config: ModelConfig) -> jax.Array:
     tokens = jnp.maximum(routing.tokens, 1.0)
     shares = jax.lax.stop_gradient(routing.copies) / tokens
     return config.experts.count * jnp.sum(shares * (routing.probabilities / tokens))
+
+
+def _ready(weight: Weight, dtype: jnp.dtype) -> jax.Array | Lora:
+    """An array in this precision; a correction stays apart, so that its base has no gradient."""
+    if isinstance(weight, Lora):
+        base, a, b = (_ready(part, dtype) for part in (weight.base, weight.a, weight.b))
+        return Lora(base, a, b, weight.scale)
+    return jnp.asarray(materialize(weight), dtype)
+
+
+def _split(weight: jax.Array | Lora, axes: mesh.Axes) -> list[mesh.Axes]:
+    """The logical axes of each array of a weight [E, inputs, outputs]."""
+    if not isinstance(weight, Lora):
+        return [axes]
+    experts, inputs, outputs = axes
+    return [*_split(weight.base, axes), (experts, inputs, None), (experts, None, outputs)]
+
+
+def _times(product: Callable, rows, weight, plan, axes: mesh.Axes) -> jax.Array:
+    """`product` with what is ready of a weight."""
+    if not isinstance(weight, Lora):
+        return product(rows, weight, plan, axes=axes)
+    experts, inputs, outputs = axes
+    low = product(rows, weight.a, plan, axes=(experts, inputs, None))
+    corrected = product(weight.scale * low, weight.b, plan, axes=(experts, None, outputs))
+    return _times(product, rows, weight.base, plan, axes) + corrected
 
 
 def _route(router, y, config):
@@ -182,10 +213,10 @@ def _count(probabilities, chosen, sent, there) -> Routing:
     )
 
 
-def _dropless(y, weights, chosen, *parts, config, implementation):
+def _dropless(y, weights, chosen, parts, *, config, implementation):
     """What a device's tokens get from all experts, however many choose one."""
     tokens, chosen = y.reshape(-1, y.shape[-1]), chosen.reshape(-1, chosen.shape[-1])
-    count, copies = len(parts[0]), chosen.size
+    count, copies = len(jax.tree.leaves(parts)[0]), chosen.size
 
     def compute(rows, chosen):
         way = implementation or grouped.fastest(chosen.size, count)
@@ -203,7 +234,7 @@ def _dropless(y, weights, chosen, *parts, config, implementation):
     return _weighted(found, weights)
 
 
-def _limited(y, weights, chosen, *parts, config, capacity):
+def _limited(y, weights, chosen, parts, *, config, capacity):
     """What a device's tokens get from all experts, none of which takes more of a row."""
     count, room = config.experts.count, min(capacity, y.shape[1])
     tokens = y.reshape(-1, y.shape[-1])
@@ -239,11 +270,11 @@ def _mlps(rows, parts, plan, config, arrange, product):
 
     def widen(rows, gate, up, plan):
         rows = arrange(rows, plan)
-        return product(rows, gate, plan, axes=into), product(rows, up, plan, axes=into)
+        return tuple(_times(product, rows, weight, plan, into) for weight in (gate, up))
 
     def narrow(wide, down, plan):
         gate, up = wide
-        return product(activation(gate) * up, down, plan, axes=back)
+        return _times(product, activation(gate) * up, down, plan, back)
 
     return again(narrow)(again(widen)(rows, gate, up, plan), down, plan)
 

@@ -242,32 +242,44 @@ def test_a_mesh_equals_one_device(name, method):
     )
 
 
+def products(config, spec, predicate):
+    """The shapes of all products in the compiled gradient by what the predicate picks."""
+    params = jax.eval_shape(lambda: peft.add(None, spec, jax.random.key(0)))
+    trained, frozen = tree.partition(params, predicate)
+    batch = {"tokens": jnp.zeros((3, 8), jnp.int32), "targets": jnp.zeros((3, 8), jnp.int32)}
+
+    def loss(trained, frozen):
+        return clm(config)(tree.combine(trained, frozen), batch, None)[0].sum
+
+    program = jax.jit(jax.grad(loss)).lower(trained, frozen).compile().as_text()
+    return {
+        tuple(sorted(map(int, re.findall(r"\d+", shape))))
+        for shape in re.findall(r" = \w+\[([\d,]+)\]\S* dot\(", program)
+    }
+
+
+WIDE = {"vocab_size": 96, "num_layers": 1, "embed_dim": 40, "num_heads": 4}
+
+
 @pytest.mark.usefixtures("optimizing_compiler")
 def test_no_gradient_of_a_frozen_weight_is_computed():
     """No product in the compiled program has the shape of one, the head's neither."""
-    config = models.llama(vocab_size=96, num_layers=1, embed_dim=40, num_heads=4, mlp_dim=56)
-
-    def products(predicate, spec):
-        params = jax.eval_shape(lambda: peft.add(None, spec, jax.random.key(0)))
-        trained, frozen = tree.partition(params, predicate)
-        batch = {"tokens": jnp.zeros((3, 8), jnp.int32), "targets": jnp.zeros((3, 8), jnp.int32)}
-
-        def loss(trained, frozen):
-            return clm(config)(tree.combine(trained, frozen), batch, None)[0].sum
-
-        program = jax.jit(jax.grad(loss)).lower(trained, frozen).compile().as_text()
-        return {
-            tuple(sorted(map(int, re.findall(r"\d+", shape))))
-            for shape in re.findall(r" = \w+\[([\d,]+)\]\S* dot\(", program)
-        }
-
-    spec = adapt(config, LoraConfig(3))
-    whole = {(40, 40), (40, 56), (40, 96)}
+    config = models.llama(**WIDE, mlp_dim=56)
+    spec, whole = adapt(config, LoraConfig(3)), {(40, 40), (40, 56), (40, 96)}
     # The search finds such products where all weights train.
-    assert whole <= products(lambda path, leaf: True, models.spec(config))
-    found = products(peft.trained(spec), spec)
+    assert whole <= products(config, models.spec(config), lambda path, leaf: True)
+    found = products(config, spec, peft.trained(spec))
     assert found
     assert not whole & found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimizing_compiler")
+def test_nor_is_one_of_a_frozen_expert():
+    config = models.qwen3_moe(**WIDE, experts=models.Experts(count=4, per_token=2, dim=12))
+    spec = adapt(config, LoraConfig(3, targets="/experts/(gate|up|down)$"))
+    assert (12, 40) in products(config, models.spec(config), lambda path, leaf: True)
+    assert (12, 40) not in products(config, spec, peft.trained(spec))
 
 
 def test_checkpoints_and_abstract_shapes_know_leaf_types(tmp_path):
