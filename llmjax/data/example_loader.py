@@ -70,36 +70,27 @@ def example_batches(
         ValueError: it holds none of this kind, an example is longer than a row, or an argument is
             out of range.
     """
-    if kind == "prompt":
-        raise ValueError("prompts make no rows: read them with `prompt_batches`.")
-    packing = packing or ("best_fit" if kind == "sft" else "none")
-    if packing not in (("best_fit", "none") if kind == "sft" else ("none",)):
-        raise ValueError(
-            f"packing is {packing!r} for examples of kind {kind!r}: use 'none', or 'best_fit' for "
-            "kind 'sft'."
-        )
+    best_fit = _packing(kind, packing) == "best_fit"
     loader.check_arguments(split, batch_size, sequence_length, seed, epochs, prefetch)
     own = loader.own_rows(batch_size, process_index, process_count)
     reader = _Reader(directory, split, kind)
-    about = reader.about
-    # Beside a judged answer its row has one to another prompt, which may be as long.
-    needed = about.longest * (2 if kind == "judged" else 1)
-    if needed > sequence_length:
-        raise ValueError(
-            f"sequence_length is {sequence_length}, but the longest example needs {needed} tokens. "
-            "Use longer rows, or prepare with a smaller ExampleConfig.max_length."
-        )
+    reader.check_room(sequence_length)
     examples = reader.stream(seed, weights, epochs)
-    if kind == "judged":
-        examples = _WithUnrelated(examples, about.longest)
-    if packing == "best_fit":
-        pairs = examples.map(_with_targets).to_iter_dataset(loader.IN_THIS_THREAD)
-        rows = pack_lib.pack(pairs, sequence_length, "best_fit")
-    else:
-        unpacked = examples.map(_Row(about, sequence_length))
-        rows = unpacked.to_iter_dataset(loader.IN_THIS_THREAD)
+    rows = _rows(examples, reader.about, sequence_length, best_fit)
     ready = loader.batched(rows, batch_size, own)
     return streams.Prefetch(ready, prefetch_buffer_size=prefetch)
+
+
+def _rows(
+    examples: grain.MapDataset[Tokenized], about: shards.Examples, length: int, best_fit: bool
+) -> grain.IterDataset[pack_lib.Batch]:
+    """Examples to rows of a length: several in each, or one."""
+    if best_fit:
+        pairs = examples.map(_with_targets).to_iter_dataset(loader.IN_THIS_THREAD)
+        return pack_lib.pack(pairs, length, "best_fit")
+    if about.kind == "judged":
+        examples = _WithUnrelated(examples, about.longest)
+    return examples.map(_Row(about, length)).to_iter_dataset(loader.IN_THIS_THREAD)
 
 
 def prompt_batches(
@@ -134,6 +125,19 @@ def prompt_batches(
     return streams.Prefetch(ready, prefetch_buffer_size=prefetch)
 
 
+def _packing(kind: config.Kind, packing: str | None) -> str:
+    """How rows are made of examples of a kind, by default the best way."""
+    if kind == "prompt":
+        raise ValueError("prompts make no rows: read them with `prompt_batches`.")
+    packing = packing or ("best_fit" if kind == "sft" else "none")
+    if packing not in (("best_fit", "none") if kind == "sft" else ("none",)):
+        raise ValueError(
+            f"packing is {packing!r} for examples of kind {kind!r}: use 'none', or 'best_fit' for "
+            "kind 'sft'."
+        )
+    return packing
+
+
 class _Reader(loader.Reader):
     """Reads examples of one kind."""
 
@@ -147,6 +151,16 @@ class _Reader(loader.Reader):
                 "with `prepare_examples`."
             )
         self.about = about
+
+    def check_room(self, sequence_length: int) -> None:
+        """ValueError if a row has no room for the longest example."""
+        # Beside a judged answer its row has one to another prompt, which may be as long.
+        needed = self.about.longest * (2 if self.about.kind == "judged" else 1)
+        if needed > sequence_length:
+            raise ValueError(
+                f"sequence_length is {sequence_length}, but the longest example needs {needed} "
+                "tokens. Use longer rows, or prepare with a smaller ExampleConfig.max_length."
+            )
 
 
 class _WithUnrelated(grain.MapDataset[Tokenized]):

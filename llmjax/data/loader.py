@@ -80,11 +80,6 @@ def batches(
     check_arguments(split, batch_size, sequence_length, seed, epochs, prefetch)
     own = own_rows(batch_size, process_index, process_count)
     reader = Reader(directory, split)
-    if reader.manifest.examples is not None:
-        raise ValueError(
-            f"{str(directory)!r} holds examples of kind {reader.manifest.examples.kind!r}, not "
-            "documents: read them with `example_batches`, or `prompt_batches`."
-        )
     if packing == "windows":
         rows = _windows(reader, split, sequence_length, seed, weights, epochs)
     else:
@@ -157,7 +152,7 @@ class Reader:
 
     Raises:
         FileNotFoundError: the directory holds no prepared data.
-        ValueError: the split is empty.
+        ValueError: the split is empty, or what it holds is examples and not documents.
     """
 
     def __init__(
@@ -170,6 +165,12 @@ class Reader:
         self._split: shards.SplitName = split
         self.manifest = shards.load_manifest(directory)
         self._dtype = dtype = np.dtype(self.manifest.dtype)
+        about = self.manifest.examples
+        if decode is None and about is not None:
+            raise ValueError(
+                f"{str(directory)!r} holds examples of kind {about.kind!r}, not documents: read "
+                "them with `example_batches`, or `prompt_batches`."
+            )
         self._decode = decode or (lambda record: np.frombuffer(record, dtype).astype(np.int32))
         if not self.manifest.split(split).documents:
             raise ValueError(
