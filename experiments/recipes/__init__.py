@@ -11,7 +11,7 @@ from experiments.recipe import Recipe, Training
 from experiments.recipes.benchmark import w1, w2
 from experiments.recipes.comparing import dpo, dpo_lora, kto, pairs, simpo
 from experiments.recipes.encoders import bert_base, deberta_tiny, electra_base, modernbert_tiny
-from experiments.recipes.finetuning import full, lora, small_talk
+from experiments.recipes.finetuning import full, lora, qlora, small_talk
 from experiments.recipes.gpt2 import gpt2_small
 from experiments.recipes.llama import llama3_8b, llama3_70b, mixtral_8x7b
 from experiments.recipes.mixture import chapter_mixture
@@ -42,7 +42,7 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = types.MappingProxyType(
 )
 
 FINETUNING: Mapping[str, Callable[[], Training]] = types.MappingProxyType(
-    {recipe.__name__: recipe for recipe in (full, lora, small_talk)}
+    {recipe.__name__: recipe for recipe in (full, lora, qlora, small_talk)}
 )
 
 REWARD: Mapping[str, Callable[[], Training]] = types.MappingProxyType({pairs.__name__: pairs})

@@ -24,6 +24,17 @@ def lora() -> Finetuning:
     )
 
 
+def qlora() -> Finetuning:
+    """Low-rank corrections of projections that are held in 4 bits (Dettmers et al. 2023)."""
+    return Finetuning(
+        name="qlora",
+        peft=MethodConfig(name="lora", quantize="nf4", lora=LoraConfig(rank=16, alpha=16.0)),
+        optimizer=optim.suggested("qlora", 1000),
+        steps=1000,
+        evaluate_every=100,
+    )
+
+
 def small_talk() -> Finetuning:
     """The quickstart's model learns to answer; needs `--base=runs/quickstart` and data."""
     return Finetuning(

@@ -169,7 +169,9 @@ class TuningTask(Task):
         if not self._keeps_head():
             params = {name: node for name, node in params.items() if name != "head"}
         key = jax.random.key(self.recipe.seed)
-        return self.complete(method.adapt(params, self.model_spec, key)), fingerprint
+        plain = models.spec(self.config)
+        adapted = method.adapt(params, plain, self.model_spec, self.recipe.peft, key)
+        return self.complete(adapted), fingerprint
 
     def complete(self, params: Any) -> Any:
         """With what the stage has beside the model."""

@@ -8,7 +8,7 @@ import jax
 from llmjax import tree
 from llmjax.checks import require_choices
 from llmjax.models import ModelConfig
-from llmjax.peft import adapter, freeze, ia3, lora, prefix, transform
+from llmjax.peft import adapter, freeze, ia3, lora, prefix, quantized, transform
 from llmjax.peft.adapter import AdapterConfig
 from llmjax.peft.ia3 import Ia3Config
 from llmjax.peft.lora import LoraConfig
@@ -23,6 +23,8 @@ class MethodConfig:
     Attributes:
         name: full, the model itself; or what is added to it, which then is all that trains, with
             its head if that is new.
+        quantize: whether the projections that are not trained are held in 8 or 4 bits (QLoRA); not
+            of full.
         only: of full, a regular expression: parameters whose path it finds are trained; "" is all.
         frozen: of full, a regular expression: these are not.
         frozen_layers: of full, so many of the first layers are not, and the embeddings below them.
@@ -33,6 +35,7 @@ class MethodConfig:
     """
 
     name: Literal["full", "lora", "adapter", "ia3", "prefix"] = "full"
+    quantize: Literal["none", "int8", "nf4"] = "none"
     only: str = ""
     frozen: str = ""
     frozen_layers: int = 0
@@ -50,6 +53,11 @@ class MethodConfig:
             raise ValueError(
                 f"peft.{chosen[0]} is of peft.name=full; of {self.name} what is added is trained"
             )
+        if self.quantize != "none" and self.name == "full":
+            raise ValueError(
+                f"peft.quantize={self.quantize}: what is quantised cannot be trained; choose "
+                "peft.name=lora or another method that adds to it"
+            )
         if self.frozen_layers < 0:
             raise ValueError(f"peft.frozen_layers={self.frozen_layers}: a number of layers, or 0")
 
@@ -60,6 +68,8 @@ def spec(declared: Tree, model: ModelConfig, config: MethodConfig) -> Tree:
     Raises:
         ValueError: the method does not fit the model; naming the field.
     """
+    if config.quantize != "none":
+        declared = quantized.spec(declared, config.quantize)
     if config.name == "lora":
         return lora.spec(declared, config.lora)
     if config.name == "ia3":
@@ -100,9 +110,20 @@ def trains(declared: Tree, config: MethodConfig, *, also: str = "") -> tree.Pred
     return lambda path, leaf: picked(path, leaf) or extra(path, leaf)
 
 
-def adapt(params: Any, declared: Tree, key: jax.Array) -> Any:
+def adapt(params: Any, plain: Tree, declared: Tree, config: MethodConfig, key: jax.Array) -> Any:
     """A model's parameters with what the method adds, drawn by a key.
 
-    Step 0 equals the model, but for a prefix, which all queries see.
+    Step 0 equals the model, but for a prefix, which all queries see, and the rounding of what is
+    quantised.
+
+    Args:
+        params: the model's; those that are not there, of a new head, are drawn too.
+        plain: the model's spec.
+        declared: from `spec`.
+        config: of the method.
+        key: for what is drawn.
     """
+    params = transform.add(params, plain, key)
+    if config.quantize != "none":
+        params, _ = quantized.quantize(params, plain, config.quantize)
     return transform.add(params, declared, key)

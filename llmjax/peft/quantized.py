@@ -32,22 +32,9 @@ def quantize(
         The parameters, and their spec.
 
     Raises:
-        ValueError: another kind; `pattern` finds nothing, what is no matrix, or one with an
-            adapter; a matrix that is not whole blocks of 64.
+        ValueError: as `spec`.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")
-    spec = _SPECS[kind]
-
-    def change(path: str, node: Any, param: Param) -> Any:
-        if not isinstance(node, Param):
-            raise ValueError(f"pattern={pattern!r} finds {path}, which is quantised already")
-        try:
-            return spec(param)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-
-    changed = targets.replace(declared, "pattern", pattern, change)
+    changed = spec(declared, kind, pattern)
 
     def one(node: Any, declared: Any, value: Any) -> Any:
         if not isinstance(node, Int8 | Nf4):
@@ -55,6 +42,27 @@ def quantize(
         return move(_round(kind, declared.inputs, declared.stacked, value), node)
 
     return jax.tree.map(one, changed, declared, params, is_leaf=targets.is_node), changed
+
+
+def spec(declared: Tree, kind: Kind = "nf4", pattern: str = targets.PROJECTIONS) -> Tree:
+    """The spec of quantised parameters; arguments as of `quantize`.
+
+    Raises:
+        ValueError: another kind; `pattern` finds nothing, what is no matrix, or one with an
+            adapter; a matrix that is not whole blocks of 64.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")
+
+    def change(path: str, node: Any, param: Param) -> Any:
+        if not isinstance(node, Param):
+            raise ValueError(f"pattern={pattern!r} finds {path}, which is quantised already")
+        try:
+            return _SPECS[kind](param)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    return targets.replace(declared, "pattern", pattern, change)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
