@@ -184,7 +184,7 @@ class PolicyTask(TuningTask):
     def writer(self) -> rl.Writer:
         """Writes answers."""
         stops = self.template.stop_ids
-        return rl.Writer(self.config, self.tokenizer(), self.recipe.rollouts, stops)
+        return rl.Writer(self.config, self.tokenizer().decode, self.recipe.rollouts, stops)
 
     @functools.cached_property
     def mixture(self) -> dict[str, rl.Weighted]:

@@ -1,7 +1,7 @@
 """Rollouts: a policy answers prompts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,6 @@ import numpy as np
 
 from llmjax import mesh, models, sampling
 from llmjax.checks import require_at_least
-from llmjax.data.tokenizer import Tokenizer
 from llmjax.rl.samples import Prompt, Sample
 
 
@@ -50,7 +49,7 @@ class Writer:
 
     Args:
         config: the policy's.
-        tokenizer: turns answers into text.
+        decode: tokens of an answer to text.
         settings: how they are sampled.
         stop_tokens: ids that end an answer.
     """
@@ -58,12 +57,12 @@ class Writer:
     def __init__(
         self,
         config: models.ModelConfig,
-        tokenizer: Tokenizer,
+        decode: Callable[[list[int]], str],
         settings: RolloutConfig,
         stop_tokens: Sequence[int],
     ) -> None:
         self.config, self.settings = config, settings
-        self._tokenizer, self._stops = tokenizer, tuple(stop_tokens)
+        self._decode, self._stops = decode, tuple(stop_tokens)
 
     def __call__(
         self,
@@ -105,5 +104,5 @@ class Writer:
 
     def _sample(self, prompt: Prompt, tokens: np.ndarray, log_probs: np.ndarray) -> Sample:
         ended = len(tokens) > 0 and int(tokens[-1]) in self._stops
-        text = self._tokenizer.decode((tokens[:-1] if ended else tokens).tolist())
+        text = self._decode((tokens[:-1] if ended else tokens).tolist())
         return Sample(prompt, tokens.astype(np.int32), text, log_probs, ended)
