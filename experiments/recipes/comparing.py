@@ -31,15 +31,15 @@ def friendly() -> RewardModelling:
         name="friendly",
         base="runs/small_talk",
         corpus="friendly_replies",
-        data=ExampleConfig(template="speakers", max_length=120),
+        data=ExampleConfig(template="speakers", max_length=64),
         reward=RewardConfig(centring=0.01),
         optimizer=dataclasses.replace(
-            optim.suggested("full", 150), learning_rate=5e-4, warmup_steps=10
+            optim.suggested("full", 120), learning_rate=5e-4, warmup_steps=10
         ),
-        steps=150,
+        steps=120,
         batch_size=32,
-        sequence_length=256,
-        evaluate_every=50,
+        sequence_length=128,
+        evaluate_every=40,
         evaluate_batches=16,
     )
 
