@@ -129,7 +129,7 @@ class Writer:
 
     def __init__(self, model: runs.TrainedModel, settings: Settings) -> None:
         self.model, self.settings = model, settings
-        self.params = models.for_decoding(model.params, model.config)
+        self.params = models.for_decoding(model.task.merge(model.params), model.config)
         self._stops: dict[str, Any] = {
             "stop_tokens": model.tokenizer.stop_ids,
             "stop_texts": settings.stops,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from experiments import fields, objective
+from experiments import fields
 from experiments.flags import FlagError
 from experiments.recipe import Recipe, Training
 from experiments.tasks.task import Task
@@ -48,6 +48,7 @@ FREE = {
     "sample_every",
     "sample_prompt",
     "sample_tokens",
+    "guards",
 }
 
 
@@ -241,12 +242,9 @@ def export(
         FlagError: the run has no such part, the folder has a checkpoint already, or the family has
             no such checkpoints.
     """
-    parts = objective.trained_models(model.recipe, model.params)
+    parts = model.task.parts(model.params)
     if part is not None and part not in parts:
-        raise FlagError(
-            f"--part={part}: a run with objective={model.recipe.objective} has one model; leave "
-            "it out"
-        )
+        raise FlagError(f"--part={part}: {model.recipe.name} has one model; leave it out")
     config, params = parts[part or next(iter(parts))]
     left_out = ""
     head = models.spec(config).get("head", {})

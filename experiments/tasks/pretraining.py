@@ -10,7 +10,7 @@ from experiments import objective
 from experiments.flags import FlagError
 from experiments.recipe import Recipe, data_config
 from experiments.tasks.task import Batch, Task
-from llmjax import data, mesh, planning, sampling, train
+from llmjax import data, mesh, models, planning, sampling, train
 from llmjax import spec as specs
 from llmjax.objectives import Loss
 from llmjax.train import metrics
@@ -73,6 +73,10 @@ class Pretraining(Task):
         """What was trained is all there is."""
         found = restore({"params": specs.abstract(self.spec)})
         return None if found is None else (found.state["params"], found.step)
+
+    def parts(self, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
+        """Of replaced tokens a discriminator and a generator."""
+        return objective.trained_models(self.recipe, params)
 
     @property
     def sample_every(self) -> int | None:

@@ -105,6 +105,10 @@ class Task(abc.ABC):
         """All parameters as the model's own spec declares them, without adapters."""
         return params
 
+    def parts(self, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
+        """The ordinary models in all parameters, by name; the first is the one that is wanted."""
+        return {"model": (self.config, self.merge(params))}
+
     @abc.abstractmethod
     def load(self, restore: Callable[[Any], Any]) -> tuple[Any, int] | None:
         """All parameters of a checkpoint, on the current mesh, and its step; None: there is none.
@@ -124,6 +128,10 @@ class Task(abc.ABC):
     def remembering(self) -> dict[str, Remembering]:
         """What else belongs to the run, by name."""
         return {}
+
+    def ended(self) -> str:
+        """Why a run is at its end before its last step; "": it is not."""
+        return ""
 
     @property
     def sample_every(self) -> int | None:

@@ -5,6 +5,7 @@ left alone. What is liked and what is not is *derived*: no person has compared t
 a lexicon of sentiment that people scored (Hutto & Gilbert 2014), says how friendly a reply is.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -67,6 +68,7 @@ def friendly_replies(path: str | Path) -> dict[str, int]:
     return {"examples": len(records)}
 
 
+@functools.cache  # which reads the lexicon
 def compound() -> Callable[[str], float]:
     """VADER's sentiment of a text, in [-1, 1].
 

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from llmjax import mesh, models, sampling
+from llmjax import mesh, models, peft, sampling
+from llmjax import spec as specs
 from llmjax.checks import require_at_least
 from llmjax.rl.samples import Prompt, Sample
 
@@ -52,6 +53,8 @@ class Writer:
         decode: tokens of an answer to text.
         settings: how they are sampled.
         stop_tokens: ids that end an answer.
+        spec: of the policy's parameters; needed on meshes with stages or long sequences, which
+            another one writes for.
     """
 
     def __init__(
@@ -60,9 +63,19 @@ class Writer:
         decode: Callable[[list[int]], str],
         settings: RolloutConfig,
         stop_tokens: Sequence[int],
+        spec: Any = None,
     ) -> None:
         self.config, self.settings = config, settings
-        self._decode, self._stops = decode, tuple(stop_tokens)
+        self._decode, self._stops, self._spec = decode, tuple(stop_tokens), spec
+
+    def ready(self, params: Any) -> Any:
+        """A policy's parameters as answers are written with: adapters in the weights, laid out."""
+        current = jax.sharding.get_mesh()
+        other = mesh.for_decoding(current)
+        with jax.set_mesh(other):
+            if other != current:
+                params = specs.move(params, self._spec)
+            return models.for_decoding(peft.merge(params), self.config)
 
     def __call__(
         self,
@@ -76,7 +89,7 @@ class Writer:
         """The answers to each prompt, one prompt's behind the other's.
 
         Args:
-            params: the policy's, plain arrays.
+            params: the policy's, from `ready`.
             prompts: what is answered.
             key: a typed PRNG key.
             samples: to each prompt; by default the settings'.
