@@ -10,7 +10,7 @@ from experiments import objective
 from experiments.flags import FlagError
 from experiments.recipe import Recipe, data_config
 from experiments.tasks.task import Batch, Task
-from llmjax import data, mesh, planning, sampling, train
+from llmjax import data, mesh, models, planning, sampling, train
 from llmjax import spec as specs
 from llmjax.objectives import Loss
 from llmjax.train import metrics
@@ -68,6 +68,10 @@ class Pretraining(Task):
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
         """As `objective.evaluate`."""
         return objective.evaluate(self.recipe, self.plain_loss, params, batches, self.tokenizer())
+
+    def trained_models(self, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
+        """As `objective.trained_models`."""
+        return objective.trained_models(self.recipe, params)
 
     def load(self, restore: Callable[[Any], Any]) -> tuple[Any, int] | None:
         """What was trained is all there is."""
