@@ -2,6 +2,9 @@
 
 Of next tokens (clm) perplexity and bits per byte, of hidden ones (mlm) the loss at masks that are
 always the same, and of replaced ones (rtd) both models' losses and how many tokens are told right.
+Of answers their perplexity, of labels what is taken for what, of preferences how many comparisons
+are right, of a policy what its answers to held-out prompts are worth; and of a reward model also
+how well calibrated it is and how much it goes by length (RUN_DIR/reward_report.json, and the page).
 
     python -m experiments.evaluate --run_dir=runs/tiny
     python -m experiments.evaluate --run_dir=runs/tiny --data_dir=data/other --json
@@ -11,6 +14,7 @@ must have been prepared with the same tokenizer.
 """
 
 import json
+import math
 import pathlib
 
 import jax
@@ -19,11 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import flags, runs
+from llmjax.train.report import write_report
 
 RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run.")
 DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of prepared data; the run's own.")
 CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which one to read.")
-BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 0, "Rows at a time; 0 as in training.")
+BATCH_SIZE = absl_flags.DEFINE_integer(
+    "batch_size", 0, "Rows (prompts) at a time; 0 as in training."
+)
 AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object in place of a table.")
 
 
@@ -38,15 +45,23 @@ def main(argv: list[str]) -> None:
     task = runs.saved_task(run_dir)
     with jax.set_mesh(task.make_mesh()):
         model = runs.load(run_dir, best=CHECKPOINT.value == "best")
-        directory = pathlib.Path(DATA_DIR.value or task.directory())
-        found = runs.evaluate_model(model, directory, BATCH_SIZE.value or task.recipe.batch_size)
+        where = pathlib.Path(DATA_DIR.value or task.directory()), BATCH_SIZE.value or None
+        found = runs.evaluate_model(model, *where)
+        report = runs.report_on(model, *where)
+    if report is not None:
+        found |= report.metrics()
+        write_report(run_dir)  # with its picture
     if AS_JSON.value:
-        print(json.dumps({"step": model.step, **found}))
+        plain = {n: x if math.isfinite(x) else None for n, x in found.items()}
+        print(json.dumps({"step": model.step, **plain}))
         return
     table = Table(title=f"{run_dir}, step {model.step}", show_header=False, title_justify="left")
     for name, value in found.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if report is not None:
+        console.print(report.table())
 
 
 if __name__ == "__main__":

@@ -3,10 +3,14 @@
     python -m experiments.generate --run_dir=runs/quickstart
     python -m experiments.generate --run_dir=runs/tiny --prompt="The import statement"
     python -m experiments.generate --run_dir=runs/tiny --prompts_file=in.jsonl --output=out.jsonl
+    python -m experiments.generate --run_dir=runs/small_talk --chat
 
-A prompts file has one JSON object a line with a "prompt"; each comes back, `--samples` times, with
-a "completion", its number of tokens, and their mean log-probability under the model. Without
-prompts there is a conversation: /reset forgets it, /quit leaves, Ctrl-C stops a reply.
+A model that was tuned to answer is spoken to through its chat template: a prompt is what the user
+says, and ends where the assistant's turn does. One that was not, or with --raw, goes on with the
+text. A prompts file has one JSON object a line with a "prompt", or with "messages"; each comes
+back, `--samples` times, with a "completion", its number of tokens, and their mean log-probability
+under the model. Without prompts there is a conversation: /reset forgets it, /quit leaves, Ctrl-C
+stops a reply.
 """
 
 import contextlib
@@ -14,7 +18,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,11 +27,17 @@ from absl import flags as absl_flags
 from experiments import flags, runs
 from llmjax import mesh, models, sampling
 from llmjax.data import corpora
+from llmjax.data.chat import ASSISTANT, ChatTemplate, Message
+
+# A text to go on from, or a conversation to answer.
+Prompt = str | Sequence[Message]
 
 RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run.")
 CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which one to read.")
-PROMPT = absl_flags.DEFINE_string("prompt", None, "Text to go on from.")
+PROMPT = absl_flags.DEFINE_string("prompt", None, "What the user says; or text to go on from.")
 PROMPTS_FILE = absl_flags.DEFINE_string("prompts_file", None, "JSON lines, each with a prompt.")
+CHAT = absl_flags.DEFINE_bool("chat", False, "Talk, line by line, from a pipe too.")
+RAW = absl_flags.DEFINE_bool("raw", False, "Go on with plain text, whatever the chat template.")
 OUTPUT = absl_flags.DEFINE_string("output", None, "File for --prompts_file; else it is printed.")
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 8, "Texts that are written at a time.")
 SAMPLES = absl_flags.DEFINE_integer("samples", 1, "Texts for each prompt of a file.")
@@ -52,15 +62,7 @@ def main(argv: list[str]) -> None:
     del argv
     if not RUN_DIR.value:
         raise flags.FlagError("--run_dir is missing: name the folder of a run")
-    if PROMPT.value is not None and PROMPTS_FILE.value:
-        raise flags.FlagError("--prompt and --prompts_file: give one of them")
-    if OUTPUT.value and not PROMPTS_FILE.value:
-        raise flags.FlagError("--output is for --prompts_file, which is missing")
-    talks = PROMPT.value is None and not PROMPTS_FILE.value
-    if talks and not sys.stdin.isatty():
-        raise flags.FlagError(
-            "--prompt or --prompts_file is missing, and there is no terminal to talk on"
-        )
+    talks = _talks()
     run_dir = pathlib.Path(RUN_DIR.value)
     task = runs.saved_task(run_dir)
     if task.config.head.kind != "lm":
@@ -70,18 +72,46 @@ def main(argv: list[str]) -> None:
         )
     made = mesh.for_decoding(task.make_mesh())
     with jax.set_mesh(made), _errors_of_flags():
-        records = read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else []
+        template = None if RAW.value else task.template
+        records = []
+        if PROMPTS_FILE.value:
+            records = read_prompts(PROMPTS_FILE.value, messages=template is not None)
         # Each turn of a conversation is a line.
         stops = ["\n"] if talks and getattr(task.recipe, "corpus", "") == "chitchat" else []
         stops += [stop.replace("\\n", "\n") for stop in STOP.value or ()]
         settings = Settings(MAX_NEW_TOKENS.value, _sampler(), tuple(stops), SEED.value)
-        writer = Writer(runs.load(run_dir, best=CHECKPOINT.value == "best"), settings)
+        model = runs.load(run_dir, best=CHECKPOINT.value == "best")
+        writer = Writer(model, settings, template)
         if PROMPT.value is not None:
-            _show(writer.stream(PROMPT.value))
+            _show(writer.stream(writer.opened(PROMPT.value)))
         elif PROMPTS_FILE.value:
             complete_file(writer, records, OUTPUT.value, BATCH_SIZE.value, SAMPLES.value)
         else:
             chat(writer)
+
+
+def _talks() -> bool:
+    """Whether there is to be a conversation.
+
+    Raises:
+        FlagError: flags that do not go together, or nothing to talk on.
+    """
+    given = {
+        "--prompt": PROMPT.value is not None,
+        "--prompts_file": bool(PROMPTS_FILE.value),
+        "--chat": CHAT.value,
+    }
+    chosen = [name for name, there in given.items() if there]
+    if len(chosen) > 1:
+        raise flags.FlagError(f"{' and '.join(chosen)}: give one of them")
+    if OUTPUT.value and not PROMPTS_FILE.value:
+        raise flags.FlagError("--output is for --prompts_file, which is missing")
+    if not chosen and not sys.stdin.isatty():
+        raise flags.FlagError(
+            "--prompt or --prompts_file is missing, and there is no terminal to talk on; --chat "
+            "reads what is said from a pipe"
+        )
+    return chosen in ([], ["--chat"])
 
 
 def _sampler() -> sampling.SamplerConfig:
@@ -125,14 +155,23 @@ class Settings:
 
 
 class Writer:
-    """A model and how it is to write."""
+    """A model and how it is to write.
 
-    def __init__(self, model: runs.TrainedModel, settings: Settings) -> None:
-        self.model, self.settings = model, settings
+    Args:
+        model: adapters and all.
+        settings: how it writes.
+        template: how it is spoken to; None: by text that it goes on with.
+    """
+
+    def __init__(
+        self, model: runs.TrainedModel, settings: Settings, template: ChatTemplate | None = None
+    ) -> None:
+        self.model, self.settings, self.template = model, settings, template
         self.params = models.for_decoding(model.task.merge(model.params), model.config)
+        ends = template or model.tokenizer
         self._stops: dict[str, Any] = {
-            "stop_tokens": model.tokenizer.stop_ids,
-            "stop_texts": settings.stops,
+            "stop_tokens": ends.stop_ids,
+            "stop_texts": settings.stops + (template.stop_strings if template else ()),
         }
         self._arguments: dict[str, Any] = self._stops | {
             "max_new_tokens": settings.max_new_tokens,
@@ -140,11 +179,25 @@ class Writer:
             "tokenizer": model.tokenizer,
         }
 
-    def encode(self, prompt: str) -> list[int]:
-        """The prompt's tokens, at the beginning of a document."""
-        return [*self.model.tokenizer.opening, *self.model.tokenizer.encode(prompt)]
+    @property
+    def room(self) -> int:
+        """The most tokens that a prompt may have."""
+        longest = models.longest_row(self.params, self.model.config) or self.model.config.max_length
+        return longest - self.settings.max_new_tokens
 
-    def stream(self, prompt: str, number: int = 0) -> Iterator[str]:
+    def opened(self, said: str) -> Prompt:
+        """What is said, as the beginning of a conversation if there are any with the model."""
+        return [{"role": "user", "content": said}] if self.template else said
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens, at the beginning of a document."""
+        if isinstance(prompt, str):
+            return [*self.model.tokenizer.opening, *self.model.tokenizer.encode(prompt)]
+        if self.template is None:
+            raise ValueError("messages are for a model with a chat template, and without --raw")
+        return self.template.encode(prompt, add_generation_prompt=True)[0].tolist()
+
+    def stream(self, prompt: Prompt, number: int = 0) -> Iterator[str]:
         """Text that goes on from a prompt, as it is written; `number` varies the draws."""
         return sampling.stream(
             self.params,
@@ -155,7 +208,7 @@ class Writer:
         )
 
     def complete(
-        self, prompts: list[str], number: int = 0, samples: int = 1, at_a_time: int | None = None
+        self, prompts: list[Prompt], number: int = 0, samples: int = 1, at_a_time: int | None = None
     ) -> Iterator[dict[str, Any]]:
         """For each prompt so many completions, their `tokens` and mean `log_prob`, in order."""
         written = sampling.rollouts(
@@ -185,12 +238,17 @@ class Writer:
         return jax.random.fold_in(jax.random.key(self.settings.seed), number)
 
 
-def read_prompts(path: str) -> list[dict[str, Any]]:
+def read_prompts(path: str, *, messages: bool = False) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines.
+
+    Args:
+        path: of the file.
+        messages: whether an object may have "messages" in place of a prompt.
 
     Raises:
         FlagError: it cannot be read, or a line of it is no object with a text "prompt".
     """
+    wanted = 'a text "prompt"' + (' or "messages"' if messages else "")
     try:
         lines = pathlib.Path(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -203,8 +261,12 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise flags.FlagError(f"{path}:{number}: no JSON: {error}") from error
-        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-            raise flags.FlagError(f'{path}:{number}: no object with a text "prompt"')
+        there = isinstance(record, dict) and (
+            isinstance(record.get("prompt"), str)
+            or (messages and isinstance(record.get("messages"), list) and record["messages"])
+        )
+        if not there:
+            raise flags.FlagError(f"{path}:{number}: no object with {wanted}")
         records.append(record)
     if not records:
         raise flags.FlagError(f"--prompts_file={path}: there is no prompt in it")
@@ -218,7 +280,12 @@ def complete_file(
     for name, value in (("batch_size", batch_size), ("samples", samples)):
         if value < 1:
             raise flags.FlagError(f"--{name}={value}: must be at least 1")
-    prompts = [record["prompt"] for record in records]
+    prompts = [
+        record["messages"]
+        if writer.template and "messages" in record
+        else writer.opened(record["prompt"])
+        for record in records
+    ]
     with contextlib.ExitStack() as stack:
         file = sys.stdout
         if output:
@@ -235,7 +302,7 @@ def chat(writer: Writer) -> None:
         import readline  # noqa: F401  gives `input` a line to edit and a history
     name, step = writer.model.recipe.name, writer.model.step
     print(f"{name}, step {step}. /reset forgets, /quit leaves, Ctrl-C stops a reply.")
-    turns: list[str] = []
+    turns: list[Message] = []
     number = 0
     while True:
         try:
@@ -251,20 +318,26 @@ def chat(writer: Writer) -> None:
         if line == "/reset":
             turns.clear()
         elif line:
-            turns.append(line)
-            turns.append(_show(writer.stream(_context(writer, turns), number)))
+            turns.append({"role": "user", "content": line})
+            reply = _show(writer.stream(_context(writer, turns), number))
+            turns.append({"role": ASSISTANT, "content": reply})
             number += 1
 
 
-def _context(writer: Writer, turns: list[str]) -> str:
+def _context(writer: Writer, turns: list[Message]) -> Prompt:
     """The prompt from the turns so far; forgets the oldest two while they are too long."""
-    recipe = writer.model.recipe
-    room = recipe.model.max_length - writer.settings.max_new_tokens
     while True:
-        prompt = corpora.chat_prompt(turns) if recipe.corpus == "chitchat" else "".join(turns)
-        if len(turns) <= 2 or len(writer.encode(prompt)) <= room:
+        prompt = turns if writer.template else _text(writer, turns)
+        if len(turns) <= 2 or len(writer.encode(prompt)) <= writer.room:
             return prompt
         del turns[:2]
+
+
+def _text(writer: Writer, turns: list[Message]) -> str:
+    """Turns as a model reads them that has no chat template."""
+    said = [turn["content"] for turn in turns]
+    chats = getattr(writer.model.recipe, "corpus", "") == "chitchat"
+    return corpora.chat_prompt(said) if chats else "".join(said)
 
 
 def _show(pieces: Iterable[str]) -> str:

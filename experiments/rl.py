@@ -7,7 +7,8 @@ r"""Reinforcement learning: PPO, GRPO and their relatives.
         --data.sources=name=sums,path=sums.jsonl
 
 A record has a prompt, and whatever a reward needs to judge an answer. A reward is a run of
-`experiments.reward`, or a Python function of `llmjax.rl.Sample`s; several are added with weights.
+`experiments.reward`, the mean of several (source=runs/reward_*), or a Python function of
+`llmjax.rl.Sample`s; several are added with weights.
 What --gold names is asked on held-out prompts only: it tells whether the policy pleases the reward
 alone.
 """

@@ -23,9 +23,9 @@ import jax
 from experiments import fields
 from experiments.flags import FlagError
 from experiments.recipe import Recipe, Training
-from experiments.tasks.task import Task
+from experiments.tasks.task import Report, Task
 from experiments.versions import versions
-from llmjax import data, hf, models
+from llmjax import data, hf, models, peft
 from llmjax import spec as specs
 
 if TYPE_CHECKING:
@@ -209,12 +209,33 @@ def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
 
 
 def evaluate_model(
-    model: TrainedModel, directory: pathlib.Path, batch_size: int
+    model: TrainedModel, directory: pathlib.Path, batch_size: int | None = None
 ) -> dict[str, float]:
     """What the model's task says on the validation split of prepared data.
 
+    Args:
+        model: from `load`.
+        directory: of the data.
+        batch_size: rows at a time; by default as in training.
+
     Raises:
         FlagError: the folder is not prepared, or with another tokenizer.
+    """
+    return model.task.evaluate(model.params, held_out(model, directory, batch_size))
+
+
+def report_on(
+    model: TrainedModel, directory: pathlib.Path, batch_size: int | None = None
+) -> Report | None:
+    """What else there is to say, after `evaluate_model` of the same."""
+    return model.task.report(model.params, held_out(model, directory, batch_size))
+
+
+def held_out(model: TrainedModel, directory: pathlib.Path, batch_size: int | None = None) -> Any:
+    """The batches of the validation split of prepared data.
+
+    Raises:
+        FlagError: as `evaluate_model`.
     """
     try:
         other = data.load_tokenizer(directory)
@@ -226,7 +247,7 @@ def evaluate_model(
             f"{directory} was prepared with another tokenizer than the model's: prepare the text "
             "with the run's own settings"
         )
-    return model.task.evaluate(model.params, batches)
+    return batches
 
 
 def export(
@@ -239,26 +260,50 @@ def export(
         (replaced tokens in DeBERTa's), or "".
 
     Raises:
-        FlagError: the run has no such part, the folder has a checkpoint already, or the family has
-            no such checkpoints.
+        FlagError: the run has no such part, or trained what weights cannot hold; the folder has a
+            checkpoint already, or the family has no such checkpoints.
     """
-    parts = model.task.parts(model.params)
+    parts = model.task.trained_models(model.params)
     if part is not None and part not in parts:
-        raise FlagError(f"--part={part}: {model.recipe.name} has one model; leave it out")
+        raise FlagError(f"--part={part}: a run of {model.recipe.name} has one model; leave it out")
     config, params = parts[part or next(iter(parts))]
     left_out = ""
     head = models.spec(config).get("head", {})
     if not all(param.hf for param in jax.tree.leaves(head, is_leaf=specs.is_param)):
         left_out, config = config.head.kind, models.with_head(config, "none")
         params = {name: node for name, node in params.items() if name != "head"}
+    ids, labels = _ids(model), model.task.labels
     try:
-        hf.save(output, config, params, dtype=dtype, progress=True, extra=_ids(model.tokenizer))
+        hf.save(output, config, params, dtype=dtype, progress=True, extra=ids, labels=labels)
     except (ValueError, OSError) as error:
         raise FlagError(f"--output={output}: {error}") from error
     return left_out
 
 
-def _ids(tokenizer: data.Tokenizer) -> dict[str, int]:
-    """The special tokens, by the names that config.json has for them."""
+def export_adapter(model: TrainedModel, output: pathlib.Path, *, dtype: str) -> None:
+    """Writes what a run added to its base, as PEFT's `PeftModel.from_pretrained` reads it.
+
+    Raises:
+        FlagError: it added nothing, nothing that such files can hold, or the folder has files.
+    """
+    if (output / peft.files.CONFIG_FILE).exists():
+        raise FlagError(f"--output={output}: there is an adapter already; choose another folder")
+    model.task.save_adapter(model.params, output, dtype)
+
+
+def export_tokenizer(model: TrainedModel, output: pathlib.Path) -> None:
+    """Puts the tokenizer's files beside a checkpoint, and how the model is spoken to."""
+    hf.copy_tokenizer(model.task.directory(), output)
+    model.tokenizer.save(output)
+    if (template := model.task.template) is not None and model.config.head.kind == "lm":
+        (output / "chat_template.jinja").write_text(template.standalone, "utf-8")
+
+
+def _ids(model: TrainedModel) -> dict[str, Any]:
+    """The special tokens, by the names that config.json has for them; eos is what ends a turn."""
     names = ("pad", "bos", "eos")
-    return {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in names}
+    ids = {f"{name}_token_id": getattr(model.tokenizer, f"{name}_id") for name in names}
+    if model.config.head.kind != "lm" or model.task.template is None:
+        return ids
+    stops = model.task.template.stop_ids
+    return ids | {"eos_token_id": stops[0] if len(stops) == 1 else list(stops)}

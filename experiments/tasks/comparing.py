@@ -14,6 +14,7 @@ from experiments.tasks.tuning import REFERENCE, Tuning, TuningTask
 from llmjax import data, evaluation, models, objectives, peft
 from llmjax.data.config import Kind
 from llmjax.objectives import Loss, PreferenceConfig, RewardConfig
+from llmjax.train.report import REWARD_FILE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,15 @@ class RewardTask(TuningTask):
         """How many comparisons are right, and by how much."""
         return evaluation.evaluate_means(self.plain_loss, params, batches)
 
+    def report(self, params: Any, batches: Iterable[Batch]) -> evaluation.RewardReport:
+        """Calibration, and what lengths have to do with it; RUN_DIR/reward_report.json keeps it."""
+        found = evaluation.evaluate_reward(
+            self.config, params, batches, responses=self.recipe.responses
+        )
+        if jax.process_index() == 0:
+            found.save(self.run_dir / REWARD_FILE)
+        return found
+
 
 class PreferenceTask(TuningTask):
     """A policy learns to write what is preferred.
@@ -134,9 +144,9 @@ class PreferenceTask(TuningTask):
         """With the copy that is the reference."""
         return params | {REFERENCE: jax.tree.map(jnp.copy, params)} if self._has_copy() else params
 
-    def merge(self, params: Any) -> Any:
+    def own(self, params: Any) -> Any:
         """The policy alone."""
-        return peft.merge({name: node for name, node in params.items() if name != REFERENCE})
+        return {name: node for name, node in params.items() if name != REFERENCE}
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
         """How many comparisons are right by implicit rewards, and by how much."""

@@ -133,6 +133,12 @@ class LabelTask(TuningTask):
 
     kind: ClassVar[Kind] = "classification"
     recipe: Finetuning
+    _confusion: evaluation.Confusion | None = None  # of the last evaluation
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Those of the recipe."""
+        return self.recipe.data.labels
 
     def configure(self, config: models.ModelConfig) -> models.ModelConfig:
         """With another head."""
@@ -146,9 +152,14 @@ class LabelTask(TuningTask):
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
         """Accuracy, macro F1 and Matthews correlation; RUN_DIR/confusion.json is for the report."""
-        found, confusion = evaluation.evaluate_classification(
-            self.plain_loss, params, batches, self.recipe.data.labels
+        found, self._confusion = evaluation.evaluate_classification(
+            self.plain_loss, params, batches, self.labels
         )
         if jax.process_index() == 0 and self.run_dir.is_dir():
-            confusion.save(self.run_dir / "confusion.json")
+            self._confusion.save(self.run_dir / "confusion.json")
         return found
+
+    def report(self, params: Any, batches: Iterable[Batch]) -> evaluation.Confusion | None:
+        """What the evaluation counted."""
+        del params, batches
+        return self._confusion

@@ -1,6 +1,7 @@
 """Reinforcement learning as a task: a policy answers prompts, and learns from what that earns."""
 
 import functools
+import glob
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -92,9 +93,9 @@ class PolicyTask(TuningTask):
     @property
     def players(self) -> rl.Players:
         """Who has a part in it."""
-        return rl.Players(self.config, self.policy, self.reference, self.critic)
+        return rl.Players(self.config, self.own, self.reference, self.critic)
 
-    def policy(self, params: Any) -> Any:
+    def own(self, params: Any) -> Any:
         """The policy's parameters."""
         found = objectives.policy_params(params, self.critic)
         return {name: node for name, node in found.items() if name != REFERENCE}
@@ -103,7 +104,7 @@ class PolicyTask(TuningTask):
         """The reference's."""
         if self.recipe.peft.name == "full":
             return params[REFERENCE]
-        return peft.without(self.policy(params), self.model_spec)
+        return peft.without(self.own(params), self.model_spec)
 
     def complete(self, params: Any) -> Any:
         """With critic and reference."""
@@ -128,10 +129,6 @@ class PolicyTask(TuningTask):
         base = peft.merge(peft.without(policy, self.model_spec))
         body = {name: jax.tree.map(jnp.copy, node) for name, node in base.items() if name != "head"}
         return peft.add(body, declared, key)
-
-    def merge(self, params: Any) -> Any:
-        """The policy alone."""
-        return peft.merge(self.policy(params))
 
     def make_loss(self, *, plain: bool = False) -> Loss:
         """That of the recipe's policy."""
@@ -221,15 +218,18 @@ class PolicyTask(TuningTask):
         return {s.name: rl.Weighted(self._reward("gold", s), s.weight) for s in self.recipe.gold}
 
     def _reward(self, flag: str, source: RewardSource) -> rl.Reward:
-        folder = pathlib.Path(source.source)
         try:
-            if not folder.is_dir():
+            folders = _folders(source.source)
+            if not folders:
                 return rl.load_function(source.source)
-            found = runs.load(folder)
-            self._require_tokenizer(flag, found.tokenizer)
+            found = [runs.load(folder) for folder in folders]
+            for folder, model in zip(folders, found, strict=True):
+                self._require_tokenizer(flag, model.tokenizer)
+                if model.config != found[0].config:
+                    raise ValueError(f"{folder} has another model than {folders[0]}")
             return rl.ModelReward(
-                [found.task.merge(found.params)],
-                found.config,
+                [model.task.merge(model.params) for model in found],
+                found[0].config,
                 batch_size=self.recipe.batch_size,
                 length=self.recipe.sequence_length,
             )
@@ -278,7 +278,7 @@ class PolicyTask(TuningTask):
         Raises:
             ValueError: there are no prompts.
         """
-        ready = self.writer.ready(self.policy(params))
+        ready = self.writer.ready(self.own(params))
         key = jax.random.key(self.recipe.seed + 1)
         written: list[rl.Sample] = []
         for number, prompts in enumerate(batches):
@@ -292,6 +292,10 @@ class PolicyTask(TuningTask):
             "validation_ended": float(np.mean([s.ended for s in written])),
             "validation_repetition": rl.repetition(written),
         }
+        for name, (reward, _) in self.mixture.items():
+            if isinstance(reward, rl.ModelReward) and reward.count > 1:
+                spread = reward.each(written).std(axis=0)
+                found[f"validation_disagreement/{name}"] = float(spread.mean())
         if self.gold:
             gold = rl.score(written, self.gold).total
             found["validation_gold"] = float(gold.mean())
@@ -306,7 +310,7 @@ class PolicyTask(TuningTask):
     def sample(self, params: Any) -> tuple[str, str]:
         """An answer to the first held-out prompt."""
         prompt = next(self._prompts("validation", 1, None))[0]
-        ready = self.writer.ready(self.policy(params))
+        ready = self.writer.ready(self.own(params))
         (answer,) = self.writer(ready, [prompt], jax.random.key(self.recipe.seed), samples=1)
         return prompt.text, answer.text
 
@@ -318,6 +322,14 @@ def _first(count: int, lists: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]
         count -= len(things)
         if count <= 0:
             return
+
+
+def _folders(source: str) -> list[pathlib.Path]:
+    """The folder of that name, or those that a pattern finds."""
+    if pathlib.Path(source).is_dir():
+        return [pathlib.Path(source)]
+    found = sorted(glob.glob(source))  # noqa: PTH207  of absolute patterns too
+    return [path for path in map(pathlib.Path, found) if path.is_dir()]
 
 
 class Prompts(Iterator[Sequence[rl.Prompt]]):

@@ -69,14 +69,14 @@ class Pretraining(Task):
         """As `objective.evaluate`."""
         return objective.evaluate(self.recipe, self.plain_loss, params, batches, self.tokenizer())
 
+    def trained_models(self, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
+        """As `objective.trained_models`."""
+        return objective.trained_models(self.recipe, params)
+
     def load(self, restore: Callable[[Any], Any]) -> tuple[Any, int] | None:
         """What was trained is all there is."""
         found = restore({"params": specs.abstract(self.spec)})
         return None if found is None else (found.state["params"], found.step)
-
-    def parts(self, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
-        """Of replaced tokens a discriminator and a generator."""
-        return objective.trained_models(self.recipe, params)
 
     @property
     def sample_every(self) -> int | None:

@@ -18,8 +18,9 @@ class RewardSource:
 
     Attributes:
         name: what metrics call it.
-        source: the folder of a run of `experiments.reward`; or module:function, a function of a
-            list of `llmjax.rl.Sample` that gives a number for each.
+        source: the folder of a run of `experiments.reward`, or a pattern of several (runs/reward_*)
+            whose mean it is; or module:function, a function of a list of `llmjax.rl.Sample` that
+            gives a number for each.
         weight: of it in the sum.
     """
 

@@ -4,7 +4,7 @@ import abc
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
@@ -13,13 +13,27 @@ from experiments.flags import FlagError
 from experiments.recipe import Training
 from llmjax import data, mesh, models, train, tree
 from llmjax import spec as specs
+from llmjax.data.chat import ChatTemplate
 from llmjax.objectives import Loss
 from llmjax.train import metrics
 from llmjax.train.checkpoint import Remembering
 from llmjax.train.loop import Hook
 
+if TYPE_CHECKING:
+    import rich.table
+
 Batch = Mapping[str, np.ndarray]
 Record = Callable[[int, dict[str, float]], None]
+
+
+class Report(Protocol):
+    """What there is to say of a model beyond the metrics of its evaluation."""
+
+    def metrics(self) -> dict[str, float]:
+        """Its numbers, by their names."""
+
+    def table(self, title: str = "") -> "rich.table.Table":
+        """For the terminal."""
 
 
 class Task(abc.ABC):
@@ -105,9 +119,40 @@ class Task(abc.ABC):
         """All parameters as the model's own spec declares them, without adapters."""
         return params
 
-    def parts(self, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
-        """The ordinary models in all parameters, by name; the first is the one that is wanted."""
+    def trained_models(self, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
+        """The ordinary models in all parameters, by name; the first is the one that is wanted.
+
+        Raises:
+            FlagError: what was trained cannot be part of one.
+        """
         return {"model": (self.config, self.merge(params))}
+
+    def save_adapter(self, params: Any, directory: pathlib.Path, dtype: str) -> None:
+        """Writes what was added to a model in PEFT's files, in a precision.
+
+        Raises:
+            FlagError: there is nothing, or nothing that such files can hold.
+        """
+        del params, directory, dtype
+        raise FlagError("--adapter: a run of pretraining trains the model itself; leave it out")
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate | None:
+        """How the model is spoken to; None: by text that it goes on with."""
+        return None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of what a head tells apart; empty: they have none."""
+        return ()
+
+    def report(self, params: Any, batches: Iterable[Batch]) -> Report | None:
+        """More about a model than `evaluate` says of the same batches; None: there is nothing.
+
+        What the page of a run shows is kept in its folder.
+        """
+        del params, batches
+        return None
 
     @abc.abstractmethod
     def load(self, restore: Callable[[Any], Any]) -> tuple[Any, int] | None:

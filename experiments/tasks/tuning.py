@@ -23,6 +23,12 @@ from llmjax.peft import MethodConfig, method
 
 BASE_FILE = "base.json"
 REFERENCE = "reference"  # a frozen copy of a policy, beside its own entries
+_HEAD = "^head(/|$)"
+# What no weight can hold, and what to do instead of merging it.
+_UNMERGEABLE = {
+    "prefix": "no weight can hold prefixes: write PEFT's files of them, with --adapter",
+    "adapter": "no weight can hold bottleneck adapters, nor do PEFT's files: read the run itself",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +76,7 @@ class TuningTask(Task):
             )
             self.model_spec = method.spec(models.spec(self.config), self.config, recipe.peft)
             self.spec = self.model_spec
-            also = "" if self._keeps_head() else "^head(/|$)"
+            also = "" if self._keeps_head() else _HEAD
             self.trained = method.trains(self.spec, recipe.peft, also=also)
         except ValueError as error:
             raise FlagError(str(error)) from error
@@ -134,9 +140,47 @@ class TuningTask(Task):
             params = tree.combine(params, self._frozen())
         return params, found.step
 
+    def own(self, params: Any) -> Any:
+        """Those of the model that is tuned, as `model_spec` declares them."""
+        return params
+
     def merge(self, params: Any) -> Any:
         """Adapters in the weights."""
-        return peft.merge(params)
+        return peft.merge(self.own(params))
+
+    def trained_models(self, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
+        """With adapters in the weights, where these can hold them."""
+        if self.recipe.peft.name in _UNMERGEABLE:
+            raise FlagError(
+                f"peft.name={self.recipe.peft.name}: {_UNMERGEABLE[self.recipe.peft.name]}"
+            )
+        return super().trained_models(params)
+
+    def save_adapter(self, params: Any, directory: pathlib.Path, dtype: str) -> None:
+        """What the method added, and the head if that is new."""
+        name = self.recipe.peft.name
+        if name == "full":
+            raise FlagError(
+                "--adapter: the run trained the model itself (peft.name=full); leave it out"
+            )
+        base_model = str(self.base.path.resolve()) if isinstance(self.base, base.HubBase) else ""
+        task = "CAUSAL_LM" if self.config.head.kind == "lm" else "SEQ_CLS"
+        also = "" if self._keeps_head() else _HEAD
+        trained = method.trains(self.model_spec, self.recipe.peft, also=also)
+        assert trained is not None
+        added = tree.partition(self.own(params), trained)[0]
+        added = jax.tree.map(lambda array: array.astype(dtype), added)
+        try:
+            if name != "prefix":
+                where: dict[str, Any] = {"base_model": base_model, "task": task}
+                whole = tree.matches(also) if also else None
+                peft.files.save(directory, self.model_spec, added, whole=whole, **where)
+            elif also:
+                raise ValueError("peft.name=prefix: its files have no place for a new head")
+            else:
+                peft.prefix_files.save(directory, added, self.config, base_model=base_model)
+        except ValueError as error:
+            raise FlagError(f"--adapter: {error}") from error
 
     def batches(
         self,

@@ -134,6 +134,13 @@ class ChatTemplate:
             raise ValueError(f"nothing is left to train on: {_shown(messages)}.")
         return tokens, trained.astype(bool)
 
+    @property
+    def standalone(self) -> str:
+        """The template for other programs, which do not know what it sees here beside messages."""
+        names = [n for n in ("document_start", "document_end") if n in self.source]
+        known = (f"{{%- set {n} = {json.dumps(self._variables[n])} %}}" for n in names)
+        return "".join(known) + self.source
+
     @functools.cached_property
     def turn_end(self) -> str:
         """What the template lets the assistant write behind its words; "" if nothing is known."""

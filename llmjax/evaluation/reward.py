@@ -2,8 +2,12 @@
 
 import dataclasses
 import functools
+import json
+import math
+import os
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,9 @@ from llmjax import models
 from llmjax.evaluation.sums import sum_up
 from llmjax.objectives import Batch, Loss, Weighted, segment_sums
 from llmjax.objectives.comparison import Pairs, differences, require_segments
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SIDES = (1, 0, -1)  # whether the better response is the longer one, neither, or the shorter one
 
@@ -55,11 +62,30 @@ class RewardReport:
     length_correlation: float
     length_correlation_within: float
 
-    @property
-    def numbers(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """All but the curve, by their names, for a log."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+
+    def table(self, title: str = "") -> "Table":
+        """A line for each part of the calibration curve that has pairs, for the terminal."""
+        from rich.table import Table
+
+        table = Table("sure to be right", title=title or None, title_justify="left")
+        for name in ("is right", "of all pairs"):
+            table.add_column(name, justify="right")
+        for row in np.flatnonzero(self.share):
+            figures = (values[row] for values in (self.confidence, self.right, self.share))
+            table.add_row(*(f"{figure:.1%}" for figure in figures))
+        return table
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes all of it as JSON; a run's report reads RUN_DIR/reward_report.json."""
+        plain = {
+            name: _finite(value.tolist() if isinstance(value, np.ndarray) else value)
+            for name, value in dataclasses.asdict(self).items()
+        }
+        pathlib.Path(path).write_text(json.dumps(plain, allow_nan=False), "utf-8")
 
 
 def evaluate_reward(
@@ -152,6 +178,13 @@ def _statistics(config: models.ModelConfig, responses: int, bins: int) -> Loss:
         return Weighted(jnp.zeros(()), weight), metrics
 
     return statistics
+
+
+def _finite(value: Any) -> Any:
+    """With None for what is no number, which JSON has no word for."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value if math.isfinite(value) else None
 
 
 def _moments(x: jax.Array, y: jax.Array, total: Callable) -> jax.Array:

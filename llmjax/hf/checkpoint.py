@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ def save(
     overwrite: bool = False,
     progress: bool = False,
     extra: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
     """Writes a directory that `load` and `transformers` read; one tensor at a time is in memory.
 
@@ -119,6 +120,7 @@ def save(
         overwrite: whether a checkpoint that is there is replaced.
         progress: whether a terminal shows a bar of the bytes written.
         extra: more fields of config.json, "eos_token_id" say; those of `config` come first.
+        labels: names of what the head tells apart; by default LABEL_0 and so on.
 
     Raises:
         ValueError: the directory has a config.json already, or is a file; the family has no such
@@ -138,8 +140,9 @@ def save(
             "restore it in one process, and export it there"
         )
     tensors = state.lazy_state(models.spec(config), params, dtype=_floating(dtype))
-    said = {name: value for name, value in config_to_hf(config).items() if value is not None}
-    exported = {**config_to_hf(config), **(extra or {}), **said}
+    fields = config_to_hf(config, labels)
+    said = {name: value for name, value in fields.items() if value is not None}
+    exported = {**fields, **(extra or {}), **said}
     precisions = {tensor.dtype.name for tensor in tensors.values()}
     if len(precisions) == 1:
         exported = {**exported, "torch_dtype": precisions.pop()}

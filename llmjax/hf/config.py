@@ -7,7 +7,7 @@ out, and the options that the model has at one value only. Both directions read 
 import dataclasses
 import operator
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmjax import models
@@ -79,11 +79,15 @@ def config_from_hf(fields: Fields) -> models.ModelConfig:
     return _canonical(_replace(config, ours))
 
 
-def config_to_hf(config: models.ModelConfig) -> dict[str, Any]:
+def config_to_hf(config: models.ModelConfig, labels: Sequence[str] = ()) -> dict[str, Any]:
     """config.json of a configuration, as transformers reads it; inverts `config_from_hf`.
 
+    Args:
+        config: the model's.
+        labels: names of what the head tells apart; by default LABEL_0 and so on.
+
     Raises:
-        ValueError: the configuration has what the family's config.json cannot say.
+        ValueError: the configuration has what the family's config.json cannot say, or other labels.
     """
     family = _family(config.family)
     written: dict[str, Any] = {
@@ -99,8 +103,11 @@ def config_to_hf(config: models.ModelConfig) -> dict[str, Any]:
     for special in family.specials:
         written |= special.write(config)
     if config.head.kind in ("classification", "tokens", "reward", "value"):
-        written["id2label"] = {str(i): f"LABEL_{i}" for i in range(_labels(config.head))}
-        written["label2id"] = {f"LABEL_{i}": i for i in range(_labels(config.head))}
+        names = tuple(labels) or tuple(f"LABEL_{i}" for i in range(_labels(config.head)))
+        if len(names) != _labels(config.head):
+            raise ValueError(f"{len(names)} labels for a head of {_labels(config.head)}")
+        written["id2label"] = {str(i): name for i, name in enumerate(names)}
+        written["label2id"] = {name: i for i, name in enumerate(names)}
     again, wanted = config_from_hf(written), _canonical(config)
     lost = [
         f"{field.name}={getattr(wanted, field.name)!r}"

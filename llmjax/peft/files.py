@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llmjax import tree
 from llmjax.hf import files as tensor_files
 from llmjax.hf import state
 from llmjax.hf.writing import write_file, write_text
@@ -43,7 +44,13 @@ _INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def save(
-    directory: str | os.PathLike, spec: Tree, params: Any, *, base_model: str = "", task: str = ""
+    directory: str | os.PathLike,
+    spec: Tree,
+    params: Any,
+    *,
+    base_model: str = "",
+    task: str = "",
+    whole: tree.Predicate | None = None,
 ) -> None:
     """Writes what methods added to a model, as PEFT's `PeftModel.from_pretrained` reads it.
 
@@ -56,6 +63,8 @@ def save(
         params: as it declares; or from `extract`.
         base_model: the path or name of the base model there, for PEFT to find it by.
         task: PEFT's task type, "CAUSAL_LM" say.
+        whole: picks parameters by path that were trained as they are, those of a new head say:
+            PEFT's modules_to_save. `load` does not read them.
 
     Raises:
         ValueError: listing what has no place in the format: experts, convolutions, bottleneck
@@ -85,6 +94,9 @@ def save(
         "fan_in_fan_out": any(names.transposed(param) for param in matrices),
         **fields,
     }
+    if whole is not None:
+        found, config["modules_to_save"] = _whole(spec, params, whole)
+        tensors |= found
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_file(directory / TENSORS_FILE, tensors)
@@ -118,13 +130,24 @@ def load(directory: str | os.PathLike, declared: Tree, *, dtype: Any = None) -> 
         elif kind == "IA3":
             spec = ia3.spec(declared, _ia3_config(fields, declared, found))
         else:
-            raise ValueError(f"peft_type={kind!r}: adapters of type LORA and IA3 are read")
+            raise ValueError(
+                f"peft_type={kind!r}: adapters of type LORA and IA3 are read here, and "
+                "PREFIX_TUNING by peft.prefix_files"
+            )
         added = map_params(lambda param: param if param.added else None, spec)
         place = state.sharded(None if dtype is None else np.dtype(jax.numpy.dtype(dtype)))
         values = state.from_state(added, found, place=place, ignored=())
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
     return spec, values
+
+
+def _whole(spec: Tree, params: Any, picked: tree.Predicate) -> tuple[dict, list[str]]:
+    """Tensors that stand for the base model's, and the modules there that hold them."""
+    chosen, values = (tree.partition(found, picked)[0] for found in (spec, params))
+    tensors = state.lazy_state(chosen, values)
+    modules = sorted({name.rpartition(".")[0] for name in tensors})
+    return {names.PREFIX + name: tensor for name, tensor in tensors.items()}, modules
 
 
 def _lora_fields(adapted: Mapping[str, Any], joined: fused.Joined) -> dict[str, Any]:

@@ -52,13 +52,21 @@ class ModelReward:
 
         self._judge = judge
 
+    @property
+    def count(self) -> int:
+        """How many models there are."""
+        return len(self._params)
+
     def __call__(self, samples: Sequence[Sample]) -> np.ndarray:
         """Float32 [N]."""
+        return self.each(samples).mean(axis=0)
+
+    def each(self, samples: Sequence[Sample]) -> np.ndarray:
+        """What each model says, float32 [M, N]; where they differ, none has seen the like."""
         whole = rows(samples, self._length)
         names = ("tokens", "segment_ids", "positions")
         found = []
         for part in parts({name: whole[name] for name in names}, self._batch_size):
             batch = mesh.place_batch(part)
-            each = [fetch(self._judge(params, batch)) for params in self._params]
-            found.append(np.mean(each, axis=0))
-        return np.concatenate(found)[: len(samples)].astype(np.float32)
+            found.append([fetch(self._judge(params, batch)) for params in self._params])
+        return np.concatenate(found, axis=1)[:, : len(samples)].astype(np.float32)

@@ -40,12 +40,13 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """A chart: a file name, a title with the unit, its curves and the kind of its y axis."""
+    """A chart: a file name, a title with the unit, its curves, the kind of its y axis, and x."""
 
     name: str
     title: str
     curves: tuple[Curve, ...]
     scale: Literal["linear", "small", "from zero", "log"]
+    x: str = "step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,22 @@ def _of_rollouts(
         )
         found.insert(1, Plot("reward_parts", "Rewards by part", curves, "linear"))
     return found
+
+
+def calibration(confidence: np.ndarray, right: np.ndarray) -> Plot:
+    """How often a reward model is right beside how sure of it it is; where it should lie is faint.
+
+    Args:
+        confidence: [bins], NaN of a bin without pairs.
+        right: [bins], likewise.
+    """
+    there = np.isfinite(confidence)
+    ends = np.array([0.5, 1.0])
+    curves = (
+        Curve("as sure as right", ends, ends, role="second", faint=True),
+        Curve("held-out pairs", confidence[there], right[there], dots=True),
+    )
+    return Plot("calibration", "Comparisons right (share)", curves, "linear", "confidence")
 
 
 def write_png(plot: Chart, path: pathlib.Path) -> None:
@@ -265,10 +282,11 @@ def _style(axes: "Axes", plot: Plot, colours: Mapping[str, str]) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     axes.set_title(plot.title, loc="left", color=colours["ink"], fontsize=10, weight="bold", pad=8)
-    axes.set_xlabel("step", color=colours["muted"], fontsize=9)
+    axes.set_xlabel(plot.x, color=colours["muted"], fontsize=9)
     axes.tick_params(which="both", colors=colours["muted"], labelsize=8.5, length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    if plot.x == "step":
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     axes.grid(axis="y", color=colours["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(x=0.02)

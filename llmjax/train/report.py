@@ -1,8 +1,8 @@
 """`report.html`: a run on one page that needs nothing but itself.
 
-The page reads what is in the run folder (config.json, metrics.jsonl, samples.jsonl, and
-confusion.json of a classifier) and holds everything in one file: styles, charts as SVG, no script,
-and a policy that forbids any request.
+The page reads what is in the run folder (config.json, metrics.jsonl, samples.jsonl, confusion.json
+of a classifier and reward_report.json of a reward model) and holds everything in one file: styles,
+charts as SVG, no script, and a policy that forbids any request.
 """
 
 import dataclasses
@@ -20,8 +20,9 @@ from llmjax.train import plots
 from llmjax.train.early_stopping import EarlyStoppingConfig
 from llmjax.train.metrics import Record, read_jsonl
 
-_SHOWN_SAMPLES = 6
+REWARD_FILE = "reward_report.json"
 
+_SHOWN_SAMPLES = 6
 
 # The metrics of which an evaluation has one, and what they are called.
 _EVALUATED = {
@@ -47,6 +48,7 @@ class Run:
             empty without comparison.json.
         confusion: the labels' "names" and the "counts" of what was taken for what; empty without
             confusion.json.
+        reward: what `evaluation.RewardReport` says; empty without reward_report.json.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Run:
     rollouts: Sequence[Record] = ()
     comparison: Mapping[str, float] = dataclasses.field(default_factory=dict)
     confusion: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reward: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def best(self) -> Record:
@@ -87,6 +90,9 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
     if run.confusion:
         counts, names = np.array(run.confusion["counts"]), tuple(run.confusion["names"])
         charts.append(plots.Matrix("confusion", "What was taken for what", counts, names))
+    if run.reward:
+        curve = (np.array(run.reward[name], float) for name in ("confidence", "right"))
+        charts.append(plots.calibration(*curve))
     (folder / "plots").mkdir(exist_ok=True)
     for chart in charts:
         plots.write_png(chart, folder / "plots" / f"{chart.name}.png")
@@ -118,6 +124,7 @@ def read_run(folder: pathlib.Path) -> Run:
         samples=read_jsonl(samples) if samples.exists() else [],
         comparison=_read_json(folder / "comparison.json"),
         confusion=_read_json(folder / "confusion.json"),
+        reward=_read_json(folder / REWARD_FILE),
     )
 
 
@@ -137,6 +144,7 @@ def render(run: Run, charts: Sequence[str]) -> str:
         _section("Curves", _charts(charts)),
         _section("Evaluations", _evaluations(run)),
         _section("Beside other models", _comparison(run.comparison)),
+        _section("Reward model", _reward(run.reward)),
         _section("Samples", _samples(run.samples)),
         _section("Setup", _settings("Configuration", run.config), _environment(run.versions)),
     ]
@@ -280,6 +288,26 @@ def _comparison(compared: Mapping[str, float]) -> str:
         "<th>Bits per byte of held-out text</th></tr></thead>\n"
         f"<tbody>\n{rows}</tbody></table></div>\n"
     )
+
+
+def _reward(report: Mapping[str, Any]) -> str:
+    """How far a reward model may be trusted, in numbers."""
+    rows = {
+        "Comparisons right": "accuracy",
+        "Calibration error": "calibration_error",
+        "The longer answer is better": "longer_share",
+        "The longer answer is preferred": "longer_chosen",
+        "Right where the longer one is better": "accuracy_longer",
+        "Right where the shorter one is": "accuracy_shorter",
+        "Correlation of reward and length": "length_correlation",
+        "The same within pairs": "length_correlation_within",
+    }
+    cells = "".join(
+        f"<tr><td>{title}</td><td>{_cell(report[name], '.4f')}</td></tr>\n"
+        for title, name in rows.items()
+        if name in report
+    )
+    return f'<div class="card scroll"><table>\n{cells}</table></div>\n' if cells else ""
 
 
 def _samples(samples: Sequence[Record]) -> str:

@@ -72,9 +72,9 @@ def test_the_report_is_that_of_pairs_one_by_one(params, responses):
         "length_correlation": np.corrcoef(everyone.T)[0, 1],
         "length_correlation_within": products[2] / math.sqrt(products[0] * products[1]),
     }
-    assert set(report.numbers) == {"rows", *expected}
+    assert set(report.metrics()) == {"rows", *expected}
     for name, value in expected.items():
-        assert report.numbers[name] == pytest.approx(value, abs=1e-5), name
+        assert report.metrics()[name] == pytest.approx(value, abs=1e-5), name
     for name, index in (("confidence", 1), ("right", 2)):
         curve = [part[index] / part[0] for part in bins]
         np.testing.assert_allclose(getattr(report, name), curve, atol=1e-5)

@@ -54,7 +54,7 @@ def test_a_run_that_stops_early_leaves_its_best_weights(text, tmp_path, capsys):
     best = min(losses, key=losses.get)
     assert max(losses) == best + 4 < 40
     assert f"stopped early at step {max(losses)}" in capsys.readouterr().out
-    with jax.set_mesh(runs.make_mesh(recipe())):
+    with jax.set_mesh(runs.task_of(recipe(), tmp_path).make_mesh()):
         model, last = runs.load(tmp_path), runs.load(tmp_path, best=False)
         assert (model.step, last.step) == (best, max(losses))
         found = [runs.evaluate_model(m, text, 8)["validation_loss"] for m in (model, last)]
