@@ -273,10 +273,19 @@ class PolicyTask(TuningTask):
 
 
 def _folders(source: str) -> list[pathlib.Path]:
-    """The folder of that name, or those that a pattern finds."""
-    if pathlib.Path(source).is_dir():
-        return [pathlib.Path(source)]
-    return [path for path in map(pathlib.Path, sorted(glob.glob(source))) if path.is_dir()]
+    """The folder of that name, or those that a pattern finds.
+
+    Raises:
+        ValueError: a pattern that finds none.
+    """
+    path = pathlib.Path(source)
+    if path.is_dir() or not glob.has_magic(source):
+        return [path] if path.is_dir() else []
+    root = path.absolute().anchor
+    found = sorted(pathlib.Path(root).glob(str(path.absolute().relative_to(root))))
+    if folders := [folder for folder in found if folder.is_dir()]:
+        return folders
+    raise ValueError(f"no folder is found by {source}")
 
 
 class _Guarded:
