@@ -99,7 +99,7 @@ def scores(params, config, rows: int = 2) -> np.ndarray:
     return np.asarray(of(params))
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "dora", "ia3"])
+@pytest.mark.parametrize("method", ["lora", "ia3", pytest.param("dora", marks=pytest.mark.slow)])
 def test_exported_weights_do_what_the_tuned_model_does(root, tmp_path, method) -> None:
     model = trained(Finetuning(**settings(root, method=method)), tmp_path / "run")
     runs.export(model, tmp_path / "out", dtype="float32")
