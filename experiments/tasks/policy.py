@@ -1,5 +1,6 @@
 """Reinforcement learning as a task: a policy answers prompts, and learns from what that earns."""
 
+import dataclasses
 import functools
 import glob
 import pathlib
@@ -78,7 +79,7 @@ class PolicyTask(TuningTask):
             )
         for flag, sources in (("rewards", recipe.rewards), ("gold", recipe.gold)):
             for source in sources:
-                if not pathlib.Path(source.source).is_dir():
+                if not _folders(source.source):
                     self._reward(flag, source)
 
     def configure(self, config: models.ModelConfig) -> models.ModelConfig:
@@ -125,6 +126,14 @@ class PolicyTask(TuningTask):
         declared = models.spec(self.critic.config)
         if self.recipe.critic_base:
             found = runs.load(pathlib.Path(self.recipe.critic_base))
+            self._require_tokenizer("critic_base", found.tokenizer)
+            ours = self.critic.config
+            same = {name: getattr(ours, name) for name in ("head", "dropout", "remat")}
+            if dataclasses.replace(found.config, **same) != ours:
+                raise FlagError(
+                    f"--critic_base={self.recipe.critic_base}: it is another model than "
+                    f"--base={self.recipe.base}, whose configuration critics have"
+                )
             return peft.add(found.task.merge(found.params), declared, key)
         base = peft.merge(peft.without(policy, self.model_spec))
         body = {name: jax.tree.map(jnp.copy, node) for name, node in base.items() if name != "head"}
