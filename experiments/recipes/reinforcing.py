@@ -26,7 +26,7 @@ def friendlier() -> Reinforcing:
     """The quickstart's model learns to reply as `friendly` likes it; two minutes on two cores.
 
     A lexicon of sentiment, which people scored, says on held-out prompts whether it has: answers
-    were 0.12 friendly before and 0.45 after 48 steps, of -1 to 1 (prompts of up to 64 tokens).
+    were 0.12 friendly before and 0.55 after 64 steps, of -1 to 1 (prompts of up to 64 tokens).
     """
     return Reinforcing(
         name="friendlier",
