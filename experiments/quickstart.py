@@ -5,8 +5,10 @@
 
 Cleans 12 million characters of human conversation, trains a tokenizer, pretrains a small decoder
 for about four minutes on two CPU cores, compares it on held-out dialogues with xz and with a
-6-gram model, reads it back from its checkpoint and lets it answer. Run it again and it goes on, or
-finds the work done.
+6-gram model, reads it back from its checkpoint and lets it answer. Then aligns it, in about as
+long: fine-tunes it on questions with answers, trains a reward model on pairs of replies, and
+improves its replies by PPO (`experiments.alignment`); --noalign leaves that out. Run it again and
+it goes on, or finds the work done.
 """
 
 import json
@@ -18,7 +20,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import flags, recipe, runs, training
+from experiments import alignment, flags, recipe, runs, training
 from experiments.recipes import RECIPES
 from llmjax import data, sampling
 from llmjax.data import documents
@@ -26,6 +28,9 @@ from llmjax.data.prepare import split_of
 from llmjax.evaluation import baselines
 from llmjax.train.report import write_report
 
+ALIGN = absl_flags.DEFINE_bool(
+    "align", True, "Go on with fine-tuning, reward model and PPO, where the text is chitchat."
+)
 RUN_DIR = absl_flags.DEFINE_string("run_dir", "runs/quickstart", "Folder of the run.")
 flags.define(RECIPES, default="quickstart")
 
@@ -49,6 +54,11 @@ def main(argv: list[str]) -> None:
         console.print(_table(compared))
         for turns, reply in zip(OPENINGS, replies(model), strict=True):
             console.print(_dialogue(turns, reply))
+    if ALIGN.value and settings.corpus == "chitchat":
+        found = alignment.align(run_dir)
+        console.print(alignment.said(found))
+        console.print(alignment.judged(found), markup=False)
+        run_dir = run_dir / "friendlier"
     console.print(f"\nchat:   python -m experiments.generate --run_dir={run_dir}", markup=False)
     console.print(f"report: {write_report(run_dir)}", markup=False)
 

@@ -48,6 +48,7 @@ FREE = {
     "sample_every",
     "sample_prompt",
     "sample_tokens",
+    "guards",
 }
 
 

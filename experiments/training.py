@@ -169,7 +169,9 @@ class _Run:
         return [*hooks, preemption]
 
     def ended(self, step: int) -> bool:
-        """Whether early stopping has ended the run at a step, which is then said."""
+        """Whether early stopping or the task has ended the run at a step, which is then said."""
+        if why := self.task.ended():
+            print(f"{self.run_dir}: ended at step {step}: {why}")
         found = self.early_stopping
         if found.stopped:
             print(
@@ -177,7 +179,7 @@ class _Run:
                 f"{found.best} at step {found.best_step}, which evaluation and export read. Raise "
                 "--early_stopping.patience to train on"
             )
-        return found.stopped
+        return found.stopped or why != ""
 
     def recorder(
         self, progress: Progress, start: int, stack: contextlib.ExitStack

@@ -174,7 +174,7 @@ def for_decoding(made: jax.sharding.Mesh) -> jax.sharding.Mesh:
 
     Those of the axes stage and context join fsdp's, and go on sharing the parameters.
     """
-    if made.shape["stage"] == made.shape["context"] == 1:
+    if made.empty or made.shape["stage"] == made.shape["context"] == 1:
         return made
     devices = einops.rearrange(
         made.devices,
@@ -357,6 +357,15 @@ def row_shares(
             "or all processes the same number of them"
         )
     return tuple(sorted(parts[process])), shares
+
+
+def place_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Host arrays [B, ...] of every process, where `shard_batch` puts them, in their order."""
+    axes = ("batch", "sequence")
+    return {
+        name: jax.device_put(value, named_sharding(axes[: value.ndim]))
+        for name, value in batch.items()
+    }
 
 
 def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -6,6 +6,8 @@
     tools/bench.py --workload=W1,W2 --against=torch,torch-compile
     tools/bench.py --workload=W2-decode --against=torch
     tools/bench.py --workload=MLM,RTD --against=torch    masked and replaced tokens
+    tools/bench.py --workload=W2-lora --against=torch,torch-compile    low-rank corrections: peft
+    tools/bench.py --workload=GRPO,PPO                 iterations of reinforcement learning
     tools/bench.py --workload=G1,G2 --against=torch      on a GPU: GPT-2 small and BERT base
     tools/bench.py --workload=W1,data                  how many W1 steps the loader could feed
     tools/bench.py --kernels                           attention and cross entropy on a processor
@@ -45,8 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
     stderr = rich.console.Console(stderr=True, highlight=False)
     results: list[Result] = []
     for name in options.workload:
-        # A loader has no peer in transformers.
-        peers = options.against if WORKLOADS[name].kind != "data" else []
+        # What has no peer in transformers is timed alone.
+        alone = WORKLOADS[name].kind in ("data", "grpo", "ppo")
+        peers = [] if alone else options.against
         try:
             measured = measure(
                 WORKLOADS[name],

@@ -9,14 +9,22 @@ from collections.abc import Callable, Mapping
 
 from experiments.recipe import Recipe, Training
 from experiments.recipes.benchmark import w1, w2
-from experiments.recipes.comparing import dpo, dpo_lora, kto, pairs, simpo
+from experiments.recipes.comparing import dpo, dpo_lora, friendly, kto, pairs, simpo
 from experiments.recipes.encoders import bert_base, deberta_tiny, electra_base, modernbert_tiny
 from experiments.recipes.finetuning import full, lora, qlora, small_talk
 from experiments.recipes.gpt2 import gpt2_small
 from experiments.recipes.llama import llama3_8b, llama3_70b, mixtral_8x7b
 from experiments.recipes.mixture import chapter_mixture
 from experiments.recipes.nanogpt import nanogpt_cpu
-from experiments.recipes.reinforcing import dapo, dr_grpo, grpo, gspo, ppo, rloo
+from experiments.recipes.reinforcing import (
+    dapo,
+    dr_grpo,
+    friendlier,
+    grpo,
+    gspo,
+    ppo,
+    rloo,
+)
 from experiments.recipes.small import quickstart, tiny
 
 RECIPES: Mapping[str, Callable[[], Recipe]] = types.MappingProxyType(
@@ -45,14 +53,16 @@ FINETUNING: Mapping[str, Callable[[], Training]] = types.MappingProxyType(
     {recipe.__name__: recipe for recipe in (full, lora, qlora, small_talk)}
 )
 
-REWARD: Mapping[str, Callable[[], Training]] = types.MappingProxyType({pairs.__name__: pairs})
+REWARD: Mapping[str, Callable[[], Training]] = types.MappingProxyType(
+    {recipe.__name__: recipe for recipe in (pairs, friendly)}
+)
 
 PREFERENCE: Mapping[str, Callable[[], Training]] = types.MappingProxyType(
     {recipe.__name__: recipe for recipe in (dpo, dpo_lora, kto, simpo)}
 )
 
 REINFORCING: Mapping[str, Callable[[], Training]] = types.MappingProxyType(
-    {recipe.__name__: recipe for recipe in (ppo, grpo, dapo, gspo, dr_grpo, rloo)}
+    {recipe.__name__: recipe for recipe in (ppo, friendlier, grpo, dapo, gspo, dr_grpo, rloo)}
 )
 
 # By the entry point that trains them.

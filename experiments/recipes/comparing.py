@@ -1,7 +1,10 @@
 """Reward models, and policies from preferences."""
 
+import dataclasses
+
 from experiments.tasks.comparing import Preferring, RewardModelling
 from llmjax import optim
+from llmjax.data.config import ExampleConfig
 from llmjax.objectives import PreferenceConfig, RewardConfig
 from llmjax.optim import OptimizerConfig
 from llmjax.peft import MethodConfig
@@ -16,6 +19,28 @@ def pairs() -> RewardModelling:
         steps=1000,
         batch_size=32,
         evaluate_every=100,
+    )
+
+
+def friendly() -> RewardModelling:
+    """The quickstart's model learns which of two replies is friendlier; two minutes, two cores.
+
+    It has learned if it tells 75 % of the held-out pairs right. Seen: 95.5 %.
+    """
+    return RewardModelling(
+        name="friendly",
+        base="runs/small_talk",
+        corpus="friendly_replies",
+        data=ExampleConfig(template="speakers", max_length=64),
+        reward=RewardConfig(centring=0.01),
+        optimizer=dataclasses.replace(
+            optim.suggested("full", 120), learning_rate=5e-4, warmup_steps=10
+        ),
+        steps=120,
+        batch_size=32,
+        sequence_length=128,
+        evaluate_every=40,
+        evaluate_batches=16,
     )
 
 

@@ -1,5 +1,7 @@
 """Supervised fine-tuning."""
 
+import dataclasses
+
 from experiments.tasks.finetuning import Finetuning
 from llmjax import optim
 from llmjax.data.config import ExampleConfig
@@ -36,13 +38,17 @@ def qlora() -> Finetuning:
 
 
 def small_talk() -> Finetuning:
-    """The quickstart's model learns to answer; needs `--base=runs/quickstart` and data."""
+    """The quickstart's model learns to answer a thousand questions, in a minute on two cores."""
     return Finetuning(
         name="small_talk",
+        base="runs/quickstart",
+        corpus="chatterbot",
         data=ExampleConfig(template="speakers", max_length=128),
-        optimizer=optim.suggested("full", 200),
-        steps=200,
+        optimizer=dataclasses.replace(
+            optim.suggested("full", 60), learning_rate=3e-4, warmup_steps=5
+        ),
+        steps=60,
         batch_size=32,
         sequence_length=128,
-        evaluate_every=50,
+        evaluate_every=20,
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from experiments.flags import FlagError
 from experiments.tasks.task import Batch
 from experiments.tasks.tuning import REFERENCE, Tuning, TuningTask
-from llmjax import evaluation, models, objectives, peft
+from llmjax import data, evaluation, models, objectives, peft
 from llmjax.data.config import Kind
 from llmjax.objectives import Loss, PreferenceConfig, RewardConfig
 from llmjax.train.report import REWARD_FILE
@@ -43,6 +43,16 @@ class Preferring(Tuning):
     responses: int = 2
 
 
+def _require_room(task: "RewardTask | PreferenceTask") -> None:
+    """Raises FlagError where a comparison has more answers than the loss reads."""
+    about = data.load_manifest(task.directory()).examples
+    if about is not None and about.kind == "comparison" and about.responses > task.recipe.responses:
+        raise FlagError(
+            f"--responses={task.recipe.responses}: a comparison has {about.responses} answers; set "
+            f"it to {about.responses}"
+        )
+
+
 class RewardTask(TuningTask):
     """A model with a head of kind reward learns which answer is better."""
 
@@ -52,6 +62,11 @@ class RewardTask(TuningTask):
     def configure(self, config: models.ModelConfig) -> models.ModelConfig:
         """With another head."""
         return models.with_head(config, "reward")
+
+    def prepare(self) -> None:
+        """Turns comparisons into tokens."""
+        super().prepare()
+        _require_room(self)
 
     def make_loss(self, *, plain: bool = False) -> Loss:
         """Bradley and Terry's; in evaluations without the centring."""
@@ -106,6 +121,11 @@ class PreferenceTask(TuningTask):
                 "not write; name one that predicts next tokens"
             )
         return config
+
+    def prepare(self) -> None:
+        """Turns comparisons, or judged answers, into tokens."""
+        super().prepare()
+        _require_room(self)
 
     def make_loss(self, *, plain: bool = False) -> Loss:
         """That of the recipe; evaluations are of the same."""

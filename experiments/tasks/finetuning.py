@@ -12,6 +12,7 @@ from experiments.recipe import require, require_not_negative
 from experiments.tasks.task import Batch
 from experiments.tasks.tuning import Tuning, TuningTask
 from llmjax import evaluation, mesh, models, objectives, planning, sampling
+from llmjax import spec as specs
 from llmjax.data.config import Kind
 from llmjax.objectives import ClassificationConfig, Loss
 from llmjax.train import metrics
@@ -105,7 +106,7 @@ class AnswerTask(TuningTask):
         )
         with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
             written = sampling.generate(
-                params,
+                specs.move(params, self.spec),
                 [tokens.tolist()],
                 self.config,
                 jax.random.key(self.recipe.seed),

@@ -1,5 +1,6 @@
 """Reinforcement learning as a task: a policy answers prompts, and learns from what that earns."""
 
+import dataclasses
 import functools
 import glob
 import pathlib
@@ -18,7 +19,7 @@ from llmjax import data, mesh, models, objectives, peft, rl
 from llmjax.data.config import Kind
 from llmjax.objectives import Critic, Loss
 from llmjax.objectives.critic import HEAD as VALUE_HEAD
-from llmjax.train.loop import Hook, Pause
+from llmjax.train.loop import Every, Hook, Pause
 from llmjax.train.state import TrainState
 
 
@@ -64,6 +65,23 @@ class PolicyTask(TuningTask):
 
         self.trained = trained
 
+    def prepare(self) -> None:
+        """Also looks whether answers have room, and for reward functions, which are not models."""
+        super().prepare()
+        recipe, about = self.recipe, data.load_manifest(self.directory()).examples
+        assert about is not None  # examples were prepared
+        needed = about.longest + recipe.rollouts.max_new_tokens
+        if needed > recipe.sequence_length:
+            raise FlagError(
+                f"--sequence_length={recipe.sequence_length}: the longest prompt has "
+                f"{about.longest} tokens and its answer up to {recipe.rollouts.max_new_tokens}; "
+                f"raise it to {needed}, or lower data.max_length or rollouts.max_new_tokens"
+            )
+        for flag, sources in (("rewards", recipe.rewards), ("gold", recipe.gold)):
+            for source in sources:
+                if not _folders(source.source):
+                    self._reward(flag, source)
+
     def configure(self, config: models.ModelConfig) -> models.ModelConfig:
         """The model as it is."""
         if config.head.kind != "lm":
@@ -108,8 +126,16 @@ class PolicyTask(TuningTask):
         declared = models.spec(self.critic.config)
         if self.recipe.critic_base:
             found = runs.load(pathlib.Path(self.recipe.critic_base))
+            self._require_tokenizer("critic_base", found.tokenizer)
+            ours = self.critic.config
+            same = {name: getattr(ours, name) for name in ("head", "dropout", "remat")}
+            if dataclasses.replace(found.config, **same) != ours:
+                raise FlagError(
+                    f"--critic_base={self.recipe.critic_base}: it is another model than "
+                    f"--base={self.recipe.base}, whose configuration critics have"
+                )
             return peft.add(found.task.merge(found.params), declared, key)
-        base = peft.without(policy, self.model_spec)
+        base = peft.merge(peft.without(policy, self.model_spec))
         body = {name: jax.tree.map(jnp.copy, node) for name, node in base.items() if name != "head"}
         return peft.add(body, declared, key)
 
@@ -129,9 +155,12 @@ class PolicyTask(TuningTask):
         recipe = self.recipe
         if split == "train":
             return self._experience(directory or self.directory())
-        count = batch_size or min(recipe.evaluation_prompts, 64)
-        prompts = self._prompts("validation", count, directory)
-        return (next(prompts) for _ in range(-(-recipe.evaluation_prompts // count)))
+        count = recipe.evaluation_prompts
+        known = (
+            [prompt for prompt in prompts if prompt.extra is not None]
+            for prompts in self._prompts("validation", min(count, batch_size or 64), directory)
+        )
+        return _first(count, known)
 
     def _experience(self, directory: pathlib.Path) -> rl.Experience:
         recipe = self.recipe
@@ -155,6 +184,7 @@ class PolicyTask(TuningTask):
         """Text that is learnt beside."""
         if not self.recipe.pretraining:
             return None
+        self._require_tokenizer("pretraining", data.load_tokenizer(self.recipe.pretraining))
         index, count = mesh.row_share()
         return iter(
             data.batches(
@@ -181,27 +211,29 @@ class PolicyTask(TuningTask):
     def writer(self) -> rl.Writer:
         """Writes answers."""
         stops = self.template.stop_ids
-        return rl.Writer(self.config, self.tokenizer(), self.recipe.rollouts, stops)
+        decode, rollouts = self.tokenizer().decode, self.recipe.rollouts
+        return rl.Writer(self.config, decode, rollouts, stops, self.model_spec)
 
     @functools.cached_property
     def mixture(self) -> dict[str, rl.Weighted]:
         """What answers are worth."""
-        return {s.name: rl.Weighted(self._reward(s), s.weight) for s in self.recipe.rewards}
+        return {
+            s.name: rl.Weighted(self._reward("rewards", s), s.weight) for s in self.recipe.rewards
+        }
 
     @functools.cached_property
     def gold(self) -> dict[str, rl.Weighted]:
         """What they are really worth."""
-        return {s.name: rl.Weighted(self._reward(s), s.weight) for s in self.recipe.gold}
+        return {s.name: rl.Weighted(self._reward("gold", s), s.weight) for s in self.recipe.gold}
 
-    def _reward(self, source: RewardSource) -> rl.Reward:
+    def _reward(self, flag: str, source: RewardSource) -> rl.Reward:
         try:
             folders = _folders(source.source)
             if not folders:
                 return rl.load_function(source.source)
             found = [runs.load(folder) for folder in folders]
             for folder, model in zip(folders, found, strict=True):
-                if model.tokenizer.fingerprint != self.tokenizer().fingerprint:
-                    raise ValueError(f"the tokenizer of {folder} is another one than the policy's")
+                self._require_tokenizer(flag, model.tokenizer)
                 if model.config != found[0].config:
                     raise ValueError(f"{folder} has another model than {folders[0]}")
             return rl.ModelReward(
@@ -211,11 +243,16 @@ class PolicyTask(TuningTask):
                 length=self.recipe.sequence_length,
             )
         except ValueError as error:
-            raise FlagError(f"--rewards, {source.name}: {error}") from error
+            raise FlagError(f"--{flag}, {source.name}: {error}") from error
+
+    def _require_tokenizer(self, flag: str, other: data.Tokenizer) -> None:
+        if other.fingerprint != self.tokenizer().fingerprint:
+            raise FlagError(f"--{flag}: its tokenizer is another one than the policy's")
 
     def ready(self, batches: Any, state: TrainState, record: Any) -> None:
         """Evaluates a new run's policy, and makes the first rollouts."""
         batches.record = record
+        _ = self.mixture, self.gold  # what is not there is an error here
         if int(state.step) == 0:
             found = self.evaluate(state.all_params, self.batches("validation"))
             self._judge(0, found)
@@ -224,7 +261,11 @@ class PolicyTask(TuningTask):
 
     def hooks(self, batches: Any, record: Any) -> list[Hook]:
         """The guard looks at evaluations; experience is made when it is used up."""
-        return [_Guarded(self), batches]
+
+        def judge(pause: Pause) -> bool:
+            return self._judge(pause.step, pause.metrics)
+
+        return [Every(self.recipe.evaluate_every, judge, last=self.recipe.steps), batches]
 
     def remembering(self) -> dict[str, Any]:
         """What the guard has seen."""
@@ -233,17 +274,26 @@ class PolicyTask(TuningTask):
     def _judge(self, step: int, found: dict[str, float]) -> bool:
         if "validation_gold" not in found:
             return False
-        return self.guard.evaluation(step, found["validation_reward"], found["validation_gold"])
+        seen = ("validation_reward", "validation_gold", "validation_gold_error")
+        return self.guard.evaluation(step, *(found[name] for name in seen))
+
+    def ended(self) -> str:
+        """By the guard."""
+        return self.guard.ended
 
     def evaluate(self, params: Any, batches: Iterable[Any]) -> dict[str, float]:
-        """What answers to held-out prompts are worth, one to each, by draws that stay the same."""
-        ready = models.for_decoding(self.merge(params), self.config)
+        """What answers to held-out prompts are worth, one to each, by draws that stay the same.
+
+        Raises:
+            ValueError: there are no prompts.
+        """
+        ready = self.writer.ready(self.own(params))
         key = jax.random.key(self.recipe.seed + 1)
         written: list[rl.Sample] = []
         for number, prompts in enumerate(batches):
-            known = [prompt for prompt in prompts if prompt.extra is not None]
-            drawn = jax.random.fold_in(key, number)
-            written += self.writer(ready, prompts, drawn, samples=1)[: len(known)]
+            written += self.writer(ready, prompts, jax.random.fold_in(key, number), samples=1)
+        if not written:
+            raise ValueError("there are no held-out prompts to evaluate with: prepare more")
         judged = rl.score(written, self.mixture)
         found = {
             "validation_reward": float(judged.total.mean()),
@@ -256,7 +306,9 @@ class PolicyTask(TuningTask):
                 spread = reward.each(written).std(axis=0)
                 found[f"validation_disagreement/{name}"] = float(spread.mean())
         if self.gold:
-            found["validation_gold"] = float(rl.score(written, self.gold).total.mean())
+            gold = rl.score(written, self.gold).total
+            found["validation_gold"] = float(gold.mean())
+            found["validation_gold_error"] = float(gold.std() / len(gold) ** 0.5)
         return found
 
     @property
@@ -267,9 +319,18 @@ class PolicyTask(TuningTask):
     def sample(self, params: Any) -> tuple[str, str]:
         """An answer to the first held-out prompt."""
         prompt = next(self._prompts("validation", 1, None))[0]
-        ready = models.for_decoding(self.merge(params), self.config)
+        ready = self.writer.ready(self.own(params))
         (answer,) = self.writer(ready, [prompt], jax.random.key(self.recipe.seed), samples=1)
         return prompt.text, answer.text
+
+
+def _first(count: int, lists: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+    """So many things of lists, or all."""
+    for things in lists:
+        yield things[:count]
+        count -= len(things)
+        if count <= 0:
+            return
 
 
 def _folders(source: str) -> list[pathlib.Path]:
@@ -286,22 +347,6 @@ def _folders(source: str) -> list[pathlib.Path]:
     if folders := [folder for folder in found if folder.is_dir()]:
         return folders
     raise ValueError(f"no folder is found by {source}")
-
-
-class _Guarded:
-    """The state hook that shows evaluations to the guard."""
-
-    def __init__(self, task: PolicyTask) -> None:
-        self._task = task
-
-    def due(self, step: int) -> bool:
-        """When there is an evaluation."""
-        every = self._task.recipe.evaluate_every
-        return every > 0 and step % every == 0
-
-    def __call__(self, pause: Pause) -> bool:
-        """Whether the run should end."""
-        return self._task._judge(pause.step, pause.metrics)
 
 
 class Prompts(Iterator[Sequence[rl.Prompt]]):

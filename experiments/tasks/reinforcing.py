@@ -78,22 +78,18 @@ class Reinforcing(Tuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        compares = self.learning.advantages != "gae"
+        compares = self.learning.compares
         require(
             compares == (self.critic == "none"),
             f"critic={self.critic}: learning.advantages={self.learning.advantages} "
             + ("compares answers and needs none" if compares else "needs values: model or head"),
         )
+        rl.require_fits(self.rollouts, self.learning, self.batch_size)
         require(
-            not compares or self.rollouts.samples > 1,
-            f"rollouts.samples={self.rollouts.samples}: {self.learning.advantages} compares the "
-            "answers to a prompt; 2 or more",
-        )
-        count = self.rollouts.prompts * self.rollouts.samples
-        require(
-            count % self.batch_size == 0,
-            f"batch_size={self.batch_size} does not divide the {count} answers of an iteration "
-            "(rollouts.prompts × rollouts.samples)",
+            self.evaluation_prompts > 0 and not self.evaluate_batches,
+            f"evaluation_prompts={self.evaluation_prompts} and evaluate_batches="
+            f"{self.evaluate_batches}: the former says how much is evaluated, 1 or more; leave the "
+            "latter at 0",
         )
         require(
             self.policy.temperature == self.rollouts.temperature,

@@ -174,6 +174,10 @@ class Task(abc.ABC):
         """What else belongs to the run, by name."""
         return {}
 
+    def ended(self) -> str:
+        """Why a run is at its end before its last step; "": it is not."""
+        return ""
+
     @property
     def sample_every(self) -> int | None:
         """Steps between samples, 0 meaning only at the end; None: there are none."""

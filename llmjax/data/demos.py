@@ -5,7 +5,9 @@ left alone. What is liked and what is not is *derived*: no person has compared t
 a lexicon of sentiment that people scored (Hutto & Gilbert 2014), says how friendly a reply is.
 """
 
+import functools
 import hashlib
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +21,7 @@ Message = dict[str, str]
 _FRIENDLY, _NOT = 0.5, 0.0  # of VADER's compound score in [-1, 1]: from here, and up to here
 _MESSAGES = 3  # of a conversation in front of a reply
 _CHARACTERS = 200  # of a message that is kept
+_REPLIES = 20_000  # of fifty thousand: more than the demonstrations read
 
 
 def openings(path: str | Path) -> dict[str, int]:
@@ -65,6 +68,7 @@ def friendly_replies(path: str | Path) -> dict[str, int]:
     return {"examples": len(records)}
 
 
+@functools.cache  # which reads the lexicon
 def compound() -> Callable[[str], float]:
     """VADER's sentiment of a text, in [-1, 1].
 
@@ -84,6 +88,10 @@ def compound() -> Callable[[str], float]:
 
 def _replies() -> Iterator[tuple[list[Message], str]]:
     """What was said by a user and an assistant in turn, and the assistant's reply; each once."""
+    return itertools.islice(_all_replies(), _REPLIES)
+
+
+def _all_replies() -> Iterator[tuple[list[Message], str]]:
     seen = set()
     for text in _dialogues():
         turns = [line.partition(" ")[2] for line in text.splitlines()]

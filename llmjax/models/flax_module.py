@@ -32,7 +32,7 @@ from llmjax import mesh, tree
 from llmjax.models import heads, transformer
 from llmjax.models.config import ModelConfig
 from llmjax.spec import Param, is_param
-from llmjax.weights import Int8, Lora, Transposed
+from llmjax.weights import is_kind
 
 
 class Weights(nnx.Module):
@@ -182,10 +182,6 @@ def _arrays(node: Any) -> Any:
 
 def _check(spec: Any, params: Any) -> None:
     """Raises unless `params` are arrays as `spec` declares."""
-
-    def is_kind(leaf):
-        return isinstance(leaf, Int8 | Lora | Transposed)
-
     leaves = jax.tree.leaves(params, is_leaf=is_kind)
     given = dict(zip(tree.paths(params, is_leaf=is_kind), leaves, strict=True))
     for path, leaf in given.items():

@@ -8,7 +8,7 @@ from llmjax.rl.advantages import (
     whiten,
 )
 from llmjax.rl.estimates import Players
-from llmjax.rl.experience import Experience
+from llmjax.rl.experience import Experience, require_fits
 from llmjax.rl.guards import Guard, GuardConfig
 from llmjax.rl.judges import ModelReward
 from llmjax.rl.kl import KLConfig, next_coefficient, penalized_rewards
@@ -46,6 +46,7 @@ __all__ = [
     "normalize_scores",
     "penalized_rewards",
     "repetition",
+    "require_fits",
     "score",
     "whiten",
 ]

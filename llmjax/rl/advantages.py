@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llmjax import mesh
 
@@ -132,11 +133,10 @@ def group_advantages(rewards: jax.Array, kind: Group = "grpo") -> jax.Array:
     raise ValueError(f"group_advantages: kind={kind!r}: choose one of {', '.join(get_args(Group))}")
 
 
-def informative(rewards: jax.Array) -> jax.Array:
-    """Whether the rewards [..., N] of a group differ, bool [...].
+def informative(rewards: np.ndarray) -> np.ndarray:
+    """Whether the rewards [..., N] of a group differ, bool [...]; on the host.
 
     Groups of equal rewards have advantages of 0 and teach nothing; dynamic sampling replaces them
     by others before the update (Yu et al. 2025, section 3.2).
     """
-    rewards = jnp.asarray(rewards)
-    return jnp.max(rewards, axis=-1) > jnp.min(rewards, axis=-1)
+    return np.max(rewards, axis=-1) > np.min(rewards, axis=-1)

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmjax import mesh, models
 from llmjax.objectives import Critic, log_probs
+from llmjax.rl import samples
 from llmjax.sampling.decode import fetch
 
 Rows = dict[str, np.ndarray]
@@ -69,25 +70,18 @@ class Estimator:
 
         Args:
             params: all that there are.
-            rows: from `samples.rows`; as many on every process.
+            rows: from `samples.rows`; the same on every process.
             again: whether the policy's own log-probabilities are computed, rather than taken from
-                the sampler: where these are of another temperature.
+                the sampler: where these are of another temperature or rounded otherwise.
         """
-        count = len(rows["tokens"])
         names = ("tokens", "targets", "segment_ids", "positions")
-        index, shares = mesh.row_share()
-        parts = []
-        for start in range(0, count, self._batch_size):
-            part = {name: _padded(rows[name], start, self._batch_size) for name in names}
-            own = self._batch_size // shares
-            mine = {name: x[index * own : (index + 1) * own] for name, x in part.items()}
-            parts.append(self._estimate(params, mesh.shard_batch(mine), again))
+        read = {name: rows[name] for name in names}
+        made = [
+            self._estimate(params, mesh.place_batch(part), again)
+            for part in samples.parts(read, self._batch_size)
+        ]
+        count = len(rows["tokens"])
         found = {
-            name: np.concatenate([fetch(part[name]) for part in parts])[:count] for name in parts[0]
+            name: np.concatenate([fetch(part[name]) for part in made])[:count] for name in made[0]
         }
         return rows | found
-
-
-def _padded(values: np.ndarray, start: int, size: int) -> np.ndarray:
-    """So many rows from one on; where there are too few, the last ones again."""
-    return values[np.minimum(np.arange(start, start + size), len(values) - 1)]

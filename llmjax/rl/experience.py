@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from llmjax import mesh, models, peft
-from llmjax.rl import samples
+from llmjax import mesh
+from llmjax.rl import advantages, samples
 from llmjax.rl.estimates import Estimator, Players, Rows
 from llmjax.rl.kl import KLConfig
 from llmjax.rl.learning import LearningConfig, Memory, learn
 from llmjax.rl.rewards import Scores, Weighted, score
-from llmjax.rl.rollouts import Writer
+from llmjax.rl.rollouts import RolloutConfig, Writer
 from llmjax.rl.samples import Sample
 from llmjax.rl.scores import ScoreConfig
 from llmjax.train.loop import Pause
@@ -47,6 +48,10 @@ class Experience(Iterator[Rows]):
         record: called with a step and what there is to say of an iteration.
         guard: called likewise; True ends the run.
         extra: endless batches of pretraining text that join every batch (PPO-ptx), or None.
+
+    Raises:
+        ValueError: batches that do not divide an iteration's answers, or answers to be compared
+            that are alone.
     """
 
     def __init__(
@@ -67,21 +72,33 @@ class Experience(Iterator[Rows]):
         guard: Callable[[int, dict[str, float]], bool] = lambda step, found: False,
         extra: Any = None,
     ) -> None:
+        require_fits(writer.settings, learning, batch_size)
         self._prompts, self._writer, self._players = prompts, writer, players
         self._mixture, self._learning, self._kl = mixture, learning, kl
         self._scoring, self._batch_size, self._length = scoring, batch_size, length
         self._seed, self._steps, self._extra = seed, steps, extra
         self.record, self._guard = record, guard
         temperature = writer.settings.temperature
-        self._again = temperature != 1.0
+        # In less than float32 decoding rounds otherwise than a pass over whole rows.
+        self._again = temperature != 1.0 or players.config.compute_dtype != jnp.float32
         self._estimate = Estimator(players, batch_size, temperature)
         self._iteration = 0
         self._memory = Memory.new(kl)
-        self._pending: list[Rows] = []
+        self._rows: Rows = {}
+        self._pending: list[np.ndarray] = []  # which of these rows, int [B], for each batch
 
     def __next__(self) -> Rows:
-        """This process's rows of the next batch."""
-        rows = self._pending.pop(0)
+        """This process's rows of the next batch.
+
+        Raises:
+            ValueError: no rollouts are left.
+        """
+        if not self._pending:
+            raise ValueError("no rollouts are left: call `ready`, and give fit the hook that I am")
+        index, shares = mesh.row_share()
+        share = self._batch_size // shares
+        mine = self._pending.pop(0)[index * share : (index + 1) * share]
+        rows = {name: values[mine] for name, values in self._rows.items()}
         if self._extra is None:
             return rows
         return _joined(rows, next(self._extra))
@@ -106,7 +123,7 @@ class Experience(Iterator[Rows]):
         written, judged = self._written(params, key)
         rows = samples.rows(written, self._length)
         rows = self._estimate(params, rows, again=self._again)
-        rows, found = self._learned(rows, written, judged)
+        rows, found = self._learned(rows, self._earned(written, judged))
         found |= _watched(written, judged)
         self._cut(rows)
         self._iteration += 1
@@ -115,35 +132,34 @@ class Experience(Iterator[Rows]):
 
     def _written(self, params: Any, key: jax.Array) -> tuple[list[Sample], Scores]:
         """Answers to the iteration's prompts, and what they are worth."""
-        policy = peft.merge(self._players.policy(params))
-        ready = models.for_decoding(policy, self._players.config)
-        count, each = self._writer.settings.prompts, self._writer.settings.samples
+        ready = self._writer.ready(self._players.policy(params))
+        each = self._writer.settings.samples
+        wanted = self._writer.settings.prompts * each
         kept: list[Sample] = []
+        scores: list[Scores] = []
         for number in range(self._learning.rounds + 1):
-            wanted = next(self._prompts)
-            written = self._writer(ready, wanted, jax.random.fold_in(key, number))
-            if not self._learning.rounds:
-                kept = written
-                break
-            earned = score(written, self._mixture).total.reshape(-1, each)
-            differ = earned.max(axis=1) > earned.min(axis=1)
+            written = self._writer(ready, next(self._prompts), jax.random.fold_in(key, number))
+            judged = score(written, self._mixture)
+            differ = advantages.informative(self._earned(written, judged).reshape(-1, each))
+            # The last time the others fill up what is missing, behind those that teach something.
             last = number == self._learning.rounds
-            groups = [written[i * each : (i + 1) * each] for i in range(count)]
             order = np.argsort(~differ, kind="stable") if last else np.flatnonzero(differ)
-            kept += [sample for i in order for sample in groups[i]]
-            if len(kept) >= count * each:
+            places = (order[:, None] * each + np.arange(each)).reshape(-1)
+            kept += [written[place] for place in places]
+            scores.append(jax.tree.map(lambda x, places=places: x[places], judged))
+            if len(kept) >= wanted:
                 break
-        kept = kept[: count * each]
-        return kept, score(kept, self._mixture)
+        return kept[:wanted], jax.tree.map(lambda *x: np.concatenate(x)[:wanted], *scores)
 
-    def _learned(
-        self, rows: Rows, written: list[Sample], judged: Scores
-    ) -> tuple[Rows, dict[str, float]]:
+    def _earned(self, written: list[Sample], judged: Scores) -> np.ndarray:
+        """What counts of answers, float32 [N]: that of those without an end may be settled."""
+        if self._learning.unended is None:
+            return judged.total
+        ended = np.array([sample.ended for sample in written])
+        return np.where(ended, judged.total, np.float32(self._learning.unended))
+
+    def _learned(self, rows: Rows, scores: np.ndarray) -> tuple[Rows, dict[str, float]]:
         """Rows with advantages, and what there is to say of the divergence."""
-        scores = judged.total
-        if self._learning.unended is not None:
-            cut = np.array([not sample.ended for sample in written])
-            scores = np.where(cut, np.float32(self._learning.unended), scores)
         # Every process has all of it, and computes it on a device of its own.
         with jax.set_mesh(_NO_MESH):
             made, said, self._memory = learn(
@@ -160,15 +176,11 @@ class Experience(Iterator[Rows]):
 
     def _cut(self, rows: Rows) -> None:
         """The batches of all epochs, each in an order of its own."""
-        count = len(rows["tokens"])
-        index, shares = mesh.row_share()
-        share = self._batch_size // shares
         draw = np.random.default_rng((self._seed, self._iteration))
-        for _ in range(self._learning.epochs):
-            order = draw.permutation(count)
-            for start in range(0, count, self._batch_size):
-                mine = order[start + index * share : start + (index + 1) * share]
-                self._pending.append({name: x[mine] for name, x in rows.items()})
+        count = len(rows["tokens"])
+        orders = [draw.permutation(count) for _ in range(self._learning.epochs)]
+        self._rows = rows
+        self._pending = list(np.concatenate(orders).reshape(-1, self._batch_size))
 
     def get_state(self) -> bytes:
         """What is left of the iteration, and where the run stands."""
@@ -177,38 +189,44 @@ class Experience(Iterator[Rows]):
             "extra": self._extra.get_state() if self._extra is not None else None,
             "iteration": self._iteration,
             "memory": [float(x) for x in jax.tree.leaves(self._memory)],
-            "pending": len(self._pending),
+            "pending": [order.tolist() for order in self._pending],
         }
-        arrays = {f"{i}/{k}": v for i, rows in enumerate(self._pending) for k, v in rows.items()}
+        arrays: dict[str, Any] = self._rows if self._pending else {}
         file = io.BytesIO()
-        np.savez(file, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
+        np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
         return file.getvalue()
 
     def set_state(self, state: Any) -> None:
-        """Goes on where `get_state` was called.
-
-        Raises:
-            ValueError: another number of processes goes on within an iteration.
-        """
-        if isinstance(state, Mapping):
-            parts, (index, shares) = state["processes"], mesh.row_share()
-            if len(parts) != shares:
-                raise ValueError(
-                    f"the rollouts that are left were shared by {len(parts)} processes, and "
-                    f"{shares} share rows now: go on with as many"
-                )
-            state = parts[index]
-        with np.load(io.BytesIO(state)) as saved:
-            meta = json.loads(str(saved["meta"]))
-            names = {name.partition("/")[2] for name in saved.files if "/" in name}
-            self._pending = [
-                {name: saved[f"{i}/{name}"] for name in names} for i in range(meta["pending"])
-            ]
+        """Goes on where `get_state` was called, by any number of processes."""
+        parts = state["processes"] if isinstance(state, Mapping) else [state]
+        metas = []
+        for part in parts:
+            with np.load(io.BytesIO(part)) as saved:
+                metas.append(json.loads(str(saved["meta"])))
+                # All had the same.
+                self._rows = {name: saved[name] for name in saved.files if name != "meta"}
+        meta = metas[0]
+        self._pending = [np.array(order) for order in meta["pending"]]
         self._prompts.set_state(meta["prompts"])
         if self._extra is not None:
-            self._extra.set_state(meta["extra"])
+            self._extra.set_state({"processes": [meta["extra"] for meta in metas]})
         self._iteration, structure = meta["iteration"], jax.tree.structure(self._memory)
         self._memory = jax.tree.unflatten(structure, [np.float32(x) for x in meta["memory"]])
+
+
+def require_fits(rollouts: RolloutConfig, learning: LearningConfig, batch_size: int) -> None:
+    """Raises ValueError where an iteration's answers do not fit what is learnt from them."""
+    count = rollouts.prompts * rollouts.samples
+    if count % batch_size:
+        raise ValueError(
+            f"batch_size={batch_size} does not divide the {count} answers of an iteration "
+            "(rollouts.prompts × rollouts.samples)"
+        )
+    if learning.compares and rollouts.samples < 2:
+        raise ValueError(
+            f"rollouts.samples={rollouts.samples}: {learning.advantages} compares the answers to a "
+            "prompt; 2 or more"
+        )
 
 
 def _watched(written: list[Sample], judged: Scores) -> dict[str, float]:

@@ -7,6 +7,7 @@ reward rises.
 """
 
 import dataclasses
+import math
 import warnings
 from typing import Any
 
@@ -23,7 +24,7 @@ class GuardConfig:
         repetition: share of an answer's runs of three tokens that it had before, on average.
         growth: length of answers beyond so many times that of the first iteration.
         gold_drop: how far the gold reward may fall below its best while the reward is higher than
-            it was there.
+            it was there; three standard errors of the difference it may fall in any case.
         stop: whether an alarm other than the budget's ends the run too.
     """
 
@@ -35,6 +36,10 @@ class GuardConfig:
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "guards", ("kl_budget", "repetition", "growth", "gold_drop"))
+
+
+# The best of many evaluations is in part luck, from which the next ones seem to fall.
+_NOISE = 3.0  # standard errors
 
 
 class Guard:
@@ -49,7 +54,19 @@ class Guard:
         self.alarms: list[tuple[int, str]] = []
         self._kinds: set[str] = set()
         self._first_length: float | None = None
-        self._best: tuple[float, float] | None = None  # gold, and the reward there
+        self._divergence = 0.0
+        # Gold, its standard error, and the reward there.
+        self._best: tuple[float, float, float] | None = None
+
+    @property
+    def ended(self) -> str:
+        """Why the run is at its end; "": it is not. As the configuration is now."""
+        budget = self.config.kl_budget
+        if 0 < budget < self._divergence:
+            return (
+                f"{self._divergence:.2f} nats from the reference, over guards.kl_budget={budget:g}"
+            )
+        return self.alarms[-1][1] if self.config.stop and self.alarms else ""
 
     def iteration(self, step: int, found: dict[str, float]) -> bool:
         """Looks at what `Experience` records of an iteration; whether the run should end."""
@@ -58,34 +75,38 @@ class Guard:
             self._first_length = max(length, 1.0)
         if found["repetition"] > config.repetition:
             share = found["repetition"]
-            self._alarm(step, "repetition", f"answers repeat themselves ({share:.0%} of them)")
+            self._alarm(
+                step, "repetition", f"answers repeat themselves ({share:.0%} of their runs)"
+            )
         if length > config.growth * self._first_length:
             grown = f"answers grew from {self._first_length:.0f} to {length:.0f} tokens"
             self._alarm(step, "growth", grown)
-        over = 0 < config.kl_budget < found["kl_per_response"]
-        if over:
-            self._alarm(
-                step,
-                "kl",
-                f"{found['kl_per_response']:.2f} nats from the reference, over the budget of "
-                f"{config.kl_budget:g}: the run ends",
-            )
-        return over or (config.stop and bool(self.alarms))
+        self._divergence = found["kl_per_response"]
+        if 0 < config.kl_budget < self._divergence:
+            self._alarm(step, "kl", f"{self.ended}: the run ends")
+        return bool(self.ended)
 
-    def evaluation(self, step: int, reward: float, gold: float) -> bool:
-        """Looks at rewards on held-out prompts; whether the run should end."""
+    def evaluation(self, step: int, reward: float, gold: float, error: float = 0.0) -> bool:
+        """Looks at rewards on held-out prompts; whether the run should end.
+
+        Args:
+            step: of the evaluation.
+            reward: the mean reward.
+            gold: the mean gold reward.
+            error: its standard error.
+        """
         if self._best is None or gold > self._best[0]:
-            self._best = gold, reward
-            return False
-        best_gold, then = self._best
-        if gold < best_gold - self.config.gold_drop and reward > then:
+            self._best = gold, error, reward
+        best_gold, best_error, then = self._best
+        allowed = max(self.config.gold_drop, _NOISE * math.hypot(error, best_error))
+        if gold < best_gold - allowed and reward > then:
             self._alarm(
                 step,
                 "hacking",
                 f"the gold reward fell from {best_gold:.3f} to {gold:.3f} while the reward rose "
                 f"from {then:.3f} to {reward:.3f}: the policy pleases the reward alone",
             )
-        return self.config.stop and bool(self.alarms)
+        return bool(self.ended)
 
     def _alarm(self, step: int, kind: str, what: str) -> None:
         if kind in self._kinds:
@@ -100,6 +121,7 @@ class Guard:
             "alarms": self.alarms,
             "kinds": sorted(self._kinds),
             "first_length": self._first_length,
+            "divergence": self._divergence,
             "best": self._best,
         }
 
@@ -107,4 +129,5 @@ class Guard:
         """Takes up what `get_state` gave."""
         self.alarms = [(step, what) for step, what in state["alarms"]]
         self._kinds, self._first_length = set(state["kinds"]), state["first_length"]
+        self._divergence = state["divergence"]
         self._best = tuple(state["best"]) if state["best"] else None

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from llmjax import mesh, models
-from llmjax.rl.samples import Sample, rows
+from llmjax.rl.samples import Sample, parts, rows
 from llmjax.sampling.decode import fetch
 
 
@@ -21,7 +21,7 @@ class ModelReward:
         length: S, of a row.
 
     Raises:
-        ValueError: another head.
+        ValueError: another head, or rows longer than the model's.
     """
 
     def __init__(
@@ -30,6 +30,11 @@ class ModelReward:
         if config.head.kind != "reward":
             raise ValueError(
                 f"a reward model has a head of kind reward, and this one {config.head.kind}"
+            )
+        if length > config.max_length:
+            raise ValueError(
+                f"the reward model was made for up to {config.max_length} tokens, and rows have "
+                f"{length}"
             )
         self._params, self._batch_size, self._length = list(params), batch_size, length
 
@@ -59,14 +64,9 @@ class ModelReward:
     def each(self, samples: Sequence[Sample]) -> np.ndarray:
         """What each model says, float32 [M, N]; where they differ, none has seen the like."""
         whole = rows(samples, self._length)
-        index, shares = mesh.row_share()
-        own = self._batch_size // shares
+        names = ("tokens", "segment_ids", "positions")
         found = []
-        for start in range(0, len(samples), self._batch_size):
-            # Where too few are left, the last one again.
-            order = np.minimum(np.arange(start, start + self._batch_size), len(samples) - 1)
-            mine = order[index * own : (index + 1) * own]
-            names = ("tokens", "segment_ids", "positions")
-            batch = mesh.shard_batch({name: whole[name][mine] for name in names})
+        for part in parts({name: whole[name] for name in names}, self._batch_size):
+            batch = mesh.place_batch(part)
             found.append([fetch(self._judge(params, batch)) for params in self._params])
         return np.concatenate(found, axis=1)[:, : len(samples)].astype(np.float32)

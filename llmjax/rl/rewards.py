@@ -1,17 +1,24 @@
 """What answers are worth: trained models, Python functions, verifiers, and mixtures of them."""
 
 import importlib
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from llmjax.data import demos
 from llmjax.rl.samples import Sample
 
 Reward = Callable[[Sequence[Sample]], Sequence[float] | np.ndarray]
 """Samples to a number for each; a verifier gives 1 and 0."""
+
+
+# With commas between thousands; a sign behind a number is a minus between two.
+_NUMBER = re.compile(r"(?<!\w)[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_MARKS = ".,!?:;()[]{}*\"'"
 
 
 class Weighted(NamedTuple):
@@ -39,9 +46,13 @@ def score(samples: Sequence[Sample], mixture: Mapping[str, Weighted]) -> Scores:
     Raises:
         ValueError: naming the reward: it gives another number of values, or one that is not finite.
     """
-    parts = {}
+    parts, shared = {}, jax.process_count() > 1
     for name, (reward, _) in mixture.items():
-        values = np.asarray(reward(samples), np.float32)
+        given = reward(samples)
+        try:
+            values = np.asarray(given, np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"reward {name!r} gave what are no numbers: {error}") from error
         if values.shape != (len(samples),):
             raise ValueError(
                 f"reward {name!r} gave {values.shape} for {len(samples)} samples: it must give a "
@@ -50,7 +61,8 @@ def score(samples: Sequence[Sample], mixture: Mapping[str, Weighted]) -> Scores:
         if not np.isfinite(values).all():
             at = int(np.flatnonzero(~np.isfinite(values))[0])
             raise ValueError(f"reward {name!r} gave {values[at]} for {samples[at].text[:200]!r}")
-        parts[name] = values
+        # A function need not give every process the same.
+        parts[name] = multihost_utils.broadcast_one_to_all(values) if shared else values
     total = sum(weight * parts[name] for name, (_, weight) in mixture.items())
     return Scores(np.asarray(total, np.float32), parts)
 
@@ -64,9 +76,10 @@ def load_function(path: str) -> Reward:
     name, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"reward {path!r}: {error}; name a Python function as module:function"
+            f"reward {path!r}: {error}; name a Python function as module:function, or the folder "
+            "of a reward model's run"
         ) from error
     if not callable(found):
         raise ValueError(f"reward {path!r} is no function")
@@ -74,22 +87,33 @@ def load_function(path: str) -> Reward:
 
 
 def matches_answer(samples: Sequence[Sample]) -> list[float]:
-    """A verifier: 1 where the last number, or else the last word, is the prompt's "answer"."""
-    return [
-        float(_last(sample.text) == _last(str(sample.prompt.extra["answer"]))) for sample in samples
-    ]
+    """A verifier: 1 where the text's last number is that of the prompt's "answer".
+
+    Of an answer without a number, where the last word is.
+
+    Raises:
+        ValueError: a prompt that has no answer.
+    """
+    return [float(_matches(sample)) for sample in samples]
 
 
-def _last(text: str) -> str:
-    words = text.replace(",", "").split()
-    for word in reversed(words):
-        try:
-            number = float(word.strip("$%.!?()[]{}:;=\"'"))
-        except ValueError:
-            continue
-        if math.isfinite(number):
-            return repr(number)
-    return words[-1].strip(".!?:;\"'").lower() if words else ""
+def _matches(sample: Sample) -> bool:
+    if "answer" not in sample.prompt.extra:
+        raise ValueError(f"the prompt {sample.prompt.text[:200]!r} has no field answer to compare")
+    wanted = str(sample.prompt.extra["answer"])
+    if (number := _last_number(wanted)) is not None:
+        return _last_number(sample.text) == number
+    return _last_word(sample.text) == _last_word(wanted)
+
+
+def _last_number(text: str) -> float | None:
+    found = _NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def _last_word(text: str) -> str:
+    words = text.split()
+    return words[-1].strip(_MARKS).lower() if words else ""
 
 
 def friendliness(samples: Sequence[Sample]) -> list[float]:

@@ -1,15 +1,15 @@
 """Rollouts: a policy answers prompts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from llmjax import mesh, models, sampling
+from llmjax import mesh, models, peft, sampling
+from llmjax import spec as specs
 from llmjax.checks import require_at_least
-from llmjax.data.tokenizer import Tokenizer
 from llmjax.rl.samples import Prompt, Sample
 
 
@@ -50,20 +50,32 @@ class Writer:
 
     Args:
         config: the policy's.
-        tokenizer: turns answers into text.
+        decode: tokens of an answer to text.
         settings: how they are sampled.
         stop_tokens: ids that end an answer.
+        spec: of the policy's parameters; needed on meshes with stages or long sequences, which
+            another one writes for.
     """
 
     def __init__(
         self,
         config: models.ModelConfig,
-        tokenizer: Tokenizer,
+        decode: Callable[[list[int]], str],
         settings: RolloutConfig,
         stop_tokens: Sequence[int],
+        spec: Any = None,
     ) -> None:
         self.config, self.settings = config, settings
-        self._tokenizer, self._stops = tokenizer, tuple(stop_tokens)
+        self._decode, self._stops, self._spec = decode, tuple(stop_tokens), spec
+
+    def ready(self, params: Any) -> Any:
+        """A policy's parameters as answers are written with: adapters in the weights, laid out."""
+        current = jax.sharding.get_mesh()
+        other = mesh.for_decoding(current)
+        with jax.set_mesh(other):
+            if other != current:
+                params = specs.move(params, self._spec)
+            return models.for_decoding(peft.merge(params), self.config)
 
     def __call__(
         self,
@@ -77,7 +89,7 @@ class Writer:
         """The answers to each prompt, one prompt's behind the other's.
 
         Args:
-            params: the policy's, plain arrays.
+            params: the policy's, from `ready`.
             prompts: what is answered.
             key: a typed PRNG key.
             samples: to each prompt; by default the settings'.
@@ -105,5 +117,5 @@ class Writer:
 
     def _sample(self, prompt: Prompt, tokens: np.ndarray, log_probs: np.ndarray) -> Sample:
         ended = len(tokens) > 0 and int(tokens[-1]) in self._stops
-        text = self._tokenizer.decode((tokens[:-1] if ended else tokens).tolist())
+        text = self._decode((tokens[:-1] if ended else tokens).tolist())
         return Sample(prompt, tokens.astype(np.int32), text, log_probs, ended)

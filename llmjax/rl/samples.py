@@ -1,7 +1,7 @@
 """What a policy wrote: prompts with completions, as rewards see them and as rows to train on."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,14 @@ def rows(samples: Sequence[Sample], length: int) -> dict[str, np.ndarray]:
         made["positions"][row, : len(whole)] = np.arange(len(whole))
         made["old_log_probs"][row, begin:end] = sample.log_probs
     return made
+
+
+def parts(rows: Mapping[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
+    """So many rows at a time; where too few are left, the last one again."""
+    count = len(next(iter(rows.values())))
+    for start in range(0, count, size):
+        order = np.minimum(np.arange(start, start + size), count - 1)
+        yield {name: values[order] for name, values in rows.items()}
 
 
 def repetition(samples: Sequence[Sample], order: int = 3) -> float:

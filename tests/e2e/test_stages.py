@@ -219,7 +219,14 @@ def test_a_recipe_says_what_does_not_fit_together() -> None:
         ({"learning": rl.LearningConfig("gae")}, "needs values"),
         ({"learning": rl.LearningConfig("grpo"), "batch_size": 16}, "2 or more"),
         ({"critic": "head", "batch_size": 5}, "does not divide"),
-        ({"critic": "head", "policy": objectives.PolicyConfig(temperature=0.5)}, "temperature"),
+        (
+            {
+                "critic": "head",
+                "batch_size": 16,
+                "policy": objectives.PolicyConfig(temperature=0.5),
+            },
+            "temperature",
+        ),
         ({"critic": "head", "pretraining_rows": 2, "batch_size": 16}, "belong together"),
     ):
         with pytest.raises(ValueError, match=what):

@@ -302,3 +302,22 @@ def test_no_array_of_all_logits_is_in_the_program(optimizing_compiler, monkeypat
     assert largest_array(whole) >= logits  # or the next line would show nothing
     assert largest_array(chunked) <= logits // 4
     assert chunked.memory_analysis().temp_size_in_bytes < 4 * logits
+
+
+@pytest.mark.parametrize("implementation", ["xla", "pallas_tpu", "pallas_gpu"])
+def test_no_gradient_of_a_frozen_head_is_computed(implementation):
+    """The hidden states' is the same; a kernel whose result nobody needs would run all the same."""
+    hidden, weight, targets = inputs()
+
+    def total(hidden, weight):
+        return linear_cross_entropy(hidden, weight, targets, implementation=implementation)[0]
+
+    def work(argnums):
+        """Products and kernels of the gradient."""
+        traced = str(jax.make_jaxpr(jax.grad(total, argnums=argnums))(hidden, weight))
+        return traced.count("= dot_general") + traced.count("pallas_call[")
+
+    assert work((0,)) < work((0, 1))
+    alone = jax.jit(jax.grad(total))(hidden, weight)
+    both = jax.jit(jax.grad(total, argnums=(0, 1)))(hidden, weight)
+    assert_equal(alone, both[0], rtol=1e-6, atol=1e-7)

@@ -13,8 +13,10 @@ import pytest
 from llmjax import mesh, models, peft, tree
 from llmjax import spec as specs
 from llmjax.objectives import clm
-from llmjax.peft import Ia3Config, LoraConfig, ia3, lora
+from llmjax.peft import Ia3Config, LoraConfig, LoraRule, ia3, lora
 from llmjax.spec import is_param
+from llmjax.train import TrainState
+from llmjax.train.checkpoint import Checkpointer
 from llmjax.weights import Dora, Lora
 
 SIZES = {"vocab_size": 64, "num_layers": 2, "embed_dim": 16, "num_heads": 4}
@@ -282,7 +284,7 @@ def test_nor_is_one_of_a_frozen_expert():
     assert (12, 40) not in products(config, spec, peft.trained(spec))
 
 
-def test_checkpoints_and_abstract_shapes_know_leaf_types(tmp_path):
+def test_what_is_derived_from_specs_knows_leaf_types():
     spec, _, fresh, params = adapted("scanned", "dora")
     abstract = specs.abstract(spec)
     assert jax.tree.structure(abstract) == jax.tree.structure(params)
@@ -292,14 +294,32 @@ def test_checkpoints_and_abstract_shapes_know_leaf_types(tmp_path):
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, specs.move(fresh, spec), fresh)))
 
 
+def test_checkpoints_hold_leaf_types(tmp_path, assert_bitwise):
+    """Of a whole tree of quantised weights, corrections and magnitudes; and of an adapter alone."""
+    config = models.llama(vocab_size=64, num_layers=2, embed_dim=64, num_heads=2, mlp_dim=64)
+    base = specs.init(jax.random.key(0), models.spec(config))
+    base, declared = peft.quantize(base, models.spec(config), "nf4", "/mlp/")
+    spec = lora.spec(declared, LoraConfig(2, dora=True))
+    params = moved(peft.add(base, spec, jax.random.key(1)), spec)
+    adapter = peft.extract(params, spec)
+    state = TrainState(jnp.int32(3), params, opt_state=adapter, key=jax.random.key(2))
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(state)
+        checkpointer.wait()
+        restored = checkpointer.restore_latest({"params": specs.abstract(spec)}).state
+        again = checkpointer.restore_latest(jax.eval_shape(lambda: state)).state
+    assert jax.tree.structure(restored["params"]) == jax.tree.structure(params)
+    assert_bitwise(restored["params"], params)
+    assert_bitwise(peft.attach(base, again.opt_state), params)
+
+
 def test_ranks_scales_and_first_values():
     config = CONFIGS["scanned"]
     method = LoraConfig(
         4,
         8.0,
         targets=r"/(query|down)$|^embedding$",
-        ranks=(("down$", 2),),
-        alphas=(("query", 2.0),),
+        rules=(LoraRule("down$", 2), LoraRule("query", alpha=2.0)),
     )
     spec = adapt(config, method)
     params = peft.add(specs.init(jax.random.key(0), models.spec(config)), spec, jax.random.key(1))
@@ -329,7 +349,10 @@ BAD = {
         r"lora.targets='qeury' finds nothing.*layers/attention/query",
     ),
     "no matrix": (LoraConfig(targets="attention"), r"finds layers/attention_norm/scale.*no matri"),
-    "unused rank": (LoraConfig(ranks=(("head", 3),)), r"lora.ranks: 'head' finds none.*mlp/up"),
+    "unused rank": (
+        LoraConfig(rules=(LoraRule("head", 3),)),
+        r"lora.rules: 'head' finds none.*mlp/up",
+    ),
     "table": (LoraConfig(targets="embedding$", dora=True), r"lora.dora=True: embedding is a table"),
     "ia3 of a table": (Ia3Config(targets="embedding$"), r"ia3.targets: embedding is a table"),
 }

@@ -14,7 +14,7 @@ import numpy as np
 from llmjax import models, optim, train
 from llmjax import spec as specs
 from tools.benchmark.settings import Settings
-from tools.benchmark.workloads import Workload
+from tools.benchmark.workloads import LORA, Workload
 
 # Does one unit of work to its end; the loss, where there is one.
 Turn = Callable[[], float | None]
@@ -25,8 +25,8 @@ CORPUS_BYTES = 16 << 20
 def build(workload: Workload) -> Turn:
     """The turn of a workload: compiled by its first call, finished when it returns."""
     train.trim_after_compiling()
-    programs = {"train": _train, "eval": _eval, "decode": _decode, "data": _data}
-    return programs[workload.kind](workload)
+    programs = {"train": _train, "eval": _eval, "decode": _decode, "data": _data, "lora": _lora}
+    return programs.get(workload.kind, _reinforce)(workload)
 
 
 def matmul(size: int) -> Callable[[], None]:
@@ -77,6 +77,25 @@ def _train(workload: Workload) -> Turn:
         return float(metrics["loss"])
 
     return turn
+
+
+def _lora(workload: Workload) -> Turn:
+    from tools.benchmark import tuning
+
+    settings = workload.settings
+    return tuning.lora(settings, LORA, _random_batch(settings))
+
+
+def _reinforce(workload: Workload) -> Turn:
+    from tools.benchmark import tuning
+
+    return tuning.reinforce(
+        workload.settings,
+        answers=workload.decode_rows,
+        prompt_tokens=workload.prompt_tokens,
+        new_tokens=workload.new_tokens,
+        ppo=workload.kind == "ppo",
+    )
 
 
 def _eval(workload: Workload) -> Turn:

@@ -30,9 +30,20 @@ def build(job: Job, *, compiled: bool) -> tuple[Turn, int]:
     torch.manual_seed(0)
     # A parameter that two modules share is counted, and updated, once.
     model = (_electra(job) if job["generator"] else _model(job["model"])).to(_device())
-    programs = {"train": _train, "eval": _eval, "decode": _decode}
+    if job["kind"] == "lora":
+        model = _with_lora(model)
+    programs = {"train": _train, "lora": _train, "eval": _eval, "decode": _decode}
     turn = programs[job["kind"]](job, model, compiled)
     return turn, sum(parameter.numel() for parameter in model.parameters())
+
+
+def _with_lora(model: Any) -> Any:
+    """Low-rank corrections of all seven projections of a layer, which alone are trained."""
+    import peft
+
+    names = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=names)
+    return peft.get_peft_model(model, config)
 
 
 def matmul(size: int) -> Callable[[], None]:

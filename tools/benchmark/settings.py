@@ -85,6 +85,21 @@ def rtd() -> Settings:
     return _rtd(_ENCODER, batch_size=16, sequence_length=128)
 
 
+def policy() -> Settings:
+    """A decoder of 4 layers of width 256 that answers prompts."""
+    model = models.llama(
+        **_PLAIN,
+        vocab_size=8192,
+        num_layers=4,
+        embed_dim=256,
+        num_heads=4,
+        mlp_dim=704,
+        max_length=512,
+        tied=True,
+    )
+    return Settings("clm", model, batch_size=16, sequence_length=96)
+
+
 def tiny_mlm() -> Settings:
     """Only shows that the benchmark works."""
     return Settings("mlm", models.bert(**_TINY), batch_size=8, sequence_length=32)
@@ -168,7 +183,7 @@ _TINY = _ENCODER | {
 _BASE = _PLAIN | {"num_layers": 12, "embed_dim": 768, "num_heads": 12}
 
 SETTINGS: Mapping[str, Callable[[], Settings]] = types.MappingProxyType(
-    {make.__name__: make for make in (mlm, rtd, tiny_mlm, tiny_rtd, gpt2_small, bert_base)}
+    {make.__name__: make for make in (mlm, rtd, policy, tiny_mlm, tiny_rtd, gpt2_small, bert_base)}
 )
 
 

@@ -5,10 +5,13 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from llmjax import peft
 from llmjax import spec as specs
 from tools.benchmark.settings import MASK_ID, Settings, named
 
-Kind = Literal["train", "eval", "decode", "data"]
+LORA = peft.LoraConfig(rank=8, alpha=16.0)  # on all seven projections of a layer
+
+Kind = Literal["train", "lora", "eval", "decode", "grpo", "ppo", "data"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +21,9 @@ class Workload:
     Attributes:
         name: as on the command line.
         shapes: name of the settings.
-        kind: of a turn: train, an optimizer step; eval, the loss of a batch; decode, greedy
-            generation behind random prompts; data, `data_batches` batches from the loader.
+        kind: of a turn: train, an optimizer step; lora, one of low-rank corrections; eval, the loss
+            of a batch; decode, greedy generation behind random prompts; grpo and ppo, an iteration
+            of so many answers; data, `data_batches` batches from the loader.
         size: toy only shows that the benchmark works; gpu is too large for a processor.
         decode_rows: prompts that are continued together.
         prompt_tokens: length of each.
@@ -46,8 +50,10 @@ class Workload:
         """Tokens that a turn trains on, scores, generates or loads."""
         settings = self.settings
         batch = settings.batch_size * settings.sequence_length
-        per_turn = {"decode": self.decode_rows * self.new_tokens, "data": self.data_batches * batch}
-        return per_turn.get(self.kind, batch)
+        written = self.decode_rows * self.new_tokens
+        if self.kind == "data":
+            return self.data_batches * batch
+        return written if self.kind in ("decode", "grpo", "ppo") else batch
 
     @property
     def flops(self) -> float | None:
@@ -62,7 +68,11 @@ class Workload:
     @property
     def parameters(self) -> int | None:
         """The model's, so that a peer can be checked to have the same; None without a model."""
-        return None if self.kind == "data" else specs.count(self.settings.spec)
+        if self.kind == "data":
+            return None
+        if self.kind == "lora":
+            return specs.count(peft.lora.spec(self.settings.spec, LORA))
+        return specs.count(self.settings.spec)
 
     def job(self) -> dict[str, Any]:
         """All that a worker needs, as plain values: a peer's process does not import jax."""
@@ -91,9 +101,15 @@ def _plain(config: Any) -> dict[str, Any]:
 def _decoder(name: str, shapes: str, size: Literal["toy", "cpu"] = "cpu") -> tuple[Workload, ...]:
     return (
         Workload(name, shapes, "train", size),
+        Workload(f"{name}-lora", shapes, "lora", size),
         Workload(f"{name}-eval", shapes, "eval", size),
         Workload(f"{name}-decode", shapes, "decode", size),
     )
+
+
+def _iteration(name: str, shapes: str, kind: Kind, size: Literal["toy", "cpu"] = "cpu") -> Workload:
+    """16 answers of 64 tokens to prompts of 32."""
+    return Workload(name, shapes, kind, size, decode_rows=16, prompt_tokens=32, new_tokens=64)
 
 
 WORKLOADS: Mapping[str, Workload] = types.MappingProxyType(
@@ -109,6 +125,8 @@ WORKLOADS: Mapping[str, Workload] = types.MappingProxyType(
             Workload("RTD", "rtd", "train"),
             Workload("G1", "gpt2_small", "train", "gpu"),
             Workload("G2", "bert_base", "train", "gpu"),
+            *(_iteration(f"{kind.upper()}0", "tiny", kind, "toy") for kind in ("grpo", "ppo")),
+            *(_iteration(kind.upper(), "policy", kind) for kind in ("grpo", "ppo")),
             Workload("data", "w1", "data"),
         )
     }
