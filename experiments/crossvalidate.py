@@ -52,7 +52,8 @@ def main(argv: list[str]) -> None:
         sys.exit(f"{run_dir}: {error}")
     overlap = evaluation.fold_overlap(FOLDS.value)
     title = f"{recipe.name}: the best {recipe.early_stopping.metric} of each fold"
-    Console().print(evaluation.fold_table(found, title=title, overlap=overlap))
+    shown = [{n.removeprefix("validation_"): x for n, x in fold.items()} for fold in found]
+    Console().print(evaluation.fold_table(shown, title=title, overlap=overlap))
     path = run_dir / "summary.json"
     path.write_text(json.dumps(folds.summary(recipe, found), indent=1), "utf-8")
     print(f"summary: {path}")
