@@ -25,7 +25,7 @@ def pairs() -> RewardModelling:
 def friendly() -> RewardModelling:
     """The quickstart's model learns which of two replies is friendlier; two minutes, two cores.
 
-    It has learned if it tells 75 % of the held-out pairs right.
+    It has learned if it tells 75 % of the held-out pairs right. Seen: 95.5 %.
     """
     return RewardModelling(
         name="friendly",

@@ -334,11 +334,19 @@ def _first(count: int, lists: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]
 
 
 def _folders(source: str) -> list[pathlib.Path]:
-    """The folder of that name, or those that a pattern finds."""
-    if pathlib.Path(source).is_dir():
-        return [pathlib.Path(source)]
-    found = sorted(glob.glob(source))  # noqa: PTH207  of absolute patterns too
-    return [path for path in map(pathlib.Path, found) if path.is_dir()]
+    """The folder of that name, or those that a pattern finds.
+
+    Raises:
+        ValueError: a pattern that finds none.
+    """
+    path = pathlib.Path(source)
+    if path.is_dir() or not glob.has_magic(source):
+        return [path] if path.is_dir() else []
+    root = path.absolute().anchor
+    found = sorted(pathlib.Path(root).glob(str(path.absolute().relative_to(root))))
+    if folders := [folder for folder in found if folder.is_dir()]:
+        return folders
+    raise ValueError(f"no folder is found by {source}")
 
 
 class Prompts(Iterator[Sequence[rl.Prompt]]):

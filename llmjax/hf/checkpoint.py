@@ -152,9 +152,8 @@ def save(
         staged = writing.stage(directory, tensors, shard_bytes=shard_bytes, advance=advance)
     (directory / CONFIG_FILE).unlink(missing_ok=True)
     writing.commit(directory, staged)
-    writing.write_text(
-        directory / CONFIG_FILE, json.dumps(exported, indent=2, sort_keys=True) + "\n"
-    )
+    content = json.dumps(exported, indent=2, sort_keys=True) + "\n"
+    writing.write_text(directory / CONFIG_FILE, content)
 
 
 def copy_tokenizer(source: str | os.PathLike, target: str | os.PathLike) -> tuple[str, ...]:

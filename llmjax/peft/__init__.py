@@ -3,7 +3,7 @@
 from llmjax.peft import adapter, files, freeze, fused, ia3, lora, prefix, prefix_files, targets
 from llmjax.peft.adapter import AdapterConfig
 from llmjax.peft.ia3 import Ia3Config
-from llmjax.peft.lora import LoraConfig
+from llmjax.peft.lora import LoraConfig, LoraRule
 from llmjax.peft.method import MethodConfig
 from llmjax.peft.prefix import PrefixConfig
 from llmjax.peft.quantized import quantize
@@ -13,6 +13,7 @@ __all__ = [
     "AdapterConfig",
     "Ia3Config",
     "LoraConfig",
+    "LoraRule",
     "MethodConfig",
     "PrefixConfig",
     "adapter",

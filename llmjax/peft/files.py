@@ -283,7 +283,7 @@ def _lora_config(fields: Mapping, declared: Tree, found: Mapping) -> lora.LoraCo
             f"init_lora_weights={fields['init_lora_weights']!r} changed the base model; convert "
             "the adapter in PEFT first (path_initial_model_for_weight_conversion)"
         )
-    chosen, ranks, alphas = _targets(declared, found), [], []
+    chosen, rules = _targets(declared, found), []
     for path, modules in chosen.items():
         of_layers = {
             (_pattern(fields, "rank", "r", m), _pattern(fields, "alpha", "lora_alpha", m))
@@ -295,12 +295,10 @@ def _lora_config(fields: Mapping, declared: Tree, found: Mapping) -> lora.LoraCo
                 "model.scan_layers=False"
             )
         rank, alpha = of_layers.pop()
-        ranks.append((_exactly(path), int(rank)))
-        alphas.append((_exactly(path), float(alpha)))
+        rules.append(lora.LoraRule(_exactly(path), int(rank), float(alpha)))
     return lora.LoraConfig(
         targets="|".join(map(_exactly, chosen)),
-        ranks=tuple(ranks),
-        alphas=tuple(alphas),
+        rules=tuple(rules),
         rslora=bool(fields.get("use_rslora")),
         dora=bool(fields.get("use_dora")),
     )

@@ -13,6 +13,29 @@ from llmjax.weights import Dora, Lora
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraRule:
+    """What is another for some matrices.
+
+    Attributes:
+        pattern: regular expression, searched for in the paths of the targets.
+        rank: of those that it finds; 0 is that of all.
+        alpha: likewise.
+    """
+
+    pattern: str
+    rank: int = 0
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        targets.require_pattern("lora.rules", self.pattern)
+        if self.rank < 0 or self.alpha < 0 or not (self.rank or self.alpha):
+            raise ValueError(
+                f"lora.rules: pattern={self.pattern},rank={self.rank},alpha={self.alpha}: give a "
+                "rank of 1 or more, an alpha above 0, or both"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adaptation (Hu et al. 2021), and its magnitudes (DoRA, Liu et al. 2024).
 
@@ -22,8 +45,7 @@ class LoraConfig:
         targets: regular expression, searched for in the paths of matrices ("layers/mlp/up"); by
             default it finds all projections of attention and MLPs. Embeddings and heads may be
             named too; of a tied table the correction counts at both ends.
-        ranks: (pattern, rank) of matrices with another rank; the first that is found counts.
-        alphas: (pattern, alpha) likewise.
+        rules: other ranks and alphas by path; the first rule that finds a target counts.
         rslora: multiply by alpha / √rank instead (Kalajdzievski 2023), so that larger ranks do not
             learn more slowly.
         dora: whether magnitudes are learned too; for projections, not for tables.
@@ -32,29 +54,27 @@ class LoraConfig:
     rank: int = 8
     alpha: float = 16.0
     targets: str = targets.PROJECTIONS
-    ranks: tuple[tuple[str, int], ...] = ()
-    alphas: tuple[tuple[str, float], ...] = ()
+    rules: tuple[LoraRule, ...] = ()
     rslora: bool = False
     dora: bool = False
 
     def __post_init__(self) -> None:
-        for field, rank in (("lora.rank", self.rank), *(("lora.ranks", r) for _, r in self.ranks)):
-            if rank < 1:
-                raise ValueError(f"{field}={rank}: a rank is 1 or more")
+        if self.rank < 1:
+            raise ValueError(f"lora.rank={self.rank}: a rank is 1 or more")
         targets.require_pattern("lora.targets", self.targets)
-        for pattern, _ in self.ranks:
-            targets.require_pattern("lora.ranks", pattern)
-        for pattern, _ in self.alphas:
-            targets.require_pattern("lora.alphas", pattern)
+
+    def _rule(self, path: str) -> LoraRule | None:
+        return next((rule for rule in self.rules if re.search(rule.pattern, path)), None)
 
     def rank_of(self, path: str) -> int:
         """R of the matrix with this path."""
-        return next((rank for name, rank in self.ranks if re.search(name, path)), self.rank)
+        rule = self._rule(path)
+        return rule.rank if rule and rule.rank else self.rank
 
     def scale_of(self, path: str) -> float:
         """What the correction of the matrix with this path is multiplied by."""
-        alpha = next((alpha for name, alpha in self.alphas if re.search(name, path)), self.alpha)
-        rank = self.rank_of(path)
+        rule, rank = self._rule(path), self.rank_of(path)
+        alpha = rule.alpha if rule and rule.alpha else self.alpha
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
@@ -70,7 +90,7 @@ def spec(declared: Tree, config: LoraConfig) -> Tree:
         config: of the corrections.
 
     Raises:
-        ValueError: `targets`, or a pattern of `ranks` or `alphas`, finds nothing, or `targets`
+        ValueError: `targets`, or the pattern of a rule, finds nothing, or `targets`
             what is no matrix or has an adapter; magnitudes of a table.
     """
     found: list[str] = []
@@ -86,13 +106,12 @@ def spec(declared: Tree, config: LoraConfig) -> Tree:
         return Dora(made, _magnitude(param)) if config.dora else made
 
     changed = targets.replace(declared, "lora.targets", config.targets, change)
-    for field in ("ranks", "alphas"):
-        for pattern, _ in getattr(config, field):
-            if not any(re.search(pattern, path) for path in found):
-                raise ValueError(
-                    f"lora.{field}: {pattern!r} finds none of the targets, which are "
-                    f"{targets.listed(found)}"
-                )
+    for rule in config.rules:
+        if not any(re.search(rule.pattern, path) for path in found):
+            raise ValueError(
+                f"lora.rules: {rule.pattern!r} finds none of the targets, which are "
+                f"{targets.listed(found)}"
+            )
     return changed
 
 

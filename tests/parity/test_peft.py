@@ -8,7 +8,7 @@ import pytest
 
 from llmjax import models, peft, tree
 from llmjax.hf.files import open_file
-from llmjax.peft import Ia3Config, LoraConfig, files, ia3, lora
+from llmjax.peft import Ia3Config, LoraConfig, LoraRule, files, ia3, lora
 from llmjax.spec import is_param, map_params
 from tools import make_peft_goldens
 from tools.golden_models import CONFIGS
@@ -48,7 +48,9 @@ CASES = {
     "rslora and ranks": (
         "gemma2",
         {},
-        LoraConfig(4, 8.0, ranks=(("/down$", 2),), alphas=(("/query$", 3.0),), rslora=True),
+        LoraConfig(
+            4, 8.0, rules=(LoraRule("/down$", 2), LoraRule("/query$", alpha=3.0)), rslora=True
+        ),
         theirs.LoraConfig(
             r=4,
             lora_alpha=8,

@@ -9,7 +9,7 @@ import pytest
 from llmjax import models, peft
 from llmjax import spec as specs
 from llmjax.hf.files import open_file
-from llmjax.peft import Ia3Config, LoraConfig, files, ia3, lora
+from llmjax.peft import Ia3Config, LoraConfig, LoraRule, files, ia3, lora
 from llmjax.weights import Lora
 from tools.golden_models import CONFIGS
 from tools.make_goldens import draw_inputs
@@ -51,7 +51,9 @@ def drawn(spec):
 def test_written_and_read_again(family, tmp_path, assert_bitwise):
     """Of every family. Parts of one tensor there come back as one correction of the same sum."""
     declared = models.spec(CONFIGS[family])
-    spec = lora.spec(declared, LoraConfig(2, ranks=(("/out$", 3),), alphas=(("/up$", 5.0),)))
+    spec = lora.spec(
+        declared, LoraConfig(2, rules=(LoraRule("/out$", 3), LoraRule("/up$", alpha=5.0)))
+    )
     added = drawn(spec)
     files.save(tmp_path, spec, added, base_model="somewhere", task="CAUSAL_LM")
     again, read = files.load(tmp_path, declared)

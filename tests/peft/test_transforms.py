@@ -13,7 +13,7 @@ import pytest
 from llmjax import mesh, models, peft, tree
 from llmjax import spec as specs
 from llmjax.objectives import clm
-from llmjax.peft import Ia3Config, LoraConfig, ia3, lora
+from llmjax.peft import Ia3Config, LoraConfig, LoraRule, ia3, lora
 from llmjax.spec import is_param
 from llmjax.train import TrainState
 from llmjax.train.checkpoint import Checkpointer
@@ -319,8 +319,7 @@ def test_ranks_scales_and_first_values():
         4,
         8.0,
         targets=r"/(query|down)$|^embedding$",
-        ranks=(("down$", 2),),
-        alphas=(("query", 2.0),),
+        rules=(LoraRule("down$", 2), LoraRule("query", alpha=2.0)),
     )
     spec = adapt(config, method)
     params = peft.add(specs.init(jax.random.key(0), models.spec(config)), spec, jax.random.key(1))
@@ -350,7 +349,10 @@ BAD = {
         r"lora.targets='qeury' finds nothing.*layers/attention/query",
     ),
     "no matrix": (LoraConfig(targets="attention"), r"finds layers/attention_norm/scale.*no matri"),
-    "unused rank": (LoraConfig(ranks=(("head", 3),)), r"lora.ranks: 'head' finds none.*mlp/up"),
+    "unused rank": (
+        LoraConfig(rules=(LoraRule("head", 3),)),
+        r"lora.rules: 'head' finds none.*mlp/up",
+    ),
     "table": (LoraConfig(targets="embedding$", dora=True), r"lora.dora=True: embedding is a table"),
     "ia3 of a table": (Ia3Config(targets="embedding$"), r"ia3.targets: embedding is a table"),
 }

@@ -1,0 +1,81 @@
+"""A cross-validation in a folder: each fold of the examples is held out by a run of its own.
+
+RUN_DIR/folds/N/        a run folder for each fold (`experiments.runs`), its data within
+RUN_DIR/summary.json    what the best evaluations of all of them come to
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+
+from experiments import fields, flags, training
+from experiments.tasks.tuning import Tuning
+from experiments.training import Options
+from llmjax import evaluation
+from llmjax.train.metrics import read_jsonl
+
+
+def run_fold(
+    recipe: Tuning, run_dir: pathlib.Path, folds: int, fold: int, options: Options
+) -> dict[str, float]:
+    """Trains with a fold held out, or goes on with that, and returns the best evaluation.
+
+    Raises:
+        FlagError: the recipe cannot be run so.
+    """
+    folder = run_dir / "folds" / str(fold)
+    print(f"fold {fold + 1} of {folds}: {folder}")
+    training.run(fold_recipe(recipe, folds, fold), folder, options)
+    jax.clear_caches()  # no other fold runs the same program
+    return best_evaluation(recipe, folder)
+
+
+def fold_recipe(recipe: Tuning, folds: int, fold: int) -> Tuning:
+    """The recipe with a fold held out.
+
+    Raises:
+        FlagError: the data are prepared already, or cannot be cut so.
+    """
+    if recipe.data.directory:
+        raise flags.FlagError(
+            f"--data.directory={recipe.data.directory}: every fold prepares data of its own; leave "
+            "it out"
+        )
+    try:
+        data = dataclasses.replace(recipe.data, folds=folds, fold=fold)
+    except ValueError as error:
+        raise flags.FlagError(str(error)) from error
+    return dataclasses.replace(recipe, name=f"{recipe.name}, fold {fold + 1}", data=data)
+
+
+def best_evaluation(recipe: Tuning, folder: pathlib.Path) -> dict[str, float]:
+    """Of those that a run has written down, the watched metric first.
+
+    Raises:
+        FlagError: there is none with it.
+    """
+    watched = recipe.early_stopping
+    records = [r for r in read_jsonl(folder / "metrics.jsonl") if r.get(watched.metric) is not None]
+    if not records:
+        raise flags.FlagError(
+            f"{folder}: no evaluation has early_stopping.metric={watched.metric}; choose another"
+        )
+    choose = min if watched.direction == "min" else max
+    best = choose(records, key=lambda record: record[watched.metric])
+    # Counts are whole numbers, and no measure of a model.
+    kept = {name: x for name, x in best.items() if isinstance(x, float)}
+    return {watched.metric: best[watched.metric], **kept}
+
+
+def summary(recipe: Tuning, found: list[dict[str, float]]) -> dict:
+    """What RUN_DIR/summary.json holds: the recipe, each fold, and every metric over all of them."""
+    overlap = evaluation.fold_overlap(len(found))
+    names = [name for name in found[0] if all(name in fold for fold in found)]
+    over = {name: evaluation.summarize([f[name] for f in found], overlap=overlap) for name in names}
+    return {
+        "metric": recipe.early_stopping.metric,
+        "metrics": {name: dataclasses.asdict(of_one) for name, of_one in over.items()},
+        "folds": found,
+        "recipe": fields.to_json(recipe),
+    }
