@@ -96,7 +96,7 @@ class Writer:
             sampler: likewise.
         """
         samples = samples or self.settings.samples
-        data, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+        data, kind = jax.device_get(jax.random.key_data(key)), jax.random.key_impl(key)
         with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
             written = sampling.generate(
                 params,

@@ -19,6 +19,7 @@ from experiments.tasks.comparing import Preferring, RewardModelling
 from experiments.tasks.finetuning import Finetuning
 from experiments.tasks.reinforcing import Reinforcing, RewardSource
 from llmjax import data, models, objectives, peft, rl
+from llmjax.mesh import MeshConfig
 from llmjax.optim import OptimizerConfig
 
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=0, decays=())
@@ -200,6 +201,54 @@ def test_policies_of_low_rank(root: pathlib.Path, critic: str) -> None:
         learning=rl.LearningConfig("grpo" if compares else "gae", epochs=1, rounds=int(compares)),
     )
     assert_goes_on(recipe, root / critic, root / f"{critic}_cut")
+
+
+QLORA = peft.MethodConfig(name="lora", quantize="int8", lora=peft.LoraConfig(rank=2))
+ADAPTER = peft.MethodConfig(name="adapter", adapter=peft.AdapterConfig(dim=4))
+PREFIX = peft.MethodConfig(name="prefix", prefix=peft.PrefixConfig(length=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "critic", "mesh"),
+    [
+        (QLORA, "model", MeshConfig()),
+        (ADAPTER, "none", MeshConfig(data=4, fsdp=2)),
+        (PREFIX, "head", MeshConfig(data=2, fsdp=2, tensor=2)),
+        (peft.MethodConfig(), "none", MeshConfig(data=2, fsdp=2, context=2)),
+    ],
+    ids=["qlora", "adapter", "prefix", "full"],
+)
+def test_policies_of_every_method_on_meshes(root, tmp_path, method, critic, mesh) -> None:
+    """The reference is the base, whatever is trained; answers are written on a mesh of their own.
+
+    Where all is trained, a small budget of divergence is spent by the second iteration, and the run
+    stays at its end until there is none.
+    """
+    recipe = Reinforcing(
+        **settings(root, "prompts", evaluation_prompts=4, peft=method, mesh=mesh),
+        rewards=(RewardSource("short", "tests.e2e.test_stages:shortness"),),
+        critic=critic,
+        rollouts=rl.RolloutConfig(prompts=8, samples=2, max_new_tokens=8),
+        learning=rl.LearningConfig("grpo" if critic == "none" else "gae", epochs=1, kl="k2"),
+        kl=rl.KLConfig(0.01),
+        guards=rl.GuardConfig(kl_budget=0.02 if method.name == "full" else 0.0),
+    )
+    train(recipe, tmp_path / "run")
+    found = [r["kl_per_response"] for r in records(tmp_path / "run") if "kl_per_response" in r]
+    if method != PREFIX:  # which all queries see from the beginning
+        assert found[0] == pytest.approx(0, abs=1e-4)
+    assert found[1] != 0
+    last = records(tmp_path / "run")[-1]["step"]
+    if recipe.guards.kl_budget:
+        assert found[1] > recipe.guards.kl_budget
+        assert last == 2
+        train(recipe, tmp_path / "run")
+        assert records(tmp_path / "run")[-1]["step"] == 2
+        recipe = dataclasses.replace(recipe, guards=rl.GuardConfig())
+        train(recipe, tmp_path / "run")
+        last = records(tmp_path / "run")[-1]["step"]
+    assert last == 6
 
 
 @pytest.mark.slow
