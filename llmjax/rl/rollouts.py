@@ -97,12 +97,13 @@ class Writer:
             sampler: likewise.
         """
         samples = samples or self.settings.samples
+        data, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
         with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
             written = sampling.generate(
                 params,
                 [prompt.tokens.tolist() for prompt in prompts],
                 self.config,
-                key,
+                jax.random.wrap_key_data(data, impl=kind),  # on this mesh
                 max_new_tokens=self.settings.max_new_tokens,
                 sampler=sampler or self.settings.sampler(),
                 stop_tokens=self._stops,
