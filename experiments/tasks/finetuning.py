@@ -112,7 +112,7 @@ class AnswerTask(TuningTask):
                 jax.random.key(self.recipe.seed),
                 max_new_tokens=self.recipe.sample_tokens,
                 sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
-                stop_tokens=self.template.stop_ids,
+                stop_tokens=self.template.stops,
             )
         return said, self.tokenizer().decode(written.tokens[0, : written.lengths[0]].tolist())
 

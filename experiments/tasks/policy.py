@@ -210,7 +210,7 @@ class PolicyTask(TuningTask):
     @functools.cached_property
     def writer(self) -> rl.Writer:
         """Writes answers."""
-        stops = self.template.stop_ids
+        stops = self.template.stops
         decode, rollouts = self.tokenizer().decode, self.recipe.rollouts
         return rl.Writer(self.config, decode, rollouts, stops, self.model_spec)
 

@@ -164,6 +164,15 @@ class ChatTemplate:
         return tuple(dict.fromkeys((*self._end_ids[:1], *self.tokenizer.stop_ids)))
 
     @property
+    def stops(self) -> tuple[int | tuple[int, ...], ...]:
+        """All that ends the assistant's turn: ids, and ids in a row where a text does.
+
+        Such a text is always the same tokens in training, as `encode` cuts in front of it.
+        """
+        rows = self.tokenizer.encode_parts(list(self.stop_strings))
+        return (*self.stop_ids, *map(tuple, rows))
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """The text that ends the assistant's turn where no token of `stop_ids` does."""
         return (self.turn_end,) if self.turn_end and not self._end_ids else ()

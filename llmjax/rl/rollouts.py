@@ -52,7 +52,7 @@ class Writer:
         config: the policy's.
         decode: tokens of an answer to text.
         settings: how they are sampled.
-        stop_tokens: ids that end an answer.
+        stops: tokens that end an answer, each an id or several in a row.
         spec: of the policy's parameters; needed on meshes with stages or long sequences, which
             another one writes for.
     """
@@ -62,11 +62,12 @@ class Writer:
         config: models.ModelConfig,
         decode: Callable[[list[int]], str],
         settings: RolloutConfig,
-        stop_tokens: Sequence[int],
+        stops: Sequence[int | Sequence[int]],
         spec: Any = None,
     ) -> None:
         self.config, self.settings = config, settings
-        self._decode, self._stops, self._spec = decode, tuple(stop_tokens), spec
+        self._decode, self._spec = decode, spec
+        self._stops = [(stop,) if isinstance(stop, int) else tuple(stop) for stop in stops]
 
     def ready(self, params: Any) -> Any:
         """A policy's parameters as answers are written with: adapters in the weights, laid out."""
@@ -117,6 +118,7 @@ class Writer:
         ]
 
     def _sample(self, prompt: Prompt, tokens: np.ndarray, log_probs: np.ndarray) -> Sample:
-        ended = len(tokens) > 0 and int(tokens[-1]) in self._stops
-        text = self._decode((tokens[:-1] if ended else tokens).tolist())
-        return Sample(prompt, tokens.astype(np.int32), text, log_probs, ended)
+        ids = tokens.tolist()
+        ends = [len(stop) for stop in self._stops if tuple(ids[-len(stop) :]) == stop]
+        text = self._decode(ids[: len(ids) - max(ends, default=0)])
+        return Sample(prompt, tokens.astype(np.int32), text, log_probs, bool(ends))

@@ -57,7 +57,7 @@ def reinforce(
     rollouts = rl.RolloutConfig(answers // samples, samples, new_tokens)
     experience = rl.Experience(
         _Prompts(answers // samples, prompt_tokens, config.vocab_size),
-        rl.Writer(config, lambda tokens: "", rollouts, stop_tokens=()),
+        rl.Writer(config, lambda tokens: "", rollouts, stops=()),
         rl.Players(
             config, functools.partial(_policy, critic), lambda tree: tree["reference"], critic
         ),
