@@ -134,6 +134,9 @@ def _of_rollouts(
         ),
         Plot("clipped", "Ratios clipped (share of tokens)", clipped, "from zero"),
     ]
+    if explained := [record for record in map(_explained, training) if record]:
+        both = _with_mean(_curve(explained, "explained"))
+        found.append(Plot("explained", "Variance that values explain", both, "linear"))
     if len(parts) > 1:
         roles = ("first", "second")
         curves = tuple(
@@ -158,6 +161,18 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> Plot:
         Curve("held-out pairs", confidence[there], right[there], dots=True),
     )
     return Plot("calibration", "Comparisons right (share)", curves, "linear", "confidence")
+
+
+def _explained(record: Record) -> Record:
+    """1 - Var(R - V) / Var(R) of a step's returns and values; nothing without a critic."""
+    names = ("return", "return_square", "value_error", "value_error_square")
+    if not all(isinstance(record.get(name), int | float) for name in names):
+        return {}
+    mean, square, error, error_square = (float(record[name]) for name in names)
+    spread = square - mean**2
+    if spread <= 0:
+        return {}
+    return {"step": record["step"], "explained": 1 - (error_square - error**2) / spread}
 
 
 def write_png(plot: Chart, path: pathlib.Path) -> None:
