@@ -137,6 +137,7 @@ def test_a_turn_that_later_ones_rewrite_is_not_guessed_at(hub: HubTokenizer) -> 
 ENDS: dict[str, Callable[[str], str]] = {
     "chatml": lambda text: text + "<|im_end|>",
     "plain": lambda text: text + "</s>",
+    "joined": lambda text: text + "</s>",
     "speakers": lambda text: " " + " ".join(text.split()) + "\n",
 }
 CONTENT = strategies.lists(
@@ -298,7 +299,7 @@ def test_errors_show_the_example(hub: HubTokenizer) -> None:
         template.encode([{"role": "assistant", "content": b"a"}])
     with pytest.raises(ValueError, match="line 1"):
         chat.ChatTemplate("{% if %}", hub)
-    with pytest.raises(ValueError, match=r"no chat template: choose chatml, plain, speakers"):
+    with pytest.raises(ValueError, match=r"no chat template: choose chatml, joined, plain, speakers"):
         chat.load_template("", BYTES)
     with pytest.raises(ValueError, match="neither a file nor one of"):
         chat.load_template("alpaca", BYTES)
