@@ -299,7 +299,9 @@ def test_errors_show_the_example(hub: HubTokenizer) -> None:
         template.encode([{"role": "assistant", "content": b"a"}])
     with pytest.raises(ValueError, match="line 1"):
         chat.ChatTemplate("{% if %}", hub)
-    with pytest.raises(ValueError, match=r"no chat template: choose chatml, joined, plain, speakers"):
+    with pytest.raises(
+        ValueError, match=r"no chat template: choose chatml, joined, plain, speakers"
+    ):
         chat.load_template("", BYTES)
     with pytest.raises(ValueError, match="neither a file nor one of"):
         chat.load_template("alpaca", BYTES)

@@ -139,7 +139,7 @@ def test_a_policy_is_exported_alone(root, tmp_path, stage, method) -> None:
             **settings(root, "prompts", method),
             rewards=(RewardSource("short", "llmjax.rl.rewards:matches_answer"),),
             critic="model" if stage == "critic" else "head",
-            rollouts=rl.RolloutConfig(prompts=8),
+            rollouts=rl.RolloutConfig(prompts=8, max_new_tokens=8),
         )
     model = trained(recipe, tmp_path / "run")
     policy = model.params["policy"] if stage == "critic" else model.params

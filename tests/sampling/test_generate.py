@@ -7,7 +7,7 @@ import pathlib
 import jax
 import pytest
 
-from experiments import generate, runs
+from experiments import runs, writing
 from experiments.flags import FlagError
 from experiments.recipes import RECIPES
 from llmjax import models
@@ -17,7 +17,7 @@ from llmjax.sampling import SamplerConfig
 from llmjax.train.checkpoint import Checkpointer
 from llmjax.train.state import TrainState
 
-SETTINGS = generate.Settings(max_new_tokens=12, sampler=SamplerConfig(temperature=0.9))
+SETTINGS = writing.Settings(max_new_tokens=12, sampler=SamplerConfig(temperature=0.9))
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,12 @@ def run_dir(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def writer(run_dir) -> generate.Writer:
-    return generate.Writer(runs.load(run_dir), SETTINGS)
+def writer(run_dir) -> writing.Writer:
+    return writing.Writer(runs.load(run_dir), SETTINGS)
 
 
-def stopping(writer: generate.Writer, *stops: str) -> generate.Writer:
-    return generate.Writer(writer.model, dataclasses.replace(SETTINGS, stops=stops))
+def stopping(writer: writing.Writer, *stops: str) -> writing.Writer:
+    return writing.Writer(writer.model, dataclasses.replace(SETTINGS, stops=stops))
 
 
 def test_a_stream_and_a_batch_write_the_same(writer):
@@ -67,7 +67,7 @@ def test_a_file_comes_back_with_completions(writer, tmp_path):
     path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     records = [{"prompt": "é", "id": 1}, {"prompt": ""}, {"prompt": "import this"}]
     path.write_text("\n\n".join(map(json.dumps, records)))
-    generate.complete_file(writer, generate.read_prompts(str(path)), str(output), 2, 2)
+    writing.complete_file(writer, writing.read_prompts(str(path)), str(output), 2, 2)
     written = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     assert [line["prompt"] for line in written] == ["é", "é", "", "", "import this", "import this"]
     assert written[0]["id"] == 1
@@ -90,7 +90,7 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path, content, message):
     if content is not None:
         path.write_text(content)
     with pytest.raises(FlagError, match=message):
-        generate.read_prompts(str(path))
+        writing.read_prompts(str(path))
 
 
 def talk(monkeypatch, writer, lines) -> list[str]:
@@ -113,7 +113,7 @@ def talk(monkeypatch, writer, lines) -> list[str]:
 
     monkeypatch.setattr("builtins.input", read)
     monkeypatch.setattr(writer, "stream", stream)
-    generate.chat(writer)
+    writing.chat(writer)
     return prompts
 
 
@@ -128,7 +128,7 @@ def test_a_conversation_remembers_and_forgets(monkeypatch, writer, capsys):
 
 def test_a_conversation_between_speakers_ends_with_the_input(monkeypatch, writer):
     recipe = dataclasses.replace(writer.model.recipe, corpus="chitchat")
-    other = generate.Writer(
+    other = writing.Writer(
         dataclasses.replace(writer.model, task=runs.task_of(recipe, writer.model.task.run_dir)),
         SETTINGS,
     )

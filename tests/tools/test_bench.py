@@ -277,5 +277,6 @@ def test_bad_options_are_answered(arguments, message, capsys, monkeypatch) -> No
 
 def test_all_leaves_out_toys_and_what_needs_a_gpu() -> None:
     options = bench._options(["--workload=all"])
-    left_out = {"W0", "W0-eval", "W0-decode", "MLM0", "RTD0", "G1", "G2"}
+    toys = {"W0", "W0-lora", "W0-eval", "W0-decode", "MLM0", "RTD0", "GRPO0", "PPO0"}
+    left_out = toys | {"G1", "G2"}
     assert set(options.workload) == set(WORKLOADS) - left_out
