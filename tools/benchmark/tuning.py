@@ -49,9 +49,11 @@ def reinforce(
     critic = objectives.Critic(models.with_head(config, "value")) if ppo else None
     key = jax.random.key(settings.seed)
     spec = critic.spec(config) if critic else models.spec(config)
-    params = specs.init(key, spec) | {"reference": specs.init(key, models.spec(config))}
+    spec |= {"reference": models.spec(config)}
+    params = specs.init(key, spec)
     trained: tree.Predicate = lambda path, leaf: not path.startswith("reference")  # noqa: E731
-    optimizer = optim.make(settings.optimizer, spec, settings.steps)
+    trained_spec = tree.partition(spec, trained)[0]
+    optimizer = optim.make(settings.optimizer, trained_spec, settings.steps)
     state = train.start_state(key, params, optimizer, trained)
     step = train.make_step(objectives.policy(config, critic=critic), optimizer)
     rollouts = rl.RolloutConfig(answers // samples, samples, new_tokens)
