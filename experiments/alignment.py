@@ -94,7 +94,8 @@ def said(found: list[Answers]) -> Table:
         table.add_column(answers.name)
     rows = zip(*(answers.samples for answers in found), strict=True)
     for row in itertools.islice(rows, SHOWN):
-        last = row[0].prompt.text.strip().splitlines()[-2]
+        # The last line is where the answer begins.
+        last = row[0].prompt.text.strip().splitlines()[-2:][0]
         table.add_row(last, *(sample.text.strip() for sample in row))
     return table
 

@@ -57,36 +57,19 @@ def dpo() -> Preferring:
 
 def dpo_lora() -> Preferring:
     """DPO of low-rank corrections: the reference is the base under them, and costs no memory."""
-    return Preferring(
-        name="dpo_lora",
-        preference=PreferenceConfig("dpo", beta=0.1),
-        peft=MethodConfig(name="lora"),
-        optimizer=_gentle(5e-5),
-        steps=1000,
-        evaluate_every=100,
+    return dataclasses.replace(
+        dpo(), name="dpo_lora", peft=MethodConfig(name="lora"), optimizer=_gentle(5e-5)
     )
 
 
 def kto() -> Preferring:
     """KTO of all parameters, from answers that are good or not (Ethayarajh et al. 2024)."""
-    return Preferring(
-        name="kto",
-        preference=PreferenceConfig("kto", beta=0.1),
-        optimizer=_gentle(2e-6),
-        steps=1000,
-        evaluate_every=100,
-    )
+    return dataclasses.replace(dpo(), name="kto", preference=PreferenceConfig("kto", beta=0.1))
 
 
 def simpo() -> Preferring:
     """SimPO of all parameters, without a reference (Meng et al. 2024)."""
-    return Preferring(
-        name="simpo",
-        preference=PreferenceConfig("simpo", beta=2.0),
-        optimizer=_gentle(2e-6),
-        steps=1000,
-        evaluate_every=100,
-    )
+    return dataclasses.replace(dpo(), name="simpo", preference=PreferenceConfig("simpo", beta=2.0))
 
 
 def _gentle(learning_rate: float) -> OptimizerConfig:

@@ -1,5 +1,7 @@
 """Reinforcement learning; each with the settings of its paper, where a paper has them."""
 
+import dataclasses
+
 from experiments.tasks.reinforcing import Reinforcing, RewardSource
 from llmjax.data.config import ExampleConfig
 from llmjax.objectives import PolicyConfig
@@ -66,45 +68,27 @@ def grpo() -> Reinforcing:
 
 def dapo() -> Reinforcing:
     """DAPO (Yu et al. 2025): a wider upper clip, no divergence, prompts that teach something."""
-    return Reinforcing(
+    return dataclasses.replace(
+        grpo(),
         name="dapo",
-        rollouts=RolloutConfig(prompts=16, samples=8, max_new_tokens=64),
         learning=LearningConfig("grpo", whiten=False, epochs=1, rounds=3),
         policy=PolicyConfig(clip_low=0.2, clip_high=0.28, aggregation="token"),
-        kl=KLConfig(coefficient=0.0),
-        batch_size=32,
-        optimizer=_constant(1e-5),
-        evaluate_every=40,
     )
 
 
 def gspo() -> Reinforcing:
     """GSPO (Zheng et al. 2025): the ratio of whole answers."""
-    return Reinforcing(
-        name="gspo",
-        rollouts=RolloutConfig(prompts=16, samples=8, max_new_tokens=64),
-        learning=LearningConfig("grpo", whiten=False, epochs=1),
-        policy=PolicyConfig(
-            ratio="sequence", aggregation="sequence", clip_low=3e-4, clip_high=4e-4
-        ),
-        kl=KLConfig(coefficient=0.0),
-        batch_size=32,
-        optimizer=_constant(1e-5),
-        evaluate_every=40,
-    )
+    policy = PolicyConfig(ratio="sequence", aggregation="sequence", clip_low=3e-4, clip_high=4e-4)
+    return dataclasses.replace(grpo(), name="gspo", policy=policy)
 
 
 def dr_grpo() -> Reinforcing:
     """Dr. GRPO (Liu et al. 2025): neither lengths nor deviations are divided by."""
-    return Reinforcing(
+    return dataclasses.replace(
+        grpo(),
         name="dr_grpo",
-        rollouts=RolloutConfig(prompts=16, samples=8, max_new_tokens=64),
         learning=LearningConfig("dr_grpo", whiten=False, epochs=1),
         policy=PolicyConfig(aggregation="constant", max_length=64),
-        kl=KLConfig(coefficient=0.0),
-        batch_size=32,
-        optimizer=_constant(1e-5),
-        evaluate_every=40,
     )
 
 

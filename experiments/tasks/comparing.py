@@ -113,15 +113,6 @@ class PreferenceTask(TuningTask):
     def _has_copy(self) -> bool:
         return self.recipe.preference.needs_reference and self.recipe.peft.name == "full"
 
-    def configure(self, config: models.ModelConfig) -> models.ModelConfig:
-        """The model as it is."""
-        if config.head.kind != "lm":
-            raise FlagError(
-                f"--base={self.recipe.base}: a model with a head of kind {config.head.kind} does "
-                "not write; name one that predicts next tokens"
-            )
-        return config
-
     def prepare(self) -> None:
         """Turns comparisons, or judged answers, into tokens."""
         super().prepare()

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 import jax
 
-from experiments.flags import FlagError
 from experiments.recipe import require, require_not_negative
 from experiments.tasks.task import Batch
 from experiments.tasks.tuning import Tuning, TuningTask
@@ -65,15 +64,6 @@ class AnswerTask(TuningTask):
 
     kind: ClassVar[Kind] = "sft"
     recipe: Finetuning
-
-    def configure(self, config: models.ModelConfig) -> models.ModelConfig:
-        """The model as it is."""
-        if config.head.kind != "lm":
-            raise FlagError(
-                f"--base={self.recipe.base}: a model with a head of kind {config.head.kind} does "
-                "not write; name one that predicts next tokens"
-            )
-        return config
 
     def row_options(self) -> dict[str, Any]:
         """How rows are filled."""

@@ -82,15 +82,6 @@ class PolicyTask(TuningTask):
                 if not _folders(source.source):
                     self._reward(flag, source)
 
-    def configure(self, config: models.ModelConfig) -> models.ModelConfig:
-        """The model as it is."""
-        if config.head.kind != "lm":
-            raise FlagError(
-                f"--base={self.recipe.base}: a model with a head of kind {config.head.kind} does "
-                "not write; name one that predicts next tokens"
-            )
-        return config
-
     @property
     def players(self) -> rl.Players:
         """Who has a part in it."""

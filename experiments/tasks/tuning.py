@@ -1,6 +1,5 @@
 """What stages have in common that start from a model which is there."""
 
-import abc
 import dataclasses
 import functools
 import json
@@ -86,9 +85,18 @@ class TuningTask(Task):
                 f"{self.config.max_length} tokens"
             )
 
-    @abc.abstractmethod
     def configure(self, config: models.ModelConfig) -> models.ModelConfig:
-        """The base's configuration with the head of this stage."""
+        """The base's configuration with the head of this stage: here that of next tokens.
+
+        Raises:
+            FlagError: the base has another.
+        """
+        if config.head.kind != "lm":
+            raise FlagError(
+                f"--base={self.recipe.base}: a model with a head of kind {config.head.kind} does "
+                "not write; name one that predicts next tokens"
+            )
+        return config
 
     def directory(self) -> pathlib.Path:
         """Where the tokenizer and the examples lie."""
