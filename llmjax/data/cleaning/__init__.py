@@ -1,7 +1,9 @@
 """From raw documents to text worth training on: pure steps, each on one document.
 
-document = cleaning.Document(text, id="crawl.jsonl:12", source="crawl")
-result = cleaning.clean(document, steps)  # a Document, or Rejected with step, reason and score
+In short:
+
+    document = cleaning.Document(text, id="crawl.jsonl:12", source="crawl")
+    result = cleaning.clean(document, steps)  # Document, or Rejected(document, reason, score, step)
 """
 
 from llmjax.data.cleaning.document import Document, Rejected, Step, clean, name_of

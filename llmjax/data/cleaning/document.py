@@ -86,7 +86,8 @@ Step = Callable[[Document], Document | Rejected]
 
 def name_of(step: Step) -> str:
     """What a step is called in reports: its `name`, or that of its function or class."""
-    return getattr(step, "name", None) or getattr(step, "__name__", type(step).__name__)
+    name = getattr(step, "name", "") or getattr(step, "__name__", "")
+    return str(name or type(step).__name__)
 
 
 def clean(document: Document, steps: Iterable[Step]) -> Document | Rejected:
