@@ -67,12 +67,13 @@ def grpo() -> Reinforcing:
 
 
 def dapo() -> Reinforcing:
-    """DAPO (Yu et al. 2025): a wider upper clip, no divergence, prompts that teach something."""
+    """DAPO (Yu et al. 2025): a wider upper clip, no reference, prompts that teach something."""
     return dataclasses.replace(
         grpo(),
         name="dapo",
         learning=LearningConfig("grpo", whiten=False, epochs=1, rounds=3),
         policy=PolicyConfig(clip_low=0.2, clip_high=0.28, aggregation="token"),
+        kl=KLConfig(coefficient=0.0, watch=False),
     )
 
 
@@ -83,12 +84,13 @@ def gspo() -> Reinforcing:
 
 
 def dr_grpo() -> Reinforcing:
-    """Dr. GRPO (Liu et al. 2025): neither lengths nor deviations are divided by."""
+    """Dr. GRPO (Liu et al. 2025): neither lengths nor deviations are divided by; no reference."""
     return dataclasses.replace(
         grpo(),
         name="dr_grpo",
         learning=LearningConfig("dr_grpo", whiten=False, epochs=1),
         policy=PolicyConfig(aggregation="constant", max_length=64),
+        kl=KLConfig(coefficient=0.0, watch=False),
     )
 
 

@@ -52,7 +52,7 @@ class PolicyTask(TuningTask):
                 self.spec = self.model_spec | {VALUE_HEAD: declared[VALUE_HEAD]}
             else:
                 self.spec, prefix = declared | {"policy": self.model_spec}, "policy/"
-        if recipe.peft.name == "full":
+        if self._has_copy:
             self.spec = self.spec | {REFERENCE: models.spec(self.config)}
         self.guard = rl.Guard(recipe.guards)
 
@@ -85,7 +85,13 @@ class PolicyTask(TuningTask):
     @property
     def players(self) -> rl.Players:
         """Who has a part in it."""
-        return rl.Players(self.config, self.own, self.reference, self.critic)
+        reference = self.reference if self.recipe.needs_reference else None
+        return rl.Players(self.config, self.own, reference, self.critic)
+
+    @property
+    def _has_copy(self) -> bool:
+        """Whether the reference is a copy; adapters leave it where it is."""
+        return self.recipe.peft.name == "full" and self.recipe.needs_reference
 
     def own(self, params: Any) -> Any:
         """The policy's parameters."""
@@ -94,7 +100,7 @@ class PolicyTask(TuningTask):
 
     def reference(self, params: Any) -> Any:
         """The reference's."""
-        if self.recipe.peft.name == "full":
+        if self._has_copy:
             return params[REFERENCE]
         return peft.without(self.own(params), self.model_spec)
 
@@ -107,7 +113,7 @@ class PolicyTask(TuningTask):
             made = {"policy": params, "critic": values}
             if self.critic.shared:
                 made = params | {VALUE_HEAD: values["head"]}
-        if self.recipe.peft.name == "full":
+        if self._has_copy:
             made = made | {REFERENCE: jax.tree.map(jnp.copy, params)}
         return made
 
@@ -133,7 +139,9 @@ class PolicyTask(TuningTask):
     def make_loss(self, *, plain: bool = False) -> Loss:
         """That of the recipe's policy."""
         del plain
-        return objectives.policy(self.config, self.recipe.policy, critic=self.critic)
+        recipe = self.recipe
+        most = None if recipe.pretraining else recipe.rollouts.max_new_tokens
+        return objectives.policy(self.config, recipe.policy, critic=self.critic, most_targets=most)
 
     def batches(
         self,
@@ -242,7 +250,7 @@ class PolicyTask(TuningTask):
 
     def ready(self, batches: Any, state: TrainState, record: Any) -> None:
         """Evaluates a new run's policy, and makes the first rollouts."""
-        batches.record = record
+        batches.record = self.guard.record = record
         _ = self.mixture, self.gold  # what is not there is an error here
         if int(state.step) == 0:
             found = self.evaluate(state.all_params, self.batches("validation"))

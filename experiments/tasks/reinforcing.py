@@ -76,6 +76,12 @@ class Reinforcing(Tuning):
     pretraining_rows: int = 0
     evaluation_prompts: int = 64
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the divergence from where the policy began is paid for, bounded or watched."""
+        counts = (self.kl.coefficient, self.policy.kl_coefficient, self.guards.kl_budget)
+        return self.kl.watch or any(counts)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         compares = self.learning.compares

@@ -3,10 +3,12 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from llmjax import models
+from llmjax import mesh, models
 from llmjax.kernels.linear_cross_entropy import linear_log_probs
 from llmjax.objectives.loss import Batch, Params
+from llmjax.objectives.replacement import gather_positions
 from llmjax.weights import materialize
 
 
@@ -32,6 +34,7 @@ def log_probs(
     *,
     temperature: float | jax.Array = 1.0,
     entropy: bool = False,
+    most_targets: int | None = None,
 ) -> LogProbs:
     """log P(target | the tokens up to it) for every target, without B·S×V logits in memory.
 
@@ -44,6 +47,9 @@ def log_probs(
         temperature: what logits are divided by: one number, or, of a model without `head.cap`,
             one for each token, [B, S].
         entropy: whether entropies are wanted.
+        most_targets: of a row, where it is known; of rollouts, the limit of their new tokens. The
+            head is then computed at so many places of each row, not at its prompt's. A row with
+            more targets is not a number, at those that are too many.
     """
     output = models.forward(
         params,
@@ -59,9 +65,28 @@ def log_probs(
     elif temperature != 1.0:
         # cap·tanh(x / cap) / T is the same of x / T and cap / T.
         hidden, cap = hidden / temperature, cap / temperature
-    weight = materialize(models.lm_weight(params, config))
-    found, entropies = linear_log_probs(hidden, weight, batch["targets"], cap=cap, entropy=entropy)
-    return LogProbs(found, entropies, output)
+    weight, targets = materialize(models.lm_weight(params, config)), jnp.asarray(batch["targets"])
+    if most_targets is None or most_targets >= targets.shape[1] or mesh.size("sequence") > 1:
+        found, entropies = linear_log_probs(hidden, weight, targets, cap=cap, entropy=entropy)
+        return LogProbs(found, entropies, output)
+    places = jnp.argsort(targets < 0, axis=1, stable=True)[:, :most_targets]
+    hidden, chosen = gather_positions(hidden, places), _look_up(targets, places)
+    found, entropies = linear_log_probs(hidden, weight, chosen, cap=cap, entropy=entropy)
+    entropies = None if entropies is None else _spread(entropies, targets)
+    return LogProbs(_spread(found, targets), entropies, output)
+
+
+def _spread(values: jax.Array, targets: jax.Array) -> jax.Array:
+    """Values of the first P targets of each row, [B, P], at their places, [B, S]; elsewhere 0."""
+    there, most = targets >= 0, values.shape[1]
+    order = jnp.cumsum(there, axis=1) - 1
+    found = _look_up(values, jnp.clip(order, 0, most - 1))
+    return jnp.where(there, jnp.where(order < most, found, jnp.nan), 0.0)
+
+
+def _look_up(x: jax.Array, places: jax.Array) -> jax.Array:
+    """[B, P] of [B, S]; rows are a batch axis, so each device finds those of its own."""
+    return mesh.place(jnp.take_along_axis(x, places, axis=1), ("batch", None))
 
 
 def require_language_model(name: str, config: models.ModelConfig) -> None:

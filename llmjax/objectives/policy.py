@@ -25,6 +25,7 @@ def policy(
     settings: PolicyConfig | None = None,
     *,
     critic: Critic | None = None,
+    most_targets: int | None = None,
 ) -> PreparedLoss:
     """The clipped surrogate of rollouts, with what is added to it; see `PolicyConfig`.
 
@@ -32,6 +33,7 @@ def policy(
         config: the policy's.
         settings: by default PPO's.
         critic: what estimates values; None, as in GRPO, needs none.
+        most_targets: of a row, pretraining text included, where it is known; see `log_probs`.
 
     Returns:
         A loss over the policy's parameters, or those that `critic.spec` declares, and batches with
@@ -70,7 +72,8 @@ def policy(
             f"temperature={settings.temperature}: capped logits (head.cap) have one temperature in "
             "a batch; set it to 1, or leave pretraining text out"
         )
-    return PreparedLoss(_prepare(settings), _compute(config, settings, critic), "token_scale")
+    compute = _compute(config, settings, critic, most_targets)
+    return PreparedLoss(_prepare(settings), compute, "token_scale")
 
 
 def explained_variance(metrics: Metrics) -> jax.Array:
@@ -83,7 +86,12 @@ def explained_variance(metrics: Metrics) -> jax.Array:
     return 1 - error / (metrics["return_square"] - metrics["return"] ** 2)
 
 
-def _compute(config: models.ModelConfig, settings: PolicyConfig, critic: Critic | None) -> Loss:
+def _compute(
+    config: models.ModelConfig,
+    settings: PolicyConfig,
+    critic: Critic | None,
+    most_targets: int | None,
+) -> Loss:
     """The loss of prepared batches."""
 
     def loss(params, batch: Batch, key):
@@ -97,6 +105,7 @@ def _compute(config: models.ModelConfig, settings: PolicyConfig, critic: Critic 
             keys[0],
             temperature=_temperature(batch, settings),
             entropy=True,
+            most_targets=most_targets,
         )
         values = None
         if critic is not None:

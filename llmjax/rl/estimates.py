@@ -21,13 +21,13 @@ class Players(NamedTuple):
     Attributes:
         config: of policy and reference.
         policy: the policy's parameters, of all that there are.
-        reference: the reference's, likewise.
+        reference: the reference's, likewise; None where nothing depends on it.
         critic: what estimates values, or None.
     """
 
     config: models.ModelConfig
     policy: Callable[[Any], Any]
-    reference: Callable[[Any], Any]
+    reference: Callable[[Any], Any] | None
     critic: Critic | None = None
 
 
@@ -38,26 +38,32 @@ class Estimator:
         players: whose.
         batch_size: rows, a multiple of the devices that share them.
         temperature: of log-probabilities.
+        most_targets: of a row; see `log_probs`.
     """
 
-    def __init__(self, players: Players, batch_size: int, temperature: float = 1.0) -> None:
-        self._batch_size = batch_size
+    def __init__(
+        self,
+        players: Players,
+        batch_size: int,
+        temperature: float = 1.0,
+        most_targets: int | None = None,
+    ) -> None:
+        self._batch_size, self._players = batch_size, players
+        score = functools.partial(
+            log_probs, config=players.config, temperature=temperature, most_targets=most_targets
+        )
 
         @functools.partial(jax.jit, static_argnames="again")
         def estimate(params: Any, batch: Mapping[str, jax.Array], again: bool):
             found = {}
             own = None
             if again or (players.critic is not None and players.critic.shared):
-                own = log_probs(
-                    players.policy(params), batch, players.config, temperature=temperature
-                )
+                own = score(players.policy(params), batch)
             if again:
                 assert own is not None
                 found["old_log_probs"] = own.targets
-            reference = log_probs(
-                players.reference(params), batch, players.config, temperature=temperature
-            )
-            found["reference_log_probs"] = reference.targets
+            if players.reference is not None:
+                found["reference_log_probs"] = score(players.reference(params), batch).targets
             if players.critic is not None:
                 hidden = None if own is None else own.output.hidden
                 found["old_values"] = players.critic.values(params, batch, hidden)
@@ -66,7 +72,7 @@ class Estimator:
         self._estimate = estimate
 
     def __call__(self, params: Any, rows: Rows, *, again: bool) -> Rows:
-        """The rows with "reference_log_probs", "old_values" of a critic, and "old_log_probs".
+        """The rows with what there is of "reference_log_probs", "old_values" and "old_log_probs".
 
         Args:
             params: all that there are.
@@ -74,6 +80,8 @@ class Estimator:
             again: whether the policy's own log-probabilities are computed, rather than taken from
                 the sampler: where these are of another temperature or rounded otherwise.
         """
+        if not again and self._players.reference is None and self._players.critic is None:
+            return rows
         names = ("tokens", "targets", "segment_ids", "positions")
         read = {name: rows[name] for name in names}
         made = [

@@ -50,8 +50,8 @@ class Experience(Iterator[Rows]):
         extra: endless batches of pretraining text that join every batch (PPO-ptx), or None.
 
     Raises:
-        ValueError: batches that do not divide an iteration's answers, or answers to be compared
-            that are alone.
+        ValueError: batches that do not divide an iteration's answers, answers to be compared that
+            are alone, or a price on the divergence from a reference that is not there.
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class Experience(Iterator[Rows]):
         extra: Any = None,
     ) -> None:
         require_fits(writer.settings, learning, batch_size)
+        if kl.coefficient and players.reference is None:
+            raise ValueError(f"kl.coefficient={kl.coefficient}: there is no reference")
         self._prompts, self._writer, self._players = prompts, writer, players
         self._mixture, self._learning, self._kl = mixture, learning, kl
         self._scoring, self._batch_size, self._length = scoring, batch_size, length
@@ -81,7 +83,8 @@ class Experience(Iterator[Rows]):
         temperature = writer.settings.temperature
         # In less than float32 decoding rounds otherwise than a pass over whole rows.
         self._again = temperature != 1.0 or players.config.compute_dtype != jnp.float32
-        self._estimate = Estimator(players, batch_size, temperature)
+        most = writer.settings.max_new_tokens
+        self._estimate = Estimator(players, batch_size, temperature, most)
         self._iteration = 0
         self._memory = Memory.new(kl)
         self._rows: Rows = {}

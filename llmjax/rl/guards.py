@@ -9,6 +9,7 @@ reward rises.
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from llmjax.checks import require_at_least
@@ -47,11 +48,13 @@ class Guard:
 
     Attributes:
         alarms: (step, what was seen), in order; each kind once.
+        record: called with the step and {"alarm": what was seen}, when it is.
     """
 
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
         self.alarms: list[tuple[int, str]] = []
+        self.record: Callable[[int, dict[str, Any]], None] = lambda step, found: None
         self._kinds: set[str] = set()
         self._first_length: float | None = None
         self._divergence = 0.0
@@ -81,7 +84,7 @@ class Guard:
         if length > config.growth * self._first_length:
             grown = f"answers grew from {self._first_length:.0f} to {length:.0f} tokens"
             self._alarm(step, "growth", grown)
-        self._divergence = found["kl_per_response"]
+        self._divergence = found.get("kl_per_response", 0.0)
         if 0 < config.kl_budget < self._divergence:
             self._alarm(step, "kl", f"{self.ended}: the run ends")
         return bool(self.ended)
@@ -113,6 +116,7 @@ class Guard:
             return
         self._kinds.add(kind)
         self.alarms.append((step, what))
+        self.record(step, {"alarm": what})
         warnings.warn(f"step {step}: {what}", stacklevel=3)
 
     def get_state(self) -> dict[str, Any]:

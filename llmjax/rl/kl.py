@@ -20,12 +20,15 @@ class KLConfig:
             the divergence; 0 leaves β fixed.
         rate: by how much of the relative error β is adapted (Ziegler et al. 2019, section 2.2).
         bound: the largest relative error that counts.
+        watch: whether the divergence is measured where nothing is made to depend on it. If it is
+            not, such a run has no reference: a copy of the model and a pass over every answer less.
     """
 
     coefficient: float = 0.05
     target: float = 0.0
     rate: float = 0.1
     bound: float = 0.2
+    watch: bool = True
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "kl", ("coefficient", "target", "rate", "bound"))

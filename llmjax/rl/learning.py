@@ -91,8 +91,9 @@ def learn(
     """Advantages of an iteration's answers, and with a critic their returns.
 
     Args:
-        rows: [N, S] each, from `samples.rows`, with "reference_log_probs", and of gae "old_values";
-            an answer a row, those to one prompt behind each other.
+        rows: [N, S] each, from `samples.rows`, with "reference_log_probs" where there is a
+            reference, and of gae "old_values"; an answer a row, those to one prompt behind each
+            other.
         scores: float32 [N], what the answers are worth.
         memory: from the iteration before.
         learning: how.
@@ -109,7 +110,7 @@ def learn(
     rewards = penalized_rewards(
         normal[:, None],
         rows["old_log_probs"],
-        rows["reference_log_probs"],
+        rows.get("reference_log_probs", rows["old_log_probs"]),
         actions,
         ids,
         memory.coefficient,
@@ -131,12 +132,16 @@ def learn(
         found = jnp.where(actions, by_answer, 0.0)
     made["advantages"] = advantages.whiten(found, actions) if learning.whiten else found
     said = _divergence(rows) | {"kl_coefficient": memory.coefficient}
-    coefficient = next_coefficient(memory.coefficient, said["kl_per_response"], kl)
+    coefficient = memory.coefficient
+    if "kl_per_response" in said:
+        coefficient = next_coefficient(coefficient, said["kl_per_response"], kl)
     return made, said, Memory(coefficient, moments)
 
 
 def _divergence(rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """From the reference, in nats: k1, which is the log-ratio of whole answers."""
+    """From the reference, if there is one, in nats: k1, the log-ratio of whole answers."""
+    if "reference_log_probs" not in rows:
+        return {}
     actions = rows["targets"] >= 0
     apart = jnp.where(actions, rows["old_log_probs"] - rows["reference_log_probs"], 0.0)
     return {

@@ -44,6 +44,7 @@ class Run:
         evaluations: records of evaluations, in order.
         samples: dicts with step, prompt and continuation, in order.
         rollouts: records of iterations of reinforcement learning, in order.
+        alarms: records of what its guards saw.
         comparison: bits per byte of the held-out text by what was measured, the model among them;
             empty without comparison.json.
         confusion: the labels' "names" and the "counts" of what was taken for what; empty without
@@ -58,6 +59,7 @@ class Run:
     evaluations: Sequence[Record]
     samples: Sequence[Record]
     rollouts: Sequence[Record] = ()
+    alarms: Sequence[Record] = ()
     comparison: Mapping[str, float] = dataclasses.field(default_factory=dict)
     confusion: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reward: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -120,7 +122,8 @@ def read_run(folder: pathlib.Path) -> Run:
         versions=versions if isinstance(versions, Mapping) else {"versions": versions},
         training=[record for record in records if "loss" in record],
         evaluations=[r for r in records if any(_is_number(r.get(name)) for name in _EVALUATED)],
-        rollouts=[r for r in records if _is_number(r.get("kl_per_response"))],
+        rollouts=[r for r in records if _is_number(r.get("answer_tokens"))],
+        alarms=[record for record in records if "alarm" in record],
         samples=read_jsonl(samples) if samples.exists() else [],
         comparison=_read_json(folder / "comparison.json"),
         confusion=_read_json(folder / "confusion.json"),
@@ -142,6 +145,7 @@ def render(run: Run, charts: Sequence[str]) -> str:
     sections = [
         _header(run),
         _section("Curves", _charts(charts)),
+        _section("Alarms", _alarms(run.alarms)),
         _section("Evaluations", _evaluations(run)),
         _section("Beside other models", _comparison(run.comparison)),
         _section("Reward model", _reward(run.reward)),
@@ -235,6 +239,12 @@ def _totals(training: Sequence[Record]) -> tuple[int, float, float]:
 def _charts(charts: Sequence[str]) -> str:
     figures = "".join(f'<figure class="card">{chart}</figure>\n' for chart in charts)
     return f'<div class="plots">\n{figures}</div>\n' if figures else ""
+
+
+def _alarms(alarms: Sequence[Record]) -> str:
+    """What guards saw, of runs that have them."""
+    lines = (f"<li>Step {alarm['step']:,}: {_text(alarm['alarm'])}</li>\n" for alarm in alarms)
+    return f"<ul>\n{''.join(lines)}</ul>\n" if alarms else ""
 
 
 def _evaluations(run: Run) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmjax import mesh, models
-from llmjax.objectives import Critic, PolicyConfig, explained_variance, policy
+from llmjax.objectives import Critic, PolicyConfig, explained_variance, log_probs, policy
 from llmjax.spec import is_param
 from llmjax.train import TrainState, make_step
 from tests.laws.recorder import RECORDER
@@ -21,6 +21,7 @@ UNCAPPED = dataclasses.replace(CONFIG, head=models.Head())
 VALUE = dataclasses.replace(CONFIG, head=models.Head("value", bias=True))
 ROWS = comparisons.examples((2, 1, 3, 1, 2, 1, 3, 0), seed=3)
 ACTIONS = sum(len(response) for row in ROWS for _, response in row)
+MOST = max(sum(len(response) for _, response in row) for row in ROWS)
 NAMES = ("old_log_probs", "advantages", "reference_log_probs", "old_values", "returns")
 
 # name: (settings, critic)
@@ -166,7 +167,9 @@ def moved(params, way, step):
 def compiled(case):
     """The loss (prepared or not), and its gradient by the parameters."""
     settings, critic = CASES[case]
-    loss = policy(CONFIG, settings, critic=critic)
+    # Half of the methods are told how many targets a row has at most.
+    most = MOST if case in ("ppo", "gspo", "dr_grpo") else None
+    loss = policy(CONFIG, settings, critic=critic, most_targets=most)
 
     def scalar(params, batch):
         weighted, metrics = loss(params, batch, None)
@@ -280,6 +283,34 @@ def test_a_step_on_a_mesh_by_micro_batches_equals_one_device(rollouts, draw):
     for name, value in sums.items():
         close(metrics[name], value / weight)
     jax.tree.map(close, found, grads)
+
+
+def test_places_without_a_target_need_no_logits(rollouts, draw):
+    """On a mesh too; and what a row has too many of is no number rather than left out."""
+    params, batch = draw(models.spec(CONFIG)), batch_of("grpo", rollouts)
+    batch = {name: batch[name] for name in ("tokens", "targets", "segment_ids")}
+
+    def found(params, batch, most):
+        config = dataclasses.replace(CONFIG, dtype="float32")
+        said = log_probs(params, batch, config, entropy=True, most_targets=most)
+        return said.targets, said.entropies
+
+    here = jax.jit(found, static_argnums=2)
+    everywhere = here(params, batch, None)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, here(params, batch, MOST), everywhere)
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(data=2, fsdp=2, tensor=2))):
+        placed = jax.tree.map(
+            lambda param, x: jax.device_put(x, mesh.named_sharding(param.axes)),
+            models.spec(CONFIG),
+            params,
+            is_leaf=is_param,
+        )
+        spread = jax.jit(found, static_argnums=2)(placed, mesh.shard_batch(batch), MOST)
+    jax.tree.map(close, jax.device_get(spread), everywhere)
+    short, _ = here(params, batch, MOST - 1)
+    lost = np.cumsum(batch["targets"] >= 0, axis=1) * (batch["targets"] >= 0) == MOST
+    np.testing.assert_array_equal(np.isnan(short), lost)
 
 
 def test_the_first_update_needs_no_old_log_probs(rollouts, draw):

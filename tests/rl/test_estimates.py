@@ -45,7 +45,8 @@ def test_log_probs_and_values_equal_those_of_whole_logits(params, temperature):
     samples = drawn(SIZES)
     made = rows(samples, LENGTH)
     again = temperature != 1
-    found = Estimator(players, 2, temperature)(params, made, again=again)  # 5 rows, 2 at a time
+    # 5 rows, 2 at a time; of one temperature, with logits at answers alone.
+    found = Estimator(players, 2, temperature, 6 if again else None)(params, made, again=again)
     assert (found["old_log_probs"] is made["old_log_probs"]) != again
     tokens = made["tokens"]
     reference = log_probs(params["reference"], tokens, temperature)
@@ -65,6 +66,16 @@ def test_log_probs_and_values_equal_those_of_whole_logits(params, temperature):
         np.testing.assert_allclose(found["old_values"][before], worth[before], atol=1e-5)
     elsewhere = made["targets"] < 0
     assert not found["reference_log_probs"][elsewhere].any()
+
+
+def test_without_a_reference_there_is_nothing_to_ask(params):
+    """Neither rows nor the model are touched; with a critic, values alone are new."""
+    params, critic = params
+    made = rows(drawn(SIZES), LENGTH)
+    nobody = Players(CONFIG, critic.policy, None)
+    assert Estimator(nobody, 2)(None, made, again=False) is made
+    found = Estimator(Players(CONFIG, critic.policy, None, critic), 2)(params, made, again=False)
+    assert set(found) - set(made) == {"old_values"}
 
 
 def test_a_head_on_the_policy_reads_its_states(params):

@@ -120,6 +120,27 @@ def test_a_divergence_is_a_penalty():
     assert (sums[1::2] > 0).all()
 
 
+def test_answers_of_a_policy_without_a_reference_earn_their_scores_alone():
+    _, made, scores = given(0)
+    del made["reference_log_probs"]
+    learning = LearningConfig("dr_grpo", whiten=False)
+    found, said, memory = learn(
+        made,
+        scores,
+        Memory.new(KLConfig(0.0)),
+        learning=learning,
+        kl=KLConfig(0.0),
+        scoring=ScoreConfig(),
+        group=GROUP,
+    )
+    groups = np.asarray(scores).reshape(-1, GROUP)
+    over = (groups - groups.mean(axis=1, keepdims=True)).reshape(-1, 1)
+    there = made["targets"] >= 0
+    np.testing.assert_allclose(found["advantages"], np.where(there, over, 0), rtol=1e-5, atol=1e-6)
+    assert set(said) == {"kl_coefficient"}
+    assert memory.coefficient == 0
+
+
 def test_bad_settings_are_refused():
     for settings, message in (
         ({"discount": 1.5}, r"learning.discount=1.5: must be in \[0, 1\]"),

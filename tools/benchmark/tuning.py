@@ -43,25 +43,30 @@ def reinforce(
         answers: in an iteration; of GRPO, four to each prompt.
         prompt_tokens: of each prompt.
         new_tokens: of each answer.
-        ppo: with a critic of the policy's size; else GRPO.
+        ppo: with a critic of the policy's size, and a reference; else GRPO, without one.
     """
     config, samples = settings.model, 1 if ppo else 4
     critic = objectives.Critic(models.with_head(config, "value")) if ppo else None
     key = jax.random.key(settings.seed)
     spec = critic.spec(config) if critic else models.spec(config)
-    spec |= {"reference": models.spec(config)}
+    if ppo:
+        spec |= {"reference": models.spec(config)}
     params = specs.init(key, spec)
     trained: tree.Predicate = lambda path, leaf: not path.startswith("reference")  # noqa: E731
     trained_spec = tree.partition(spec, trained)[0]
     optimizer = optim.make(settings.optimizer, trained_spec, settings.steps)
     state = train.start_state(key, params, optimizer, trained)
-    step = train.make_step(objectives.policy(config, critic=critic), optimizer)
+    loss = objectives.policy(config, critic=critic, most_targets=new_tokens)
+    step = train.make_step(loss, optimizer)
     rollouts = rl.RolloutConfig(answers // samples, samples, new_tokens)
     experience = rl.Experience(
         _Prompts(answers // samples, prompt_tokens, config.vocab_size),
         rl.Writer(config, lambda tokens: "", rollouts, stops=()),
         rl.Players(
-            config, functools.partial(_policy, critic), lambda tree: tree["reference"], critic
+            config,
+            functools.partial(_policy, critic),
+            (lambda tree: tree["reference"]) if ppo else None,
+            critic,
         ),
         {"low": rl.Weighted(_low)},
         rl.LearningConfig("gae" if ppo else "grpo", whiten=ppo, epochs=1),

@@ -82,6 +82,19 @@ def instantiated(cotangents: Any) -> Any:
     return jax.tree.map(one, cotangents, is_leaf=lambda x: hasattr(x, "aval"))
 
 
+def nonzero(cotangents: Statistics) -> Statistics:
+    """The same where a cotangent of a statistic that is not always there is None if it is 0.
+
+    That of an entropy which is only looked at, say: a pass over the logits less.
+    """
+
+    def one(x: Any) -> Any:
+        return None if isinstance(x, jax.custom_derivatives.SymbolicZero) else x
+
+    total, expected = one(cotangents.total), one(cotangents.expected)
+    return instantiated(cotangents._replace(total=total, expected=expected))
+
+
 class Options(NamedTuple):
     """What a kernel is compiled for: statistics, the cap, and `interpret` of Pallas."""
 

@@ -25,6 +25,7 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
     Wanted,
     differentiated,
     instantiated,
+    nonzero,
     primals,
     slopes,
 )
@@ -89,7 +90,7 @@ def _statistics_backward(wanted, cap, residuals, cotangents):
     def one(hidden, targets, slopes, head):
         return _Logits(hidden, targets, head, cap, wanted).gradients(slopes, trained)
 
-    tokens = (hidden, targets, slopes(found, instantiated(cotangents)))
+    tokens = (hidden, targets, slopes(found, nonzero(cotangents)))
     grad_hidden, grad_head = _over_chunks(one, tokens, (weight, bias), trained)
     return grad_hidden, *grad_head, None
 

@@ -1,0 +1,260 @@
+#!/usr/bin/env python3
+"""What alignment learns, over seeds: from the quickstart's base model, each stage and each method.
+
+    tools/alignment.py --base=runs/quickstart --output=runs/alignment
+    tools/alignment.py --base=runs/quickstart --output=runs/alignment --arms=sft,lora --seeds=0
+
+Of each seed: supervised fine-tuning of all parameters and of low-rank corrections; a reward model;
+PPO, GRPO and DPO from the fine-tuned model; and PPO that nothing keeps near it. All policies answer
+the same held-out prompts by the same draws. A lexicon of sentiment, which people scored and no
+policy was trained on, says how friendly answers are, and the policies' own log-probabilities how
+far they are from where they began. A run that is done is not run again; figures go to
+`alignment.json` and `alignment.md`, charts to `*.png`.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+# As a script, Python looks for modules in tools/ alone.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from experiments import runs, training
+from experiments.recipe import Training
+from experiments.recipes import comparing, finetuning, reinforcing
+from experiments.tasks.policy import PolicyTask
+from experiments.tasks.reinforcing import Reinforcing, RewardSource
+from experiments.tasks.tuning import TuningTask
+from llmjax import evaluation, models, objectives, rl
+from llmjax import spec as specs
+from llmjax.peft import LoraConfig, MethodConfig
+from llmjax.rl import KLConfig, LearningConfig, RolloutConfig
+from llmjax.train import plots
+from llmjax.train.metrics import read_jsonl
+
+TUNED = ("sft", "lora", "reward")
+POLICIES = ("ppo", "grpo", "dpo", "unbound")
+PROMPTS = 256
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base", type=pathlib.Path, required=True, help="the quickstart's run")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="where runs go")
+    parser.add_argument("--arms", default=",".join(TUNED + POLICIES), help="which, by commas")
+    parser.add_argument("--seeds", default="0,1,2", help="by commas")
+    options = parser.parse_args()
+    arms, seeds = options.arms.split(","), [int(seed) for seed in options.seeds.split(",")]
+    if unknown := set(arms) - set(TUNED + POLICIES):
+        parser.error(f"--arms: no {', '.join(sorted(unknown))}; there are {TUNED + POLICIES}")
+    for seed in seeds:
+        for name, recipe in recipes(options.base, options.output / str(seed), seed).items():
+            if name in arms:
+                training.run(recipe, options.output / str(seed) / name)
+    found = {seed: judge(options.output / str(seed), options.base, arms, seed) for seed in seeds}
+    (options.output / "alignment.json").write_text(json.dumps(found, indent=1))
+    (options.output / "alignment.md").write_text(report(list(found.values())))
+    draw(options.output, arms, seeds)
+
+
+def recipes(base: pathlib.Path, output: pathlib.Path, seed: int) -> dict[str, Training]:
+    """Every stage of a seed, those first that others start from."""
+    tuned, judge = str(output / "sft"), str(output / "reward")
+    rewards = (RewardSource("model", judge),)
+    small_talk = dataclasses.replace(finetuning.small_talk(), base=str(base), seed=seed)
+    ppo = dataclasses.replace(
+        reinforcing.friendlier(),
+        base=tuned,
+        critic_base=judge,
+        rewards=rewards,
+        seed=seed,
+        evaluation_prompts=PROMPTS,
+    )
+    grpo = dataclasses.replace(
+        ppo,
+        critic="none",
+        critic_base="",
+        rollouts=RolloutConfig(prompts=16, samples=8, max_new_tokens=24),
+        learning=LearningConfig("grpo", whiten=False, epochs=1),
+        policy=reinforcing.grpo().policy,
+        kl=KLConfig(coefficient=0.0),
+    )
+    preferring = dataclasses.replace(
+        comparing.dpo(),
+        base=tuned,
+        corpus="friendly_replies",
+        data=comparing.friendly().data,
+        optimizer=dataclasses.replace(comparing.dpo().optimizer, learning_rate=1e-4),
+        steps=120,
+        batch_size=32,
+        sequence_length=128,
+        evaluate_every=40,
+        evaluate_batches=8,
+        seed=seed,
+    )
+    return {
+        "sft": small_talk,
+        "lora": low_rank(small_talk),
+        "reward": dataclasses.replace(comparing.friendly(), base=tuned, seed=seed),
+        "ppo": ppo,
+        "grpo": grpo,
+        "dpo": preferring,
+        "unbound": dataclasses.replace(
+            ppo,
+            kl=KLConfig(coefficient=0.0),
+            steps=160,
+            optimizer=dataclasses.replace(ppo.optimizer, learning_rate=3e-4),
+        ),
+    }
+
+
+def low_rank(recipe: Any) -> Any:
+    """The same with corrections of rank 2 alone, at the higher rate that they need."""
+    return dataclasses.replace(
+        recipe,
+        peft=MethodConfig(name="lora", lora=LoraConfig(rank=2, alpha=4.0)),
+        optimizer=dataclasses.replace(recipe.optimizer, learning_rate=5e-3),
+    )
+
+
+def judge(
+    output: pathlib.Path, base: pathlib.Path, arms: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """What the runs of a seed came to."""
+    found: dict[str, Any] = {}
+    for name in ("sft", "lora"):
+        if name in arms:
+            losses = history(output / name, "validation_loss")
+            found[name] = {"loss": min(y for _, y in losses), **_trained(output / name)}
+    if "reward" in arms:
+        found["reward"] = {"accuracy": history(output / "reward", "validation_accuracy")[-1][1]}
+    policies = [name for name in POLICIES if name in arms]
+    if not policies:
+        return found
+    recipe = recipes(base, output, seed)["ppo"]
+    assert isinstance(recipe, Reinforcing)
+    task = PolicyTask(recipe, output / "judge")
+    task.prepare()
+    with jax.set_mesh(task.make_mesh()):
+        start = _policy(output / "sft")
+        before = _answers(task, start)
+        found["before"] = {"gold": before[1].tolist()}
+        for name in policies:
+            policy = _policy(output / name)
+            samples, gold = _answers(task, policy)
+            found[name] = {
+                "gold": gold.tolist(),
+                "nats": _divergence(task, policy, start, samples),
+                "repetition": rl.repetition(samples),
+                "p": evaluation.compare(gold.tolist(), before[1].tolist()).p,
+                "alarms": [f"step {at}: {what}" for at, what in history(output / name, "alarm")],
+            }
+    return found
+
+
+def _policy(folder: pathlib.Path) -> Any:
+    """A run's policy as it ended."""
+    model = runs.load(folder, best=False)
+    return model.task.merge(model.params)
+
+
+def _trained(folder: pathlib.Path) -> dict[str, float]:
+    """The share of a model's parameters that a run trained."""
+    task = runs.saved_task(folder)
+    assert isinstance(task, TuningTask)
+    return {"trained": specs.count(task.trained_spec) / specs.count(task.model_spec)}
+
+
+def _answers(task: PolicyTask, policy: Any) -> tuple[list[rl.Sample], np.ndarray]:
+    """To the same prompts, by the same draws; and how friendly each is."""
+    params = models.for_decoding(policy, task.config)
+    samples: list[rl.Sample] = []
+    for number, prompts in enumerate(task.batches("validation")):
+        samples += task.writer(params, prompts, jax.random.key(number))
+    return samples, rl.score(samples, task.gold).total
+
+
+def _divergence(task: PolicyTask, policy: Any, start: Any, samples: list[rl.Sample]) -> float:
+    """KL(policy ‖ start) in nats an answer, by the policy's answers."""
+    score = jax.jit(lambda p, batch: objectives.log_probs(p, batch, task.config).targets)
+    total = 0.0
+    for part in rl.samples.parts(rl.samples.rows(samples, task.recipe.sequence_length), 64):
+        rows = {n: part[n] for n in ("tokens", "targets", "segment_ids", "positions")}
+        total += float(np.sum(score(policy, rows) - score(start, rows)))
+    return total / len(samples)
+
+
+def history(folder: pathlib.Path, metric: str) -> list[tuple[int, Any]]:
+    """(step, value) of a metric of a run, in order; none of a run without it."""
+    records = read_jsonl(folder / "metrics.jsonl")
+    return [(record["step"], record[metric]) for record in records if metric in record]
+
+
+def report(found: Sequence[Mapping[str, Any]]) -> str:
+    """The figures of all seeds, as Markdown."""
+    lines = ["| | " + " | ".join(f"seed {i}" for i in range(len(found))) + " |"]
+    lines.append("| --- |" + " ---: |" * len(found))
+
+    def row(name: str, say: Any) -> None:
+        lines.append(f"| {name} | " + " | ".join(say(one) for one in found) + " |")
+
+    if "sft" in found[0]:
+        row("SFT, held-out loss", lambda one: f"{one['sft']['loss']:.4f}")
+    if "lora" in found[0]:
+        share = f"{found[0]['lora']['trained']:.2%} of the parameters"
+        row(f"LoRA ({share}), held-out loss", lambda one: f"{one['lora']['loss']:.4f}")
+        if "sft" in found[0]:
+            row(
+                "LoRA over SFT",
+                lambda one: f"{one['lora']['loss'] / one['sft']['loss'] - 1:+.2%}",
+            )
+    if "reward" in found[0]:
+        row("reward model, held-out pairs right", lambda one: f"{one['reward']['accuracy']:.1%}")
+    if "before" in found[0]:
+        row("gold reward before", lambda one: f"{np.mean(one['before']['gold']):+.3f}")
+    for name in POLICIES:
+        if name in found[0]:
+            row(f"{name}: gold reward", lambda one, name=name: _said(one[name]))
+    alarms = [
+        f"- seed {seed}, {name}: {alarm}"
+        for seed, one in enumerate(found)
+        for name in POLICIES
+        if name in one
+        for alarm in one[name]["alarms"]
+    ]
+    return "\n".join([*lines, "", *alarms]) + "\n"
+
+
+def _said(policy: Mapping[str, Any]) -> str:
+    mean = np.mean(policy["gold"])
+    return f"{mean:+.3f}, p = {policy['p']:.1g}, {policy['nats']:.1f} nats"
+
+
+def draw(output: pathlib.Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
+    """The course of each arm's held-out metric, a line a seed."""
+    watched = {"sft": "validation_loss", "lora": "validation_loss", "reward": "validation_accuracy"}
+    for arm in arms:
+        metric = watched.get(arm, "validation_loss" if arm == "dpo" else "validation_gold")
+        curves = []
+        for seed in seeds:
+            points = np.array(history(output / str(seed) / arm, metric), float).reshape(-1, 2)
+            role = ("first", "second", "muted")[seed % 3]
+            steps, values = points.T
+            curves.append(plots.Curve(f"seed {seed}", steps, values, role=role, dots=True))
+        title = f"{arm}: {metric.removeprefix('validation_')}, held-out"
+        chart = plots.Plot(arm, title, tuple(curves), "linear")
+        plots.write_png(chart, output / f"{arm}.png")
+
+
+if __name__ == "__main__":
+    main()
