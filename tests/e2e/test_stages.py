@@ -203,6 +203,21 @@ def test_policies_of_low_rank(root: pathlib.Path, critic: str) -> None:
     assert_goes_on(recipe, root / critic, root / f"{critic}_cut")
 
 
+@pytest.mark.slow
+def test_a_policy_without_a_reference_holds_no_copy(root: pathlib.Path) -> None:
+    recipe = Reinforcing(
+        **settings(root, "prompts", evaluation_prompts=4),
+        rewards=(RewardSource("short", "tests.e2e.test_stages:shortness"),),
+        rollouts=rl.RolloutConfig(prompts=8, samples=2, max_new_tokens=8),
+        learning=rl.LearningConfig("grpo", epochs=1),
+        kl=rl.KLConfig(0.0, watch=False),
+    )
+    assert_goes_on(recipe, root / "alone", root / "alone_cut")
+    assert "reference" not in runs.load(root / "alone", best=False).params
+    rollouts = [r for r in records(root / "alone") if "answer_tokens" in r]
+    assert rollouts and not any("kl_per_response" in r for r in rollouts)
+
+
 QLORA = peft.MethodConfig(name="lora", quantize="int8", lora=peft.LoraConfig(rank=2))
 ADAPTER = peft.MethodConfig(name="adapter", adapter=peft.AdapterConfig(dim=4))
 PREFIX = peft.MethodConfig(name="prefix", prefix=peft.PrefixConfig(length=2))
