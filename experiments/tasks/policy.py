@@ -123,7 +123,7 @@ class PolicyTask(TuningTask):
         declared = models.spec(self.critic.config)
         if self.recipe.critic_base:
             found = runs.load(pathlib.Path(self.recipe.critic_base))
-            self._require_tokenizer("critic_base", found.tokenizer)
+            self._require_same_language("critic_base", found)
             ours = self.critic.config
             same = {name: getattr(ours, name) for name in ("head", "dropout", "remat")}
             if dataclasses.replace(found.config, **same) != ours:
@@ -232,7 +232,7 @@ class PolicyTask(TuningTask):
                 return rl.load_function(source.source)
             found = [runs.load(folder) for folder in folders]
             for folder, model in zip(folders, found, strict=True):
-                self._require_tokenizer(flag, model.tokenizer)
+                self._require_same_language(flag, model)
                 if model.config != found[0].config:
                     raise ValueError(f"{folder} has another model than {folders[0]}")
             return rl.ModelReward(
@@ -243,6 +243,16 @@ class PolicyTask(TuningTask):
             )
         except ValueError as error:
             raise FlagError(f"--{flag}, {source.name}: {error}") from error
+
+    def _require_same_language(self, flag: str, other: runs.TrainedModel) -> None:
+        """What reads answers has to know them as the policy writes them."""
+        self._require_tokenizer(flag, other.tokenizer)
+        template = other.task.template
+        if template is not None and template.source != self.template.source:
+            raise FlagError(
+                f"--{flag}: {other.task.run_dir} was trained with another chat template than the "
+                f"policy's, --data.template={self.recipe.data.template!r}: give both the same"
+            )
 
     def _require_tokenizer(self, flag: str, other: data.Tokenizer) -> None:
         if other.fingerprint != self.tokenizer().fingerprint:

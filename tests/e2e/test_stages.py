@@ -17,6 +17,7 @@ from experiments.recipe import Recipe, Training
 from experiments.recipes.small import tiny
 from experiments.tasks.comparing import Preferring, RewardModelling
 from experiments.tasks.finetuning import Finetuning
+from experiments.tasks.policy import PolicyTask
 from experiments.tasks.reinforcing import Reinforcing, RewardSource
 from llmjax import data, models, objectives, peft, rl
 from llmjax.mesh import MeshConfig
@@ -170,6 +171,11 @@ def test_ppo_over_a_reward_model(root: pathlib.Path) -> None:
     assert rollouts[1]["kl_per_response"] != 0
     evaluations = [r for r in records(root / "ppo") if "validation_gold" in r]
     assert [r["step"] for r in evaluations] == [0, 3, 6]
+    otherwise = dataclasses.replace(recipe.data, template="chatml")
+    with pytest.raises(
+        flags.FlagError, match="trained with another chat template than the policy's"
+    ):
+        _ = PolicyTask(dataclasses.replace(recipe, data=otherwise), root / "ppo").mixture
 
 
 def shortness(samples) -> list[float]:

@@ -29,7 +29,7 @@ def build(job: Job, *, compiled: bool) -> tuple[Turn, int]:
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     # A parameter that two modules share is counted, and updated, once.
-    model = (_electra(job) if job["generator"] else _model(job["model"])).to(_device())
+    model = (_electra(job) if job["generator"] else model(job["model"])).to(_device())
     if job["kind"] == "lora":
         model = _with_lora(model)
     programs = {"train": _train, "lora": _train, "eval": _eval, "decode": _decode}
@@ -94,7 +94,7 @@ def _precision() -> Any:
     return torch.autocast(_device(), torch.bfloat16, enabled=accelerated())
 
 
-def _model(config: dict[str, Any]) -> Any:
+def model(config: dict[str, Any]) -> Any:
     shared = {
         "vocab_size": config["vocab_size"],
         "tie_word_embeddings": config["tied"],
@@ -134,7 +134,7 @@ def _model(config: dict[str, Any]) -> Any:
 
 def _electra(job: Job) -> Any:
     """A discriminator, and a generator whose embeddings are the discriminator's."""
-    generator, discriminator = _model(job["generator"]), _model(job["model"])
+    generator, discriminator = model(job["generator"]), model(job["model"])
     generator.electra.embeddings = discriminator.electra.embeddings
     generator.generator_lm_head.weight = discriminator.electra.embeddings.word_embeddings.weight
     return torch.nn.ModuleDict({"generator": generator, "discriminator": discriminator})

@@ -1,0 +1,176 @@
+"""Iterations of reinforcement learning in TRL, on torch: the same shapes and work in a turn.
+
+TRL's trainers own their loops. Each runs in a thread that stops after every iteration until it is
+told to go on.
+"""
+
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import torch
+import transformers
+import trl
+from trl.experimental import ppo
+
+from tools.benchmark.peers import Job, Turn, model
+
+_FOREVER = 1 << 20  # iterations
+
+
+def build(job: Job) -> tuple[Turn, int]:
+    """The turn of a job, and the number of parameters of its policy."""
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    policy = model(job["model"])
+    # TRL wants tokens to have text, and prompts as such.
+    names = tokenizer(job["model"]["vocab_size"])
+    train = {"grpo": _grpo, "ppo": _ppo}[job["kind"]](job, policy, names)
+    return Turns(train), sum(parameter.numel() for parameter in policy.parameters())
+
+
+class Turns(transformers.TrainerCallback):
+    """One iteration of a trainer's loop for each call.
+
+    Args:
+        train: runs the loop with a callback.
+    """
+
+    def __init__(self, train: Callable[[transformers.TrainerCallback], Any]) -> None:
+        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._failed: BaseException | None = None
+
+        def run() -> None:
+            try:
+                train(self)
+            except BaseException as error:
+                self._failed = error
+                self._done.release()
+
+        self._thread = threading.Thread(target=run, daemon=True)
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Waits for the next call; only GRPO's trainer says where a step begins."""
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Says that an iteration is over, and waits for the next call."""
+        self._done.release()
+        self._go.acquire()
+
+    def __call__(self) -> None:
+        """Lets the loop go on for an iteration.
+
+        Raises:
+            RuntimeError: the loop failed.
+        """
+        if self._thread.is_alive():
+            self._go.release()
+        else:
+            self._thread.start()
+        self._done.acquire()
+        if self._failed is not None:
+            raise RuntimeError(f"TRL failed: {self._failed}") from self._failed
+
+
+def tokenizer(vocab_size: int) -> Any:
+    """Words t0, t1, … for the tokens of a vocabulary; t0 is padding and t1 ends a text."""
+    import tokenizers
+
+    names = {f"t{i}": i for i in range(vocab_size)}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(names, unk_token="t2"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="t0", eos_token="t1", padding_side="left"
+    )
+
+
+def _prompts(job: Job) -> torch.Tensor:
+    shape = (4 * job["decode_rows"], job["prompt_tokens"])
+    return torch.randint(4, job["model"]["vocab_size"], shape)
+
+
+def _shared(job: Job) -> dict[str, Any]:
+    """Of both configurations: a batch an iteration, nothing written, nothing computed again."""
+    return {
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": job["decode_rows"],
+        "gradient_accumulation_steps": 1,
+        "learning_rate": job["optimizer"]["learning_rate"],
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def _grpo(job: Job, policy: Any, names: Any) -> Callable[[Any], Any]:
+    """Four answers to a prompt, no reference, one step."""
+    config = trl.GRPOConfig(
+        **_shared(job),
+        num_generations=4,
+        max_completion_length=job["new_tokens"],
+        generation_kwargs={"min_new_tokens": job["new_tokens"]},
+        beta=0.0,
+        max_steps=_FOREVER,
+        logging_strategy="no",
+    )
+    texts = names.batch_decode(_prompts(job))
+
+    def low(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        """The share of small token ids: anything that is cheap."""
+        half = job["model"]["vocab_size"] // 2
+        return [sum(token < half for token in ids) / len(ids) for ids in completion_ids]
+
+    def train(callback: Any) -> None:
+        trl.GRPOTrainer(
+            model=policy,
+            reward_funcs=low,
+            args=config,
+            train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in texts]),
+            processing_class=names,
+            callbacks=[callback],
+        ).train()
+
+    return train
+
+
+def _ppo(job: Job, policy: Any, names: Any) -> Callable[[Any], Any]:
+    """With a critic of the policy's size, a reference, and a reward model that is nearly nothing."""
+    config = ppo.PPOConfig(
+        **_shared(job),
+        num_ppo_epochs=1,
+        num_mini_batches=1,
+        response_length=job["new_tokens"],
+        local_rollout_forward_batch_size=job["decode_rows"],
+        num_sample_generations=0,
+        total_episodes=_FOREVER * job["decode_rows"],
+        logging_strategy="no",
+    )
+    policy.generation_config.eos_token_id = None
+    tiny = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+
+    def scorer(**changes: Any) -> Any:
+        shape = transformers.LlamaConfig(
+            **policy.config.to_diff_dict() | changes | {"num_labels": 1, "pad_token_id": 0}
+        )
+        return transformers.LlamaForSequenceClassification(shape)
+
+    def train(callback: Any) -> None:
+        rows = [{"input_ids": row} for row in _prompts(job).tolist()]
+        ppo.PPOTrainer(
+            args=config,
+            processing_class=names,
+            model=policy,
+            ref_model=model(job["model"]),
+            reward_model=scorer(**tiny, **heads),
+            value_model=scorer(),
+            train_dataset=datasets.Dataset.from_list(rows),
+            callbacks=[callback],
+        ).train()
+
+    return train
