@@ -7,7 +7,7 @@
     tools/bench.py --workload=W2-decode --against=torch
     tools/bench.py --workload=MLM,RTD --against=torch    masked and replaced tokens
     tools/bench.py --workload=W2-lora --against=torch,torch-compile    low-rank corrections: peft
-    tools/bench.py --workload=GRPO,PPO                 iterations of reinforcement learning
+    tools/bench.py --workload=GRPO,PPO --against=torch   iterations of rollouts and a step: TRL
     tools/bench.py --workload=G1,G2 --against=torch      on a GPU: GPT-2 small and BERT base
     tools/bench.py --workload=W1,data                  how many W1 steps the loader could feed
     tools/bench.py --kernels                           attention and cross entropy on a processor
@@ -37,6 +37,9 @@ from tools.benchmark.session import Result, measure
 from tools.benchmark.worker import ENGINES
 from tools.benchmark.workloads import WORKLOADS
 
+# Peers that a kind of workload does not have: none loads data as we do, and TRL compiles nothing.
+_LACKING = {"data": ENGINES, "grpo": ("torch-compile",), "ppo": ("torch-compile",)}
+
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
@@ -47,9 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     stderr = rich.console.Console(stderr=True, highlight=False)
     results: list[Result] = []
     for name in options.workload:
-        # What has no peer in transformers is timed alone.
-        alone = WORKLOADS[name].kind in ("data", "grpo", "ppo")
-        peers = [] if alone else options.against
+        peers = [p for p in options.against if p not in _LACKING.get(WORKLOADS[name].kind, ())]
         try:
             measured = measure(
                 WORKLOADS[name],
@@ -141,7 +142,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         type=_names("peer", dict.fromkeys(ENGINES[1:], True)),
         default=[],
         metavar="PEER,...",
-        help="torch (transformers, eager), torch-compile, or both: needs the extra `parity`",
+        help="torch (transformers, eager), torch-compile, or both: needs the extra `parity`, and "
+        "for GRPO and PPO trl 1.12, the last with PPO, and requests",
     )
     parser.add_argument("--rounds", type=int, default=7, help="timed turns (default: 7)")
     parser.add_argument(
@@ -157,9 +159,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("rounds", "threads"):
         if getattr(options, name) < 1:
             parser.error(f"--{name}={getattr(options, name)}: give 1 or more")
-    missing = [m for m in ("torch", "transformers") if importlib.util.find_spec(m) is None]
-    if options.against and missing:
-        parser.error(f"--against needs {' and '.join(missing)}: pip install -e '.[parity]'")
+    needed = {"torch": "-e '.[parity]'", "transformers": "-e '.[parity]'"}
+    if any(WORKLOADS[name].kind in ("grpo", "ppo") for name in options.workload):
+        needed["trl"] = "'trl==1.12.*' requests"
+    for module, package in needed.items():
+        if options.against and importlib.util.find_spec(module) is None:
+            parser.error(f"--against needs {module}: pip install {package}")
     return options
 
 

@@ -5,6 +5,7 @@ torch's alone; it is told what to do in plain values (`Workload.job`).
 """
 
 import importlib.metadata
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,10 +27,14 @@ def build(job: Job, *, compiled: bool) -> tuple[Turn, int]:
         job: from `Workload.job`.
         compiled: whether to use torch.compile, for decoding with the static cache that it needs.
     """
+    if job["kind"] in ("grpo", "ppo"):
+        from tools.benchmark import trl_peers  # which is no part of the extra `parity`
+
+        return trl_peers.build(job)
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     # A parameter that two modules share is counted, and updated, once.
-    model = (_electra(job) if job["generator"] else model(job["model"])).to(_device())
+    model = (_electra(job) if job["generator"] else model_of(job["model"])).to(_device())
     if job["kind"] == "lora":
         model = _with_lora(model)
     programs = {"train": _train, "lora": _train, "eval": _eval, "decode": _decode}
@@ -61,7 +66,8 @@ def matmul(size: int) -> Callable[[], None]:
 
 def versions() -> dict[str, str]:
     """Of what a figure depends on."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    used = [name for name in ("torch", "transformers", "peft", "trl") if name in sys.modules]
+    return {name: importlib.metadata.version(name) for name in used}
 
 
 def accelerated() -> bool:
@@ -94,7 +100,8 @@ def _precision() -> Any:
     return torch.autocast(_device(), torch.bfloat16, enabled=accelerated())
 
 
-def model(config: dict[str, Any]) -> Any:
+def model_of(config: dict[str, Any]) -> Any:
+    """The model of a configuration, from `Workload.job`."""
     shared = {
         "vocab_size": config["vocab_size"],
         "tie_word_embeddings": config["tied"],
@@ -134,7 +141,7 @@ def model(config: dict[str, Any]) -> Any:
 
 def _electra(job: Job) -> Any:
     """A discriminator, and a generator whose embeddings are the discriminator's."""
-    generator, discriminator = model(job["generator"]), model(job["model"])
+    generator, discriminator = model_of(job["generator"]), model_of(job["model"])
     generator.electra.embeddings = discriminator.electra.embeddings
     generator.generator_lm_head.weight = discriminator.electra.embeddings.word_embeddings.weight
     return torch.nn.ModuleDict({"generator": generator, "discriminator": discriminator})

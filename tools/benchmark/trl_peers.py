@@ -15,7 +15,7 @@ import transformers
 import trl
 from trl.experimental import ppo
 
-from tools.benchmark.peers import Job, Turn, model
+from tools.benchmark.peers import Job, Turn, model_of
 
 _FOREVER = 1 << 20  # iterations
 
@@ -24,7 +24,7 @@ def build(job: Job) -> tuple[Turn, int]:
     """The turn of a job, and the number of parameters of its policy."""
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
-    policy = model(job["model"])
+    policy = model_of(job["model"])
     # TRL wants tokens to have text, and prompts as such.
     names = tokenizer(job["model"]["vocab_size"])
     train = {"grpo": _grpo, "ppo": _ppo}[job["kind"]](job, policy, names)
@@ -50,9 +50,6 @@ class Turns(transformers.TrainerCallback):
                 self._done.release()
 
         self._thread = threading.Thread(target=run, daemon=True)
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Waits for the next call; only GRPO's trainer says where a step begins."""
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Says that an iteration is over, and waits for the next call."""
@@ -139,7 +136,7 @@ def _grpo(job: Job, policy: Any, names: Any) -> Callable[[Any], Any]:
 
 
 def _ppo(job: Job, policy: Any, names: Any) -> Callable[[Any], Any]:
-    """With a critic of the policy's size, a reference, and a reward model that is nearly nothing."""
+    """With a critic of the policy's size, a reference, and next to nothing of a reward model."""
     config = ppo.PPOConfig(
         **_shared(job),
         num_ppo_epochs=1,
@@ -166,7 +163,7 @@ def _ppo(job: Job, policy: Any, names: Any) -> Callable[[Any], Any]:
             args=config,
             processing_class=names,
             model=policy,
-            ref_model=model(job["model"]),
+            ref_model=model_of(job["model"]),
             reward_model=scorer(**tiny, **heads),
             value_model=scorer(),
             train_dataset=datasets.Dataset.from_list(rows),
