@@ -72,9 +72,12 @@ def _alone(found: Sequence[Word], first: int, second: int) -> bool:
 
     With other words in front or behind, a pair may hang together with them: "movie stars and fans".
     """
-    kinds = {tuple(grammar.lemmas(found[i].text)) for i in (first, second)}
+    pair = [found[i].text for i in (first, second)]
+    kinds = {tuple(grammar.lemmas(word)) for word in pair}
     before = found[first - 1].text.lower()
-    if kinds not in ({("NOUN",)}, {("ADJ",)}) or found[first].gap.strip():
+    if kinds not in ({("NOUN",)}, {("ADJ",)}) or lexicon.CLOSED & set(pair):
+        return False
+    if found[first].gap.strip():
         return False
     if before not in lexicon.CLOSED - {"a", "an", "and", "or", "between", "both", "either"}:
         return False
@@ -111,7 +114,8 @@ def _small(text: str) -> str:
     first = re.split(r"[\s'’]", text, maxsplit=1)[0]
     if first == "I" or not text[:1].isupper():
         return text
-    return text[:1].lower() + text[1:] if first.lower() in lexicon.SMALL else ""
+    names = text[len(first) + 1 : len(first) + 2].isupper()  # "The Rock", whose "The" may be kept
+    return text[:1].lower() + text[1:] if first.lower() in lexicon.SMALL and not names else ""
 
 
 RULES: Mapping[str, Callable[[str], str]] = {

@@ -26,6 +26,7 @@ class SynonymReplacement(Method):
         rate: the share of the words that have a synonym that are exchanged.
         path: the thesaurus, in the format of MyThes; by default that of Debian's mythes-en-us.
         senses: how many meanings of a part of speech are used; WordNet has the usual ones first.
+        ambiguity: words with more meanings than this as their part of speech stay; "make" has 49.
         mutual: whether the word must be in these meanings of the synonym, too. Rare words (a
             "flick" is also a movement) drop out.
     """
@@ -33,13 +34,16 @@ class SynonymReplacement(Method):
     rate: float = 0.2
     path: str = thesaurus.ENGLISH
     senses: int = 1
+    ambiguity: int = 8
     mutual: bool = True
     name: ClassVar[str] = "synonyms"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.senses < 1:
-            raise ValueError(f"SynonymReplacement.senses is {self.senses}: use 1 or more.")
+        for field in ("senses", "ambiguity"):
+            if getattr(self, field) < 1:
+                value = getattr(self, field)
+                raise ValueError(f"SynonymReplacement.{field} is {value}: use 1 or more.")
 
     def __call__(self, text: str, rng: random.Random) -> str:
         """The text with other words, and all between them as it was."""
@@ -68,6 +72,8 @@ class SynonymReplacement(Method):
 
     def _same(self, lemma: str, part: str) -> list[str]:
         meanings = [m for m in thesaurus.load(self.path)[lemma] if m.part == part]
+        if len(meanings) > self.ambiguity:
+            return []
         return [other for meaning in meanings[: self.senses] for other in meaning.synonyms]
 
     def _more(self, found: Sequence[Word], i: int, part: str) -> bool:
