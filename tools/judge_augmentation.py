@@ -16,6 +16,7 @@ seed; the same command goes on where it stopped.
 """
 
 import argparse
+import collections
 import dataclasses
 import json
 import pathlib
@@ -128,7 +129,9 @@ def copies(
     checks = [*settings.make_checks(classify)]
     if embed is not None:
         checks.append(augmentation.Similarity(embed))
-    written, dropped, seen = [], {}, {r.text for r in drawn}
+    written: list[tuple[Review, Review]] = []
+    dropped: collections.Counter[str] = collections.Counter()
+    seen = {review.text for review in drawn}
     for method in settings.make_methods():
         for copy in range(settings.copies):
             rngs = [augmentation.generator(r.text, seed, copy) for r in drawn]
@@ -141,7 +144,7 @@ def copies(
             ):
                 reason = judgement.dropped or ("written before" if pair.written in seen else "")
                 if reason:
-                    dropped[reason] = dropped.get(reason, 0) + 1
+                    dropped[reason] += 1
                 else:
                     seen.add(pair.written)
                     written.append((review, Review(pair.written, review.label)))
