@@ -108,7 +108,7 @@ def _capped(
     wanted: dict[str, float], caps: Mapping[str, float], max_epochs: float, tokens: float
 ) -> dict[str, float]:
     """Shares below their caps, in proportion to those wanted where no cap holds."""
-    if sum(caps.values()) < 1:
+    if sum(caps.values()) < 1 - 1e-9:  # rounding, where all are read to the end
         raise ValueError(
             f"max_epochs={max_epochs:g} of all sources are {sum(caps.values()) * tokens:.3g} "
             f"tokens, and the training reads {tokens:.3g}: raise it, train on less, or add text."
@@ -116,7 +116,7 @@ def _capped(
     held: dict[str, float] = {}
     while True:
         free = {name: share for name, share in wanted.items() if name not in held}
-        found = _normalised(free, 1 - sum(held.values())) if free else {}
+        found = _normalised(free, max(1 - sum(held.values()), 0.0)) if free else {}
         over = {name: caps[name] for name, share in found.items() if share > caps[name]}
         if not over:
             return held | found

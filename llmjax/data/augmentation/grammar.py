@@ -59,7 +59,7 @@ def inflected_like(word: str, part: str, other: str) -> str:
     for all of them. "" if it has not, or its form is not known.
     """
     lemma, lower = lemma_of(word, part), word.lower()
-    tags = [tag for tag in _TAGS[part] if lower in forms(lemma, tag)]
+    tags = [tag for tag in _TAGS[part] if lower in forms(lemma, tag)[:1]]
     found = [forms(other, tag)[:1] for tag in tags]
     return found[0][0] if found and found[0] and len(set(found)) == 1 else ""
 

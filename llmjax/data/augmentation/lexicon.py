@@ -23,6 +23,8 @@ CLOSED = DETERMINERS | SUBJECTS | MODALS | DEGREES | _words(
     s t ll re ve d m like well ought let get got one ones
     """
 )  # fmt: skip
+# Behind them stands what something is like.
+COPULAS = _words("am is are was were be been being very so too quite rather extremely")
 # Behind a verb they make it another one.
 PARTICLES = _words("up down out off over away in on back through along around about")
 

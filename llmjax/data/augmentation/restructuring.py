@@ -75,15 +75,15 @@ def _alone(found: Sequence[Word], first: int, second: int) -> bool:
     pair = [found[i].text for i in (first, second)]
     kinds = {tuple(grammar.lemmas(word)) for word in pair}
     before = found[first - 1].text.lower()
-    if kinds not in ({("NOUN",)}, {("ADJ",)}) or lexicon.CLOSED & set(pair):
-        return False
-    if found[first].gap.strip():
+    if lexicon.CLOSED & set(pair) or found[first].gap.strip():
         return False
     if before not in lexicon.CLOSED - {"a", "an", "and", "or", "between", "both", "either"}:
         return False
-    if second + 1 == len(found) or found[second + 1].gap.strip() or kinds == {("ADJ",)}:
+    last = second + 1 == len(found) or found[second + 1].gap.strip()
+    ends = last or found[second + 1].text.lower() in lexicon.CLOSED - {"of", "and", "or"}
+    if before in lexicon.COPULAS and ends and all("ADJ" in grammar.lemmas(w) for w in pair):
         return True
-    return found[second + 1].text.lower() in lexicon.CLOSED - {"of", "and", "or"}
+    return kinds == {("ADJ",)} or (kinds == {("NOUN",)} and bool(ends))
 
 
 def _active(body: str) -> str:

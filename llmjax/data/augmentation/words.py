@@ -4,12 +4,15 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
-# Addresses, names of users, topics, placeholders, and whatever has a digit say what they say by
-# being spelt so; they are matched first, and passed over.
-_KEPT = r"\w+://\S+|www\.\S+|\S+@\S+|[@#]\w+|<[^<>\s]*>|\[[A-Z_]+\]|\w*[\d_]\w*(?:[.,:/'’-]\w+)*"
+# Addresses, names of users and files, topics, placeholders, and whatever has a digit say what they
+# say by being spelt so; they are matched first, and passed over.
+_KEPT = (
+    r"\w+://\S+|\S+@\S+|\w+(?:\.\w+)+(?:/\S*)?|[@#]\w+|<[^<>\s]*>|\[[A-Z_]+\]"
+    r"|\w*[\d_]\w*(?:[.,:/'’-]\w+)*"
+)
 _WORD = r"[^\W\d_]+(?:['’-][^\W\d_]+)*"
 _TOKEN = re.compile(rf"(?:{_KEPT})|(?P<word>{_WORD})")
-_ENDS = re.compile(r"[.!?…:]\W*$|\n\s*$|^\W*$")
+_ENDS = re.compile(r"[.!?…:]\W*$|\n\s*$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Word:
     @property
     def begins(self) -> bool:
         """Whether a sentence begins with it, as far as marks tell."""
-        return _ENDS.search(self.gap) is not None
+        return self.start == len(self.gap) or _ENDS.search(self.gap) is not None
 
 
 def words(text: str) -> list[Word]:
