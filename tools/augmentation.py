@@ -1,4 +1,8 @@
-"""What `judge_augmentation.py` judges by: a classifier that is tuned, and one that looks on."""
+"""What `judge_augmentation.py` judges by: classifiers that learn from copies, and one that looks on.
+
+Two kinds learn: `frozen`, logistic regression on a frozen encoder's embeddings, and `words`, on
+which tokens occur. `Tuner` fine-tunes all of the encoder instead.
+"""
 
 import dataclasses
 import functools
@@ -7,12 +11,14 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 
 from llmjax import hf, models, objectives, optim, train
 from llmjax.data import augmentation, load_tokenizer
 from llmjax.data.augmentation.encoders import rows
 
-BATCH, LENGTH = 16, 64  # rows of a step, and tokens that are read of a text
+BATCH, LENGTH = 16, 48  # rows of a step, and tokens that are read of a text
+LABELS = ("negative", "positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,24 +29,71 @@ class Review:
     label: str
 
 
+def texts(reviews: Sequence[Review]) -> list[str]:
+    """Those of reviews."""
+    return [review.text for review in reviews]
+
+
+def numbers(reviews: Sequence[Review]) -> np.ndarray:
+    """Their labels, int [N]."""
+    return np.array([LABELS.index(review.label) for review in reviews])
+
+
+class Words:
+    """Which tokens occur in texts, as vectors of length 1."""
+
+    def __init__(self, directory: str) -> None:
+        self._tokenizer = load_tokenizer(directory)
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [N, V]."""
+        found = np.zeros((len(texts), self._tokenizer.vocab_size), np.float32)
+        for row, tokens in enumerate(self._tokenizer.encode_batch(list(texts))):
+            found[row, tokens] = 1
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1)
+
+
+def regression(
+    features: Callable[[Sequence[str]], np.ndarray],
+    drawn: Sequence[Review],
+    written: Sequence[Review],
+    test: Sequence[Review],
+) -> float:
+    """The accuracy of logistic regression that has learnt from texts and their copies.
+
+    How strong its penalty is, five-fold cross-validation of the texts alone decides. Copies weigh
+    as much as texts do, and all together as much as the texts alone, so that the penalty is one.
+    """
+    own = features(texts(drawn))
+    chosen = LogisticRegressionCV(
+        Cs=np.logspace(-1, 3, 9), cv=5, max_iter=500, l1_ratios=(0,), use_legacy_attributes=False
+    ).fit(own, numbers(drawn))
+    both = [*drawn, *written]
+    vectors = np.concatenate([own, features(texts(written))]) if written else own
+    model = LogisticRegression(C=chosen.C_, max_iter=500)
+    model.fit(vectors, numbers(both), np.full(len(both), len(drawn) / len(both)))
+    return float(model.score(features(texts(test)), numbers(test)))
+
+
 class Tuner:
     """Fine-tunes all parameters of an encoder with a new head, compiled once for all sets.
 
     Args:
         directory: of the encoder.
-        labels: to tell apart.
         steps: of every run, however many texts there are.
+        rate: of learning, at its peak.
     """
 
-    def __init__(self, directory: str, labels: tuple[str, ...], steps: int) -> None:
+    def __init__(self, directory: str, steps: int, rate: float = 1e-4) -> None:
         config, self._pretrained = hf.load(directory, dtype="float32")
-        config = models.with_head(config, "classification", labels=len(labels))
+        config = models.with_head(config, "classification", labels=len(LABELS))
         self._config = dataclasses.replace(
             config, dropout=models.Dropout(hidden=0.1, classifier=0.1)
         )
-        self._tokenizer, self._labels, self._steps = load_tokenizer(directory), labels, steps
+        self._tokenizer, self._steps = load_tokenizer(directory), steps
         spec = models.spec(self._config)
-        optimizer = optim.make(optim.suggested("full", steps), spec, steps)
+        settings = dataclasses.replace(optim.suggested("full", steps), learning_rate=rate)
+        optimizer = optim.make(settings, spec, steps)
         self._start = jax.jit(functools.partial(train.init_state, spec=spec, optimizer=optimizer))
         self._step = train.make_step(objectives.classification(self._config), optimizer)
 
@@ -59,20 +112,18 @@ class Tuner:
             batch = {name: jnp.asarray(values[chosen]) for name, values in data.items()}
             state, _ = self._step(state, batch)
         plain = dataclasses.replace(self._config, dropout=models.Dropout())
-        classify = augmentation.Classifier(
-            plain, state.params, self._tokenizer, self._labels, LENGTH
-        )
-        guesses = classify([review.text for review in test])
+        classify = augmentation.Classifier(plain, state.params, self._tokenizer, LABELS, LENGTH)
+        guesses = classify(texts(test))
         return float(np.mean([g == r.label for g, r in zip(guesses, test, strict=True)]))
 
     def _encoded(self, reviews: Sequence[Review]) -> dict[str, np.ndarray]:
         """int32 [N, S] tokens and segment_ids, and [N] labels."""
         tokens = np.full((len(reviews), LENGTH), self._tokenizer.pad_id, np.int32)
         segments = np.zeros_like(tokens)
-        for places, some, there in rows(self._tokenizer, [r.text for r in reviews], LENGTH):
+        for places, some, there in rows(self._tokenizer, texts(reviews), LENGTH):
             tokens[places, : some.shape[1]] = some[: len(places)]
             segments[places, : some.shape[1]] = there[: len(places)]
-        labels = np.array([self._labels.index(r.label) for r in reviews], np.int32)
+        labels = numbers(reviews).astype(np.int32)
         return {"tokens": tokens, "segment_ids": segments, "labels": labels}
 
 
@@ -84,27 +135,19 @@ class Judge:
         known: reviews that its linear classifier learns from.
     """
 
-    def __init__(self, embed: augmentation.Embedder, known: Sequence[Review]) -> None:
+    def __init__(
+        self, embed: Callable[[Sequence[str]], np.ndarray], known: Sequence[Review]
+    ) -> None:
         self._embed = embed
-        positive = [review.label == "positive" for review in known]
-        self._scores = ridge(embed([review.text for review in known]), positive)
+        self._model = LogisticRegression(C=10.0, max_iter=500)
+        self._model.fit(embed(texts(known)), numbers(known))
 
-    def of(self, written: Sequence[Review], texts: Sequence[Review]) -> dict[str, float]:
-        """Mean cosine of texts and copies, and the share of copies that it gives their label."""
-        if not written:
-            return {"similarity": 1.0, "agreement": 1.0}
-        copies = self._embed([review.text for review in written])
-        likeness = (copies * self._embed([review.text for review in texts])).sum(axis=1)
-        positive = self._scores(copies) > 0
-        agree = [p == (r.label == "positive") for p, r in zip(positive, written, strict=True)]
-        return {"similarity": float(likeness.mean()), "agreement": float(np.mean(agree))}
-
-
-def ridge(
-    vectors: np.ndarray, positive: Sequence[bool], penalty: float = 1.0
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Scores [N] of vectors [N, D], above 0 for those like the positive ones (ridge regression)."""
-    x = np.concatenate([vectors, np.ones((len(vectors), 1))], axis=1)
-    y = np.where(positive, 1.0, -1.0)
-    weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
-    return lambda others: others @ weights[:-1] + weights[-1]
+    def of(self, written: Sequence[Review], originals: Sequence[Review]) -> dict[str, float]:
+        """Mean cosine of texts and copies, and the share of each that it gives their label."""
+        own = self._embed(texts(originals))
+        copies = self._embed(texts(written))
+        return {
+            "similarity": float((copies * own).sum(axis=1).mean()),
+            "agreement": float(self._model.score(copies, numbers(written))),
+            "agreement_of_originals": float(self._model.score(own, numbers(originals))),
+        }

@@ -37,6 +37,15 @@ class Report:
     written: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     dropped: dict[str, collections.Counter[str]] = dataclasses.field(default_factory=dict)
 
+    def as_dict(self) -> dict[str, Any]:
+        """The counts as plain values."""
+        return {
+            "originals": self.originals,
+            "malformed": dict(self.malformed),
+            "written": dict(self.written),
+            "dropped": {method: dict(reasons) for method, reasons in self.dropped.items()},
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class _Original:
@@ -94,12 +103,15 @@ def augment_examples(
     report = Report(dropped={method.name: collections.Counter() for method in methods})
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        read = _originals(source, files, kind, report, advance)
-        while lot := list(itertools.islice(read, _LOT)):
-            for record in _with_copies(lot, methods, copies, seed, checks, report):
-                stream.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-    partial.replace(output)
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            read = _originals(source, files, kind, report, advance)
+            while lot := list(itertools.islice(read, _LOT)):
+                for record in _with_copies(lot, methods, copies, seed, checks, report):
+                    stream.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
     return report
 
 

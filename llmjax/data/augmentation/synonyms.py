@@ -31,7 +31,7 @@ class SynonymReplacement(Method):
             "flick" is also a movement) drop out.
     """
 
-    rate: float = 0.2
+    rate: float = 0.5
     path: str = thesaurus.ENGLISH
     senses: int = 1
     ambiguity: int = 8
