@@ -1,4 +1,4 @@
-"""What `judge_augmentation.py` judges by: classifiers that learn from copies, and one that looks on.
+"""What `judge_augmentation.py` judges by: classifiers that learn from copies, and one beside them.
 
 Two kinds learn: `frozen`, logistic regression on a frozen encoder's embeddings, and `words`, on
 which tokens occur. `Tuner` fine-tunes all of the encoder instead.
@@ -66,7 +66,12 @@ def regression(
     """
     own = features(texts(drawn))
     chosen = LogisticRegressionCV(
-        Cs=np.logspace(-1, 3, 9), cv=5, max_iter=500, l1_ratios=(0,), use_legacy_attributes=False
+        Cs=np.logspace(-1, 3, 9),
+        cv=5,
+        scoring="accuracy",
+        max_iter=500,
+        l1_ratios=(0,),
+        use_legacy_attributes=False,
     ).fit(own, numbers(drawn))
     both = [*drawn, *written]
     vectors = np.concatenate([own, features(texts(written))]) if written else own

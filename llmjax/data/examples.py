@@ -116,6 +116,13 @@ def asked_places(
     ]
 
 
+def others(fields: Mapping[str, Any], source: config.ExampleSource) -> dict[str, Any]:
+    """The fields of a record in which no part of any kind of example is looked for."""
+    parts = _Parts(fields, source)
+    used = {parts.field(part) for part in _PLACES}
+    return {name: value for name, value in fields.items() if name not in used}
+
+
 class _Parts:
     """A record's parts, by name, wherever they stand in it."""
 
