@@ -25,7 +25,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 # As a script, Python looks for modules in tools/ alone.
@@ -38,11 +38,13 @@ from llmjax import evaluation
 from llmjax.data import augmentation, corpora
 from tools.augmentation import (
     LABELS,
+    Features,
     Judge,
     Review,
     Tuner,
     Words,
     numbers,
+    penalty,
     regression,
     texts,
 )
@@ -76,7 +78,8 @@ def judge_all(options: argparse.Namespace) -> None:
     reviews = read(options.archive)
     random.Random(0).shuffle(reviews)
     test, known, pool = reviews[:TEST], reviews[TEST : TEST + KNOWN], reviews[TEST + KNOWN :]
-    embed, words = remembering(augmentation.Embedder(options.encoder)), Words(options.encoder)
+    embed = remembering(augmentation.Embedder(options.encoder))
+    features: dict[str, Features] = {"frozen": embed, "words": Words(options.encoder)}
     tuner = Tuner(options.encoder, options.tune) if options.tune else None
     judge = Judge(embed, known)
     path = options.out / "results.json"
@@ -84,6 +87,7 @@ def judge_all(options: argparse.Namespace) -> None:
     done = {(row["seed"], row["arm"]) for row in results}
     for seed in range(options.seeds):
         drawn = random.Random(seed).sample(pool, TRAIN)
+        strengths = {kind: penalty(of, drawn) for kind, of in features.items()}
         for arm, settings in arms(options).items():
             if (seed, arm) in done:
                 continue
@@ -92,8 +96,8 @@ def judge_all(options: argparse.Namespace) -> None:
             written = [copy for _, copy in pairs]
             row: Row = {"seed": seed, "arm": arm, "written": len(written), "dropped": dropped}
             row |= judge.of(written, [r for r, _ in pairs]) if written else {}
-            row["frozen"] = regression(embed, drawn, written, test)
-            row["words"] = regression(words, drawn, written, test)
+            for kind, of in features.items():
+                row[kind] = regression(of, strengths[kind], drawn, written, test)
             if tuner is not None:
                 row["tuned"] = tuner.accuracy([*drawn, *written], test, seed)
             results.append(row)
@@ -112,9 +116,7 @@ def read(archive: str) -> list[Review]:
         return [Review(r["text"], r["label"]) for r in records if r["domain"] == DOMAIN]
 
 
-def remembering(
-    embed: Callable[[Sequence[str]], np.ndarray],
-) -> Callable[[Sequence[str]], np.ndarray]:
+def remembering(embed: Features) -> Features:
     """An embedder that reads every text once."""
     known: dict[str, np.ndarray] = {}
 
@@ -145,7 +147,7 @@ def copies(
     drawn: Sequence[Review],
     settings: augmentation.AugmentationConfig | None,
     seed: int,
-    embed: Callable[[Sequence[str]], np.ndarray] | None,
+    embed: Features | None,
 ) -> tuple[list[tuple[Review, Review]], dict[str, int]]:
     """Reviews with what was written of them, and how many were dropped for which reason.
 
@@ -180,9 +182,7 @@ def copies(
     return written, dict(dropped)
 
 
-def _classify(
-    model: LogisticRegression, embed: Callable[[Sequence[str]], np.ndarray], texts: Sequence[str]
-) -> list[str]:
+def _classify(model: LogisticRegression, embed: Features, texts: Sequence[str]) -> list[str]:
     return [LABELS[number] for number in model.predict(embed(texts))]
 
 
