@@ -92,7 +92,7 @@ def _part(word: Word, before: Word | None, behind: Word | None) -> str:
     ends = behind is None or behind.text.lower() in CLOSED
     if ahead in DETERMINERS:
         if ends:
-            return "NOUN" if "NOUN" in can_be else ""
+            return "NOUN" if "NOUN" in can_be and "ADJ" not in can_be else ""
         return "ADJ" if "ADJ" in can_be and "NOUN" not in can_be else ""
     if ahead in SUBJECTS or ahead in MODALS:
         return "VERB" if "VERB" in can_be else ""
