@@ -15,7 +15,8 @@ class MixtureConfig:
 
     Attributes:
         by: `weights`: shares are those of `Source.weight`, whatever the sources' sizes; `tokens`:
-            those of the tokens each has, times its weight.
+            those of the tokens each has, times its weight, by which some are read more often than
+            others (2.0: two epochs in the time of one).
         temperature: T of shares^(1/T): 1 keeps them, more makes them more equal.
         max_epochs: how often a training may read a source at most; what it would get beyond goes to
             the others. 0 sets no limit; 4 is where repetition begins to cost (Muennighoff 2023).

@@ -4,12 +4,12 @@ The forms are those of `lemminflect`, whose lexicon is the SPECIALIST lexicon of
 """
 
 import functools
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmjax.data.augmentation.lexicon import CLOSED, DEGREES, DETERMINERS, MODALS, SUBJECTS
 from llmjax.data.augmentation.words import Word
+from llmjax.data.cleaning.extra import needs
 
 PARTS = ("NOUN", "VERB", "ADJ", "ADV")
 
@@ -24,14 +24,9 @@ _TAGS: Mapping[str, tuple[str, ...]] = {
 
 @functools.lru_cache
 def _library() -> Any:
-    try:
-        return importlib.import_module("lemminflect")
-    except ImportError as error:
-        raise ImportError(
-            f"the forms of English words need lemminflect, which cannot be imported ({error}): "
-            "pip install 'llmjax[data]'",
-            name=error.name,
-        ) from error
+    with needs("lemminflect"):
+        import lemminflect
+    return lemminflect
 
 
 @functools.lru_cache(maxsize=1 << 16)
