@@ -71,9 +71,9 @@ def regression(
     strength: float,
     drawn: Sequence[Review],
     written: Sequence[Review],
-    test: Sequence[Review],
-) -> float:
-    """The accuracy of logistic regression that has learnt from texts and their copies.
+    tests: Sequence[Sequence[Review]],
+) -> list[float]:
+    """The accuracies, on each test, of logistic regression that has learnt from texts and copies.
 
     Copies weigh as much as texts do, and all together as much as the texts alone, so that one
     penalty suits both.
@@ -83,7 +83,9 @@ def regression(
     occurring = vectors.any(axis=0)
     model = LogisticRegression(C=strength, max_iter=500)
     model.fit(vectors[:, occurring], numbers(both), np.full(len(both), len(drawn) / len(both)))
-    return float(model.score(features(texts(test))[:, occurring], numbers(test)))
+    return [
+        float(model.score(features(texts(test))[:, occurring], numbers(test))) for test in tests
+    ]
 
 
 class Tuner:

@@ -10,7 +10,7 @@ r"""Does augmentation help a classifier that has seen 200 labelled texts? Per me
 Film reviews that people scored (VADER's), positive or negative. For each seed 200 are drawn, each
 method writes copies of them, and classifiers learn from both: logistic regression on a frozen
 encoder's embeddings and on words, and with --tune the encoder, by the same number of steps for
-every method. Accuracy is on 1,000 other reviews. What methods write is judged besides: how many
+every method. Accuracy is on 1,000 other reviews, as they are and misspelt. What methods write is judged besides: how many
 copies keep their label, by a classifier that knows thousands of other reviews. Writes results.json
 and results.md after every seed; the same command goes on where it stopped.
 """
@@ -50,6 +50,7 @@ from tools.augmentation import (
 )
 
 TRAIN, TEST, KNOWN = 200, 1000, 3000
+NOISE = 0.3  # the share of words that are misspelt in the noisy test
 DOMAIN = "movieReviewSnippets"
 PLAIN, CHECKED = "none", "all four, checked"
 
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--apertium", default="apertium", help="the program")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tune", type=int, default=0, help="steps of fine-tuning, 100 say")
+    parser.add_argument("--only", nargs="*", help="of what is compared; 'none' belongs to it")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for results")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -82,6 +84,8 @@ def judge_all(options: argparse.Namespace) -> None:
     features: dict[str, Features] = {"frozen": embed, "words": Words(options.encoder)}
     tuner = Tuner(options.encoder, options.tune) if options.tune else None
     judge = Judge(embed, known)
+    noise = augmentation.Noise(NOISE)
+    noisy = [Review(augmentation.augment(r.text, noise, seed=1), r.label) for r in test]
     path = options.out / "results.json"
     results: list[Row] = json.loads(path.read_text()) if path.is_file() else []
     done = {(row["seed"], row["arm"]) for row in results}
@@ -89,7 +93,7 @@ def judge_all(options: argparse.Namespace) -> None:
         drawn = random.Random(seed).sample(pool, TRAIN)
         strengths = {kind: penalty(of, drawn) for kind, of in features.items()}
         for arm, settings in arms(options).items():
-            if (seed, arm) in done:
+            if (seed, arm) in done or (options.only and arm not in options.only):
                 continue
             begun = time.monotonic()
             pairs, dropped = copies(drawn, settings, seed, embed if arm == CHECKED else None)
@@ -97,7 +101,8 @@ def judge_all(options: argparse.Namespace) -> None:
             row: Row = {"seed": seed, "arm": arm, "written": len(written), "dropped": dropped}
             row |= judge.of(written, [r for r, _ in pairs]) if written else {}
             for kind, of in features.items():
-                row[kind] = regression(of, strengths[kind], drawn, written, test)
+                found = regression(of, strengths[kind], drawn, written, [test, noisy])
+                row[kind], row[f"noisy {kind}"] = found
             if tuner is not None:
                 row["tuned"] = tuner.accuracy([*drawn, *written], test, seed)
             results.append(row)
@@ -188,7 +193,8 @@ def _classify(model: LogisticRegression, embed: Features, texts: Sequence[str]) 
 
 def table(results: Sequence[Row]) -> str:
     """Means over seeds, and each method's difference to no augmentation, paired by seed."""
-    kinds = [kind for kind in ("frozen", "words", "tuned") if kind in results[0]]
+    names = ("frozen", "words", "tuned", "noisy frozen", "noisy words")
+    kinds = [name for name in names if name in results[0]]
     head = ["method", "copies", "similarity", "label kept", *(f"{k}, gain (p)" for k in kinds)]
     lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
     by_arm: dict[str, dict[int, Row]] = {}
