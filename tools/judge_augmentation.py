@@ -10,9 +10,10 @@ r"""Does augmentation help a classifier that has seen 200 labelled texts? Per me
 Film reviews that people scored (VADER's), positive or negative. For each seed 200 are drawn, each
 method writes copies of them, and classifiers learn from both: logistic regression on a frozen
 encoder's embeddings and on words, and with --tune the encoder, by the same number of steps for
-every method. Accuracy is on 1,000 other reviews, as they are and misspelt. What methods write is judged besides: how many
-copies keep their label, by a classifier that knows thousands of other reviews. Writes results.json
-and results.md after every seed; the same command goes on where it stopped.
+every method. Accuracy is on 1,000 other reviews, as they are and misspelt. What methods write is
+judged besides: how many copies keep their label, by a classifier that knows thousands of other
+reviews. Writes results.json and results.md after every seed; the same command goes on where it
+stopped.
 """
 
 import argparse
