@@ -128,11 +128,8 @@ class Noise(Method):
         pieces = [found[0].gap if found else text]
         for i, word in enumerate(found):
             end = found[i + 1].start if i + 1 < len(found) else len(text)
-            pieces += (
-                self._changed(word, text[word.end : end], rng)
-                if i in hit
-                else [text[word.start : end]]
-            )
+            gap = text[word.end : end]
+            pieces += self._changed(word, gap, rng) if i in hit else (word.text, gap)
         return "".join(pieces)
 
     def _changed(self, word: Word, gap: str, rng: random.Random) -> tuple[str, str]:
