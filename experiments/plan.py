@@ -4,6 +4,7 @@
     python -m experiments.plan --flops=1e22
     python -m experiments.plan --money=100000 --device=h100 --chips=64 --plot=isoflops.svg
     python -m experiments.plan --hours=720 --device=v6e --chips=256 --recipe=llama3_8b
+    python -m experiments.plan --recipe=gpt2_small --prepared=data/mixture
     python -m experiments.plan --params=175e9 --tokens=300e9 --device=v100 --chips=1000 --days=34
     python -m experiments.plan --flops=1e20 --runs=ladder.csv --runs=runs/small
 
@@ -12,7 +13,9 @@ data at 20 to 100 tokens a parameter, memory of a chip by item, time and cost. A
 --hours of all chips, --money, or what a --loss takes) is spent by Chinchilla's three approaches and
 by a law of the loss: the best size and tokens, and what smaller models cost that are trained for
 longer. Both together place the model among those. --runs fits the law to runs of your own: params,
-tokens and loss in a .csv or .jsonl file, or the folder of an evaluated run.
+tokens and loss in a .csv or .jsonl file, or the folder of an evaluated run. --prepared sets beside
+it the text in a folder that `experiments.prepare` wrote: how often each source is read, and what
+repeated text is worth.
 """
 
 import dataclasses
@@ -25,6 +28,7 @@ from absl import flags as absl_flags
 from experiments import flags, plan_tables, planner
 from experiments.recipes import RECIPES
 from llmjax import planning
+from llmjax.data.mixture import MixtureConfig
 from llmjax.planning import cost, fitting, plots, scaling
 
 ROOMY = 0.75  # share of a chip's memory, planned, that leaves a compiler room
@@ -53,6 +57,9 @@ LAW = absl_flags.DEFINE_enum(
 )
 RUNS = absl_flags.DEFINE_multi_string(
     "runs", None, "Runs to fit the law to: .csv, .jsonl or a run folder. Give it once for each."
+)
+PREPARED = absl_flags.DEFINE_string(
+    "prepared", None, "Folder of prepared data: is there text enough? By default data.directory."
 )
 PLOT = absl_flags.DEFINE_string("plot", None, "File for isoFLOP curves, .svg or .png.")
 AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object in place of tables.")
@@ -88,6 +95,11 @@ def plan() -> dict[str, Any]:
         if work.flops is not None:
             answer["training"] = planner.spend(work.flops, cluster)
         answer["data"] = planner.data_needed(work, cluster)
+        folder = PREPARED.value or (recipe.data.directory if recipe else "")
+        if folder:
+            settings = recipe.data.mixture if recipe else MixtureConfig()
+            answer["supply"] = planner.supply(work, folder, settings)
+            answer["warnings"] += _repeated(answer["supply"])
         if DAYS.value is not None and cluster is not None:
             answer["claim"] = planner.claim(work, cluster, DAYS.value)
             answer["warnings"] += _doubts(answer["claim"])
@@ -132,8 +144,12 @@ def _check() -> None:
     needing = [flag for flag in (HOURS, MONEY, DAYS, PRICE) if flag.value is not None]
     if needing and not DEVICE.value:
         raise flags.FlagError(f"--{needing[0].name} is of chips of a kind: say --device too")
-    if DAYS.value is not None and not (flags.FLAGS.recipe or PARAMS.value):
-        raise flags.FlagError("--days is about a training: say --recipe, or --params and --tokens")
+    of_training = {"days": DAYS.value, "prepared": PREPARED.value}
+    for name, value in of_training.items():
+        if value is not None and not (flags.FLAGS.recipe or PARAMS.value):
+            raise flags.FlagError(
+                f"--{name} is about a training: say --recipe, or --params and --tokens"
+            )
 
 
 def _cluster() -> cost.Cluster | None:
@@ -187,6 +203,16 @@ def _doubts(claim: dict[str, Any]) -> list[str]:
         return [f"--days={days:g}: impossible, it needs {needed:.0%} of the chips' peak"]
     return [
         f"--days={days:g}: needs {needed:.0%} of the chips' peak, and large runs reach 30 to 60 %"
+    ]
+
+
+def _repeated(found: dict[str, Any]) -> list[str]:
+    """Sources that are read more often than repetition is free."""
+    return [
+        f"data: {one['name']} is read {one['epochs']:.3g} times, which teaches as much as "
+        f"{one['worth'] / one['read']:.0%} of it new; up to 4 times costs little (Muennighoff 2023)"
+        for one in found["sources"]
+        if one["epochs"] > planning.EPOCHS
     ]
 
 

@@ -9,13 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from llmjax import planning
+
 UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def show(answer: dict[str, Any], console: Console | None = None) -> None:
     """Prints every part of an answer that there is, and its warnings last."""
     console = console or Console()
-    sections = (_model, _time, _data, _memory, _budget, _overtraining, _fit)
+    sections = (_model, _time, _data, _supply, _memory, _budget, _overtraining, _fit)
     for section in sections:
         for table in section(answer):
             console.print(table)
@@ -144,6 +146,24 @@ def _data(answer: dict[str, Any]) -> Iterator[Table]:
     for row in rows:
         spent = (duration(row["days"]), dollars(row["dollars"])) if timed else ()
         table.add_row(str(row["ratio"]), count(row["tokens"]), flops(row["flops"]), *spent)
+    yield table
+
+
+def _supply(answer: dict[str, Any]) -> Iterator[Table]:
+    found = answer.get("supply")
+    if not found:
+        return
+    title = f"Text in {found['folder']}, for a training on {count(found['tokens'])} tokens"
+    table = grid(title, "source", "has", "share", "read", "epochs", "worth, as new")
+    for row in found["sources"]:
+        numbers = (count(row["tokens"]), f"{row['share']:.1%}", count(row["read"]))
+        table.add_row(row["name"], *numbers, ratio(row["epochs"]), count(row["worth"]))
+    yield table
+    table = facts(f"Enough, up to {planning.EPOCHS:g} epochs of any source, for")
+    table.add_row("tokens", count(found["enough_for"]), "in these shares")
+    for row in found["needs"]:
+        answered = "yes" if row["enough"] else "no"
+        table.add_row(f"{row['ratio']} a parameter", answered, f"{count(row['tokens'])} tokens")
     yield table
 
 

@@ -13,7 +13,9 @@ from experiments import objective, runs
 from experiments.flags import FlagError
 from experiments.recipe import Recipe
 from experiments.tasks.pretraining import Pretraining
-from llmjax import mesh, planning, spec
+from llmjax import data, mesh, planning, spec
+from llmjax.data import mixture
+from llmjax.data.mixture import MixtureConfig
 from llmjax.planning import cost, fitting, scaling
 from llmjax.train.metrics import read_jsonl
 
@@ -110,6 +112,37 @@ def data_needed(work: Work, cluster: cost.Cluster | None) -> list[dict[str, Any]
     """Tokens at 20 to 100 for each parameter, and what training on them takes."""
     rows = ({"ratio": ratio, "tokens": ratio * work.active} for ratio in RATIOS)
     return [row | spend(work.flops_per_token * row["tokens"], cluster) for row in rows]
+
+
+def supply(work: Work, folder: str, settings: MixtureConfig) -> dict[str, Any]:
+    """Prepared text beside what is needed: of the training itself, and at 20 to 100 tokens each.
+
+    Raises:
+        FlagError: there are no prepared data, or the mixture does not fit them.
+    """
+    try:
+        manifest = data.load_manifest(folder)
+        tokens = work.tokens or RATIOS[0] * work.active
+        sizes = {source.name: float(source.train.tokens) for source in manifest.sources}
+        found = planning.supplies(sizes, mixture.weights(manifest, settings, tokens), tokens)
+        free = mixture.weights(manifest, dataclasses.replace(settings, max_epochs=0.0))
+    except (ValueError, FileNotFoundError) as error:
+        raise FlagError(f"--prepared={folder}: {error}") from error
+    plain = planning.enough_for(sizes, free)
+    needs = ((ratio, ratio * work.active) for ratio in RATIOS)
+    return {
+        "folder": folder,
+        "tokens": tokens,
+        "unique": sum(sizes.values()),
+        "worth": sum(source.worth for source in found),
+        "enough_for": plain,
+        "sources": [
+            dataclasses.asdict(one) | {"epochs": one.epochs, "worth": one.worth} for one in found
+        ],
+        "needs": [
+            {"ratio": ratio, "tokens": needed, "enough": needed <= plain} for ratio, needed in needs
+        ],
+    }
 
 
 def optima(flops: float, name: str, law: scaling.LossLaw) -> list[dict[str, Any]]:

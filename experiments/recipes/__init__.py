@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable, Mapping
 
 from experiments.recipe import Recipe, Training
+from experiments.recipes.augmenting import noisy, translated, usual
 from experiments.recipes.benchmark import w1, w2
 from experiments.recipes.comparing import dpo, dpo_lora, friendly, kto, pairs, simpo
 from experiments.recipes.encoders import bert_base, deberta_tiny, electra_base, modernbert_tiny
@@ -26,6 +27,7 @@ from experiments.recipes.reinforcing import (
     rloo,
 )
 from experiments.recipes.small import quickstart, tiny
+from llmjax.data.augmentation import AugmentationConfig
 
 RECIPES: Mapping[str, Callable[[], Recipe]] = types.MappingProxyType(
     {
@@ -63,6 +65,10 @@ PREFERENCE: Mapping[str, Callable[[], Training]] = types.MappingProxyType(
 
 REINFORCING: Mapping[str, Callable[[], Training]] = types.MappingProxyType(
     {recipe.__name__: recipe for recipe in (ppo, friendlier, grpo, dapo, gspo, dr_grpo, rloo)}
+)
+
+AUGMENTING: Mapping[str, Callable[[], AugmentationConfig]] = types.MappingProxyType(
+    {recipe.__name__: recipe for recipe in (usual, translated, noisy)}
 )
 
 # By the entry point that trains them.

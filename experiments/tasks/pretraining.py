@@ -12,6 +12,7 @@ from experiments.recipe import Recipe, data_config
 from experiments.tasks.task import Batch, Task
 from llmjax import data, mesh, models, planning, sampling, train
 from llmjax import spec as specs
+from llmjax.data import mixture
 from llmjax.objectives import Loss
 from llmjax.train import metrics
 
@@ -54,9 +55,11 @@ class Pretraining(Task):
     ) -> Iterable[Batch]:
         """Packed documents."""
         index, count = mesh.row_share()
+        directory = directory or self.directory()
         return data.batches(
-            directory or self.directory(),
+            directory,
             split=split,
+            weights=self._weights(directory) if split == "train" else None,
             batch_size=batch_size or self.recipe.batch_size,
             sequence_length=self.recipe.sequence_length,
             seed=self.recipe.seed,
@@ -64,6 +67,17 @@ class Pretraining(Task):
             process_index=index,
             process_count=count,
         )
+
+    def _weights(self, directory: pathlib.Path) -> dict[str, float] | None:
+        """The sources' shares of the tokens; None for those of their weights, as they are."""
+        chosen, recipe = self.recipe.data.mixture, self.recipe
+        if chosen == data.MixtureConfig():
+            return None
+        tokens = recipe.steps * recipe.batch_size * recipe.sequence_length
+        try:
+            return mixture.weights(data.load_manifest(directory), chosen, tokens)
+        except ValueError as error:
+            raise FlagError(f"--data.mixture: {error}") from error
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
         """As `objective.evaluate`."""

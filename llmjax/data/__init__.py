@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from llmjax.data.chat import ChatTemplate, Message, load_template
 from llmjax.data.config import DataConfig, ExampleConfig, ExampleSource, Source, TokenizerConfig
 from llmjax.data.corpora import SPEAKERS, chat_prompt, chitchat, python_topics
+from llmjax.data.mixture import MixtureConfig
 from llmjax.data.prepare import prepare
 from llmjax.data.prepare_examples import prepare_examples
 from llmjax.data.shards import SPLITS, Manifest, SplitName, load_manifest, verify
@@ -37,6 +38,7 @@ __all__ = [
     "ExampleSource",
     "Manifest",
     "Message",
+    "MixtureConfig",
     "Source",
     "SplitName",
     "StreamDecoder",

@@ -4,6 +4,8 @@ import dataclasses
 import re
 from typing import Literal
 
+from llmjax.data.mixture import MixtureConfig
+
 # Room that a SentencePiece vocabulary needs before its first learned piece:
 # <pad>, <s>, </s>, <unk> and the 256 bytes it falls back to.
 RESERVED_PIECES = 4 + 256
@@ -140,6 +142,7 @@ class DataConfig:
         validation_share: the share of documents held out, chosen by a hash of their text.
         max_rejected_share: `prepare` fails when more than this share of a source is malformed.
         shard_tokens: a shard is closed once it holds this many tokens.
+        mixture: how the sources' weights become shares; decides nothing that lies in shards.
     """
 
     sources: tuple[Source, ...] = ()
@@ -148,6 +151,7 @@ class DataConfig:
     validation_share: float = 0.01
     max_rejected_share: float = 0.01
     shard_tokens: int = 1 << 26
+    mixture: MixtureConfig = MixtureConfig()
 
     def __post_init__(self) -> None:
         _check_shares(self)

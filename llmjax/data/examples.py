@@ -83,6 +83,46 @@ def parse(fields: Mapping[str, Any], kind: config.Kind, source: config.ExampleSo
     return _PARSERS[kind](_Parts(fields, source))
 
 
+# From a record to a string in it: names of fields, and numbers of elements of lists.
+Place = tuple[str | int, ...]
+
+
+def asked_places(
+    fields: Mapping[str, Any], kind: config.Kind, source: config.ExampleSource
+) -> list[Place]:
+    """Where in a record the texts are that a model reads and does not write.
+
+    Texts to learn or to classify; of what has answers, what the user asks. Of a record that
+    `parse` reads.
+    """
+    parts = _Parts(fields, source)
+    if kind == "classification":
+        return [(str(parts.field(p)),) for p in ("text", "text_pair") if parts.has(p)]
+    form, part = parts.form, "prompt"
+    if kind == "sft":
+        has = parts.has("instruction", "output")
+        part = "instruction" if form == "instruction" or (form == "auto" and has) else "text"
+        if form == "conversation" or (form == "auto" and parts.has("messages")):
+            part = "messages"
+    field = parts.field(part)
+    value = fields.get(field) if field is not None else None
+    if isinstance(value, str):
+        return [(str(field),)]
+    return [
+        (str(field), i, "content" if "role" in message else "value")
+        for i, message in enumerate(value or ())
+        if _message(message)["role"] == "user"
+        if isinstance(message.get("content", message.get("value")), str)
+    ]
+
+
+def others(fields: Mapping[str, Any], source: config.ExampleSource) -> dict[str, Any]:
+    """The fields of a record in which no part of any kind of example is looked for."""
+    parts = _Parts(fields, source)
+    used = {parts.field(part) for part in _PLACES}
+    return {name: value for name, value in fields.items() if name not in used}
+
+
 class _Parts:
     """A record's parts, by name, wherever they stand in it."""
 

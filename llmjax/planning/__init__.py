@@ -23,12 +23,14 @@ from llmjax.planning.liveness import local_bytes
 from llmjax.planning.memory import StepMemory, abstract_batch, step_memory
 from llmjax.planning.program import Amounts, Collective, ProgramCost, collectives, program_cost
 from llmjax.planning.scaling import Allocation, Frontier, LossLaw, Overtraining, overtrain
+from llmjax.planning.supply import EPOCHS, Supply, enough_for, supplies, worth
 from llmjax.planning.target import Target, target
 from llmjax.planning.traffic import ALONE, by_axis, least_traffic
 
 __all__ = [
     "ALONE",
     "CHIPS",
+    "EPOCHS",
     "Allocation",
     "Amounts",
     "Chip",
@@ -43,6 +45,7 @@ __all__ = [
     "ProgramCost",
     "Runs",
     "StepMemory",
+    "Supply",
     "Target",
     "Time",
     "abstract_batch",
@@ -52,6 +55,7 @@ __all__ = [
     "chip_of",
     "collectives",
     "compile_ahead",
+    "enough_for",
     "fit",
     "forward_flops",
     "least_traffic",
@@ -69,6 +73,8 @@ __all__ = [
     "rtd_flops",
     "step_memory",
     "step_time",
+    "supplies",
     "target",
     "training_flops",
+    "worth",
 ]

@@ -1,0 +1,139 @@
+r"""Checks examples before anything is trained on them, or writes them in another form.
+
+    python -m experiments.check_data --train=train.jsonl --test=test.jsonl --kind=classification \
+        --labels=negative,positive --steps=language,harmful_content
+    python -m experiments.check_data --train=alpaca.jsonl --kind=sft --convert=messages \
+        --output=messages.jsonl
+
+Says which records hold no example of the kind, are too short or long, have a label that there is
+not, have their answer in the prompt, were there before, or are in both sets; and by --steps of
+cleaning, which are of another language or harmful. The first ten are shown by file and line. Exits
+with 1 where there is any. Conversion keeps fields that are no part of the example, and leaves out
+and counts what does not fit the form.
+"""
+
+import importlib
+import json
+import pathlib
+import sys
+from typing import Any, cast
+
+from absl import flags as absl_flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import flags
+from llmjax.data import checking, conversion, directories, documents, forms
+from llmjax.data.config import KINDS, ExampleSource, Kind
+
+TRAIN = absl_flags.DEFINE_string("train", None, "File, folder or glob of examples.")
+TEST = absl_flags.DEFINE_string("test", None, "Examples that are held out, if there are.")
+KIND = absl_flags.DEFINE_enum("kind", "sft", list(KINDS), "Of the examples.")
+FIELDS = absl_flags.DEFINE_multi_string(
+    "field", None, "Where a record's part is, as part:field, unless it is found. Once for each."
+)
+LABELS = absl_flags.DEFINE_string("labels", "", "Those that there are, with commas between.")
+SHORTEST = absl_flags.DEFINE_integer("shortest", 1, "Words of a text, question or answer.")
+LONGEST = absl_flags.DEFINE_integer("longest", 0, "The same, at most; 0 for no limit.")
+LEAK = absl_flags.DEFINE_integer(
+    "leak", 5, "Words of an answer from which on it must not stand in the prompt; 0 for any."
+)
+STEPS = absl_flags.DEFINE_string("steps", "", "Steps of cleaning that texts must pass.")
+CONVERT = absl_flags.DEFINE_enum("convert", None, list(forms.FORMS), "Form to write.")
+OUTPUT = absl_flags.DEFINE_string("output", None, "File for --convert, .jsonl.")
+QUESTION = absl_flags.DEFINE_string(
+    "question", "", "Of --convert: what texts are asked for, whose label becomes an answer."
+)
+AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object in place of text.")
+
+
+def main(argv: list[str]) -> int:
+    """The entry point."""
+    del argv
+    if not TRAIN.value:
+        raise flags.FlagError("--train is missing: name a file of examples")
+    if bool(CONVERT.value) != bool(OUTPUT.value):
+        raise flags.FlagError("--convert and --output go together: say which form, and where to")
+    try:
+        return _convert() if CONVERT.value else _check()
+    except (ValueError, OSError, ImportError) as error:
+        raise flags.FlagError(str(error)) from error
+
+
+def _source(name: str, path: str | None) -> ExampleSource:
+    return ExampleSource(name, path or "", fields=tuple(FIELDS.value or ()))
+
+
+def _check() -> int:
+    given = {"train": TRAIN.value, "test": TEST.value}
+    sources = {name: _source(name, path) for name, path in given.items() if path}
+    labels = tuple(filter(None, LABELS.value.split(",")))
+    settings = checking.CheckConfig(labels, SHORTEST.value, LONGEST.value, LEAK.value)
+    with directories.progress() as bar:
+        task = bar.add_task("Checking", total=_size(*sources.values()))
+        report = checking.check(
+            sources,
+            cast(Kind, KIND.value),
+            settings,
+            _steps(),
+            lambda read: bar.update(task, advance=read),
+        )
+    if AS_JSON.value:
+        print(json.dumps(report.as_dict()))
+    else:
+        _show(report)
+    return int(any(report.bad.values()))
+
+
+def _steps() -> list[Any]:
+    """The steps of cleaning that are asked for, with their usual settings."""
+    names = tuple(filter(None, STEPS.value.split(",")))
+    if not names:
+        return []
+    cleaning = importlib.import_module("llmjax.data.cleaning.config").CleaningConfig(steps=names)
+    return [cleaning.settings(name) for name in cleaning.names]
+
+
+def _show(report: checking.Report) -> None:
+    console = Console(highlight=False)
+    for problem in report.first:
+        console.print(str(problem), markup=False, soft_wrap=True)
+    total, shown = sum(report.reasons.values()), len(report.first)
+    if total > shown:
+        console.print(f"… and {total - shown:,} more problems")
+    if total:
+        table = Table()
+        table.add_column("problem")
+        table.add_column("how often", justify="right")
+        for reason, count in report.reasons.most_common():
+            table.add_row(reason, f"{count:,}")
+        console.print(table)
+    for split, count in report.counts.items():
+        console.print(f"{split}: {count - report.bad[split]:,} of {count:,} examples are sound")
+
+
+def _convert() -> int:
+    source = _source("train", TRAIN.value)
+    with directories.progress() as bar:
+        task = bar.add_task("Converting", total=_size(source))
+        written, left_out = conversion.convert(
+            source,
+            pathlib.Path(OUTPUT.value or ""),
+            cast(Kind, KIND.value),
+            CONVERT.value or "",
+            question=QUESTION.value,
+            advance=lambda read: bar.update(task, advance=read),
+        )
+    print(f"{OUTPUT.value}: {written:,} examples")
+    for reason, count in left_out.most_common():
+        print(f"left out: {count:,} × {reason}", file=sys.stderr)
+    return 0
+
+
+def _size(*sources: ExampleSource) -> int:
+    suffixes = documents.RECORD_SUFFIXES
+    return sum(file.size for s in sources for file in documents.find_files(s, suffixes))
+
+
+if __name__ == "__main__":
+    flags.run(main)

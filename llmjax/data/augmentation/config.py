@@ -1,0 +1,118 @@
+"""Which methods write which copies of examples, and which of them are kept: typed settings."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmjax.data.augmentation.control import (
+    Check,
+    Classify,
+    LabelAgreement,
+    LengthRatio,
+    Similarity,
+)
+from llmjax.data.augmentation.encoders import Embedder
+from llmjax.data.augmentation.method import Method
+from llmjax.data.augmentation.noise import Noise
+from llmjax.data.augmentation.restructuring import Restructuring
+from llmjax.data.augmentation.synonyms import SynonymReplacement
+from llmjax.data.augmentation.translation import Apertium, BackTranslation
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslationConfig:
+    """Back-translation by Apertium.
+
+    Attributes:
+        rate: the share of sentences that are translated.
+        there: the pair of languages into the other one.
+        back: and out of it.
+        program: Apertium's name or path.
+    """
+
+    rate: float = 1.0
+    there: str = "eng-spa"
+    back: str = "spa-eng"
+    program: str = "apertium"
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlConfig:
+    """What is kept of what was written.
+
+    Attributes:
+        shortest: words for each word of the original, at least.
+        longest: and at most.
+        embedder: the folder of a BERT that was trained for embeddings; "" compares none.
+        similarity: the least cosine of both embeddings.
+    """
+
+    shortest: float = 0.5
+    longest: float = 2.0
+    embedder: str = ""
+    similarity: float = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationConfig:
+    """Everything that decides what is written.
+
+    Attributes:
+        methods: which write, in order: synonyms, back_translation, restructuring, noise.
+        copies: of each example by each method.
+        seed: of all draws.
+        synonyms: words for others that mean the same.
+        back_translation: into another language and back.
+        restructuring: clauses, pairs and voices turned round.
+        noise: misspellings.
+        control: which are kept.
+    """
+
+    methods: tuple[str, ...] = ("synonyms", "restructuring", "noise")
+    copies: int = 1
+    seed: int = 0
+    synonyms: SynonymReplacement = SynonymReplacement()
+    back_translation: TranslationConfig = TranslationConfig()
+    restructuring: Restructuring = Restructuring()
+    noise: Noise = Noise()
+    control: ControlConfig = ControlConfig()
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in _MAKERS]
+        if unknown or not self.methods or len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"methods={self.methods}: use some of {', '.join(_MAKERS)}, each once")
+        if self.copies < 1 or self.seed < 0:
+            raise ValueError(
+                f"copies={self.copies} with seed={self.seed}: use 1 or more, and 0 or more"
+            )
+
+    def make_methods(self) -> list[Method]:
+        """The methods, in order."""
+        return [_MAKERS[name](self) for name in self.methods]
+
+    def make_checks(self, classify: Classify | None = None) -> list[Check]:
+        """The checks, the cheapest first; with a classifier its agreement too."""
+        control = self.control
+        checks: list[Any] = [LengthRatio(control.shortest, control.longest)]
+        if control.embedder:
+            checks.append(Similarity(Embedder(control.embedder), control.similarity))
+        if classify is not None:
+            checks.append(LabelAgreement(classify))
+        return checks
+
+
+def _back_translation(settings: AugmentationConfig) -> BackTranslation:
+    chosen = settings.back_translation
+    return BackTranslation(
+        chosen.rate,
+        Apertium(chosen.there, chosen.program),
+        Apertium(chosen.back, chosen.program),
+    )
+
+
+_MAKERS: Mapping[str, Callable[[AugmentationConfig], Method]] = {
+    "synonyms": lambda settings: settings.synonyms,
+    "back_translation": _back_translation,
+    "restructuring": lambda settings: settings.restructuring,
+    "noise": lambda settings: settings.noise,
+}

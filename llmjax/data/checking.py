@@ -1,0 +1,234 @@
+"""Quality control of examples: of each by itself, and of training and test sets together."""
+
+import collections
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llmjax.data import config, documents, examples, records
+from llmjax.data.chat import ASSISTANT
+from llmjax.data.cleaning import Document, Rejected, Step, clean
+
+SHOWN = 10  # problems of which reports give the place
+# What introduces a label that was left in the text.
+_MARKS = r"\b(?:label|class|category|sentiment|answer)\s*[:=]\s*[\"']?"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckConfig:
+    """What examples must be like.
+
+    Attributes:
+        labels: those that there are; empty takes any.
+        shortest: words of each text, question and answer, at least.
+        longest: and at most; 0 for no limit.
+        leak: an answer of so many words or more must not stand in its prompt as it is; shorter
+            ones ("yes") may. 0 looks for none.
+    """
+
+    labels: tuple[str, ...] = ()
+    shortest: int = 1
+    longest: int = 0
+    leak: int = 5
+
+    def __post_init__(self) -> None:
+        if self.shortest < 0 or self.leak < 0 or 0 < self.longest < self.shortest:
+            raise ValueError(
+                f"CheckConfig has shortest={self.shortest}, longest={self.longest} and "
+                f"leak={self.leak}: use 0 or more, and a longest that is not below the shortest."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is wrong, and where: `reason` in words that are the same for all with that fault."""
+
+    split: str
+    file: str
+    unit: str
+    position: int
+    reason: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.position}" + ("" if self.unit == "line" else f" ({self.unit})")
+        return f"{place}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+@dataclasses.dataclass
+class Report:
+    """What was found in all splits.
+
+    Attributes:
+        counts: records read, by split.
+        bad: of these, records with one problem or more.
+        reasons: problems by reason, all of them.
+        first: the first few problems, in the order of reading.
+    """
+
+    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    bad: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    first: list[Problem] = dataclasses.field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "examples": dict(self.counts),
+            "bad": dict(self.bad),
+            "reasons": dict(self.reasons.most_common()),
+            "first": [dataclasses.asdict(problem) for problem in self.first],
+        }
+
+
+def quality_check(
+    example: examples.Example,
+    settings: CheckConfig = CheckConfig(),
+    steps: Sequence[Step] = (),
+) -> list[tuple[str, str]]:
+    """What is wrong with an example; the textbook's `quality_check` holds where nothing is.
+
+    Args:
+        example: from `examples.parse`.
+        settings: labels, lengths and leaks.
+        steps: of cleaning, for language and content (`cleaning.Language`,
+            `cleaning.HarmfulContent`), that each text passes; one that a step turns away is a
+            problem, and one that it would mend is not.
+
+    Returns:
+        Reasons, each with a detail or "".
+    """
+    found: list[tuple[str, str]] = []
+    if settings.labels and example.label is not None and str(example.label) not in settings.labels:
+        found.append(("another label", str(example.label)))
+    spoken = [*example.texts, *(m["content"] for m in _said(example))]
+    for text in spoken:
+        size = len(text.split())
+        if size < settings.shortest:
+            found.append(("too few words", f"{size}"))
+        elif 0 < settings.longest < size:
+            found.append(("too many words", f"{size}"))
+        result = clean(Document(text), steps)
+        if isinstance(result, Rejected):
+            found.append((result.reason, result.step))
+    if settings.leak and (leaked := _leaked(example, settings.leak)):
+        found.append(("the answer stands in the prompt", leaked))
+    return list(dict.fromkeys(found))
+
+
+def check(
+    sources: Mapping[str, config.ExampleSource],
+    kind: config.Kind,
+    settings: CheckConfig = CheckConfig(),
+    steps: Sequence[Step] = (),
+    advance: documents.Advance = lambda _: None,
+) -> Report:
+    """Checks all examples of some splits, each by itself and for being there before.
+
+    An example that was read before is a problem ("there before"); worse, where that was in another
+    split ("also in train"), or with another label or answer ("there before, with another answer").
+    Those are equal whose texts are, but for case and white space.
+
+    Args:
+        sources: by the name of the split, `train` and `test` say, in the order to read.
+        kind: of the examples.
+        settings: what they must be like.
+        steps: as in `quality_check`.
+        advance: called with the number of bytes read since the last call.
+
+    Raises:
+        FileNotFoundError: a source has no files.
+    """
+    report = Report()
+    seen: dict[bytes, tuple[str, str, bytes]] = {}
+    for split, source in sources.items():
+        for item in _read(source, advance):
+            report.counts[split] += 1 if isinstance(item, records.Record) else item.count
+            found = _problems(split, item, kind, source, settings, steps, seen)
+            report.bad[split] += bool(found)
+            for problem in found:
+                report.reasons[problem.reason] += 1
+                if len(report.first) < SHOWN:
+                    report.first.append(problem)
+    return report
+
+
+def _read(source: config.ExampleSource, advance: documents.Advance) -> Iterator[records.Item]:
+    for file in documents.find_files(source, documents.RECORD_SUFFIXES):
+        yield from records.read(file, advance)
+
+
+def _problems(
+    split: str,
+    item: records.Item,
+    kind: config.Kind,
+    source: config.ExampleSource,
+    settings: CheckConfig,
+    steps: Sequence[Step],
+    seen: dict[bytes, tuple[str, str, bytes]],
+) -> list[Problem]:
+    """Those of one record, which is added to what was seen."""
+    reasons: list[tuple[str, str]]
+    if isinstance(item, documents.Rejected):
+        reasons = [(item.reason, "")]
+    else:
+        try:
+            example = examples.parse(item.fields, kind, source)
+        except examples.UnfitError as error:
+            reasons = [(str(error), "")]
+        else:
+            reasons = quality_check(example, settings, steps)
+            reasons += _before(split, f"{item.file}:{item.position}", example, seen)
+    return [
+        Problem(split, item.file, item.unit, item.position, reason, detail)
+        for reason, detail in reasons
+    ]
+
+
+def _before(
+    split: str, place: str, example: examples.Example, seen: dict[bytes, tuple[str, str, bytes]]
+) -> list[tuple[str, str]]:
+    """Whether an equal example was read before."""
+    asked = _digest(example.key)
+    answer = _digest(repr((example.label, example.answers)))
+    first = seen.setdefault(asked, (split, place, answer))
+    if first == (split, place, answer):
+        return []
+    where = f"as {first[1]}"
+    if first[0] != split:
+        return [(f"also in {first[0]}", where)]
+    if first[2] != answer:
+        return [("there before, with another answer", where)]
+    return [("there before", where)]
+
+
+def _digest(text: str) -> bytes:
+    plain = " ".join(text.casefold().split())
+    return hashlib.blake2b(plain.encode(errors="replace"), digest_size=16).digest()
+
+
+def _said(example: examples.Example) -> list[dict]:
+    """All messages with content, system's left out."""
+    messages = [*example.prompt, *(m for answer in example.answers for m in answer)]
+    return [dict(m) for m in messages if m["role"] != "system" and m["content"]]
+
+
+def _leaked(example: examples.Example, least: int) -> str:
+    """What of an answer, or which label, can be read off the prompt."""
+    if example.texts and example.label is not None:
+        marked = re.compile(_MARKS + re.escape(str(example.label)) + r"\b", re.IGNORECASE)
+        match = marked.search(" ".join(example.texts))
+        return match[0] if match else ""
+    prompt = " ".join(_words(" ".join(message["content"] for message in example.prompt)))
+    for answer in example.answers:
+        for message in answer:
+            words = _words(message["content"]) if message["role"] == ASSISTANT else []
+            if len(words) >= least and f" {' '.join(words)} " in f" {prompt} ":
+                return " ".join(words[:least]) + " …"
+    return ""
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())

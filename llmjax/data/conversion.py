@@ -1,0 +1,64 @@
+"""Files of examples from one form to another."""
+
+import collections
+import json
+from pathlib import Path
+
+from llmjax.data import config, documents, examples, forms, records
+
+
+def convert(
+    source: config.ExampleSource,
+    output: Path,
+    kind: config.Kind,
+    form: str,
+    *,
+    question: str = "",
+    advance: documents.Advance = lambda _: None,
+) -> tuple[int, collections.Counter[str]]:
+    """Writes a source's examples in a form, as JSON lines; the file appears when all is done.
+
+    Fields that are no part of the example are kept, unless the form has a field of that name.
+
+    Args:
+        source: the examples.
+        output: the file to write, `.jsonl`.
+        kind: of the examples.
+        form: a name of `forms.FORMS`.
+        question: as in `forms.to_record`.
+        advance: called with the number of bytes read since the last call.
+
+    Returns:
+        How many were written, and how many were left out, by reason.
+
+    Raises:
+        FileNotFoundError: the source has no files.
+        ValueError: there is no such form, or the output is no .jsonl file or one of the source's.
+    """
+    if form not in forms.FORMS:
+        raise ValueError(f"form is {form!r}: use one of {', '.join(forms.FORMS)}.")
+    files = documents.find_files(source, documents.RECORD_SUFFIXES)
+    if output.suffix != ".jsonl" or any(f.path.resolve() == output.resolve() for f in files):
+        raise ValueError(f"output is {str(output)!r}: name a .jsonl file other than what is read.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    written, left_out = 0, collections.Counter[str]()
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            for item in (item for file in files for item in records.read(file, advance)):
+                if isinstance(item, documents.Rejected):
+                    left_out[item.reason] += item.count
+                    continue
+                try:
+                    example = examples.parse(item.fields, kind, source)
+                    record = forms.to_record(example, form, question)
+                except examples.UnfitError as error:
+                    left_out[str(error)] += 1
+                    continue
+                whole = {**examples.others(item.fields, source), **record}
+                stream.write(json.dumps(whole, ensure_ascii=False, default=str) + "\n")
+                written += 1
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written, left_out

@@ -1,0 +1,129 @@
+"""How much of the training each source gets: proportions, temperature and caps; pure functions."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from llmjax.data.shards import Manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureConfig:
+    """How weights and sizes of sources become their shares of the training tokens.
+
+    Attributes:
+        by: `weights`: shares are those of `Source.weight`, whatever the sources' sizes; `tokens`:
+            those of the tokens each has, times its weight, by which some are read more often than
+            others (2.0: two epochs in the time of one).
+        temperature: T of shares^(1/T): 1 keeps them, more makes them more equal.
+        max_epochs: how often a training may read a source at most; what it would get beyond goes to
+            the others. 0 sets no limit; 4 is where repetition begins to cost (Muennighoff 2023).
+    """
+
+    by: Literal["weights", "tokens"] = "weights"
+    temperature: float = 1.0
+    max_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.by not in ("weights", "tokens"):
+            raise ValueError(f"MixtureConfig.by is {self.by!r}: use 'weights' or 'tokens'.")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"MixtureConfig.temperature is {self.temperature}: use a number above 0."
+            )
+        if not 0 <= self.max_epochs < math.inf:
+            raise ValueError(
+                f"MixtureConfig.max_epochs is {self.max_epochs}: use a number, 0 or more."
+            )
+
+
+def weights(
+    manifest: "Manifest", settings: MixtureConfig, tokens: float | None = None
+) -> dict[str, float]:
+    """The sources' shares of the training tokens of prepared data, for the loader's `weights`.
+
+    Args:
+        manifest: of the data, with each source's weight and tokens.
+        settings: how these become shares.
+        tokens: that are trained on; `max_epochs` needs them.
+
+    Raises:
+        ValueError: no source has any share, or there is too little text for `max_epochs`.
+    """
+    by_name = {source.name: source for source in manifest.sources}
+    sizes = {name: float(source.train.tokens) for name, source in by_name.items()}
+    given = {name: source.weight for name, source in by_name.items()}
+    return shares(given, sizes, settings, tokens)
+
+
+def shares(
+    weights: Mapping[str, float],
+    sizes: Mapping[str, float],
+    settings: MixtureConfig = MixtureConfig(),
+    tokens: float | None = None,
+) -> dict[str, float]:
+    """Each source's share of the training tokens; they sum to 1.
+
+    With q_i = w_i, or w_i · n_i by tokens, p_i = q_i^(1/T) / Σ q_j^(1/T). T = 1 leaves proportions
+    as they are, T → ∞ makes all equal (Arivazhagan et al. 2019, section 4.2, arXiv:1907.05019).
+    Then no source is read more often than `max_epochs` allows: p_i ≤ E · n_i / D, and what is over
+    goes to the others in their proportions.
+
+    Args:
+        weights: w_i, 0 leaves a source out.
+        sizes: n_i, the tokens of each source.
+        settings: by what, temperature and cap.
+        tokens: D; only the cap needs them.
+
+    Raises:
+        ValueError: no source has any share, or E epochs of all of them are fewer than D tokens.
+    """
+    by_tokens = settings.by == "tokens"
+    rough = {n: w * (sizes[n] if by_tokens else 1.0) for n, w in weights.items() if w > 0}
+    largest = max(rough.values(), default=0.0)
+    if not largest:
+        raise ValueError(f"no source of {sorted(weights)} has both weight and text: give one some.")
+    powers = {n: (q / largest) ** (1 / settings.temperature) for n, q in rough.items() if q > 0}
+    found = _normalised(powers, 1.0)
+    if settings.max_epochs and tokens is None:
+        raise ValueError("max_epochs caps sources by the tokens of the training: say how many.")
+    if settings.max_epochs:
+        caps = {name: settings.max_epochs * sizes[name] / float(tokens or 1) for name in found}
+        found = _capped(found, caps, settings.max_epochs, float(tokens or 0))
+    return {name: found.get(name, 0.0) for name in weights}
+
+
+def epochs(
+    shares: Mapping[str, float], sizes: Mapping[str, float], tokens: float
+) -> dict[str, float]:
+    """How often a training on so many tokens reads each source: p_i · D / n_i."""
+    return {
+        name: share * tokens / sizes[name] if sizes[name] else math.inf if share else 0.0
+        for name, share in shares.items()
+    }
+
+
+def _capped(
+    wanted: dict[str, float], caps: Mapping[str, float], max_epochs: float, tokens: float
+) -> dict[str, float]:
+    """Shares below their caps, in proportion to those wanted where no cap holds."""
+    if sum(caps.values()) < 1 - 1e-9:  # rounding, where all are read to the end
+        raise ValueError(
+            f"max_epochs={max_epochs:g} of all sources are {sum(caps.values()) * tokens:.3g} "
+            f"tokens, and the training reads {tokens:.3g}: raise it, train on less, or add text."
+        )
+    held: dict[str, float] = {}
+    while True:
+        free = {name: share for name, share in wanted.items() if name not in held}
+        found = _normalised(free, max(1 - sum(held.values()), 0.0)) if free else {}
+        over = {name: caps[name] for name, share in found.items() if share > caps[name]}
+        if not over:
+            return held | found
+        held |= over
+
+
+def _normalised(values: Mapping[str, float], total: float) -> dict[str, float]:
+    scale = total / sum(values.values())
+    return {name: value * scale for name, value in values.items()}

@@ -1,0 +1,110 @@
+"""The commands that check, convert and augment examples, as they are typed."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Many command lines in one process, since starting one takes seconds.
+DRIVER = """
+import contextlib, importlib, io, json, sys
+from absl.testing import flagsaver
+from experiments import flags
+program = importlib.import_module(sys.argv.pop(1))
+answers = []
+for line in json.load(sys.stdin):
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = program.main(flags.parse(["program", *line])) or 0
+        except flags.FlagError as error:
+            code = 2
+            print(error, file=err)
+        except SystemExit as exit_:
+            code = exit_.code
+    answers.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(answers))
+"""
+
+
+def run(program: str, *lines: list[str]) -> list[tuple[int, str, str]]:
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, f"experiments.{program}"],
+        input=json.dumps(lines),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [tuple(answer) for answer in json.loads(done.stdout)]
+
+
+def write(path: pathlib.Path, *records: object) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_checking_and_converting(tmp_path: pathlib.Path) -> None:
+    good = write(
+        tmp_path / "good.jsonl",
+        {"instruction": "Why?", "output": "So."},
+        {"instruction": "And?", "output": "No."},
+    )
+    bad = write(tmp_path / "bad.jsonl", {"instruction": "Why?", "output": ""}, {"a": 1})
+    out = tmp_path / "out.jsonl"
+    sound, both, as_json, converted, nothing, half, wrong, missing = run(
+        "check_data",
+        [f"--train={good}"],
+        [f"--train={bad}", f"--test={good}"],
+        [f"--train={bad}", "--json"],
+        [f"--train={good}", "--convert=messages", f"--output={out}"],
+        [],
+        [f"--train={good}", "--convert=messages"],
+        [f"--train={good}", "--shortest=3", "--longest=2"],
+        ["--train=nowhere.jsonl"],
+    )
+    assert sound[:2] == (0, "train: 2 of 2 examples are sound\n")
+    assert both[0] == 1
+    assert "bad.jsonl:1: an answer is empty\n" in both[1]
+    assert "train: 0 of 2 examples are sound\ntest: 2 of 2 examples are sound\n" in both[1]
+    assert json.loads(as_json[1])["bad"] == {"train": 2}
+    assert (converted[0], converted[1]) == (0, f"{out}: 2 examples\n")
+    assert json.loads(out.read_text().splitlines()[0])["messages"][1]["content"] == "So."
+    assert nothing[0] == half[0] == wrong[0] == missing[0] == 2
+    assert "--train is missing" in nothing[2]
+    assert "--convert and --output go together" in half[2]
+    assert "a longest that is not below the shortest" in wrong[2]
+    assert "nothing to read at 'nowhere.jsonl'" in missing[2]
+
+
+def test_augmenting(tmp_path: pathlib.Path) -> None:
+    train = write(
+        tmp_path / "train.jsonl", *({"text": f"A film like no {i}", "label": 1} for i in range(9))
+    )
+    out = tmp_path / "more.jsonl"
+    given = [f"--input={train}", f"--output={out}"]
+    table, as_json, nothing, wrong, unread, shown = run(
+        "augment",
+        [*given, "--recipe=noisy", "--noise.rate=0.9"],
+        [*given, "--recipe=noisy", "--copies=2", "--json"],
+        [],
+        [*given, "--methods=typos"],
+        [*given, "--methods=synonyms", "--synonyms.path=nowhere.dat"],
+        ["--help"],
+    )
+    assert table[0] == as_json[0] == 0
+    assert "9 examples, and what was written of them" in " ".join(table[1].split())
+    counts = json.loads(as_json[1])
+    assert counts["originals"] == 9
+    assert counts["written"]["noise"] + sum(counts["dropped"]["noise"].values()) == 18
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(records) == 9 + counts["written"]["noise"]
+    assert nothing[0] == wrong[0] == unread[0] == 2
+    assert "--input or --output is missing" in nothing[2]
+    assert "use some of synonyms, back_translation, restructuring, noise" in wrong[2]
+    assert "no thesaurus at 'nowhere.dat': apt-get install mythes-en-us" in unread[2]
+    assert not list(tmp_path.glob("*.partial"))
+    assert "--noise.rate" in shown[1]
