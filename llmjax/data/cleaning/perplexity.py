@@ -61,7 +61,8 @@ class Step:
 
     def batch(self, documents: Sequence[Document]) -> list[Document | Rejected]:
         """What becomes of each of several documents; the scorer is asked once."""
-        scores = self.scorer([document.text for document in documents])
+        texts = [document.text.encode("utf-8", "replace").decode() for document in documents]
+        scores = self.scorer(texts)
         return [self._judged(*pair) for pair in zip(documents, scores, strict=True)]
 
     def _judged(self, document: Document, score: float) -> Document | Rejected:

@@ -67,7 +67,7 @@ class LinearModel:
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
         """The probability that each text is good, float64 [N]."""
-        features = _vectorizer(len(self.weights), self.ngrams).transform(texts)
+        features = _features(texts, len(self.weights), self.ngrams)
         return 1 / (1 + np.exp(-(features @ self.weights + self.bias)))
 
     def save(self, path: str | pathlib.Path) -> None:
@@ -111,7 +111,7 @@ def train(
     with needs("scikit-learn"):
         from sklearn.linear_model import LogisticRegression
     regression = LogisticRegression(C=1 / regularization, class_weight="balanced", max_iter=1000)
-    regression.fit(_vectorizer(features, ngrams).transform(texts), labels)
+    regression.fit(_features(texts, features, ngrams), labels)
     weights = regression.coef_[0].astype(np.float32)
     return LinearModel(weights, float(regression.intercept_[0]), ngrams)
 
@@ -135,6 +135,12 @@ def load(path: str) -> LinearModel:
         raise ValueError(f"quality_model.model={path} cannot be read: {error}") from error
 
 
+def _features(texts: Sequence[str], features: int, ngrams: int) -> Any:
+    """A sparse matrix [N, features]; what is no Unicode in a text counts as question marks."""
+    valid = (text.encode("utf-8", "replace") for text in texts)
+    return _vectorizer(features, ngrams).transform(valid)
+
+
 @functools.lru_cache(maxsize=4)
 def _vectorizer(features: int, ngrams: int) -> Any:
     with needs("scikit-learn"):
@@ -144,5 +150,4 @@ def _vectorizer(features: int, ngrams: int) -> Any:
         ngram_range=(1, ngrams),
         token_pattern=r"\w+|[^\w\s]",
         alternate_sign=False,
-        decode_error="replace",
     )
