@@ -159,7 +159,9 @@ class _SpaCy:
         Most stretches are that. None of all others, and where the rules have more to say.
         """
         rules, word = self._rules, stretch[:-1]
-        if not (stretch.isalpha() or word.isalpha()) or stretch in rules.rules:
+        if not (stretch.isalpha() or word.isalpha()):
+            return None
+        if stretch in rules.rules or word in rules.rules:
             return None
         if (rules.prefix_search and rules.prefix_search(stretch)) or not rules.suffix_search:
             return None

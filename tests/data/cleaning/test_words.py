@@ -16,6 +16,7 @@ from llmjax.data.cleaning import words
 TEXTS = {
     "en": "Mr. O'Neill's 3.5km run cost US$5... \"Why?\" he'd ask (e.g. on walks at 2 a.m.); don't!"
     " :-)\n\nSee https://example.org/a?b=c, x-ray/y_z. 1) A+B=C; 2) C++  \t#tag @me 50% ¯\\(ツ)/¯.",
+    "nl": "Zie id. whens. cannot, id, Id; dont! z'n auto's d.w.z. 's avonds.",
     "de": "Das kostet z.B. 3,50 € – d.h. „zu viel“! Wer weiß's? Am 3. Mai um 10 Uhr.",
     "it": "L'uomo dell'isola, cioè lui: «Ciao!» Dov'è l'1,5 %? E' così...",
     "ru": "Это т.е. проверка — «кавычки» и 5 руб. Да?! Нет…",
