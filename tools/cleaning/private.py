@@ -82,7 +82,9 @@ def mails(seed: int = 0) -> Iterator[tuple[str, list[Label]]]:
         yield lines, labels
 
 
-def judge(texts: Iterable[tuple[str, list[Label]]], show: int = 0) -> Iterator[dict[str, object]]:
+def judge(
+    texts: Iterable[tuple[str, list[Label]]], show: bool = False
+) -> Iterator[dict[str, object]]:
     """Recall and precision by kind, and the time that finding took.
 
     A label is found if one of its kind covers it; what covers no label is wrong.
@@ -101,7 +103,7 @@ def judge(texts: Iterable[tuple[str, list[Label]]], show: int = 0) -> Iterator[d
         missed = set(labels) - hits
         others = [item for item in found if not any(_covers(item, label) for label in labels)]
         wrong.update(kind for kind, _, _ in others)
-        for kind, a, b in [*missed, *others][: max(show, 0)]:
+        for kind, a, b in [*missed, *others] if show else ():
             verdict = "missed" if (kind, a, b) in missed else "wrong"
             print(verdict, kind, repr(text[a:b]), "in", repr(text[max(0, a - 30) : b + 20]))
     for kind in sorted(known | wrong):
@@ -112,7 +114,7 @@ def judge(texts: Iterable[tuple[str, list[Label]]], show: int = 0) -> Iterator[d
             "recall": right[kind] / max(known[kind], 1),
             "precision": right[kind] / max(right[kind] + wrong[kind], 1),
         }
-    yield {"texts": count, "seconds": seconds}
+    yield {"count": count, "seconds": seconds}
 
 
 def _covers(found: Label, label: Label) -> bool:

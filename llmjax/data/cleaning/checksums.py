@@ -55,7 +55,9 @@ def iban(text: str) -> bool:
 def nir(text: str) -> bool:
     """The key of a French social security number of 15 signs, remainder of 97; 2A, 2B: Corsica."""
     number = text.upper().replace("2A", "19", 1).replace("2B", "18", 1)
-    return len(number) == 15 and number.isdecimal() and (int(number[:13]) + int(number[13:])) % 97 == 0
+    return (
+        len(number) == 15 and number.isdecimal() and (int(number[:13]) + int(number[13:])) % 97 == 0
+    )
 
 
 def cpf(digits: str) -> bool:

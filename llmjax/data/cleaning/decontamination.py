@@ -159,7 +159,7 @@ def examples(paths: Sequence[str], fields: Sequence[str] = ()) -> Iterator[tuple
         ValueError: a file cannot be read whole: a set with holes would let leaks pass.
     """
     for path in paths:
-        source = config.Source(name=path, path=path, split="line")
+        source = config.Source(name="evaluation", path=path, split="line")
         for file in documents.find_files(source):
             if file.name.endswith(documents.RECORD_SUFFIXES):
                 for record in records.read(file):

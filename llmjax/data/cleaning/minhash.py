@@ -198,9 +198,7 @@ def verified(pairs: Candidates, sets: Mapping[int, np.ndarray], similarity: floa
             f"{pairs.files.id(min(missing))!r} first: join `candidate_sets` of every shard."
         )
     ends = zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)
-    alike = np.array(
-        [jaccard(sets[left], sets[right]) >= similarity for left, right in ends], bool
-    )
+    alike = np.array([jaccard(sets[left], sets[right]) >= similarity for left, right in ends], bool)
     return Candidates(pairs.files, pairs.left[alike], pairs.right[alike])
 
 
