@@ -21,13 +21,13 @@ def examples(seed: int = 0) -> list[tuple[str, str]]:
     for texts in (paragraphs, rights):
         words = {text: len(re.findall(r"\w+", text)) for text in texts}
         fit = [text for text, count in words.items() if 15 <= count <= 200]
-        known |= {text: "" for text in draw.sample(fit, LEAKS // 2)}
+        known |= dict.fromkeys(draw.sample(fit, LEAKS // 2), "")
     return [(f"example:{i}", text) for i, text in enumerate(known)]
 
 
 def disguised(text: str, draw: random.Random) -> str:
     """The same words in other capitals, on other lines, with other quotation marks."""
-    changed = draw.choice([text, text.upper() if text.isascii() else text, text.replace(",", "")])
+    changed = draw.choice([text, text.upper() if text.isascii() else text, text.replace(", ", " ")])
     return re.sub(r"\s+", lambda _: draw.choice([" ", "\n", "  "]), changed.replace('"', "“"))
 
 

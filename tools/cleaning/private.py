@@ -1,4 +1,4 @@
-"""Personal data: what is found of what was planted and of what real mails' headers are known for."""
+"""Personal data: what is found of what was planted, and of what real mails' headers hold."""
 
 import collections
 import email
@@ -25,10 +25,8 @@ _ADDRESS = re.compile(
     r"@(?:[a-z\d-]+\.)+(?:com|net|org|edu|gov|mil|int|info|biz|[a-z]{2})(?![\w-])",
     re.IGNORECASE,
 )
-_QUAD = re.compile(
-    r"(?:(?<=[\[(])|(?<=from )|(?<=by ))(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)"
-    r"(?![\w.])"
-)
+_BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
+_QUAD = re.compile(rf"(?:(?<=[\[(])|(?<=from )|(?<=by ))(?:{_BYTE}\.){{3}}{_BYTE}(?![\w.])")
 HEADERS = (
     *("from", "to", "cc", "reply-to", "sender", "return-path", "received", "delivered-to"),
     *("subject", "date", "x-mailer", "mime-version", "content-type"),

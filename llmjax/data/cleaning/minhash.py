@@ -20,7 +20,7 @@ from llmjax import checks
 from llmjax.data.cleaning import index as indexing
 from llmjax.data.cleaning import shingles
 from llmjax.data.cleaning.document import Document
-from llmjax.data.cleaning.duplicates import Clusters, Duplicates, no_clusters
+from llmjax.data.cleaning.duplicates import Duplicates, no_clusters
 from llmjax.data.cleaning.extra import needs
 
 _BATCH = 512

@@ -44,7 +44,7 @@ def test_what_is_nobodys_is_left_alone() -> None:
 
 def test_published_examples() -> None:
     text = (
-        "kre@munnari.example.com, (650) 253-0000, 4111 1111 1111 1111, GB82 WEST 1234 5698 7654 32, "
+        "kre@munnari.oz.au, (650) 253-0000, 4111 1111 1111 1111, GB82 WEST 1234 5698 7654 32, "
         "2001:4860:4860::8888, 8.8.8.8, SSN 219-09-9998, RSSMRA85T10A562S, 131052-308T, "
         "AKIAIOSFODNN7EXAMPLE"
     )
