@@ -11,7 +11,7 @@ BASE62 = string.ascii_letters + DIGITS
 
 
 def planted(draw: random.Random) -> Mapping[str, Callable[[], str]]:
-    """What makes sentences with one value of a kind, the value between \\x00 marks."""
+    """What makes sentences with one value of a kind, the value between null characters."""
     return {
         "email": lambda: email(draw),
         "phone": lambda: phone(draw),

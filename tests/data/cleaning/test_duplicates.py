@@ -132,6 +132,13 @@ def test_candidates_follow_the_closed_form(similarity: float) -> None:
     assert abs(hits - expected) < 4 * (expected * (1 - expected) / trials) ** 0.5
 
 
+def test_probabilities_are_the_published_ones() -> None:
+    """Of FineWeb (Penedo et al. 2024, section 3.4)."""
+    published = {0.7: 0.56, 0.75: 0.77, 0.8: 0.92, 0.85: 0.988}
+    for similarity, probability in published.items():
+        assert minhash.MinHash().probability(similarity) == pytest.approx(probability, abs=0.006)
+
+
 def test_as_many_pairs_as_datasketch() -> None:
     datasketch = pytest.importorskip("datasketch")
     settings = minhash.MinHash(window=1000)
