@@ -67,7 +67,7 @@ def hash_of(words: str) -> int:
 
 
 def ngrams(items: np.ndarray, n: int) -> np.ndarray:
-    """The hashes of all runs of `n` items, in order.
+    """The hashes of all runs of `n` items, in order: polynomials in them, all of equal cost.
 
     Args:
         items: uint64 [W], hashes themselves.
@@ -79,10 +79,19 @@ def ngrams(items: np.ndarray, n: int) -> np.ndarray:
     count = len(items) - n + 1
     if count < 1:
         return np.zeros(0, np.uint64)
-    total = np.zeros(count, np.uint64)
-    for k in range(n):
-        total = total * _MULTIPLIER + items[k : k + count]
-    return mixed(total)
+    powers, inverses = _powers(1 << len(items).bit_length())
+    sums = np.zeros(len(items) + 1, np.uint64)
+    np.cumsum(items * powers[: len(items)], out=sums[1:])
+    return mixed((sums[n:] - sums[:-n]) * inverses[:count])
+
+
+@functools.lru_cache
+def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The powers of the multiplier, from 1 on, and their inverses modulo 2^64."""
+    multipliers = np.full(count, _MULTIPLIER)
+    inverses = np.full(count, np.uint64(pow(int(_MULTIPLIER), -1, 1 << 64)))
+    multipliers[0] = inverses[0] = 1
+    return np.cumprod(multipliers), np.cumprod(inverses)
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
