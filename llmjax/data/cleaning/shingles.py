@@ -44,26 +44,23 @@ def hashes(words: Iterable[str], *, numbers: bool = True) -> np.ndarray:
         words: as `WORD` finds them.
         numbers: whether numbers differ; without, every run of digits counts as the same.
     """
-    return np.fromiter(
-        (
-            _remembered(word, numbers) if len(word) <= _REMEMBERED else _hash(word, numbers)
-            for word in words
-        ),
-        np.uint64,
-    )
-
-
-def _hash(word: str, numbers: bool) -> int:
-    return hash_of(word if numbers else _DIGITS.sub("0", word))
-
-
-# Words follow Zipf's law: most of a corpus is answered from here.
-_remembered = functools.lru_cache(maxsize=1 << 18)(_hash)
+    remembered = _WITH_NUMBERS if numbers else _WITHOUT_NUMBERS
+    words = list(words)
+    short = max(map(len, words), default=0) <= _REMEMBERED
+    found = map(remembered if short else remembered.__wrapped__, words)
+    return np.fromiter(found, np.uint64, len(words))
 
 
 def hash_of(words: str) -> int:
     """The hash of a word, or of several with spaces between, in normal form."""
     return xxhash.xxh3_64_intdigest(normal(words).encode(errors="surrogatepass"))
+
+
+# Words follow Zipf's law: most of a corpus is answered from here.
+_WITH_NUMBERS = functools.lru_cache(maxsize=1 << 18)(hash_of)
+_WITHOUT_NUMBERS = functools.lru_cache(maxsize=1 << 18)(
+    lambda word: hash_of(_DIGITS.sub("0", word))
+)
 
 
 def ngrams(items: np.ndarray, n: int) -> np.ndarray:
