@@ -74,7 +74,9 @@ def ours(documents: Sequence[str], settings: minhash.MinHash) -> set[Pair]:
     if settings.similarity is not None:
         sets = minhash.candidate_sets(shard, pairs, settings)
         pairs = minhash.verified(pairs, sets, settings.similarity)
-    return set(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True))
+    ends = (map(pairs.files.id, keys.tolist()) for keys in (pairs.left, pairs.right))
+    places = ([int(name.partition(":")[2]) for name in names] for names in ends)
+    return set(zip(*places, strict=True))
 
 
 def datasketch_pairs(sets: Sequence[frozenset[str]], **options: object) -> set[Pair]:

@@ -99,8 +99,11 @@ def _phones() -> tuple[Any, ...]:
     return tuple(PhoneRecognizer(supported_regions=(region,)) for region in regions)
 
 
-# Dotted quads are addresses and versions, "04 -0700" is a time and its zone.
-_NOT_A_PHONE = re.compile(r"\D*(?:\d{1,3}(?:\.\d{1,3}){3}|(?:\d\D*){1,6})\D*")
+# Dotted quads are addresses and versions (but 1.800.555.1234 is not), "3.14159265" is a number and
+# "04 -0700" a time and its zone.
+_NOT_A_PHONE = re.compile(
+    r"\D*(?:(?!1\.\d{3}\.)\d{1,3}(?:\.\d{1,4}){3}|\d(?:\.\d+){4}|\d{1,2}\.\d{5,}|(?:\d\D*){1,6})\D*"
+)
 _INSIDE_BEFORE = re.compile(r"(?:\w[-_/]|\d[.:])")
 _INSIDE_AFTER = re.compile(r"[-_/:]\w|\.[a-z\d]")
 

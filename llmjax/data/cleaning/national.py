@@ -73,7 +73,8 @@ def _announced(name: str) -> re.Pattern[str]:
 
 def _accepts(recogniser: Any, text: str, start: int, end: int) -> bool:
     name = type(recogniser).__name__
-    if _alone(name).fullmatch(text, start, end):
+    # Behind a country's code it is a phone number.
+    if "+" not in text[max(0, start - 5) : start] and _alone(name).fullmatch(text, start, end):
         return True
     return _announced(name).search(text, max(0, start - _CONTEXT), start) is not None
 

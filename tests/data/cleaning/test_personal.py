@@ -54,6 +54,10 @@ def test_published_examples() -> None:
 
 
 def test_a_number_needs_a_word_before_it_where_digits_say_nothing() -> None:
+    assert (
+        found("Part 6502530000 of it, 3.143589568 and Express 5.00.2615.200 (5.5.1775.675.6)") == []
+    )
+    assert found("1.650.253.0000") == [("phone", "1.650.253.0000")]
     assert found("Part 6502530000 of it.") == []
     assert found("Please phone 6502530000 now.") == [("phone", "6502530000")]
     assert found("Case 44051401359.") == []
