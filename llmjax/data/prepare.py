@@ -112,9 +112,10 @@ def _write(
 
 def _items(
     source: config.Source, files: Sequence[documents.File], advance: documents.Advance
-) -> Iterator[documents.Item]:
+) -> Iterator[str | documents.Rejected]:
     for file in files:
-        yield from documents.read(file, source, advance)
+        for item in documents.read(file, source, advance):
+            yield item if isinstance(item, documents.Rejected) else item.text
 
 
 def _lots(texts: Iterator[str]) -> Iterator[list[str]]:
@@ -146,9 +147,9 @@ def _sample(settings: config.DataConfig, inputs: directories.Inputs) -> Iterator
             for item in documents.read(file, source):
                 if isinstance(item, documents.Rejected):
                     continue
-                data = item.encode()
+                data = item.text.encode()
                 if split_of(data, settings.validation_share) == "train":
-                    yield item
+                    yield item.text
                     taken += len(data)
                 if taken >= share:
                     break

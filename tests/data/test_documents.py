@@ -17,9 +17,13 @@ from llmjax.data import config, documents
 TEXTS = ["one", "zwei\nZeilen", "三 \u2028 x", "end "]
 
 
-def read(path: pathlib.Path, **settings: str | int) -> list[documents.Item]:
+def read(path: pathlib.Path, **settings: str | int) -> list[str | documents.Rejected]:
     source = config.Source("s", str(path), **settings)  # type: ignore[arg-type]
-    return [item for file in documents.find_files(source) for item in documents.read(file, source)]
+    return [
+        item if isinstance(item, documents.Rejected) else item.text
+        for file in documents.find_files(source)
+        for item in documents.read(file, source)
+    ]
 
 
 def as_jsonl(texts: list[str]) -> bytes:
@@ -188,5 +192,5 @@ def test_progress_adds_up_to_the_files_size(tmp_path: pathlib.Path) -> None:
     source = config.Source("s", str(path))
     seen: list[int] = []
     (file,) = documents.find_files(source)
-    assert list(documents.read(file, source, seen.append)) == TEXTS
+    assert [item.text for item in documents.read(file, source, seen.append)] == TEXTS
     assert sum(seen) == path.stat().st_size

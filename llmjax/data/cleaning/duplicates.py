@@ -1,0 +1,71 @@
+"""Documents that say the same: which stand together, and which of them goes on."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import scipy.sparse
+from scipy.sparse import csgraph
+
+from llmjax.data.cleaning.document import Document, Rejected
+from llmjax.data.cleaning.index import Files
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clusters:
+    """Documents that are dropped for the first of those like them, as pairs of keys.
+
+    Attributes:
+        dropped: uint64 [N], ascending.
+        survivors: uint64 [N], for each the first document of its cluster.
+    """
+
+    dropped: np.ndarray
+    survivors: np.ndarray
+
+    def joined(self, left: np.ndarray, right: np.ndarray) -> "Clusters":
+        """The clusters when each of `left` is like that of `right`, uint64 [M] both, too."""
+        left = np.concatenate([self.dropped, left])
+        right = np.concatenate([self.survivors, right])
+        keys, ends = np.unique(np.concatenate([left, right]), return_inverse=True)
+        pairs = ends.reshape(2, -1)
+        edges = (np.ones(len(left), bool), (pairs[0], pairs[1]))
+        graph = scipy.sparse.coo_array(edges, shape=(len(keys), len(keys)))
+        _, labels = csgraph.connected_components(graph, directed=False)
+        # Keys are sorted, so the first place of a label is that of its smallest key.
+        _, firsts = np.unique(labels, return_index=True)
+        survivors = keys[firsts][labels] if len(keys) else keys
+        others = keys != survivors
+        return Clusters(keys[others], survivors[others])
+
+
+def no_clusters() -> Clusters:
+    """Where every document stands alone."""
+    return Clusters(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Duplicates:
+    """Turns away all documents of a cluster but the first, in order of source, file and position.
+
+    A document is known by its source and `id`, so that steps in between may have edited it. The
+    rejected one's metadata name the one that goes on, `duplicate_of`.
+    """
+
+    name: ClassVar[str] = "duplicates"
+    reason: ClassVar[str] = "duplicate"
+
+    files: Files
+    clusters: Clusters
+
+    def __call__(self, document: Document) -> Document | Rejected:
+        """The document, or that another one stands for it."""
+        key = self.files.key(document)
+        dropped = self.clusters.dropped
+        if key is None or not len(dropped):
+            return document
+        at = int(np.searchsorted(dropped, np.uint64(key)))
+        if at == len(dropped) or int(dropped[at]) != key:
+            return document
+        survivor = self.files.id(int(self.clusters.survivors[at]))
+        return Rejected(document.with_metadata(duplicate_of=survivor), self.reason)

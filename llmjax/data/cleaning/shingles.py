@@ -1,0 +1,92 @@
+"""Words and n-grams of texts as hashes: what documents are compared by.
+
+The same for every step that compares, whatever the language, and the same in every process: a word
+is a run of letters and digits, or one character of a script that is written without spaces.
+"""
+
+import functools
+import re
+import unicodedata
+from collections.abc import Iterable
+
+import numpy as np
+import xxhash
+
+# Thai, Lao, Burmese, Khmer, kana and Han: no spaces, so each character is a word.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_LETTERS = rf"[^\W_{_UNSPACED}]"
+# Accents that stand by themselves belong to their word.
+WORD = re.compile(rf"[{_UNSPACED}]|{_LETTERS}+(?:[\u0300-\u036f]+{_LETTERS}*)*")
+_DIGITS = re.compile(r"\d+")
+
+# Longer words are damage, and would fill the memory of those that were seen.
+_REMEMBERED = 64
+
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+def normal(words: str) -> str:
+    """Words without case, accents and compatibility forms, so that their spellings are equal."""
+    folded = words.casefold()
+    if folded.isascii():
+        return folded
+    parts = unicodedata.normalize("NFKD", folded)
+    return "".join(part for part in parts if not unicodedata.combining(part))
+
+
+def hashes(words: Iterable[str], *, numbers: bool = True) -> np.ndarray:
+    """The hashes of words in their normal form, uint64 [W].
+
+    Args:
+        words: as `WORD` finds them.
+        numbers: whether numbers differ; without, every run of digits counts as the same.
+    """
+    return np.fromiter(
+        (
+            _remembered(word, numbers) if len(word) <= _REMEMBERED else _hash(word, numbers)
+            for word in words
+        ),
+        np.uint64,
+    )
+
+
+def _hash(word: str, numbers: bool) -> int:
+    return hash_of(word if numbers else _DIGITS.sub("0", word))
+
+
+# Words follow Zipf's law: most of a corpus is answered from here.
+_remembered = functools.lru_cache(maxsize=1 << 18)(_hash)
+
+
+def hash_of(words: str) -> int:
+    """The hash of a word, or of several with spaces between, in normal form."""
+    return xxhash.xxh3_64_intdigest(normal(words).encode(errors="surrogatepass"))
+
+
+def ngrams(items: np.ndarray, n: int) -> np.ndarray:
+    """The hashes of all runs of `n` items, in order.
+
+    Args:
+        items: uint64 [W], hashes themselves.
+        n: how many make a run.
+
+    Returns:
+        uint64 [W - n + 1], or none where there are fewer items than `n`.
+    """
+    count = len(items) - n + 1
+    if count < 1:
+        return np.zeros(0, np.uint64)
+    total = np.zeros(count, np.uint64)
+    for k in range(n):
+        total = total * _MULTIPLIER + items[k : k + count]
+    return mixed(total)
+
+
+def mixed(values: np.ndarray) -> np.ndarray:
+    """A bijection of uint64 that changes half of all bits with each (SplitMix64's finalizer)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
