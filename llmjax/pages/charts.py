@@ -4,6 +4,7 @@ import dataclasses
 import io
 import pathlib
 import re
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -121,7 +122,12 @@ def svg(plot: Chart) -> str:
     import matplotlib
 
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name}):
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name}),
+        warnings.catch_warnings(),
+    ):
+        # The reader's fonts draw the text, whatever those here lack.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = _figure(plot, _STAND_INS)
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     element = text.getvalue()

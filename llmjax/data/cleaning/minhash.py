@@ -20,7 +20,7 @@ from llmjax import checks
 from llmjax.data.cleaning import index as indexing
 from llmjax.data.cleaning import shingles
 from llmjax.data.cleaning.document import Document
-from llmjax.data.cleaning.duplicates import Clusters, Duplicates, no_clusters
+from llmjax.data.cleaning.duplicates import Duplicates, no_clusters
 from llmjax.data.cleaning.extra import needs
 
 _BATCH = 512
@@ -198,9 +198,7 @@ def verified(pairs: Candidates, sets: Mapping[int, np.ndarray], similarity: floa
             f"{pairs.files.id(min(missing))!r} first: join `candidate_sets` of every shard."
         )
     ends = zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)
-    alike = np.array(
-        [jaccard(sets[left], sets[right]) >= similarity for left, right in ends], bool
-    )
+    alike = np.array([jaccard(sets[left], sets[right]) >= similarity for left, right in ends], bool)
     return Candidates(pairs.files, pairs.left[alike], pairs.right[alike])
 
 

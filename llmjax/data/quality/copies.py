@@ -3,20 +3,16 @@
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xxhash
 
-from llmjax.data.cleaning.extra import needs
+from llmjax.data.cleaning import exact, minhash, shingles
 from llmjax.data.quality.metrics import metric
-from llmjax.data.quality.sketches import Distinct, hash_text, ngrams, spread
+from llmjax.data.quality.sketches import Distinct, hash_text
 from llmjax.data.quality.view import View
 
-# FineWeb's MinHash (Penedo et al. 2024, section 3.4): word 5-grams, 14 bands of 8 rows, which find
-# three in four pairs that share 72 % of their 5-grams.
-_SHINGLE, _BANDS, _ROWS = 5, 14, 8
-_SEED = 1
+_ALIKE = minhash.MinHash()  # as FineWeb
 # Documents of one key of `NearSample` that are told apart.
 _PER_KEY = 64
 
@@ -28,15 +24,16 @@ class Duplication:
     exact_copies: float | None = metric(
         "Exact copies",
         ".2%",
-        "Share of documents whose text an earlier one has, to the byte: 1 - different / all.",
+        "Share of documents that `exact_duplicates` would remove: an earlier one has the same "
+        "text, case and white space apart.",
         "less",
     )
     near_copies: float | None = metric(
         "Near copies",
         ".2%",
-        "Share of documents that deduplication by MinHash would remove, exact copies among them "
-        "(word 5-grams, 14 bands of 8: about 0.72 and more in common). Beyond some thousand "
-        "documents, of a sample that keeps look-alikes together; it misses some of them.",
+        "Share of documents that `near_duplicates` would remove, exact copies among them: MinHash "
+        "of word 5-grams, 14 bands of 8, about 72 % in common. Beyond some thousand documents, "
+        "of a sample that keeps look-alikes together but for a few.",
         "less",
     )
     repeated_lines: float | None = metric(
@@ -83,12 +80,12 @@ class DuplicationCounts:
 
     def add(self, seen: View) -> None:
         """Counts a document."""
-        text = xxhash.xxh3_64_intdigest(seen.data)
-        self._texts.add(np.array([text], np.uint64))
+        text = seen.document.text
+        self._texts.add(np.array([hash_text(exact.normalised(text))], np.uint64))
         lines = [hash_text(line) for line in map(str.strip, seen.document.lines) if line]
         self._lines.add(np.array(lines, np.uint64))
-        self._ngrams.add(ngrams(seen.words, self._ngram))
-        self._near.add(seen.words)
+        self._ngrams.add(shingles.ngrams(seen.words, self._ngram))
+        self._near.add(seen)
 
     def merge(self, other: "DuplicationCounts") -> None:
         """Adds another's counts, of the same sizes."""
@@ -123,15 +120,17 @@ class NearSample:
         self._found: dict[int, _Key] = {}
         self._bound = 1 << 64
 
-    def add(self, words: np.ndarray) -> None:
-        """Offers a document by the hashes [N] of its words; one without words is left out."""
-        shingles = ngrams(words, min(_SHINGLE, len(words))) if len(words) else words
-        if len(shingles):
-            # The lowest of many hashes is low in a long document: spread again, all are alike.
-            key = int(spread(shingles.min(keepdims=True))[0])
-            if key < self._bound:
-                self._at(key).add(bands(shingles), 1)
-                self._prune()
+    def add(self, seen: View) -> None:
+        """Offers a document; one without words is left out."""
+        count = min(_ALIKE.n, len(seen.words))
+        if not count:
+            return
+        lowest = shingles.ngrams(seen.words, count).min(keepdims=True)
+        # The lowest of many hashes is low in a long document: mixed again, all are alike.
+        key = int(shingles.mixed(lowest)[0])
+        if key < self._bound:
+            self._at(key).add(bands(minhash.ngrams(seen.document.text, _ALIKE)), 1)
+            self._prune()
 
     def merge(self, other: "NearSample") -> None:
         """Takes in another's sample, of the same size."""
@@ -182,14 +181,9 @@ class _Key:
             self.signatures = set(sorted(self.signatures)[:_PER_KEY])
 
 
-def bands(shingles: np.ndarray) -> bytes:
-    """The bands of a MinHash signature of shingles' hashes [N] uint64, 8 bytes each."""
-    with needs("rensa"):
-        from rensa import RMinHash
-    unique = np.unique(shingles)
-    ends = np.array([0, len(unique)], np.uint64)
-    made: Any = RMinHash.digest_matrix_from_flat_token_hashes(unique, ends, _BANDS * _ROWS, _SEED)
-    rows = np.array(made.to_rows()[0], np.uint64).reshape(_BANDS, _ROWS)
+def bands(grams: np.ndarray) -> bytes:
+    """The bands of the MinHash signature of some hashes [N] uint64, 8 bytes each."""
+    rows = minhash.signatures([grams], _ALIKE)[0].reshape(_ALIKE.bands, _ALIKE.rows)
     return b"".join(xxhash.xxh3_64_digest(row.tobytes()) for row in rows)
 
 
@@ -205,7 +199,7 @@ def groups(signatures: Sequence[bytes]) -> int:
 
     firsts: dict[tuple[int, bytes], int] = collections.defaultdict(lambda: -1)
     for place, signature in enumerate(signatures):
-        for band in range(_BANDS):
+        for band in range(_ALIKE.bands):
             at = (band, signature[8 * band : 8 * band + 8])
             first = firsts[at]
             if first < 0:

@@ -68,8 +68,8 @@ class DensityCounts:
 
     def add(self, seen: View) -> None:
         """Counts a document."""
-        capital = (seen.is_word & int(Is.CAPITAL)) != 0
-        shouted = (seen.is_word & int(Is.UPPER)) != 0
+        capital = (seen.is_word & Is.CAPITAL) != 0
+        shouted = (seen.is_word & Is.UPPER) != 0
         self._counts.update(
             bytes=len(seen.data),
             compressed=compressed_bytes(seen.data),

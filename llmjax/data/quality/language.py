@@ -120,22 +120,23 @@ def punctuation_errors(text: str, language: str = "en") -> int:
 
 def casing_errors(seen: View) -> int:
     """How many words of a document are in the wrong case."""
-    lower = (seen.is_word & int(Is.LOWER)) != 0
-    ended = (seen.before & int(Is.END)) != 0
-    sure = (seen.twice_before & int(Is.SHORT | Is.END | Is.BREAK)) == 0
+    lower = (seen.is_word & Is.LOWER) != 0
+    ended = (seen.before & Is.END) != 0
+    sure = (seen.twice_before & (Is.SHORT | Is.END | Is.BREAK)) == 0
     begun_lower = lower & ended & sure
-    miscased = (seen.is_word & int(Is.MISCASED)) != 0
+    miscased = (seen.is_word & Is.MISCASED) != 0
     return int(np.count_nonzero(begun_lower | miscased | _shouted(seen)))
 
 
 def _shouted(seen: View) -> np.ndarray:
     """Which words [N] stand in a row of `_SHOUTED` or more in capitals."""
-    upper = np.asarray((seen.is_word & int(Is.UPPER)) != 0)
-    shouted = np.zeros(len(upper), bool)
-    if len(upper) >= _SHOUTED:
-        rows: np.ndarray = np.lib.stride_tricks.sliding_window_view(upper, _SHOUTED).all(axis=1)
-        for shift in range(_SHOUTED):
-            shouted[shift : shift + len(rows)] |= rows
+    upper = (seen.is_word & Is.UPPER) != 0
+    shouted = np.zeros(len(seen.words), bool)
+    rows = np.ones(max(len(shouted) - _SHOUTED + 1, 0), bool)
+    for shift in range(_SHOUTED):
+        rows &= upper[shift : shift + len(rows)]
+    for shift in range(_SHOUTED):
+        shouted[shift : shift + len(rows)] |= rows
     return shouted
 
 

@@ -67,7 +67,7 @@ def _figures(total: Source) -> list[tuple[str, str, str]]:
 
 def _removed(report: Report) -> str:
     """A row a step: what came, what was turned away, and why most of all."""
-    came = report.total.raw.amount.documents
+    came = report.total.raw.amount.documents + report.total.unreadable
     rows = []
     for step in report.steps:
         gone = sum(step.documents.values())

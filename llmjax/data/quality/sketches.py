@@ -12,42 +12,12 @@ import numpy as np
 import xxhash
 
 _RANGE = 2.0**64
-# Odd numbers of MurmurHash3's finaliser (Appleby 2011), which spreads what is not spread yet.
-_FIRST, _SECOND = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
-_SHIFT = np.uint64(33)
-# Fractional part of the golden ratio, odd: joins hashes of words to one of their sequence.
-_JOIN = np.uint64(0x9E3779B97F4A7C15)
-
 Item = TypeVar("Item")
 
 
 def hash_text(text: str) -> int:
     """64 bits (XXH3) of a text's UTF-8; what is no valid Unicode has a hash too."""
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
-
-
-def spread(hashes: np.ndarray) -> np.ndarray:
-    """Hashes [N] uint64 again, each bit depending on all: one to one."""
-    hashes = (hashes ^ (hashes >> _SHIFT)) * _FIRST
-    hashes = (hashes ^ (hashes >> _SHIFT)) * _SECOND
-    return hashes ^ (hashes >> _SHIFT)
-
-
-def ngrams(words: np.ndarray, length: int) -> np.ndarray:
-    """Hashes of all sequences of some words.
-
-    Args:
-        words: hashes [N] uint64 of words, in order.
-        length: words of a sequence.
-
-    Returns:
-        [N - length + 1] uint64; none where there are fewer words.
-    """
-    count = max(len(words) - length + 1, 0)
-    joined = np.zeros(count, np.uint64)
-    for start in range(length):
-        joined = joined * _JOIN + words[start : start + count]
-    return spread(joined)
 
 
 class Distinct:

@@ -14,6 +14,8 @@ from llmjax.data.quality.sketches import Sample, hash_text
 from llmjax.data.quality.topics import Topic, Topics
 
 RAW, CLEANED = "raw", "cleaned"
+# Not a step of cleaning, but where what cannot be read is put aside.
+READ = "read"
 REPORT_FILE, PAGE_FILE = "quality.json", "quality.html"
 
 _DEFAULT = QualityConfig()
@@ -38,11 +40,13 @@ class Source:
         stages: `RAW` and, of what was cleaned, every step in order; what is left behind a step is
             what was kept in the end and what later steps turned away, as it came to them.
         unaccounted: documents that came, less those that were kept and those turned away.
+        unreadable: pieces of files that made no document.
     """
 
     name: str
     stages: tuple[Stage, ...]
     unaccounted: int = 0
+    unreadable: int = 0
 
     @property
     def raw(self) -> Quality:
@@ -130,7 +134,7 @@ class Report:
 
 
 def report(
-    before: Iterable[Document],
+    before: Iterable[Document] | None,
     after: Iterable[Document] | None = None,
     rejected: Iterable[Rejected] | None = None,
     *,
@@ -140,14 +144,15 @@ def report(
     """Measures a corpus, or what cleaning made of it; every iterable is read once.
 
     Args:
-        before: documents as they came.
-        after: those that were kept, under their ids; none where nothing was cleaned.
-        rejected: those turned away, with the names of the steps.
+        before: documents as they came; None takes them for those of the other two, which they are
+            unless steps edited them.
+        after: those that were kept, under their ids; None where nothing was cleaned.
+        rejected: those turned away, with the names of the steps, as they came to these.
         steps: names of all steps in order; steps that are not named come last, by name.
         config: how quality is measured.
     """
     survey = Survey(config)
-    for document in before:
+    for document in before or ():
         survey.add_before(document)
     for document in after or ():
         survey.add_after(document)
@@ -191,11 +196,17 @@ class Survey:
         self._at(document.source, CLEANED).add(document)
         self._after.add(_key(document), lambda: _beginning(document))
 
-    def add_rejected(self, rejected: Rejected) -> None:
-        """Counts a document that was turned away."""
+    def add_rejected(self, rejected: Rejected, count: int = 1) -> None:
+        """Counts a document that was turned away.
+
+        Of the step `READ` it is the first of `count` pieces, which are no documents.
+        """
         document, step = rejected.document, rejected.step or "unnamed"
-        self._at(document.source, f"step {step}").add(document)
-        self._reasons[document.source, step, rejected.reason] += 1
+        if step == READ:
+            self._at(document.source, READ)
+        else:
+            self._at(document.source, f"step {step}").add(document)
+        self._reasons[document.source, step, rejected.reason] += count
         text = document.text[: self._config.shown]
         example = Example(document.id, document.source, text, rejected.score)
         self._shown(step, rejected.reason).add(_key(document), lambda: example)
@@ -220,10 +231,10 @@ class Survey:
         unnamed = {step for _, step, _ in self._reasons} - set(steps)
         steps = (*steps, *sorted(unnamed)) if cleaned else ()
         names = sorted({source for source, _ in self._measured})
-        topics = self._joined(names, RAW).topics()
-        total = self._source("", names, steps, cleaned, topics)
+        raw = self._raw(names)
+        topics = raw.topics()
         return Report(
-            total=total,
+            total=self._source("", names, steps, cleaned, topics),
             sources=tuple(self._source(n, [n], steps, cleaned, topics) for n in names),
             steps=tuple(map(self._step, steps)),
             topics=topics.found,
@@ -233,7 +244,7 @@ class Survey:
     def _source(
         self, name: str, parts: Sequence[str], steps: Sequence[str], cleaned: bool, topics: Topics
     ) -> Source:
-        raw = self._joined(parts, RAW)
+        raw = self._raw(parts)
         came = Stage(RAW, raw.result(topics))
         if not cleaned:
             return Source(name, (came,))
@@ -241,13 +252,24 @@ class Survey:
         left = self._joined(parts, CLEANED)
         quality = left.result(topics)
         stages = []
-        for step in reversed(steps or (CLEANED,)):
+        for step in reversed([step for step in steps if step != READ] or [CLEANED]):
             stages.append(Stage(step, quality))
             back = self._joined(parts, f"step {step}")
             if back.documents:
                 left.merge(back)
                 quality = left.result(topics)
-        return Source(name, (came, *reversed(stages)), raw.documents - left.documents)
+        unread = sum(n for (s, step, _), n in self._reasons.items() if s in parts and step == READ)
+        return Source(name, (came, *reversed(stages)), raw.documents - left.documents, unread)
+
+    def _raw(self, sources: Sequence[str]) -> Measurement:
+        """What came: as it was counted, or else what was kept and what was turned away."""
+        if any(stage == RAW for _, stage in self._measured):
+            return self._joined(sources, RAW)
+        joined = Measurement(self._config)
+        for (source, _), measurement in sorted(self._measured.items(), key=lambda pair: pair[0]):
+            if source in sources:
+                joined.merge(measurement)
+        return joined
 
     def _joined(self, sources: Sequence[str], stage: str) -> Measurement:
         joined = Measurement(self._config)

@@ -8,7 +8,6 @@ that put no space between words it is a character.
 
 import array
 import dataclasses
-import enum
 import functools
 import re
 from collections.abc import Callable
@@ -16,11 +15,10 @@ from collections.abc import Callable
 import numpy as np
 
 from llmjax.data.cleaning.document import Document
+from llmjax.data.cleaning.shingles import UNSPACED
 from llmjax.data.quality import lists
 from llmjax.data.quality.sketches import hash_text
 
-# Japanese, Chinese, Thai, Lao, Burmese and Khmer: no spaces between words.
-_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _TAIL = r"|[.!?…]+(?=[\s\"'”’»)\]]|$)|\n"
 
 
@@ -30,7 +28,7 @@ def _tokens(letter: str, first: str = "") -> re.Pattern[str]:
 
 # Most texts are ASCII or nearly so, and half of the time goes into this expression.
 _ASCII = _tokens("[A-Za-z0-9]")
-_ANY = _tokens(rf"[^\W_{_SPACELESS}]", rf"|[{_SPACELESS}]")
+_ANY = _tokens(rf"[^\W_{UNSPACED}]", rf"|[{UNSPACED}]")
 _MARK = re.compile(r"[.!?…\n]")
 _CAPS_LOCK = re.compile(r"[a-z][A-Z]{2,}")
 # A full stop behind one of these, or behind one or two letters, ends no sentence.
@@ -40,23 +38,22 @@ _ABBREVIATIONS = frozenset(
 _REMEMBERED = 1 << 18
 
 
-class Is(enum.IntFlag):
-    """What may be said of a token by itself."""
+class Is:
+    """What may be said of a token by itself, as bits."""
 
-    WORD = enum.auto()
-    LETTERS = enum.auto()  # nothing but letters
-    NUMBER = enum.auto()  # has a digit
-    LOWER = enum.auto()
-    UPPER = enum.auto()  # two capitals or more, and nothing else
-    CAPITAL = enum.auto()  # begins with one
-    LISTED = enum.auto()  # of letters, in a language with a list of words
-    UNKNOWN = enum.auto()  # LISTED, and not in the list
-    JUDGED = enum.auto()  # in a language with a list of function words
-    FUNCTION = enum.auto()  # JUDGED, and in the list
-    MISCASED = enum.auto()
-    SHORT = enum.auto()  # a full stop behind it may be that of an abbreviation
-    END = enum.auto()  # of a sentence
-    BREAK = enum.auto()  # of a line
+    WORD = 1
+    NUMBER = 2  # has a digit
+    LOWER = 4
+    UPPER = 8  # two capitals or more, and nothing else
+    CAPITAL = 16  # begins with one
+    LISTED = 32  # of letters, in a language with a list of words
+    UNKNOWN = 64  # LISTED, and not in the list
+    JUDGED = 128  # of letters, in a language with a list of function words
+    FUNCTION = 256  # JUDGED, and in the list
+    MISCASED = 512
+    SHORT = 1024  # a full stop behind it may be that of an abbreviation
+    END = 2048  # of a sentence
+    BREAK = 4096  # of a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +76,14 @@ class View:
     before: np.ndarray
     twice_before: np.ndarray
 
-    def count(self, what: Is) -> int:
-        """Words of which all of some flags hold."""
-        return int(np.count_nonzero((self.is_word & int(what)) == int(what)))
+    def count(self, bits: int) -> int:
+        """Words of which all of some bits of `Is` hold."""
+        return int(np.count_nonzero((self.is_word & bits) == bits))
 
     @property
     def starts(self) -> np.ndarray:
         """Which words [N] begin a sentence, a line or the document."""
-        return (self.before & int(Is.END | Is.BREAK)) != 0
+        return (self.before & (Is.END | Is.BREAK)) != 0
 
 
 # Whether a word in lower case is right in a language; None where nobody can say.
@@ -109,8 +106,8 @@ def view(document: Document, known: Known = listed) -> View:
     text = document.text
     tokens = (_ASCII if text.isascii() else _ANY).findall(text)
     hashes, flags = table.look_up(tokens)
-    (places,) = np.nonzero(flags & int(Is.WORD))
-    before = np.concatenate([[int(Is.BREAK)] * 2, flags])
+    (places,) = np.nonzero(flags & Is.WORD)
+    before = np.concatenate([[Is.BREAK] * 2, flags])
     return View(
         document=document,
         data=text.encode("utf-8", "surrogatepass"),
@@ -149,38 +146,34 @@ class _Table(dict[str, int]):
 
     def _of(self, token: str) -> tuple[int, int]:
         if _MARK.match(token):
-            return 0, int(Is.BREAK if token == "\n" else Is.END)
+            return 0, Is.BREAK if token == "\n" else Is.END
         word = token.lower().replace("’", "'")
         flags = Is.WORD | self._shape(token)
         if word.replace("'", "").isalpha():
-            flags |= Is.LETTERS | self._listed(word)
-        return hash_text(word), int(flags)
+            flags |= self._listed(word)
+        return hash_text(word), flags
 
-    def _listed(self, word: str) -> Is:
-        flags = Is(0)
+    def _listed(self, word: str) -> int:
+        flags = 0
         if function := lists.function_words(self._language):
-            flags |= Is.JUDGED | (Is.FUNCTION if word in function else Is(0))
+            flags |= Is.JUDGED | (Is.FUNCTION if word in function else 0)
         known = self._known(word, self._language)
         if known is not None:
-            flags |= Is.LISTED | (Is(0) if known else Is.UNKNOWN)
+            flags |= Is.LISTED | (0 if known else Is.UNKNOWN)
         return flags
 
-    def _shape(self, token: str) -> Is:
-        flags = Is(0)
-        if any(map(str.isdigit, token)):
-            flags |= Is.NUMBER
-        if token.islower():
-            flags |= Is.LOWER
-        if len(token) > 1 and token.isupper() and token.isalpha():
-            flags |= Is.UPPER
-        if token[0].isupper():
-            flags |= Is.CAPITAL
-        if len(token) <= 2 or token.lower() in _ABBREVIATIONS:
-            flags |= Is.SHORT
+    def _shape(self, token: str) -> int:
         alone = self._language == "en" and token.partition("'")[0].partition("’")[0] == "i"
-        if alone or _CAPS_LOCK.match(token):
-            flags |= Is.MISCASED
-        return flags
+        upper = len(token) > 1 and token.isupper() and token.isalpha()
+        short = len(token) <= 2 or token.lower() in _ABBREVIATIONS
+        return (
+            (Is.NUMBER if any(map(str.isdigit, token)) else 0)
+            | (Is.LOWER if token.islower() else 0)
+            | (Is.UPPER if upper else 0)
+            | (Is.CAPITAL if token[0].isupper() else 0)
+            | (Is.SHORT if short else 0)
+            | (Is.MISCASED if alone or _CAPS_LOCK.match(token) else 0)
+        )
 
 
 @functools.lru_cache(maxsize=64)
