@@ -72,13 +72,15 @@ class Topics:
             from sklearn.cluster import KMeans
         texts = sorted(text for text in texts if text.strip())
         words = _Words.fit(texts) if len(texts) >= _LEAST_DOCUMENTS else None
-        count = min(count, len(texts) // _DOCUMENTS_A_TOPIC)
-        if words is None or count < 2:
-            return cls(words=words, embed=embed)
         made = cls(words=words, embed=embed)
-        means = KMeans(count, n_init=4, random_state=seed).fit(made._embedded(texts))
+        if words is None:
+            return made
+        vectors = made._embedded(texts)
+        different = len(np.unique(vectors.round(6), axis=0))
+        count = min(count, len(texts) // _DOCUMENTS_A_TOPIC, different)
+        means = KMeans(count, n_init=4, random_state=seed).fit(vectors)
         sizes = np.bincount(means.labels_, minlength=count)
-        order = np.argsort(-sizes, kind="stable")
+        order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
         made._centres = means.cluster_centers_[order]
         made.found = tuple(
             Topic(words.telling(texts, means.labels_ == label), float(sizes[label] / len(texts)))
