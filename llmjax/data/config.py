@@ -4,6 +4,8 @@ import dataclasses
 import re
 from typing import Literal
 
+from llmjax.data.cleaning.config import CleaningConfig
+
 # Room that a SentencePiece vocabulary needs before its first learned piece:
 # <pad>, <s>, </s>, <unk> and the 256 bytes it falls back to.
 RESERVED_PIECES = 4 + 256
@@ -42,8 +44,8 @@ class Source:
     Attributes:
         name: the source's name in manifests, weights and messages; letters, digits, `_` and `-`.
         path: a file, a folder (searched recursively) or a glob. The suffix says the format:
-          `.txt`, `.text`, `.md`, `.jsonl` or `.ndjson`, each also with `.gz` or `.zst` behind it,
-          or `.parquet`.
+          `.txt`, `.text`, `.md`, `.jsonl`, `.ndjson`, `.html`, `.htm` or `.warc`, each also with
+          `.gz` or `.zst` behind it, or `.parquet`.
         weight: the source's share of the training *tokens*, relative to the other sources' weights;
           0 leaves it out of training. A source smaller than its share is repeated sooner.
         text_field: the field (JSONL) or column (Parquet) that holds a document's text.
@@ -140,6 +142,7 @@ class DataConfig:
         validation_share: the share of documents held out, chosen by a hash of their text.
         max_rejected_share: `prepare` fails when more than this share of a source is malformed.
         shard_tokens: a shard is closed once it holds this many tokens.
+        cleaning: what text goes through before it becomes tokens.
     """
 
     sources: tuple[Source, ...] = ()
@@ -148,6 +151,7 @@ class DataConfig:
     validation_share: float = 0.01
     max_rejected_share: float = 0.01
     shard_tokens: int = 1 << 26
+    cleaning: CleaningConfig = CleaningConfig()
 
     def __post_init__(self) -> None:
         _check_shares(self)

@@ -6,6 +6,7 @@ whatever an archive expands to.
 """
 
 import dataclasses
+import functools
 import glob
 import itertools
 import json
@@ -59,6 +60,7 @@ class File:
         start: where the range begins: a byte, or a row group of Parquet. Lines that begin in a
             range are in it.
         stop: where the range ends, that place left out; None at the file's end.
+        max_expansion: how many times an archive may expand, if not to little, and not be a bomb.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class File:
     modified_ns: int
     start: int = 0
     stop: int | None = None
+    max_expansion: float = MAX_EXPANSION
 
     @property
     def stem(self) -> str:
@@ -216,10 +219,11 @@ def read_blocks(file: File, advance: Advance) -> Iterator[bytes]:
     """
     blocks = _raw_blocks(file, advance)
     if file.path.name.endswith(".gz"):
-        blocks = _decompress(blocks, lambda: zlib.decompressobj(wbits=31), zlib.error)
+        inflate = functools.partial(zlib.decompressobj, wbits=31)
+        blocks = _decompress(blocks, inflate, zlib.error, file.max_expansion)
     elif file.path.name.endswith(".zst"):
         make = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj
-        blocks = _decompress(blocks, lambda: make(), zstandard.ZstdError)
+        blocks = _decompress(blocks, make, zstandard.ZstdError, file.max_expansion)
     first = next(blocks, b"")
     yield first.removeprefix(b"\xef\xbb\xbf")
     yield from blocks
@@ -271,7 +275,10 @@ class _Decoder(Protocol):
 
 
 def _decompress(
-    blocks: Iterator[bytes], make: Callable[[], _Decoder], error: type[Exception]
+    blocks: Iterator[bytes],
+    make: Callable[[], _Decoder],
+    error: type[Exception],
+    max_expansion: float,
 ) -> Iterator[bytes]:
     """Uncompresses a file of one or more members, handing out all that is whole before damage."""
     decoder: _Decoder | None = None
@@ -285,7 +292,7 @@ def _decompress(
             except error as cause:
                 raise DamagedError(position) from cause
             position += len(data)
-            if position > max(FREE_EXPANSION_BYTES, MAX_EXPANSION * read):
+            if position > max(FREE_EXPANSION_BYTES, max_expansion * read):
                 raise DamagedError(position - len(data), reason="decompression bomb")
             yield from _cut(data, BLOCK_BYTES)
             piece = decoder.unused_data if decoder.eof else b""

@@ -165,10 +165,10 @@ def examples(paths: Sequence[str], fields: Sequence[str] = ()) -> Iterator[tuple
                 for record in records.read(file):
                     yield _example(path, record, fields)
                 continue
-            for number, text in enumerate(documents.read(file, source), start=1):
-                if isinstance(text, documents.Rejected):
-                    raise ValueError(_unreadable(path, text))
-                yield f"{file.name}:{number}", text
+            for item in documents.read(file, source):
+                if isinstance(item, documents.Rejected):
+                    raise ValueError(_unreadable(path, item))
+                yield item.id, item.text
 
 
 def _example(path: str, record: records.Item, fields: Sequence[str]) -> tuple[str, str]:

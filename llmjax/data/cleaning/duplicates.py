@@ -4,8 +4,6 @@ import dataclasses
 from typing import ClassVar
 
 import numpy as np
-import scipy.sparse
-from scipy.sparse import csgraph
 
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.index import Files
@@ -25,6 +23,10 @@ class Clusters:
 
     def joined(self, left: np.ndarray, right: np.ndarray) -> "Clusters":
         """The clusters when each of `left` is like that of `right`, uint64 [M] both, too."""
+        # Half a second to import, which settings need not wait for.
+        import scipy.sparse
+        from scipy.sparse import csgraph
+
         left = np.concatenate([self.dropped, left])
         right = np.concatenate([self.survivors, right])
         keys, ends = np.unique(np.concatenate([left, right]), return_inverse=True)
