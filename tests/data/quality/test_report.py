@@ -15,7 +15,6 @@ pytest.importorskip("spacy")
 pytest.importorskip("spellchecker")
 
 from experiments import quality as entry
-from experiments.flags import FlagError
 from llmjax.data import quality
 from llmjax.data.cleaning import clean
 from llmjax.data.cleaning.document import Document, Rejected
@@ -23,7 +22,7 @@ from llmjax.data.quality import files
 from tests.pages import Page, check_charts, check_self_contained
 
 NASTY = "<script>alert('x')</script> & \"quotes\" https://example.org/a.js"
-WORDS = "river stone light water paper house garden music winter summer letter table".split()
+WORDS = ("river", "stone", "light", "water", "paper", "garden", "music", "winter", "letter")
 STEPS = ("no_spam", "long_enough", "trimmed")
 
 # So small that every sketch and sample is full.
@@ -53,7 +52,7 @@ def corpus(count=240, seed=0):
     rng = random.Random(seed)
     documents = []
     for number in range(count):
-        words = rng.choices(WORDS, k=rng.choice((3, 12, 25))) + [f"word{rng.randrange(900)}"]
+        words = [*rng.choices(WORDS, k=rng.choice((3, 12, 25))), f"word{rng.randrange(900)}"]
         kind = rng.random()
         text = " ".join(words).capitalize() + "."
         if kind < 0.2:
@@ -247,7 +246,7 @@ def folder(documents, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         data = "".join(json.dumps(record) + "\n" for record in records).encode()
         path.write_bytes(zstandard.compress(data))
-    counts = {"rejected": dict.fromkeys(("read", *STEPS), {})}
+    counts = {"rejected": {step: {} for step in ("read", *STEPS)}}
     (tmp_path / "cleaned" / "counts.json").write_text(json.dumps({"web": counts}))
     return tmp_path
 

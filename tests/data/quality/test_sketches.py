@@ -1,4 +1,4 @@
-"""Sketches are exact while they can be, near the truth when not, and blind to how a corpus is cut."""
+"""Sketches are exact while they can be, else near the truth, and blind to how a corpus is cut."""
 
 import collections
 import pickle
