@@ -97,7 +97,8 @@ def read_cleaned(directory: str | Path) -> Iterator[Document]:
 def read_rejected(directory: str | Path) -> Iterator[Rejected]:
     """Streams the documents that were turned away, source by source and part by part."""
     for path in sorted((Path(directory) / REJECTED_FOLDER).glob(f"*/*{stored.SUFFIX}")):
-        yield from stored.read_rejected(path, path.parent.name)
+        for item, _ in stored.read_rejected(path, path.parent.name):
+            yield item
 
 
 def load_counts(directory: str | Path) -> dict[str, Counts]:

@@ -65,12 +65,15 @@ def read(
         yield _document(record, source)
 
 
-def read_rejected(path: Path, source: str) -> Iterator[Rejected]:
-    """Streams the documents that were turned away and written to a file, in order."""
-    for _, line in documents.numbered_lines(documents.read_blocks(file(path), lambda _: None)):
+def read_rejected(
+    path: Path, source: str, advance: documents.Advance = lambda _: None
+) -> Iterator[tuple[Rejected, int]]:
+    """Streams what was turned away and written to a file, and how many documents each was."""
+    for _, line in documents.numbered_lines(documents.read_blocks(file(path), advance)):
         record = json.loads(line)
         document = _document(record, source)
-        yield Rejected(document, record["reason"], record["score"], record["step"])
+        item = Rejected(document, record["reason"], record["score"], record["step"])
+        yield item, record["count"]
 
 
 def _record(document: Document) -> dict[str, Any]:

@@ -2,19 +2,18 @@
 
 import collections
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from llmjax.data import config, documents
+from llmjax.data.cleaning import pipeline, stored, task
+from llmjax.data.cleaning.counts import READ
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.quality.measuring import QualityConfig
-from llmjax.data.quality.survey import READ, Survey
+from llmjax.data.quality.survey import Survey
 
-CLEANED_FOLDER, REJECTED_FOLDER, COUNTS_FILE = "cleaned", "rejected", "counts.json"
-_SUFFIX = ".jsonl.zst"
 _DEFAULT = QualityConfig()
 
 Kind = Literal["raw", "cleaned", "rejected"]
@@ -41,20 +40,17 @@ class Piece:
         """
         survey = Survey(quality)
         if self.kind == "raw":
-            self._read(survey, advance)
-            return survey
-        for _, line in documents.numbered_lines(documents.read_blocks(self.file, advance)):
-            record = json.loads(line)
-            document = self._document(record)
-            if self.kind == "cleaned":
+            self._read_raw(survey, advance)
+        elif self.kind == "cleaned":
+            for document in stored.read(self.file.path, self.source.name, advance):
                 survey.add_after(document)
-            else:
-                score, count = record.get("score"), record.get("count", 1)
-                turned_away = Rejected(document, record["reason"], score, record["step"])
-                survey.add_rejected(turned_away, count)
+        else:
+            rejected = stored.read_rejected(self.file.path, self.source.name, advance)
+            for item, count in rejected:
+                survey.add_rejected(item, count)
         return survey
 
-    def _read(self, survey: Survey, advance: documents.Advance) -> None:
+    def _read_raw(self, survey: Survey, advance: documents.Advance) -> None:
         for item in documents.read(self.file, self.source, advance, metadata=True):
             if isinstance(item, documents.Rejected):
                 text = item.raw.decode(errors="backslashreplace")
@@ -62,10 +58,6 @@ class Piece:
                 survey.add_rejected(Rejected(unread, item.reason, step=READ), item.count)
             else:
                 survey.add_before(item)
-
-    def _document(self, record: dict[str, Any]) -> Document:
-        metadata = record.get("metadata") or {}
-        return Document(record["text"], record["id"], self.source.name, metadata)
 
 
 def find(
@@ -87,7 +79,7 @@ def find(
         FileNotFoundError: there is nothing to read at a path.
         ValueError: a file's suffix names no format that can be read.
     """
-    if len(paths) == 1 and (pathlib.Path(paths[0]) / CLEANED_FOLDER).is_dir():
+    if len(paths) == 1 and (pathlib.Path(paths[0]) / task.CLEANED_FOLDER).is_dir():
         return prepared(pathlib.Path(paths[0]))
     names = [_name(path) for path in paths]
     often = collections.Counter(names)
@@ -101,19 +93,17 @@ def find(
 
 def prepared(folder: pathlib.Path) -> tuple[list[Piece], tuple[str, ...]]:
     """What cleaning left in a folder, and the names of its steps in order."""
-    pieces = []
     kinds: tuple[tuple[Kind, str], ...] = (
-        ("cleaned", CLEANED_FOLDER),
-        ("rejected", REJECTED_FOLDER),
+        ("cleaned", task.CLEANED_FOLDER),
+        ("rejected", task.REJECTED_FOLDER),
     )
-    for kind, name in kinds:
-        for path in sorted((folder / name).glob(f"*/*{_SUFFIX}")):
-            source = config.Source(path.parent.name, str(path))
-            pieces += [Piece(kind, file, source) for file in documents.find_files(source)]
-    counts = folder / CLEANED_FOLDER / COUNTS_FILE
-    found = json.loads(counts.read_text("utf-8")) if counts.exists() else {}
-    steps = dict.fromkeys(step for source in found.values() for step in source["rejected"])
-    return pieces, tuple(steps)
+    pieces = [
+        Piece(kind, stored.file(path), config.Source(path.parent.name, str(path)))
+        for kind, name in kinds
+        for path in sorted((folder / name).glob(f"*/*{stored.SUFFIX}"))
+    ]
+    counts = pipeline.load_counts(folder).values()
+    return pieces, tuple(dict.fromkeys(step for source in counts for step in source.rejected))
 
 
 def _name(path: str) -> str:

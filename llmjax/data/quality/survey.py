@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from llmjax.data.cleaning.counts import READ
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.quality import measuring, metrics
 from llmjax.data.quality.measuring import Measurement, Quality, QualityConfig
@@ -14,8 +15,6 @@ from llmjax.data.quality.sketches import Sample, hash_text
 from llmjax.data.quality.topics import Topic, Topics
 
 RAW, CLEANED = "raw", "cleaned"
-# Not a step of cleaning, but where what cannot be read is put aside.
-READ = "read"
 REPORT_FILE, PAGE_FILE = "quality.json", "quality.html"
 
 _DEFAULT = QualityConfig()

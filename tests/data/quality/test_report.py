@@ -17,6 +17,7 @@ pytest.importorskip("spellchecker")
 from experiments import quality as entry
 from llmjax.data import quality
 from llmjax.data.cleaning import clean
+from llmjax.data.cleaning.counts import Counts
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.quality import files
 from tests.pages import Page, check_charts, check_self_contained
@@ -246,8 +247,8 @@ def folder(documents, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         data = "".join(json.dumps(record) + "\n" for record in records).encode()
         path.write_bytes(zstandard.compress(data))
-    counts = {"rejected": {step: {} for step in ("read", *STEPS)}}
-    (tmp_path / "cleaned" / "counts.json").write_text(json.dumps({"web": counts}))
+    counts = {"web": Counts(("read", *STEPS)).plain()}
+    (tmp_path / "cleaned" / "counts.json").write_text(json.dumps(counts))
     return tmp_path
 
 
