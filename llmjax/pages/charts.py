@@ -27,7 +27,10 @@ _STAND_INS: Mapping[str, str] = {role: f"#0102{i:02x}" for i, role in enumerate(
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Points of a line: its legend, x (steps), y, role of its colour, and whether it is faint."""
+    """Points of a line: its legend, x (steps), y, role of its colour, and whether it is faint.
+
+    `width` is how far an interval reaches to both sides of y, where there is one.
+    """
 
     label: str
     x: np.ndarray
@@ -35,6 +38,7 @@ class Curve:
     role: str = "first"
     faint: bool = False
     dots: bool = False
+    width: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +116,15 @@ def thin(curve: Curve) -> Curve:
     return dataclasses.replace(curve, x=x, y=y)
 
 
-def write_png(plot: Chart, path: pathlib.Path) -> None:
-    """Draws the chart into a PNG file."""
-    _figure(plot, _PRINT).savefig(path, format="png", dpi=200, facecolor="white")
+def write(plot: Chart, path: pathlib.Path) -> None:
+    """Draws the chart into a PNG or SVG file, by the path's suffix."""
+    import matplotlib
+
+    # The same file for the same numbers.
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name}):
+        figure = _figure(plot, _PRINT)
+        figure.savefig(path, dpi=200, facecolor="white", metadata=metadata)
 
 
 def svg(plot: Chart) -> str:
@@ -167,6 +177,10 @@ def _figure(plot: Chart, colours: Mapping[str, str]) -> "Figure":
                 marker="o" if curve.dots or curve.x.size == 1 else None,
                 markersize=3.5,
             )
+        if curve.width is not None:
+            low, high = curve.y - curve.width, curve.y + curve.width
+            style: dict[str, Any] = {"color": colours[curve.role], "alpha": 0.18, "linewidth": 0}
+            axes.fill_between(curve.x, low, high, **style)
     _style(axes, plot, colours)
     return figure
 

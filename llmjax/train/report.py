@@ -94,7 +94,7 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
         found.append(plots.calibration(*curve))
     (folder / "plots").mkdir(exist_ok=True)
     for chart in found:
-        charts.write_png(chart, folder / "plots" / f"{chart.name}.png")
+        charts.write(chart, folder / "plots" / f"{chart.name}.png")
     path = folder / "report.html"
     path.write_text(render(run, [charts.svg(chart) for chart in found]), "utf-8")
     return path
