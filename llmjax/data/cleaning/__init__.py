@@ -10,6 +10,12 @@ from llmjax.data.cleaning.c4 import C4Quality
 from llmjax.data.cleaning.document import Document, Rejected, Step, clean, name_of
 from llmjax.data.cleaning.fineweb import FineWebQuality
 from llmjax.data.cleaning.gopher import STOP_WORDS, GopherQuality, GopherRepetition
+from llmjax.data.cleaning.html import Html
+from llmjax.data.cleaning.language import Language, LanguageMinimum
+from llmjax.data.cleaning.perplexity import Perplexity
+from llmjax.data.cleaning.quality_model import QualityModel
+from llmjax.data.cleaning.repair import Repair
+from llmjax.data.cleaning.urls import Urls
 
 __all__ = [
     "STOP_WORDS",
@@ -18,8 +24,15 @@ __all__ = [
     "FineWebQuality",
     "GopherQuality",
     "GopherRepetition",
+    "Html",
+    "Language",
+    "LanguageMinimum",
+    "Perplexity",
+    "QualityModel",
     "Rejected",
+    "Repair",
     "Step",
+    "Urls",
     "clean",
     "name_of",
 ]
