@@ -1,0 +1,58 @@
+"""Numbers of payment cards and bank accounts in texts, by their checksums.
+
+presidio's recognisers miss what a checksum tells (cards of 19 digits and Mastercard's second range,
+cards next to other numbers, IBANs in small letters), so these are our own.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Sequence
+
+from llmjax.data.cleaning import checksums
+
+_SPACE = "[ \u00a0-]"
+_NUMBERS = re.compile(rf"(?<!\w)(?<!\d\.)\d+(?:{_SPACE}\d+)*(?!\w)")
+_MOST_DIGITS = 19
+_LEAST_DIGITS = 12
+
+_IBAN = re.compile(rf"(?<![A-Za-z0-9])[A-Za-z]{{2}}\d{{2}}(?={_SPACE}?[A-Za-z0-9])")
+
+
+def cards(text: str) -> Iterator[tuple[int, int]]:
+    """Where payment cards stand in a text, also with other numbers before or behind them."""
+    for match in _NUMBERS.finditer(text):
+        if match.end() - match.start() >= _LEAST_DIGITS:
+            groups = [group.span() for group in re.finditer(r"\d+", match.group())]
+            for first, last in _cards(match.group(), groups):
+                yield match.start() + groups[first][0], match.start() + groups[last][1]
+
+
+def _cards(text: str, groups: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """(first, last) groups of digits that are cards together: the longest, from the left."""
+    free = 0
+    for first in range(len(groups)):
+        if first < free:
+            continue
+        digits = ""
+        for last in range(first, len(groups)):
+            digits += text[slice(*groups[last])]
+            if len(digits) > _MOST_DIGITS:
+                break
+            if checksums.card(digits):
+                free = last + 1
+        if free > first:
+            yield first, free - 1
+
+
+def ibans(text: str) -> Iterator[tuple[int, int]]:
+    """Where international bank account numbers stand in a text, in groups of any size."""
+    for match in _IBAN.finditer(text):
+        length = checksums.IBAN_LENGTHS.get(match.group()[:2].upper())
+        whole = _signs(length).match(text, match.start()) if length else None
+        if whole and checksums.iban(re.sub(_SPACE, "", whole.group())):
+            yield whole.span()
+
+
+@functools.lru_cache
+def _signs(count: int) -> re.Pattern[str]:
+    return re.compile(rf"[A-Za-z0-9](?:{_SPACE}?[A-Za-z0-9]){{{count - 1}}}(?![A-Za-z0-9])")

@@ -1,0 +1,108 @@
+"""Harmful content: sentences that a linear model finds offensive, or that have listed words.
+
+The model is alt-profanity-check's (trained on 200,000 comments of Twitter and Wikipedia by people's
+labels); lists are given as files, one word or phrase a line, and none comes with this package.
+Both know words, not meaning: they also hit quotations, medicine and the talk of those whom such
+words are used against.
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from llmjax.data.cleaning import offence, pieces, shingles
+from llmjax.data.cleaning.document import Document, Rejected
+
+
+@dataclasses.dataclass(frozen=True)
+class HarmfulContent:
+    """Removes harmful sentences, and turns away documents that are full of them.
+
+    Dolma (Soldaini et al. 2024, section 5.4) removes sentences from a probability of 0.4; C4 turns
+    away pages with any listed word: `HarmfulContent(threshold=None, lists=..., most=0)`.
+
+    The metadata `harm` has the number of sentences by category: `offensive`, the model's, and those
+    of the lists.
+
+    Attributes:
+        threshold: a sentence is offensive from this probability on; None asks no model.
+        lists: "category=path" of files of words and phrases.
+        remove: whether to take harmful sentences out; else they are counted only.
+        most: the share of sentences that may be harmful; a document with more is rejected.
+    """
+
+    name: ClassVar[str] = "harmful_content"
+
+    threshold: float | None = 0.4
+    lists: tuple[str, ...] = ()
+    remove: bool = True
+    most: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if a field has no meaning, FileNotFoundError if a list is missing."""
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"HarmfulContent.threshold={self.threshold}: must be in [0, 1]")
+        if not 0 <= self.most <= 1:
+            raise ValueError(f"HarmfulContent.most={self.most}: must be in [0, 1]")
+        for item in self.lists:
+            _, path = _category(item)
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"HarmfulContent.lists: there is no file {path!r}")
+
+    def __call__(self, document: Document) -> Document | Rejected:
+        """The document without harmful sentences, or that it has too many."""
+        sentences = pieces.cut(document.text, "sentence")
+        found = self._categories(sentences)
+        harmful = sum(map(bool, found))
+        if not harmful:
+            return document
+        counts = collections.Counter(category for categories in found for category in categories)
+        document = document.with_metadata(harm=dict(sorted(counts.items())))
+        share = harmful / len(sentences)
+        if share > self.most:
+            return Rejected(document, "harmful content", share)
+        if not self.remove:
+            return document
+        kept = (sentence for sentence, bad in zip(sentences, found, strict=True) if not bad)
+        return document.with_text("".join(kept).rstrip())
+
+    def _categories(self, sentences: Sequence[str]) -> list[set[str]]:
+        """What is wrong with each sentence."""
+        found: list[set[str]] = [set() for _ in sentences]
+        if self.threshold is not None and sentences:
+            for categories, sentence in zip(found, sentences, strict=True):
+                if offence.probability(sentence) >= self.threshold:
+                    categories.add("offensive")
+        for category, path in map(_category, self.lists):
+            pattern = _pattern(path)
+            for categories, sentence in zip(found, sentences, strict=True):
+                if pattern.search(_spaced(sentence)):
+                    categories.add(category)
+        return found
+
+
+def _category(item: str) -> tuple[str, str]:
+    category, separator, path = item.partition("=")
+    if not (category and separator and path):
+        raise ValueError(f"HarmfulContent.lists has {item!r}: give category=path")
+    return category, path
+
+
+def _spaced(text: str) -> str:
+    """The words in normal form, a space before and behind each."""
+    return f" {' '.join(shingles.normal(word) for word in shingles.WORD.findall(text))} "
+
+
+@functools.lru_cache
+def _pattern(path: str) -> re.Pattern[str]:
+    """Finds the listed words and phrases among those of `_spaced`."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    phrases = {_spaced(line) for line in lines} - {"  "}
+    if not phrases:
+        raise ValueError(f"HarmfulContent.lists: {path!r} has no words")
+    # The space behind a word is the one before the next.
+    return re.compile("|".join(rf"{re.escape(phrase[:-1])}(?= )" for phrase in sorted(phrases)))

@@ -1,0 +1,75 @@
+"""Secrets that programs know each other by: API keys, tokens, private keys, passwords.
+
+The forms are those that the issuers publish, as scanners of repositories (gitleaks, trufflehog)
+look for them. What has no form of its own is found by its name and by how random it looks.
+"""
+
+import collections
+import math
+import re
+from collections.abc import Iterator
+
+_FORMS = (
+    r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}",  # Amazon Web Services, access key id
+    r"gh[pousr]_[A-Za-z0-9]{36,251}",  # GitHub
+    r"github_pat_[A-Za-z0-9_]{36,255}",
+    r"glpat-[\w-]{20,}",  # GitLab
+    r"xox[abeoprs]-[A-Za-z0-9-]{10,250}",  # Slack
+    r"(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,99}",  # Stripe
+    r"sk-(?:proj-|ant-[\w-]{1,20}|svcacct-)?[A-Za-z0-9_-]{32,200}",  # OpenAI, Anthropic
+    r"hf_[A-Za-z]{34}",  # Hugging Face
+    r"AIza[\w-]{35}",  # Google
+    r"ya29\.[\w-]{20,}",
+    r"npm_[A-Za-z0-9]{36}",
+    r"pypi-AgEIcHlwaS5vcmc[\w-]{50,}",
+    r"SG\.[\w-]{22}\.[\w-]{43}",  # SendGrid
+    r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{16,}",  # a JSON Web Token
+)
+_FORM = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(_FORMS)})(?![A-Za-z0-9])")
+# One of these is in every form, and looking for them costs little.
+_BEGINNINGS = (
+    *("AKIA", "ASIA", "ABIA", "ACCA", "AIza", "ya29.", "npm_", "pypi-", "SG.", "eyJ", "hf_", "sk-"),
+    *("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "_live_", "_test_"),
+)
+
+# A private key in PEM (RFC 7468), also one whose end is missing.
+_PEM = re.compile(
+    r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:[\w+/=:.,\s-]{0,16384}?-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
+    r"|(?:\s*[A-Za-z0-9+/=]{16,76}(?!\S))*)"
+)
+
+_NAMED = re.compile(
+    r"(?:api[_ -]?key|access[_ -]?key|secret(?:[_ -]?key)?|auth[_ -]?token|access[_ -]?token|"
+    r"client[_ -]?secret|bearer|token|passw(?:or)?d|pwd)"
+    r"[\"']?\s{0,3}(?::=|=>|[:= ])\s{0,3}[\"']?(?P<secret>[\w+/=.~-]{16,256})",
+    re.IGNORECASE,
+)
+_NAMES = ("key", "secret", "token", "bearer", "passw", "pwd")
+# Bits a character: words of English have 2.5 to 3.3, a random base64 of 20 characters has 4.
+_RANDOM = 3.4
+
+
+def find(text: str) -> Iterator[tuple[int, int]]:
+    """Where secrets stand in a text, as (start, end), in no order."""
+    if any(beginning in text for beginning in _BEGINNINGS):
+        yield from (match.span() for match in _FORM.finditer(text))
+    if "PRIVATE KEY" in text:
+        yield from (match.span() for match in _PEM.finditer(text))
+    lowered = text.lower()
+    if any(name in lowered for name in _NAMES):
+        for match in _NAMED.finditer(text):
+            if _looks_random(match["secret"]):
+                yield match.span("secret")
+
+
+def _looks_random(secret: str) -> bool:
+    """Letters with digits among them, in no order that a language would give them."""
+    has_both = re.search(r"\d", secret) and re.search(r"[A-Za-z]", secret)
+    return bool(has_both) and entropy(secret) >= _RANDOM
+
+
+def entropy(text: str) -> float:
+    """The bits a character of the text's own distribution of characters."""
+    counts = collections.Counter(text).values()
+    return -sum(count / len(text) * math.log2(count / len(text)) for count in counts)

@@ -1,0 +1,102 @@
+"""Numbers that states give to persons, in texts: of 20 countries.
+
+Most by presidio's recognisers, which check the digits where the number has such. Many a number of
+ten digits passes a check of one, so what nothing but digits tells is taken only where a word
+before it says what it is ("SSN", "codice fiscale", "personnummer").
+"""
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from llmjax.data.cleaning import checksums
+from llmjax.data.cleaning.extra import needs
+from llmjax.data.cleaning.identifiers import Recognisers
+
+# How far before a number the word may stand.
+_CONTEXT = 60
+
+# presidio's recognisers, and how a number is written that needs no word before it.
+_NEVER = r"(?!)"
+_RECOGNISERS = {
+    "AuTfnRecognizer": _NEVER,
+    "CaSinRecognizer": _NEVER,
+    "DeTaxIdRecognizer": _NEVER,
+    "EsNieRecognizer": r"[XYZ]\d{7}-?[A-Z]",
+    "EsNifRecognizer": r"\d{8}-?[A-Z]",
+    "FiPersonalIdentityCodeRecognizer": r"\d{6}[-+A-FU-Y]\d{3}[0-9A-Y]",
+    "InAadhaarRecognizer": _NEVER,
+    "InPanRecognizer": r"[A-Z]{3}[ABCFGHJLPT][A-Z]\d{4}[A-Z]",
+    "ItFiscalCodeRecognizer": r"[A-Z0-9]{16}",
+    "KrRrnRecognizer": r"\d{6}-\d{7}",
+    "NgNinRecognizer": _NEVER,
+    "PlPeselRecognizer": _NEVER,
+    "SePersonnummerRecognizer": r"(?:\d{2})?\d{6}[-+]\d{4}",
+    "SgFinRecognizer": _NEVER,
+    "ThTninRecognizer": _NEVER,
+    "TrNationalIdRecognizer": _NEVER,
+    "NhsRecognizer": _NEVER,
+    "UkNinoRecognizer": r"[A-Z]{2} ?\d{2} ?\d{2} ?\d{2} ?[A-D]",
+    "UsItinRecognizer": r"9\d{2}([- ])\d{2}\1\d{4}",
+    "UsSsnRecognizer": r"\d{3}([- ])\d{2}\1\d{4}",
+    "ZaIdNumberRecognizer": _NEVER,
+}
+# What holds for all countries.
+_WORDS = ("national id", "identity number", "id number", "identification number", "tax id")
+
+_NIR = re.compile(r"(?<!\w)[1-478] ?\d\d ?\d\d ?(?:\d\d|2[ABab]) ?\d{3} ?\d{3} ?\d\d(?!\w)")
+_CPF = re.compile(r"(?<![\w.])\d{3}\.\d{3}\.\d{3}-\d\d(?!\w)")
+_BSN = re.compile(r"(?:bsn|burgerservicenummer|sofinummer)\W{0,8}(?P<number>\d{9})(?!\w)", re.I)
+
+
+@functools.lru_cache
+def _recognisers() -> tuple[Any, ...]:
+    with needs("presidio-analyzer"):
+        from presidio_analyzer import predefined_recognizers
+    return tuple(getattr(predefined_recognizers, name)() for name in _RECOGNISERS)
+
+
+@functools.lru_cache
+def _alone(name: str) -> re.Pattern[str]:
+    return re.compile(_RECOGNISERS[name])
+
+
+@functools.lru_cache
+def _announced(name: str) -> re.Pattern[str]:
+    """Finds the words by which presidio knows what a recogniser's number is."""
+    recogniser = next(one for one in _recognisers() if type(one).__name__ == name)
+    words = "|".join(map(re.escape, (*recogniser.context, *_WORDS)))
+    return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
+
+
+def _accepts(recogniser: Any, text: str, start: int, end: int) -> bool:
+    name = type(recogniser).__name__
+    if _alone(name).fullmatch(text, start, end):
+        return True
+    return _announced(name).search(text, max(0, start - _CONTEXT), start) is not None
+
+
+# Six digits with a sign and a letter between, but for India's tax number and for an Italian code,
+# which may have letters for digits; none is longer than 20 signs.
+_CODE_DIGIT = r"[\dL-NP-V]"
+_TRIGGER = re.compile(
+    r"\d(?:[\s:._/+-]?[A-Za-z]?\d){5}|[A-Za-z]{5}\d{4}[A-Za-z]"
+    rf"|(?i:[A-Z]{{6}}{_CODE_DIGIT}{{2}}[A-Z]{_CODE_DIGIT}{{2}}[A-Z]{_CODE_DIGIT}{{3}}[A-Z](?!\w))"
+)
+_presidio = Recognisers(_TRIGGER, 20, _recognisers, _accepts)
+
+
+def ids(text: str) -> Iterator[tuple[int, int]]:
+    """Where national numbers stand in a text, in no order."""
+    yield from _presidio(text)
+    for match in _NIR.finditer(text):
+        if checksums.nir(match.group().replace(" ", "")):
+            yield match.span()
+    for match in _CPF.finditer(text):
+        if checksums.cpf("".join(itertools.filterfalse(".-".__contains__, match.group()))):
+            yield match.span()
+    for match in _BSN.finditer(text):
+        if checksums.bsn(match["number"]):
+            yield match.span("number")

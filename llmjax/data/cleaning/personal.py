@@ -1,0 +1,99 @@
+"""Personal data: found, counted, and replaced by what they are.
+
+Names of persons are not found: that takes a model, and its errors.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import ClassVar, Literal
+
+from llmjax import checks
+from llmjax.data.cleaning import accounts, identifiers, keys, national
+from llmjax.data.cleaning.document import Document, Rejected
+
+# What finds each kind. Where two find the same, the first of them has it.
+FINDERS: Mapping[str, Callable[[str], Iterable[tuple[int, int]]]] = {
+    "key": keys.find,
+    "email": identifiers.emails,
+    "iban": accounts.ibans,
+    "card": accounts.cards,
+    "national_id": national.ids,
+    "ip": identifiers.addresses,
+    "phone": identifiers.phones,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Personal data of a kind, from `start` to before `end`."""
+
+    kind: str
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PersonalData:
+    """Finds personal data; their numbers by kind go to the metadata, `personal`.
+
+    Dolma (Soldaini et al. 2024, section 5.3) drops documents with more than five and masks those of
+    others: `PersonalData(mode="drop", most=5)`. FineWeb masks e-mail and public IP addresses.
+
+    Attributes:
+        kinds: what to look for, of "key" (API keys, tokens, passwords), "email", "iban", "card",
+            "national_id", "ip" (public addresses) and "phone".
+        mode: "placeholder" puts a placeholder in place of each; "drop" turns away documents with
+            more than `most` and does the same to others; "count" leaves the text alone.
+        most: how many a document may have when mode is "drop".
+        placeholder: what stands for them; `{kind}` is the kind in capitals.
+    """
+
+    name: ClassVar[str] = "personal_data"
+
+    kinds: tuple[str, ...] = tuple(FINDERS)
+    mode: Literal["placeholder", "drop", "count"] = "placeholder"
+    most: int = 0
+    placeholder: str = "<{kind}>"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if a field has no meaning."""
+        checks.require_choices(self, "PersonalData")
+        checks.require_at_least(0, self, "PersonalData", ("most",))
+        unknown = sorted(set(self.kinds) - FINDERS.keys())
+        if unknown:
+            raise ValueError(f"PersonalData.kinds={unknown}: choose of {', '.join(FINDERS)}")
+
+    def __call__(self, document: Document) -> Document | Rejected:
+        """The document with placeholders, or that it has too much personal data."""
+        found = find(document.text, self.kinds)
+        if not found:
+            return document
+        counts = collections.Counter(item.kind for item in found)
+        counted = document.with_metadata(personal=dict(sorted(counts.items())))
+        if self.mode == "count":
+            return counted
+        if self.mode == "drop" and len(found) > self.most:
+            return Rejected(counted, "personal data", float(len(found)))
+        return counted.with_text(self._masked(document.text, found))
+
+    def _masked(self, text: str, found: Iterable[Found]) -> str:
+        parts, end = [], 0
+        for item in found:
+            parts += [text[end : item.start], self.placeholder.format(kind=item.kind.upper())]
+            end = item.end
+        return "".join([*parts, text[end:]])
+
+
+def find(text: str, kinds: Iterable[str] = tuple(FINDERS)) -> list[Found]:
+    """Personal data in a text, from left to right; no two overlap."""
+    wanted = set(kinds)
+    taken = bytearray(len(text))
+    found = []
+    for kind, finder in FINDERS.items():
+        spans = set(finder(text)) if kind in wanted else ()
+        for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+            if not any(taken[start:end]):
+                taken[start:end] = b"\x01" * (end - start)
+                found.append(Found(kind, start, end))
+    return sorted(found, key=lambda item: item.start)
