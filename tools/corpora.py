@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 DEBIAN_LANGUAGES = ("en", "de", "fr")
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """A corpus cannot be had here: a tool is missing, or the registry does not answer."""
 
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.names:
         try:
             path = fetch(name, options.folder)
-        except Unavailable as error:
+        except UnavailableError as error:
             sys.exit(f"corpora: {name}: {error}")
         languages = collections.Counter(record["lang"] for record in read(path))
         print(f"{path}: {dict(languages.most_common(5))} of {languages.total()} texts")
@@ -55,7 +55,7 @@ def fetch(name: str, folder: pathlib.Path | None = None) -> pathlib.Path:
     """The file of a corpus of `CORPORA`, fetched if it is not there yet.
 
     Raises:
-        Unavailable: it cannot be fetched.
+        UnavailableError: it cannot be fetched.
     """
     path = (folder or default_folder()) / f"{name}.jsonl"
     if not path.exists():
@@ -155,9 +155,9 @@ def _run(*command: str, cwd: str | None = None) -> bytes:
     try:
         return subprocess.run(command, cwd=cwd, check=True, capture_output=True).stdout
     except FileNotFoundError as error:
-        raise Unavailable(f"{command[0]} is not on this machine") from error
+        raise UnavailableError(f"{command[0]} is not on this machine") from error
     except subprocess.CalledProcessError as error:
-        raise Unavailable(f"{' '.join(command)}: {error.stderr.decode().strip()}") from error
+        raise UnavailableError(f"{' '.join(command)}: {error.stderr.decode().strip()}") from error
 
 
 # What can be fetched: functions of nothing that yield records.

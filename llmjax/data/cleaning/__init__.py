@@ -6,6 +6,29 @@ In short:
     result = cleaning.clean(document, steps)  # Document, or Rejected(document, reason, score, step)
 """
 
+from llmjax.data.cleaning.c4 import C4Quality
 from llmjax.data.cleaning.document import Document, Rejected, Step, clean, name_of
+from llmjax.data.cleaning.fineweb import FineWebQuality
+from llmjax.data.cleaning.gopher import STOP_WORDS, GopherQuality, GopherRepetition
+from llmjax.data.cleaning.html import Html
+from llmjax.data.cleaning.language import Language, LanguageMinimum
+from llmjax.data.cleaning.repair import Repair
+from llmjax.data.cleaning.urls import Urls
 
-__all__ = ["Document", "Rejected", "Step", "clean", "name_of"]
+__all__ = [
+    "STOP_WORDS",
+    "C4Quality",
+    "Document",
+    "FineWebQuality",
+    "GopherQuality",
+    "GopherRepetition",
+    "Html",
+    "Language",
+    "LanguageMinimum",
+    "Rejected",
+    "Repair",
+    "Step",
+    "Urls",
+    "clean",
+    "name_of",
+]

@@ -1,0 +1,54 @@
+"""How much of a text is said more than once: parts that come again, and n-grams."""
+
+import collections
+from collections.abc import Iterator, Sequence
+
+
+def repeats(parts: Sequence[str]) -> tuple[int, int]:
+    """Of lines or paragraphs, those that came before: how many, and their characters."""
+    if len(set(parts)) == len(parts):
+        return 0, 0
+    seen: set[str] = set()
+    count = characters = 0
+    for part in parts:
+        if part in seen:
+            count += 1
+            characters += len(part)
+        else:
+            seen.add(part)
+    return count, characters
+
+
+def ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    """The stretches of n words, in order."""
+    return zip(*(words[i:] for i in range(n)), strict=False)
+
+
+def top_ngram_characters(words: Sequence[str], n: int) -> int:
+    """The characters of the most frequent n-gram, spaces within it included, times its count.
+
+    Of several equally frequent ones, those of the first; 0 of a text of fewer than n words.
+    """
+    counts = collections.Counter(map(" ".join, ngrams(words, n)))
+    if not counts:
+        return 0
+    ngram, count = counts.most_common(1)[0]
+    return len(ngram) * count
+
+
+def repeated_ngram_characters(words: Sequence[str], n: int) -> int:
+    """The characters of n-grams that came before, no word counted twice."""
+    grams = list(map("".join, ngrams(words, n)))
+    if len(set(grams)) == len(grams):
+        return 0
+    seen: set[str] = set()
+    position = characters = 0
+    while position < len(grams):
+        gram = grams[position]
+        if gram in seen:
+            characters += len(gram)
+            position += n
+        else:
+            seen.add(gram)
+            position += 1
+    return characters

@@ -1,0 +1,55 @@
+"""Words and sentences are datatrove's, whatever is remembered of texts before."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("datatrove")
+
+from datatrove.utils.text import split_into_sentences
+from datatrove.utils.word_tokenizers import load_word_tokenizer
+
+from llmjax.data.cleaning import words
+
+TEXTS = {
+    "en": "Mr. O'Neill's 3.5km run cost US$5... \"Why?\" he'd ask (e.g. on walks at 2 a.m.); don't!"
+    " :-)\n\nSee https://example.org/a?b=c, x-ray/y_z. 1) A+B=C; 2) C++  \t#tag @me 50% ¯\\(ツ)/¯.",
+    "de": "Das kostet z.B. 3,50 € – d.h. „zu viel“! Wer weiß's? Am 3. Mai um 10 Uhr.",
+    "it": "L'uomo dell'isola, cioè lui: «Ciao!» Dov'è l'1,5 %? E' così...",
+    "ru": "Это т.е. проверка — «кавычки» и 5 руб. Да?! Нет…",
+    "sw": "Watu wote wamezaliwa huru. Hadhi na haki zao ni sawa!",
+}
+PIECES = [*":();-D8's.!?a<3_ \n\t\xa0", "...", "Ab", "n't", "  "]
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_as_datatrove_cuts(language: str) -> None:
+    tokenizer = load_word_tokenizer(language)
+    for text in (TEXTS[language], TEXTS["en"], " ".join(TEXTS.values())):
+        assert list(words.split(text, language)) == tokenizer.word_tokenize(text)
+        assert words.count_sentences(text, language) == len(split_into_sentences(text, language))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
+def test_as_datatrove_cuts_smileys_and_spaces(text: str) -> None:
+    assert list(words.split(text, "en")) == load_word_tokenizer("en").word_tokenize(text)
+    assert words.count_sentences(text, "en") == len(split_into_sentences(text, "en"))
+
+
+def test_a_language_without_a_tokenizer_is_cut_as_english() -> None:
+    assert words.split(TEXTS["en"], "no such language") == words.split(TEXTS["en"], "en")
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "_FORGOTTEN_AFTER", 3)
+    english = words._SpaCy("en")
+    assert " ".join(english.words("I can't go, it's 5km!")) == "I ca n't go , it 's 5 km !"
+
+
+def test_brackets_without_end_take_no_time() -> None:
+    start = time.process_time()
+    assert len(words.split("(" * 2000, "en")) == 2000
+    assert time.process_time() - start < 5

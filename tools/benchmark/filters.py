@@ -1,0 +1,121 @@
+"""Our heuristic steps beside datatrove's filters: the same rules by other names."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmjax.data import cleaning
+from llmjax.data.cleaning import Document, Rejected
+
+# datatrove's names of our reasons, where its filters say why.
+_REASONS = {
+    "gopher_short_doc": "too few words",
+    "gopher_long_doc": "too many words",
+    "gopher_below_avg_threshold": "words too short",
+    "gopher_above_avg_threshold": "words too long",
+    "gopher_too_many_hashes": "too many hashes",
+    "gopher_too_many_ellipsis": "too many ellipses",
+    "gopher_too_many_bullets": "too many bullets",
+    "gopher_too_many_end_ellipsis": "too many lines end in an ellipsis",
+    "gopher_below_alpha_threshold": "too few words with a letter",
+    "gopher_enough_stop_words": "too few stop words",
+    "empty": "empty",
+    "dup_para_frac": "repeated paragraphs",
+    "dup_para_char_frac": "long repeated paragraphs",
+    "dup_line_frac": "repeated lines",
+    "dup_line_char_frac": "long repeated lines",
+    **{f"top_{n}_gram": f"one {n}-gram too often" for n in (2, 3, 4)},
+    **{f"duplicated_{n}_n_grams": f"repeated {n}-grams" for n in range(5, 11)},
+    "lorem_ipsum": "placeholder text",
+    "curly_bracket": "curly bracket",
+    "too_few_sentences": "too few sentences",
+    "line_punct_ratio": "too few lines end a sentence",
+    "short_line_ratio": "too many short lines",
+    "char_dup_ratio": "long repeated lines",
+    "list_ratio": "too many line breaks",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A step of ours and the filter of datatrove that does the same.
+
+    Attributes:
+        step: the step.
+        make_filter: the filter, of a language.
+    """
+
+    step: Callable[[Document], Document | Rejected]
+    make_filter: Callable[[str], Any]
+
+
+def pairs() -> Mapping[str, Pair]:
+    """The pairs by our names, with the settings of the papers, and looser ones that let rules act.
+
+    Most package descriptions are shorter than the fifty words that Gopher asks for.
+
+    Raises:
+        ImportError: datatrove is not installed.
+    """
+    from datatrove.pipeline import filters
+
+    return {
+        "gopher_repetition": Pair(
+            cleaning.GopherRepetition(),
+            lambda language: filters.GopherRepetitionFilter(language=language),
+        ),
+        "gopher_quality": Pair(
+            cleaning.GopherQuality(stop_words=cleaning.STOP_WORDS),
+            lambda language: filters.GopherQualityFilter(language=language),
+        ),
+        "gopher_quality, loose": Pair(
+            cleaning.GopherQuality(min_words=1, max_words=1000, stop_words=cleaning.STOP_WORDS),
+            lambda language: filters.GopherQualityFilter(
+                min_doc_words=1, max_doc_words=1000, language=language
+            ),
+        ),
+        "c4_quality": Pair(
+            cleaning.C4Quality(), lambda language: filters.C4QualityFilter(language=language)
+        ),
+        "c4_quality, FineWeb's": Pair(
+            cleaning.C4Quality(terminal_marks=False),
+            lambda language: filters.C4QualityFilter(
+                filter_no_terminal_punct=False, language=language
+            ),
+        ),
+        "c4_quality, loose": Pair(
+            cleaning.C4Quality(min_sentences=2, min_line_words=0),
+            lambda language: filters.C4QualityFilter(
+                min_num_sentences=2, min_words_per_line=0, language=language
+            ),
+        ),
+        "fineweb_quality": Pair(
+            cleaning.FineWebQuality(),
+            lambda language: filters.FineWebQualityFilter(language=language),
+        ),
+        "fineweb_quality, paper's": Pair(
+            cleaning.FineWebQuality(max_repeated_characters=0.1),
+            lambda language: filters.FineWebQualityFilter(
+                char_duplicates_ratio=0.1, language=language
+            ),
+        ),
+    }
+
+
+def ours(pair: Pair, text: str, language: str = "en") -> tuple[str, str]:
+    """What our step says: the reason to turn a text away or "", and the text that is left."""
+    result = pair.step(Document(text, metadata={"language": language}))
+    if isinstance(result, Rejected):
+        return result.reason, text
+    return "", result.text
+
+
+def theirs(filter_: Any, text: str) -> tuple[str, str]:
+    """The same of datatrove's filter, the reason in our words."""
+    from datatrove.data import Document as Theirs
+
+    document = Theirs(text=text, id="")
+    result = filter_.filter(document)
+    if result is True:
+        return "", document.text
+    return _REASONS[result[1]], text
