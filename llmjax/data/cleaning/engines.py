@@ -182,7 +182,8 @@ class Slurm:
         if shutil.which("sbatch") is None:
             raise FileNotFoundError("there is no sbatch here: start it where Slurm takes jobs")
         make = _executor("slurm", "SlurmPipelineExecutor")
-        commands = shlex.quote(str(Path(sys.executable).parent))
+        commands, modules = map(shlex.quote, (str(Path(sys.executable).parent), _search_path()))
+        environment = f"export PYTHONPATH={modules} PATH={commands}:$PATH"
 
         def run(tasks: Sequence[Task], watch: Watch) -> None:
             executor = make(
@@ -192,7 +193,7 @@ class Slurm:
                 partition=self.partition,
                 workers=self.workers or -1,
                 mem_per_cpu_gb=self.memory_gb,
-                env_command=f"export PYTHONPATH={shlex.quote(_search_path())} PATH={commands}:$PATH",
+                env_command=environment,
                 job_name="llmjax-cleaning",
                 qos="",
                 logging_dir=str(logs),

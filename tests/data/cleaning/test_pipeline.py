@@ -88,7 +88,9 @@ def shards(directory: pathlib.Path) -> dict[str, str]:
     """What training reads: tokenizer and shards, byte for byte."""
     paths = [*(directory / "shards").rglob("*.arrayrecord"), directory / "tokenizer.meta.json"]
     assert len(paths) > 2
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    names = [str(path.relative_to(directory)) for path in paths]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    return dict(zip(names, hashes, strict=True))
 
 
 def times(directory: pathlib.Path) -> Mapping[str, int]:
@@ -232,7 +234,7 @@ def test_counts_that_do_not_add_up_are_an_error() -> None:
     ("steps", "message"),
     [
         (("lenght",), "use 'length'"),
-        (("qqq",), "use some of length, "),
+        (("qqq",), "use some of urls, html, "),
         (("length", "standard"), "a step twice"),
     ],
 )
