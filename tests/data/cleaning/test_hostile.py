@@ -29,7 +29,8 @@ LINES = (
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + PAGE
 RECORD = (
     b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a/\r\n"
-    b"WARC-Date: 2024-01-01T00:00:00Z\r\nWARC-Record-ID: <urn:uuid:1>\r\nContent-Type: application/http; msgtype=response\r\n"
+    b"WARC-Date: 2024-01-01T00:00:00Z\r\nWARC-Record-ID: <urn:uuid:1>\r\n"
+    b"Content-Type: application/http; msgtype=response\r\n"
     b"Content-Length: %d\r\n\r\n%s\r\n\r\n" % (len(RESPONSE), RESPONSE)
 )
 JUNK = [b"", b"\0", b"\xff\xfe", b"\r\n", b'"', b"{", b"<", b"\xed\xa0\x80", b"9" * 40, b"\n" * 99]
@@ -99,8 +100,8 @@ TAGS = [
 ]  # fmt: skip
 PIECES = [
     *TAGS, "\0", "\u200b", "\u202e", "\ufeff", "\U0010ffff", "é", "é", "日本語", "نص", "😀" * 9,
-    "\x1b[0m", "a" * 300, "1" * 300, "(" * 99, "\\" * 50, "a@" * 50, "http://" * 20, "-" * 99, ". " * 50,
-    "\n" * 50, "\r", "\t" * 40, "DE89 3704 0044 0532 0130 00", "+49 30 1234567",
+    "\x1b[0m", "a" * 300, "1" * 300, "(" * 99, "\\" * 50, "a@" * 50, "http://" * 20, "-" * 99,
+    ". " * 50, "\n" * 50, "\r", "\t" * 40, "DE89 3704 0044 0532 0130 00", "+49 30 1234567",
     "4111 1111 1111 1111",
     "1.1.1.1", "::" * 30, "the and of ", "Lorem ipsum {", "javascript", "…", "• ", "Ã©â€™",
     "ÃƒÂ©" * 9,

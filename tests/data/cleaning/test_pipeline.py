@@ -2,10 +2,7 @@
 
 import collections
 import dataclasses
-import hashlib
-import json
 import pathlib
-import random
 from collections.abc import Mapping
 
 import pytest
@@ -16,60 +13,7 @@ from llmjax.data.cleaning import engines, pipeline, task
 from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.counts import Counts
 from llmjax.data.cleaning.length import Length
-
-WORDS = [
-    "sea",
-    "storm",
-    "boat",
-    "of",
-    "the",
-    "wind",
-    "and",
-    "calm",
-    "harbour",
-    "light",
-    "a",
-    "gull",
-    "rope",
-    "mast",
-]
-
-
-def write(path: pathlib.Path, lines: list[bytes]) -> pathlib.Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
-    return path
-
-
-def line(text: str, **known: object) -> bytes:
-    return json.dumps({"text": text, **known}).encode()
-
-
-def texts(count: int, seed: int = 0) -> list[str]:
-    """Texts of which some are short, and some say what an earlier one does."""
-    draw = random.Random(seed)
-    said: list[str] = []
-    for _ in range(count):
-        again = said and draw.random() < 0.2
-        words = draw.choices(WORDS, k=draw.randint(1, 40))
-        said.append(draw.choice(said).upper() + " \n" if again else " ".join(words))
-    return said
-
-
-def settings(root: pathlib.Path, **cleaning: object) -> data.DataConfig:
-    sources = tuple(
-        data.Source(folder.name, str(folder))
-        for folder in sorted(root.iterdir())
-        if folder.is_dir()
-    )
-    given = {"steps": ("length", "exact_duplicates"), "length": Length(20), "part_bytes": 2000}
-    return data.DataConfig(
-        sources,
-        data.TokenizerConfig(kind="bytes"),
-        validation_share=0.2,
-        max_rejected_share=0.2,
-        cleaning=CleaningConfig(**{**given, **cleaning}),  # type: ignore[arg-type]
-    )
+from tests.data.cleaning.corpus import line, made, settings, texts, write
 
 
 @pytest.fixture
@@ -85,12 +29,8 @@ def corpus(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def shards(directory: pathlib.Path) -> dict[str, str]:
-    """What training reads: tokenizer and shards, byte for byte."""
-    paths = [*(directory / "shards").rglob("*.arrayrecord"), directory / "tokenizer.meta.json"]
-    assert len(paths) > 2
-    names = [str(path.relative_to(directory)) for path in paths]
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    return dict(zip(names, hashes, strict=True))
+    """What training reads."""
+    return {name: hash_ for name, hash_ in made(directory).items() if ".zst" not in name}
 
 
 def times(directory: pathlib.Path) -> Mapping[str, int]:
@@ -140,11 +80,7 @@ def test_how_text_is_cut_does_not_show(
 def test_processes_do_not_show(corpus: pathlib.Path, tmp_path: pathlib.Path) -> None:
     data.prepare(settings(corpus), tmp_path / "out")
     data.prepare(settings(corpus), tmp_path / "other", engine=engines.Local(2))
-    assert shards(tmp_path / "out") == shards(tmp_path / "other")
-    for folder in ("cleaned", "rejected"):
-        for path in (tmp_path / "out" / folder).rglob("*.zst"):
-            other = tmp_path / "other" / path.relative_to(tmp_path / "out")
-            assert path.read_bytes() == other.read_bytes()
+    assert made(tmp_path / "out") == made(tmp_path / "other")
 
 
 def test_again_changes_nothing_and_new_files_are_added(
