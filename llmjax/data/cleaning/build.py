@@ -1,10 +1,12 @@
 """Steps from their settings, in phases: what compares documents has to see all of them first."""
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
+from llmjax.data.cleaning import decontamination
 from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.document import Document, Step
 from llmjax.data.cleaning.index import Index
@@ -49,8 +51,15 @@ def phases(config: CleaningConfig) -> list[Phase]:
 
 
 def step(config: CleaningConfig, name: str) -> Step:
-    """The step of that name, one that looks at a document alone: it is its settings."""
+    """The step of that name, one that looks at a document alone: most are their settings."""
+    if name == "decontamination":
+        return _decontamination(config.evaluation_sets, config.decontamination)
     return cast(Step, config.settings(name))
+
+
+@functools.lru_cache
+def _decontamination(sets: tuple[str, ...], settings: decontamination.Decontamination) -> Step:
+    return decontamination.step(decontamination.examples(sets), settings)
 
 
 def index(config: CleaningConfig, name: str, documents: Iterable[Document]) -> Index:

@@ -6,14 +6,19 @@ cleaned them; so a run may go on with another engine than it began with.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import importlib
 import multiprocessing
 import os
+import shlex
+import shutil
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,18 +29,18 @@ from llmjax.data.cleaning.task import Task
 _POLL_SECONDS = 0.5
 
 Watch = Callable[[], None]
+# Runs tasks, in any order, until they are done or have failed, and calls `Watch` now and then.
+Run = Callable[[Sequence[Task], Watch], None]
 
 
 class Engine(Protocol):
-    """Runs tasks."""
+    """Where tasks run."""
 
-    def run(self, tasks: Sequence[Task], logs: Path, watch: Watch) -> None:
-        """Runs tasks until they are done or have failed.
+    def start(self, logs: Path) -> contextlib.AbstractContextManager[Run]:
+        """Gets ready what runs tasks.
 
         Args:
-            tasks: in any order.
             logs: a folder for what processes elsewhere have to say.
-            watch: called now and then meanwhile.
         """
 
 
@@ -49,37 +54,43 @@ class Local:
 
     workers: int = 1
 
-    def run(self, tasks: Sequence[Task], logs: Path, watch: Watch) -> None:
-        """As `Engine.run`; raises what a task raised.
+    @contextlib.contextmanager
+    def start(self, logs: Path) -> Iterator[Run]:
+        """As `Engine.start`; what runs tasks raises what a task raised.
 
         Raises:
             RuntimeError: a process was killed, for want of memory say.
         """
         del logs
-        workers = min(self.workers or len(os.sched_getaffinity(0)), len(tasks))
-        if workers == 1:
-            for task in tasks:
-                task.run(watch)
-                watch()
-            return
+        workers = self.workers or len(os.sched_getaffinity(0))
         # Not forked: this process may have threads, those of jax for one.
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
-            left = {pool.submit(task.run) for task in tasks}
-            try:
-                while left:
-                    done, left = concurrent.futures.wait(left, _POLL_SECONDS, "FIRST_EXCEPTION")
-                    watch()
-                    for future in done:
-                        future.result()
-            except concurrent.futures.process.BrokenProcessPool as error:
-                raise RuntimeError(
-                    "a process that cleaned text was killed, for want of memory perhaps: use fewer "
-                    "workers. What is done stays done: run it again to go on."
-                ) from error
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            yield functools.partial(_run_in, None if workers == 1 else pool)
+
+
+def _run_in(pool: concurrent.futures.Executor | None, tasks: Sequence[Task], watch: Watch) -> None:
+    """Runs tasks in a pool of processes, or in this one."""
+    if pool is None or len(tasks) == 1:
+        for task in tasks:
+            task.run(watch)
+            watch()
+        return
+    left = {pool.submit(task.run) for task in tasks}
+    try:
+        while left:
+            done, left = concurrent.futures.wait(left, _POLL_SECONDS, "FIRST_EXCEPTION")
+            watch()
+            for future in done:
+                future.result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process that cleaned text was killed, for want of memory perhaps: use fewer "
+            "workers. What is done stays done: run it again to go on."
+        ) from error
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
 
 
 def _end_with_parent() -> None:
@@ -118,25 +129,31 @@ class Ray:
     workers: int = 0
     memory_gb: float = 2.0
 
-    def run(self, tasks: Sequence[Task], logs: Path, watch: Watch) -> None:
-        """As `Engine.run`."""
+    @contextlib.contextmanager
+    def start(self, logs: Path) -> Iterator[Run]:
+        """As `Engine.start`."""
         with needs("ray"):
             import ray
         if not ray.is_initialized():
             ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": _search_path()}})
-        executor = _executor("ray", "RayPipelineExecutor")(
-            [Ranked(tuple(tasks))],
-            tasks=len(tasks),
-            workers=self.workers or -1,
-            mem_per_cpu_gb=self.memory_gb,
-            logging_dir=str(logs),
-            skip_completed=False,
-        )
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            running = pool.submit(executor.run)
-            while not concurrent.futures.wait([running], _POLL_SECONDS).done:
-                watch()
-            running.result()
+        make = _executor("ray", "RayPipelineExecutor")
+
+        def run(tasks: Sequence[Task], watch: Watch) -> None:
+            executor = make(
+                [Ranked(tuple(tasks))],
+                tasks=len(tasks),
+                workers=self.workers or -1,
+                mem_per_cpu_gb=self.memory_gb,
+                logging_dir=str(logs),
+                skip_completed=False,
+            )
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                running = pool.submit(executor.run)
+                while not concurrent.futures.wait([running], _POLL_SECONDS).done:
+                    watch()
+                running.result()
+
+        yield run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,32 +172,43 @@ class Slurm:
     workers: int = 0
     memory_gb: int = 2
 
-    def run(self, tasks: Sequence[Task], logs: Path, watch: Watch) -> None:
-        """As `Engine.run`."""
-        commands = Path(sys.executable).parent
-        executor = _executor("slurm", "SlurmPipelineExecutor")(
-            [Ranked(tuple(tasks))],
-            tasks=len(tasks),
-            time=self.time,
-            partition=self.partition,
-            workers=self.workers or -1,
-            mem_per_cpu_gb=self.memory_gb,
-            env_command=f"export PYTHONPATH={_search_path()} PATH={commands}:$PATH",
-            job_name="llmjax-cleaning",
-            qos="",
-            logging_dir=str(logs),
-            skip_completed=False,
-        )
-        executor.run()
-        while any(task.counts() is None for task in tasks) and _queued(executor.job_id):
-            watch()
-            time.sleep(_POLL_SECONDS)
+    @contextlib.contextmanager
+    def start(self, logs: Path) -> Iterator[Run]:
+        """As `Engine.start`.
+
+        Raises:
+            FileNotFoundError: this machine cannot submit jobs.
+        """
+        if shutil.which("sbatch") is None:
+            raise FileNotFoundError("there is no sbatch here: start it where Slurm takes jobs")
+        make = _executor("slurm", "SlurmPipelineExecutor")
+        commands, modules = map(shlex.quote, (str(Path(sys.executable).parent), _search_path()))
+        environment = f"export PYTHONPATH={modules} PATH={commands}:$PATH"
+
+        def run(tasks: Sequence[Task], watch: Watch) -> None:
+            executor = make(
+                [Ranked(tuple(tasks))],
+                tasks=len(tasks),
+                time=self.time,
+                partition=self.partition,
+                workers=self.workers or -1,
+                mem_per_cpu_gb=self.memory_gb,
+                env_command=environment,
+                job_name="llmjax-cleaning",
+                qos="",
+                logging_dir=str(logs),
+                skip_completed=False,
+            )
+            executor.run()
+            while any(task.counts() is None for task in tasks) and _queued(executor.job_id):
+                watch()
+                time.sleep(_POLL_SECONDS)
+
+        yield run
 
 
 def _queued(job: str) -> bool:
     """Whether Slurm still has a job to run, or runs it."""
-    import subprocess
-
     command = ["squeue", "--noheader", "--jobs", str(job)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return bool(result.stdout.strip())
@@ -195,5 +223,6 @@ def _executor(module: str, name: str) -> Any:
     with needs("datatrove"):
         from loguru import logger
 
-        logger.remove()  # the progress display says it all; files of logs stay
-        return getattr(importlib.import_module(f"datatrove.executor.{module}"), name)
+        executor = getattr(importlib.import_module(f"datatrove.executor.{module}"), name)
+    logger.remove()  # the progress display says it all; files of logs stay
+    return executor

@@ -23,7 +23,7 @@ from llmjax.data import config, documents, rejects
 from llmjax.data.cleaning import build, index, progress, stored
 from llmjax.data.cleaning.counts import Counts
 from llmjax.data.cleaning.document import Document, Rejected
-from llmjax.data.cleaning.engines import Engine, Local
+from llmjax.data.cleaning.engines import Engine, Local, Run
 from llmjax.data.cleaning.parts import Part, cut
 from llmjax.data.cleaning.task import CLEANED_FOLDER, REJECTED_FOLDER, STEP_FILE, Task
 
@@ -57,14 +57,14 @@ def clean_sources(
     parts = cut(settings, inputs)
     phases = _phases(settings, parts, directory)
     _remove_unfinished(directory)
-    with progress.Display() as display:
-        for number, tasks in enumerate(phases):
-            if all(task.counts() is not None for task in phases[-1]):
-                break
-            _run(tasks, engine or Local(), directory, display)
-            _check_damage(tasks, settings, directory)
-            if number + 1 < len(phases):
-                _compare(tasks, phases[number + 1][0])
+    if any(task.counts() is None for task in phases[-1]):
+        logs = directory / _LOGS_FOLDER
+        with (engine or Local()).start(logs) as run, progress.Display() as display:
+            for tasks, following in zip(phases, [*phases[1:], []], strict=True):
+                _run(tasks, run, logs, display)
+                _check_damage(tasks, settings)
+                if following:
+                    _compare(tasks, following[0])
     _remove_others(phases[-1], directory)
     counts = _totals(phases[-1])
     record = {source: found.plain() for source, found in counts.items()}
@@ -133,13 +133,11 @@ def _phases(
     return found
 
 
-def _run(tasks: Sequence[Task], engine: Engine, directory: Path, display: progress.Display) -> None:
+def _run(tasks: Sequence[Task], run: Run, logs: Path, display: progress.Display) -> None:
     left = [task for task in tasks if task.counts() is None]
-    if not left:
-        return
-    logs = directory / _LOGS_FOLDER / str(tasks[0].phase.number)
-    with display.phase(left) as watch:
-        engine.run(left, logs, watch)
+    if left:
+        with display.phase(left) as watch:
+            run(left, watch)
     missing = [task for task in left if task.counts() is None]
     if missing:
         part = missing[0].part
@@ -175,7 +173,7 @@ def _totals(tasks: Sequence[Task]) -> dict[str, Counts]:
     return totals
 
 
-def _check_damage(tasks: Sequence[Task], settings: config.DataConfig, directory: Path) -> None:
+def _check_damage(tasks: Sequence[Task], settings: config.DataConfig) -> None:
     for source, counts in _totals(tasks).items():
         if counts.damage.total() > settings.max_rejected_share * counts.documents:
             raise ValueError(
