@@ -174,7 +174,7 @@ _MARKUP = (
     (r"\[\[(?:File|Image|Category)[^\[\]]*(?:\[\[[^\[\]]*\]\][^\[\]]*)*\]\]", ""),
     (r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]", r"\1"),
     (r"\[\w+://\S+ ?([^\]]*)\]|<[^<>]*>|'{2,}|__[A-Z]+__", r"\1"),
-    (r"^[ \t]*[*#:;|!].*$|^-{4,}", ""),
+    (r"^[ \t]*[*#:;|!][^\n]*$|^-{4,}", ""),
 )
 _NO_PROSE = ("See also", "References", "Notes", "External links", "Further reading", "Sources")
 
@@ -191,7 +191,7 @@ def prose(wikitext: str) -> str:
     for title, body in zip(sections[2::3], sections[3::3], strict=True):
         if title not in _NO_PROSE and body.strip():
             parts.append(f"{title}\n\n{body.strip()}")
-    return re.sub(r"\n{3,}", "\n\n", "\n\n".join(parts)).strip()
+    return re.sub(r"\n{3,}", "\n\n", re.sub(" +", " ", "\n\n".join(parts))).strip()
 
 
 def _npm(package: str) -> Iterator[tuple[str, bytes]]:

@@ -46,11 +46,15 @@ def phone(draw: random.Random) -> str:
     import phonenumbers
 
     national = draw.random() < 0.5
-    regions = ["US", "GB", "DE", "FR", "IN", "CA", "BR"] if national else phonenumbers.SUPPORTED_REGIONS
+    regions = (
+        ["US", "GB", "DE", "FR", "IN", "CA", "BR"] if national else phonenumbers.SUPPORTED_REGIONS
+    )
     while True:
         example = phonenumbers.example_number_for_type(
             draw.choice(sorted(regions)),
-            draw.choice([phonenumbers.PhoneNumberType.MOBILE, phonenumbers.PhoneNumberType.FIXED_LINE]),
+            draw.choice(
+                [phonenumbers.PhoneNumberType.MOBILE, phonenumbers.PhoneNumberType.FIXED_LINE]
+            ),
         )
         if example is None:
             continue
@@ -58,8 +62,12 @@ def phone(draw: random.Random) -> str:
         if phonenumbers.is_valid_number(example):
             break
     style = phonenumbers.PhoneNumberFormat
-    number = phonenumbers.format_number(example, style.NATIONAL if national else style.INTERNATIONAL)
-    form = draw.choice(["Call {}.", "Tel. {}", "Phone: {}", "My number is {}, ask for Jo.", "Fax {}"])
+    number = phonenumbers.format_number(
+        example, style.NATIONAL if national else style.INTERNATIONAL
+    )
+    form = draw.choice(
+        ["Call {}.", "Tel. {}", "Phone: {}", "My number is {}, ask for Jo.", "Fax {}"]
+    )
     return form.format(f"\0{number}\0")
 
 
@@ -85,7 +93,9 @@ def card(draw: random.Random) -> str:
         groups.append(digits[start : start + size])
         start += size
     number = separator.join(group for group in groups if group)
-    form = draw.choice(["Card {}, expires 04/29.", "Pay with {} today", "visa {}", "No. 17: {} (new)"])
+    form = draw.choice(
+        ["Card {}, expires 04/29.", "Pay with {} today", "visa {}", "No. 17: {} (new)"]
+    )
     return form.format(f"\0{number}\0")
 
 
@@ -98,7 +108,9 @@ def iban(draw: random.Random) -> str:
     )  # fmt: skip
     alphabets = {"d": DIGITS, "a": UPPER, "c": UPPER + DIGITS}
     account = "".join(draw.choice(alphabets[kind]) for kind in form)
-    number = "".join(str(DIGITS.find(s) if s in DIGITS else UPPER.find(s) + 10) for s in account + country)
+    number = "".join(
+        str(DIGITS.find(s) if s in DIGITS else UPPER.find(s) + 10) for s in account + country
+    )
     whole = f"{country}{98 - int(number + '00') % 97:02}{account}"
     if draw.random() < 0.5:
         whole = " ".join(whole[i : i + 4] for i in range(0, len(whole), 4))

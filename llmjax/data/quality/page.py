@@ -194,10 +194,15 @@ def _difference(before: str, after: str) -> str:
             parts.append(page.text("".join(kept)))
             continue
         if b > a:
-            parts.append(f"<del>{page.text(''.join(old[a:b]))}</del>")
+            parts.append(f"<del>{_visible(old[a:b])}</del>")
         if d > c:
-            parts.append(f"<ins>{page.text(''.join(new[c:d]))}</ins>")
+            parts.append(f"<ins>{_visible(new[c:d])}</ins>")
     return "".join(parts)
+
+
+def _visible(words: Sequence[str]) -> str:
+    """What changed, ends of lines seen."""
+    return page.text("".join(words)).replace("\n", "↵")
 
 
 def _topics(report: Report) -> str:
@@ -252,6 +257,6 @@ def _spark(path: Sequence[float | None]) -> str:
     x, y = points[-1]
     return (
         '<svg class="spark" viewBox="0 0 96 24" aria-hidden="true">'
-        f'<polyline points="{line}"></polyline><circle cx="{x:.1f}" cy="{y:.1f}" r="2.4">'
+        f'<polyline fill="none" points="{line}"></polyline><circle cx="{x:.1f}" cy="{y:.1f}" r="2.4">'
         "</circle></svg>"
     )

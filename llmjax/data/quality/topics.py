@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from llmjax.data.cleaning.extra import needs
+from llmjax.data.quality import lists
 from llmjax.data.quality.sketches import effective_number
 
 # Vectors [N, D] of some texts, by any model; only their directions matter.
@@ -34,10 +35,10 @@ class Topic:
 class Topics:
     """Clusters that texts are assigned to.
 
-    By default a text's vector is TF-IDF of its words (logarithmic counts; words of more than half
-    of the texts left out) in 64 dimensions of latent semantic analysis, and the clusters are those
-    of spherical k-means: light, and blind to what means the same in other words. `embed` may do
-    better.
+    By default a text's vector is TF-IDF of its words in 64 dimensions of latent semantic analysis,
+    with logarithmic counts and without English function words and what is in more than half of the
+    texts; the clusters are those of spherical k-means. That is light, and blind to what means the
+    same in other words. `embed` may do better.
 
     Attributes:
         found: the topics, the largest first; none of too few texts, or of texts without words.
@@ -141,9 +142,13 @@ class _Words:
         with needs("scikit-learn"):
             from sklearn.decomposition import TruncatedSVD
             from sklearn.feature_extraction.text import TfidfVectorizer
-        letters = r"(?u)\b[^\W\d_]{2,}\b"
         weigh = TfidfVectorizer(
-            sublinear_tf=True, min_df=2, max_df=0.5, max_features=20_000, token_pattern=letters
+            sublinear_tf=True,
+            min_df=2,
+            max_df=0.5,
+            max_features=20_000,
+            token_pattern=r"(?u)\b[^\W\d_]{2,}\b",
+            stop_words=[word for word in lists.function_words("en") if word.isalpha()],
         )
         try:
             weights = weigh.fit_transform(texts)
