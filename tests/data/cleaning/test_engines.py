@@ -77,10 +77,8 @@ def test_without_slurm_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: pat
 def test_a_process_that_dies_is_said_and_a_run_goes_on(tmp_path: pathlib.Path) -> None:
     """As the kernel ends a process that wants too much memory."""
     wanted = settings(corpus(tmp_path / "in"), steps=("length",))
-    with (
-        pytest.raises(RuntimeError, match="fewer workers"),
-        engines.Local(2).start(tmp_path) as run,
-    ):
+    two = engines.Local(2)
+    with pytest.raises(RuntimeError, match="fewer workers"), two.start(tmp_path) as run:
         run([_Suicide(), _Suicide()], lambda: None)  # type: ignore[list-item]
     data.prepare(wanted, tmp_path / "out", engine=two)
     data.prepare(wanted, tmp_path / "other")
