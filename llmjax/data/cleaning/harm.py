@@ -74,8 +74,9 @@ class HarmfulContent:
         """What is wrong with each sentence."""
         found: list[set[str]] = [set() for _ in sentences]
         if self.threshold is not None and sentences:
-            for categories, sentence in zip(found, sentences, strict=True):
-                if offence.probability(sentence) >= self.threshold:
+            probabilities = offence.probabilities(sentences)
+            for categories, probability in zip(found, probabilities, strict=True):
+                if probability >= self.threshold:
                     categories.add("offensive")
         for category, path in map(_category, self.lists):
             pattern = _pattern(path)

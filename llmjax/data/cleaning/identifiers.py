@@ -31,7 +31,7 @@ class Recognisers:
     Attributes:
         trigger: what everything that is found has in it.
         margin: how many characters it may reach beyond that.
-        make: makes those of presidio, once.
+        make: makes those of presidio, once. What the first of them finds at a trigger is taken.
         accepts: whether to take what one found, by (recogniser, text, start, end).
     """
 
@@ -42,27 +42,19 @@ class Recognisers:
 
     def __call__(self, text: str) -> Iterator[Span]:
         """Where they stand in the text."""
-        for start, end in _windows(text, self.trigger, self.margin):
-            window = text[start:end]
-            for recogniser in self.make():
-                for found in recogniser.analyze(window, recogniser.supported_entities, None):
-                    span = start + found.start, start + found.end
-                    if self.accepts(recogniser, text, *span):
-                        yield span
+        for match in self.trigger.finditer(text):
+            yield from self._at(text, match.start(), match.end())
 
-
-def _windows(text: str, trigger: re.Pattern[str], margin: int) -> Iterator[Span]:
-    """The surroundings of all triggers; where they touch, as one."""
-    start = end = 0
-    for match in trigger.finditer(text):
-        left = _outward(text, max(match.start() - margin, 0), -1)
-        if left > end:
-            if end:
-                yield start, end
-            start = left
-        end = _outward(text, min(match.end() + margin, len(text)), 1)
-    if end:
-        yield start, end
+    def _at(self, text: str, start: int, end: int) -> list[Span]:
+        first = _outward(text, max(start - self.margin, 0), -1)
+        window = text[first : _outward(text, min(end + self.margin, len(text)), 1)]
+        for recogniser in self.make():
+            found = recogniser.analyze(window, recogniser.supported_entities, None)
+            spans = [(first + item.start, first + item.end) for item in found]
+            there = [(a, b) for a, b in spans if a < end and b > start]
+            if accepted := [span for span in there if self.accepts(recogniser, text, *span)]:
+                return accepted
+        return []
 
 
 def _outward(text: str, at: int, direction: int) -> int:
@@ -87,7 +79,8 @@ def _emails() -> tuple[Any, ...]:
 
         def validate_result(self, pattern_text: str) -> bool:
             """Whether the domain ends in one that people can register under."""
-            return bool(extract(pattern_text).top_domain_under_public_suffix)
+            domain = pattern_text.rpartition("@")[2]
+            return bool(extract(domain).top_domain_under_public_suffix)
 
     return (Emails(),)
 
@@ -96,13 +89,25 @@ def _emails() -> tuple[Any, ...]:
 def _phones() -> tuple[Any, ...]:
     with needs("presidio-analyzer"):
         from presidio_analyzer.predefined_recognizers import PhoneRecognizer
-    return (PhoneRecognizer(),)
+    regions = PhoneRecognizer.DEFAULT_SUPPORTED_REGIONS
+    return tuple(PhoneRecognizer(supported_regions=(region,)) for region in regions)
+
+
+# Dotted quads are addresses and versions, "04 -0700" is a time and its zone.
+_NOT_A_PHONE = re.compile(r"\D*(?:\d{1,3}(?:\.\d{1,3}){3}|(?:\d\D*){1,6})\D*")
+_INSIDE_BEFORE = re.compile(r"(?:\w[-_/]|\d[.:])")
+_INSIDE_AFTER = re.compile(r"[-_/:]\w|\.[a-z\d]")
 
 
 def _is_phone(_: Any, text: str, start: int, end: int) -> bool:
-    """A number that is written as one, or that a word announces."""
-    written = re.search(r"[+() ./-]", text[start:end])
-    return bool(written or _PHONE_WORDS.search(text, max(0, start - _CONTEXT), start))
+    """A number that is written as one or that a word announces, and no part of a name or time."""
+    number = text[start:end]
+    if _NOT_A_PHONE.fullmatch(number) or _INSIDE_AFTER.match(text, end):
+        return False
+    if _INSIDE_BEFORE.match(text, max(start - 2, 0), start):
+        return False
+    announced = _PHONE_WORDS.search(text, max(0, start - _CONTEXT), start)
+    return bool(announced or re.search(r"[+() ./-]", number))
 
 
 @functools.lru_cache
@@ -124,8 +129,17 @@ def _is_public(_: Any, text: str, start: int, end: int) -> bool:
 
 # Domains have at most 253 characters and local parts 64 (RFC 5321, section 4.5.3.1).
 emails = Recognisers(re.compile("@"), 256, _emails)
-# Up to four marks may stand between digits, as in libphonenumber's matcher.
-phones = Recognisers(re.compile(r"\d(?:[^\w\n]{0,4}\d){6,}"), 32, _phones, _is_phone)
+# Up to four of libphonenumber's marks may stand between digits; addresses and dates are none.
+_MARKS = r"[-x\u2010-\u2015\u2212\u30fc\uff0d-\uff0f \u00a0\u00ad\u200b\u2060\u3000()\[\].~\uff08\uff09]"
+phones = Recognisers(
+    re.compile(
+        r"(?<![A-Za-z\d])(?<!\d\.)(?!\d{1,3}(?:\.\d{1,3}){3}(?![\d.]))"
+        rf"(?!(?:19|20)\d\d-\d\d-\d\d(?!\d))\d(?:{_MARKS}{{0,4}}\d){{6,}}"
+    ),
+    16,
+    _phones,
+    _is_phone,
+)
 addresses = Recognisers(
     re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d|[0-9A-Fa-f]:[0-9A-Fa-f]{0,4}:"), 48, _addresses, _is_public
 )

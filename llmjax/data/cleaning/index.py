@@ -10,6 +10,7 @@ import array
 import dataclasses
 import functools
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,16 +26,18 @@ File = tuple[str, str]
 PIECE_ROWS = 1 << 22
 _POSITION_BITS = np.uint64(32)
 _POSITIONS = np.uint64((1 << 32) - 1)
+# As it is written when it is counted, so that an `id` can be had back.
+_POSITION = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def place(document: Document) -> tuple[File, int]:
-    """A document's file and position in it, by which the first of several is told.
+    """A document's file, and its position there plus one, by which the first of several is told.
 
-    An `id` is `file:position`; one that is not, is a file with one document.
+    An `id` is `file:position`; one that is not, is a file with one document, and its place is 0.
     """
     file, _, position = document.id.rpartition(":")
-    if position.isascii() and position.isdecimal() and int(position) <= _POSITIONS:
-        return (document.source, file), int(position)
+    if _POSITION.fullmatch(position) and int(position) < _POSITIONS:
+        return (document.source, file), int(position) + 1
     return (document.source, document.id), 0
 
 
@@ -42,7 +45,7 @@ def place(document: Document) -> tuple[File, int]:
 class Files:
     """The files that documents are in, sorted, and so the numbers that stand for documents.
 
-    A document's key is its file's number, then 32 bits of its position: keys are ordered as
+    A document's key is its file's number, then 32 bits of its place there: keys are ordered as
     documents are, by source, file and position.
     """
 
@@ -61,8 +64,8 @@ class Files:
     def id(self, key: int) -> str:
         """The `id` of the document with that key."""
         _, file = self.names[key >> int(_POSITION_BITS)]
-        position = key & int(_POSITIONS)
-        return f"{file}:{position}" if position else file
+        place_there = key & int(_POSITIONS)
+        return f"{file}:{place_there - 1}" if place_there else file
 
     def renumbered(self, keys: np.ndarray, other: "Files") -> np.ndarray:
         """The keys, uint64 [N], that `other` has for documents that have `keys` here."""

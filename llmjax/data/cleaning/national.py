@@ -82,14 +82,16 @@ def _accepts(recogniser: Any, text: str, start: int, end: int) -> bool:
 # which may have letters for digits; none is longer than 20 signs.
 _CODE_DIGIT = r"[\dL-NP-V]"
 _TRIGGER = re.compile(
-    r"\d(?:[\s:._/+-]?[A-Za-z]?\d){5}|[A-Za-z]{5}\d{4}[A-Za-z]"
-    rf"|(?i:[A-Z]{{6}}{_CODE_DIGIT}{{2}}[A-Z]{_CODE_DIGIT}{{2}}[A-Z]{_CODE_DIGIT}{{3}}[A-Z](?!\w))"
+    r"\d(?:[\s:._/+-]?[A-Za-z]?\d){5}|\b(?i:[A-Z]{5}\d{4}[A-Z]"
+    rf"|[A-Z]{{6}}{_CODE_DIGIT}{{2}}[A-Z]{_CODE_DIGIT}{{2}}[A-Z]{_CODE_DIGIT}{{3}}[A-Z])\b"
 )
 _presidio = Recognisers(_TRIGGER, 20, _recognisers, _accepts)
 
 
 def ids(text: str) -> Iterator[tuple[int, int]]:
     """Where national numbers stand in a text, in no order."""
+    if _TRIGGER.search(text) is None:
+        return
     yield from _presidio(text)
     for match in _NIR.finditer(text):
         if checksums.nir(match.group().replace(" ", "")):

@@ -7,7 +7,7 @@ the same numbers are computed from the model's weights.
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,21 +15,27 @@ import numpy as np
 from llmjax.data.cleaning.extra import needs
 
 
-def probability(text: str) -> float:
-    """What the package's `predict_prob` says of a text.
+def probabilities(texts: Sequence[str]) -> np.ndarray:
+    """What the package's `predict_prob` says of texts, float64 [T].
 
     Raises:
         ImportError: alt-profanity-check is not installed.
     """
     model = _model()
-    counts = collections.Counter(
-        word for word in model.words(text) if word in model.vocabulary
-    )
-    rows = [model.vocabulary[word] for word in counts]
-    features = np.fromiter(counts.values(), float, len(counts)) * model.idf[rows]
-    length = np.linalg.norm(features) or 1.0
-    scores = features @ model.weights[rows] / length + model.intercepts
-    return float(np.mean(1 / (1 + np.exp(model.slopes * scores + model.offsets))))
+    words = [
+        (text, model.vocabulary[word])
+        for text, found in enumerate(map(model.words, texts))
+        for word in found
+        if word in model.vocabulary
+    ]
+    pairs = collections.Counter(words)
+    owners, rows = np.array(list(pairs), int).reshape(-1, 2).T
+    features = np.fromiter(pairs.values(), float, len(pairs)) * model.idf[rows]
+    lengths = np.sqrt(np.bincount(owners, features**2, minlength=len(texts)))
+    features = features / lengths[owners]
+    scores = np.tile(model.intercepts, (len(texts), 1))
+    np.add.at(scores, owners, features[:, None] * model.weights[rows])
+    return np.mean(1 / (1 + np.exp(model.slopes * scores + model.offsets)), axis=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,6 +22,8 @@ FINDERS: Mapping[str, Callable[[str], Iterable[tuple[int, int]]]] = {
     "ip": identifiers.addresses,
     "phone": identifiers.phones,
 }
+# Stands in place of what was found already: no letter, digit or mark of any number.
+_TAKEN = "\0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +90,14 @@ class PersonalData:
 def find(text: str, kinds: Iterable[str] = tuple(FINDERS)) -> list[Found]:
     """Personal data in a text, from left to right; no two overlap."""
     wanted = set(kinds)
-    taken = bytearray(len(text))
     found = []
     for kind, finder in FINDERS.items():
-        spans = set(finder(text)) if kind in wanted else ()
-        for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
-            if not any(taken[start:end]):
-                taken[start:end] = b"\x01" * (end - start)
-                found.append(Found(kind, start, end))
+        spans = set(finder(text)) if kind in wanted else set()
+        end = 0
+        for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
+            if start >= end:
+                found.append(Found(kind, start, stop))
+                # Those that come later do not see it.
+                text = f"{text[:start]}{_TAKEN * (stop - start)}{text[stop:]}"
+                end = stop
     return sorted(found, key=lambda item: item.start)
