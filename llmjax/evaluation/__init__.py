@@ -18,12 +18,14 @@ from llmjax.evaluation.summary import (
     summarize,
 )
 from llmjax.evaluation.sums import evaluate_means
+from llmjax.evaluation.texts import TextScorer
 
 __all__ = [
     "Comparison",
     "Confusion",
     "RewardReport",
     "Summary",
+    "TextScorer",
     "compare",
     "comparison_table",
     "evaluate",

@@ -12,6 +12,8 @@ from llmjax.data.cleaning.fineweb import FineWebQuality
 from llmjax.data.cleaning.gopher import STOP_WORDS, GopherQuality, GopherRepetition
 from llmjax.data.cleaning.html import Html
 from llmjax.data.cleaning.language import Language, LanguageMinimum
+from llmjax.data.cleaning.perplexity import Perplexity
+from llmjax.data.cleaning.quality_model import QualityModel
 from llmjax.data.cleaning.repair import Repair
 from llmjax.data.cleaning.urls import Urls
 
@@ -25,6 +27,8 @@ __all__ = [
     "Html",
     "Language",
     "LanguageMinimum",
+    "Perplexity",
+    "QualityModel",
     "Rejected",
     "Repair",
     "Step",

@@ -22,6 +22,8 @@ _PAGE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _BEGINNING = 10_000
+# Dates that a page states, not those that it may mean; and the same tomorrow as today.
+_DATES = {"original_date": True, "extensive_search": False, "max_date": "2100-01-01"}
 # A tag of fewer characters has few attributes.
 _FEW_ATTRIBUTES = 256
 # A value of an attribute, in quotes or without, and a tag with all of its attributes.
@@ -73,6 +75,8 @@ class Html:
         if isinstance(judged, Rejected):
             return judged
         found = page.extracted(self, document.metadata.get("url"))
+        if found is None:
+            return Rejected(document, "extraction failed")
         if not found.get("text"):
             return Rejected(document, "no main text")
         known = {"title": found.get("title"), "published": found.get("date"), "format": "text"}
@@ -129,8 +133,8 @@ class _Page:
             waiting.extend((child, depth + 1) for child in element)
         return count, deepest
 
-    def extracted(self, step: Html, url: str | None) -> Mapping[str, Any]:
-        """What trafilatura finds, by its names."""
+    def extracted(self, step: Html, url: str | None) -> Mapping[str, Any] | None:
+        """What trafilatura finds, by its names; None if it fails."""
         import trafilatura
 
         try:
@@ -141,9 +145,9 @@ class _Page:
                 include_tables=step.tables,
                 include_comments=step.comments,
                 with_metadata=True,
-                date_extraction_params={"extensive_search": False, "original_date": True},
+                date_extraction_params=dict(_DATES),
             )
         except Exception:  # Whatever trips its heuristics is the page's fault, and stops no run.
-            return {}
+            return None
         # From trafilatura 2 on it is an object.
         return found.as_dict() if hasattr(found, "as_dict") else found or {}

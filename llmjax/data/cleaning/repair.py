@@ -17,10 +17,11 @@ _SOUND = re.compile(r"[\t\n\f\x20-\x7e]*")
 class Repair:
     r"""Repairs a text by ftfy (Speer 2019, "ftfy", doi:10.5281/zenodo.2591652), and no more.
 
-    Mojibake ("schÃ¶n") becomes what it was, lone surrogates too; control characters and escapes of
-    terminals go; line ends are "\n"; the text is in one normal form of Unicode. What a writer may
-    have meant stays: quotes, ligatures, wide letters, and references such as "&amp;" unless
-    `references` is on. Source code comes out as it went in.
+    Mojibake, bytes that were read in a wrong encoding, becomes what it was; halves of surrogates
+    are joined or marked; control characters and escapes of terminals go; line ends are "\n"; the
+    text is in one normal form of Unicode. What a writer may have meant stays: quotes, ligatures,
+    wide letters, and references such as "&amp;" unless `references` is on. Source code comes out as
+    it went in.
 
     Attributes:
         normalization: the normal form. "NFKC" also levels out wide letters, ligatures and

@@ -139,6 +139,7 @@ class _SpaCy:
         if len(stretch) > _LONGEST and sum(not c.isalnum() for c in stretch) > _MOST_MARKS:
             parts = (stretch[i : i + _LONGEST] for i in range(0, len(stretch), _LONGEST))
             return tuple(itertools.chain.from_iterable(map(self._cut_anew, parts)))
+        stretch = stretch.encode("utf-8", "replace").decode()  # spaCy takes Unicode only
         if self._cut_count % _FORGOTTEN_AFTER == 0:
             import spacy
 

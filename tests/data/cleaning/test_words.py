@@ -43,6 +43,10 @@ def test_a_language_without_a_tokenizer_is_cut_as_english() -> None:
     assert words.split(TEXTS["en"], "no such language") == words.split(TEXTS["en"], "en")
 
 
+def test_broken_unicode_is_cut_too() -> None:
+    assert words.split("half\ud800 (a)", "en") == ("half", "?", "(", "a", ")")
+
+
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "_FORGOTTEN_AFTER", 3)
     english = words._SpaCy("en")

@@ -1,0 +1,40 @@
+"""The perplexity of texts under the model of a run, for cleaning by it."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+from experiments import runs
+from llmjax.evaluation import TextScorer
+
+
+@dataclasses.dataclass(frozen=True)
+class RunScorer:
+    """Perplexities under the best checkpoint of a run, which is read when the first are asked for.
+
+    It can be sent to other processes: what is sent is the folder's name.
+
+    Attributes:
+        run_dir: the folder of the run.
+        rows: how many rows are scored at a time.
+    """
+
+    run_dir: str
+    rows: int = 8
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """The perplexity of each text.
+
+        Raises:
+            FlagError: the folder holds no run, or one without a checkpoint.
+            ValueError: its model does not predict next tokens.
+        """
+        return _scorer(self)(texts)
+
+
+@functools.lru_cache(maxsize=1)
+def _scorer(scorer: RunScorer) -> TextScorer:
+    model = runs.load(pathlib.Path(scorer.run_dir))
+    length = model.recipe.sequence_length
+    return TextScorer(model.params, model.config, model.tokenizer, length, scorer.rows)

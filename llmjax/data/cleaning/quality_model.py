@@ -1,0 +1,153 @@
+"""Quality as a linear model sees it that has learned from good and bad samples.
+
+Brown et al. 2020, "Language Models are Few-Shot Learners" (arXiv:2005.14165), appendix A, and
+Joulin et al. 2016, "Bag of Tricks for Efficient Text Classification" (arXiv:1607.01759): logistic
+regression on hashed n-grams of words, which reads thousands of documents a second.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from llmjax.data.cleaning.document import Document, Rejected
+from llmjax.data.cleaning.extra import needs
+from llmjax.data.cleaning.rules import require_ranges
+
+_KIND = "llmjax linear quality model 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class QualityModel:
+    """Turns away what a model of `train` finds bad, and keeps the score of the rest as `quality`.
+
+    Attributes:
+        model: the file that `LinearModel.save` wrote.
+        minimum: the least probability of being good, if good and bad were equally frequent.
+    """
+
+    name: ClassVar[str] = "quality_model"
+
+    model: str = ""
+    minimum: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_ranges(self, minimum=(0, 1))
+
+    def __call__(self, document: Document) -> Document | Rejected:
+        """The document with its score, or its rejection.
+
+        Raises:
+            ValueError: the model cannot be read.
+        """
+        score = float(load(self.model).scores([document.text])[0])
+        document = document.with_metadata(quality=round(score, 4))
+        return Rejected(document, "low quality", score) if score < self.minimum else document
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearModel:
+    """Logistic regression on the n-grams of words and marks, hashed to a fixed number of features.
+
+    Attributes:
+        weights: float32 [features].
+        bias: of the decision.
+        ngrams: the longest n-gram.
+    """
+
+    weights: np.ndarray
+    bias: float
+    ngrams: int = 2
+
+    def scores(self, texts: Sequence[str]) -> np.ndarray:
+        """The probability that each text is good, float64 [N]."""
+        features = _features(texts, len(self.weights), self.ngrams)
+        return 1 / (1 + np.exp(-(features @ self.weights + self.bias)))
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes one file of safetensors: numbers and their meaning, no code."""
+        meaning = {"kind": _KIND, "bias": self.bias, "ngrams": self.ngrams}
+        arrays = {"weights": self.weights}
+        content = safetensors.numpy.save(arrays, {"model": json.dumps(meaning)})
+        partial = pathlib.Path(f"{path}.tmp")
+        partial.write_bytes(content)
+        partial.replace(path)
+
+
+def train(
+    good: Iterable[str],
+    bad: Iterable[str],
+    *,
+    ngrams: int = 2,
+    features: int = 1 << 18,
+    regularization: float = 0.1,
+) -> LinearModel:
+    """Learns what good texts have and bad ones have not. The same samples give the same model.
+
+    Args:
+        good: texts that are wanted.
+        bad: texts that are not. There may be more or fewer: both kinds weigh the same in all.
+        ngrams: the longest n-gram of words and marks that is looked at.
+        features: how many numbers these are hashed to.
+        regularization: the weight of half the squared norm of all weights, against the summed loss.
+
+    Raises:
+        ValueError: one kind has no text.
+        ImportError: scikit-learn is not installed.
+    """
+    texts, labels = [], []
+    for label, kind in ((1, good), (0, bad)):
+        samples = list(kind)
+        if not samples:
+            raise ValueError(f"there is no {'good' if label else 'bad'} text to learn from")
+        texts += samples
+        labels += [label] * len(samples)
+    with needs("scikit-learn"):
+        from sklearn.linear_model import LogisticRegression
+    regression = LogisticRegression(C=1 / regularization, class_weight="balanced", max_iter=1000)
+    regression.fit(_features(texts, features, ngrams), labels)
+    weights = regression.coef_[0].astype(np.float32)
+    return LinearModel(weights, float(regression.intercept_[0]), ngrams)
+
+
+@functools.lru_cache(maxsize=4)
+def load(path: str) -> LinearModel:
+    """Reads what `LinearModel.save` wrote, once.
+
+    Raises:
+        ValueError: there is no such file, or it holds something else.
+    """
+    if not path:
+        raise ValueError("quality_model.model: name the file of a model, from quality_model.train")
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            meaning = json.loads((file.metadata() or {})["model"])
+            if meaning["kind"] != _KIND:
+                raise ValueError(f"it holds {meaning['kind']!r}")
+            return LinearModel(file.get_tensor("weights"), meaning["bias"], meaning["ngrams"])
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise ValueError(f"quality_model.model={path} cannot be read: {error}") from error
+
+
+def _features(texts: Sequence[str], features: int, ngrams: int) -> Any:
+    """A sparse matrix [N, features]; what is no Unicode in a text counts as question marks."""
+    valid = (text.encode("utf-8", "replace") for text in texts)
+    return _vectorizer(features, ngrams).transform(valid)
+
+
+@functools.lru_cache(maxsize=4)
+def _vectorizer(features: int, ngrams: int) -> Any:
+    with needs("scikit-learn"):
+        from sklearn.feature_extraction.text import HashingVectorizer
+    return HashingVectorizer(
+        n_features=features,
+        ngram_range=(1, ngrams),
+        token_pattern=r"\w+|[^\w\s]",
+        alternate_sign=False,
+    )
