@@ -20,12 +20,12 @@ ROOT = pathlib.Path(__file__).parents[3]
 # A cluster of one node, which runs a job at once and then forgets it.
 SBATCH = """#!/bin/bash
 for last; do :; done
+echo "Submitted batch job 7"
 grep -q "dependency=" "$last" && exit 0
 stop=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$last")
 for i in $(seq 0 "$stop"); do
   env SLURM_ARRAY_TASK_ID=$i SLURM_NODELIST=here SLURM_JOB_ID=7 bash "$last" >> LOG 2>&1 || exit 1
 done
-echo "Submitted batch job 7"
 """
 SRUN = """#!/bin/bash
 while [ "$1" != launch_pickled_pipeline ]; do shift; done
