@@ -52,11 +52,21 @@ def phases(config: CleaningConfig) -> list[Phase]:
 
 
 def step(config: CleaningConfig, name: str, scorer: Scorer | None = None) -> Step:
-    """The step of that name, one that looks at a document alone: most are their settings.
+    """The step of that name, one that looks at a document alone, after a trial.
+
+    So what it loads is there, and what it says of its settings is said before there is any work.
 
     Raises:
-        ValueError: the step needs a scorer and there is none, or no evaluation set can be read.
+        ValueError: its settings cannot be used, or it needs a scorer and there is none.
+        ImportError: its library is not installed.
     """
+    made = _made(config, name, scorer)
+    made(Document("<p>A few words to try the step with.</p>"))
+    return made
+
+
+def _made(config: CleaningConfig, name: str, scorer: Scorer | None) -> Step:
+    """A step by its settings, which most steps are themselves."""
     if name == "perplexity":
         if scorer is None:
             raise ValueError("the step 'perplexity' needs a scorer: give one to `prepare`.")

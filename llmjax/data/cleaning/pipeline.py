@@ -21,7 +21,6 @@ from pathlib import Path
 
 from llmjax.data import config, documents, rejects
 from llmjax.data.cleaning import build, index, progress, stored
-from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.counts import Counts
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.engines import Engine, Local, Run
@@ -63,7 +62,9 @@ def clean_sources(
     phases = _phases(settings, parts, directory, scorer)
     _remove_unfinished(directory)
     if any(task.counts() is None for task in phases[-1]):
-        _try_steps(settings.cleaning, scorer)
+        for name in settings.cleaning.names:
+            if name not in build.COMPARISONS:
+                build.step(settings.cleaning, name, scorer)
         logs = directory / _LOGS_FOLDER
         with (engine or Local()).start(logs) as run, progress.Display() as display:
             for tasks, following in zip(phases, [*phases[1:], []], strict=True):
@@ -136,13 +137,6 @@ def _phases(
         )
         before = folder
     return found
-
-
-def _try_steps(cleaning: CleaningConfig, scorer: Scorer | None) -> None:
-    """Raises, before there is any work, what a step has to say of its settings or libraries."""
-    for name in cleaning.names:
-        if name not in build.COMPARISONS:
-            build.step(cleaning, name, scorer)(Document("<p>A few words to try the step with.</p>"))
 
 
 def _run(tasks: Sequence[Task], run: Run, logs: Path, display: progress.Display) -> None:
