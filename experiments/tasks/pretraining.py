@@ -122,6 +122,11 @@ def prepare(
     """
     try:
         config = data_config(recipe, directory / "corpus")
-        return data.prepare(config, directory, engine=engine)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+        scorer = None
+        if "perplexity" in config.cleaning.names:
+            from experiments import scoring  # which reads runs, and they know of tasks
+
+            scorer = scoring.RunScorer(config.cleaning.perplexity.model)
+        return data.prepare(config, directory, engine=engine, scorer=scorer)
+    except (ValueError, OSError, ImportError) as error:
         raise FlagError(str(error)) from error

@@ -12,6 +12,7 @@ import numpy as np
 
 from llmjax.data import config, directories, documents, rejects, shards, splits, tokenizer
 from llmjax.data.cleaning import engines, pipeline
+from llmjax.data.cleaning.perplexity import Scorer
 
 # Texts are encoded together in lots of about this size: enough to keep the threads busy.
 _LOT_CHARACTERS = 1 << 21
@@ -25,6 +26,7 @@ def prepare(
     *,
     overwrite: bool = False,
     engine: engines.Engine | None = None,
+    scorer: Scorer | None = None,
 ) -> shards.Manifest:
     """Turns the sources into tokenised shards in `directory`; does nothing where that is done.
 
@@ -40,6 +42,7 @@ def prepare(
         directory: where the data will lie; made if need be.
         overwrite: replace data that another config, or other input files, left there.
         engine: where text is cleaned; None is in this process.
+        scorer: the perplexities of texts, for cleaning by them.
 
     Returns:
         The manifest: what the directory holds.
@@ -54,7 +57,7 @@ def prepare(
     directory = Path(directory)
     inputs = {source.name: documents.find_files(source) for source in settings.sources}
     fingerprint = directories.fingerprint(settings, inputs)
-    build = functools.partial(_build, settings, inputs, fingerprint, directory, engine)
+    build = functools.partial(_build, settings, inputs, fingerprint, directory, engine, scorer)
     return directories.make(directory, settings, fingerprint, build, overwrite=overwrite)
 
 
@@ -69,12 +72,13 @@ def _build(
     fingerprint: str,
     directory: Path,
     engine: engines.Engine | None,
+    scorer: Scorer | None,
     partial: Path,
 ) -> shards.Manifest:
     """Writes tokenizer and shards to `partial`, and rejected documents to `directory`."""
     given, rejected = settings, {}
     if settings.cleaning.steps:
-        counts = pipeline.clean_sources(settings, inputs, directory, engine)
+        counts = pipeline.clean_sources(settings, inputs, directory, engine, scorer)
         rejected = {name: found.reasons for name, found in counts.items()}
         settings, inputs = pipeline.cleaned(settings, directory)
     size = sum(file.size for files in inputs.values() for file in files)

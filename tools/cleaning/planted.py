@@ -11,7 +11,7 @@ BASE62 = string.ascii_letters + DIGITS
 
 
 def planted(draw: random.Random) -> Mapping[str, Callable[[], str]]:
-    """What makes sentences with one value of a kind, the value between \\x00 marks."""
+    """What makes sentences with one value of a kind, the value between null characters."""
     return {
         "email": lambda: email(draw),
         "phone": lambda: phone(draw),
@@ -58,7 +58,7 @@ def phone(draw: random.Random) -> str:
         )
         if example is None:
             continue
-        example.national_number += draw.randrange(1000)
+        example.national_number = (example.national_number or 0) + draw.randrange(1000)
         if phonenumbers.is_valid_number(example):
             break
     style = phonenumbers.PhoneNumberFormat
@@ -235,17 +235,17 @@ def harmless(draw: random.Random) -> str:
     """A sentence with numbers and names that are nobody's."""
     digits = signs(draw, "123456789", 1) + signs(draw, DIGITS, 9)
     commit = signs(draw, "0123456789abcdef", 40)
-    form = draw.choice(
+    d, c = digits, commit
+    return draw.choice(
         [
-            f"Version {digits[0]}.{digits[1:3]}.{digits[3]}.{digits[4:6]} of 20{digits[:2]}-0{digits[0]}-12.",
-            f"Bug #{digits[:6]} was closed in commit {commit}.",
-            f"ISBN 978-{digits[0]}-{digits[:2]}-{digits[2:8]}-{digits[8]}, pages {digits[:3]}-{digits[3:6]}.",
-            f"At 10:{digits[:2]}:{digits[2:4]} it had {digits[:3]},{digits[3:6]} kB, md5 {commit[:32]}.",
-            f"uuid {commit[:8]}-{commit[8:12]}-4{commit[12:15]}-a{commit[15:18]}-{commit[18:30]}",
-            f"Listen on 192.168.{digits[0]}.{digits[1]} and 127.0.0.1, see @param and std::vector.",
-            f"The population rose from {digits[:7]} in 1998-2002 to {digits[2:9]}.",
-            f"Order {digits[:8]} costs 1,{digits[:3]}.99 EUR (RFC {digits[:4]}, ISO 8859-15).",
-            f"mac 00:{digits[:2]}:{digits[2:4]}:af:{digits[4:6]}:1c, token ring, key = value, x = {digits}",
+            f"Version {d[0]}.{d[1:3]}.{d[3]}.{d[4:6]} of 20{d[:2]}-0{d[0]}-12.",
+            f"Bug #{d[:6]} was closed in commit {c}.",
+            f"ISBN 978-{d[0]}-{d[:2]}-{d[2:8]}-{d[8]}, pages {d[:3]}-{d[3:6]}.",
+            f"At 10:{d[:2]}:{d[2:4]} it had {d[:3]},{d[3:6]} kB, md5 {c[:32]}.",
+            f"uuid {c[:8]}-{c[8:12]}-4{c[12:15]}-a{c[15:18]}-{c[18:30]}",
+            f"Listen on 192.168.{d[0]}.{d[1]} and 127.0.0.1, see @param and std::vector.",
+            f"The population rose from {d[:7]} in 1998-2002 to {d[2:9]}.",
+            f"Order {d[:8]} costs 1,{d[:3]}.99 EUR (RFC {d[:4]}, ISO 8859-15).",
+            f"mac 00:{d[:2]}:{d[2:4]}:af:{d[4:6]}:1c, token ring, key = value, x = {d}",
         ]
     )
-    return form

@@ -1,4 +1,4 @@
-"""Personal data: what is found of what was planted and of what real mails' headers are known for."""
+"""Personal data: what is found of what was planted, and of what real mails' headers hold."""
 
 import collections
 import email
@@ -25,10 +25,8 @@ _ADDRESS = re.compile(
     r"@(?:[a-z\d-]+\.)+(?:com|net|org|edu|gov|mil|int|info|biz|[a-z]{2})(?![\w-])",
     re.IGNORECASE,
 )
-_QUAD = re.compile(
-    r"(?:(?<=[\[(])|(?<=from )|(?<=by ))(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)"
-    r"(?![\w.])"
-)
+_BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
+_QUAD = re.compile(rf"(?:(?<=[\[(])|(?<=from )|(?<=by ))(?:{_BYTE}\.){{3}}{_BYTE}(?![\w.])")
 HEADERS = (
     *("from", "to", "cc", "reply-to", "sender", "return-path", "received", "delivered-to"),
     *("subject", "date", "x-mailer", "mime-version", "content-type"),
@@ -82,7 +80,9 @@ def mails(seed: int = 0) -> Iterator[tuple[str, list[Label]]]:
         yield lines, labels
 
 
-def judge(texts: Iterable[tuple[str, list[Label]]], show: int = 0) -> Iterator[dict[str, object]]:
+def judge(
+    texts: Iterable[tuple[str, list[Label]]], show: bool = False
+) -> Iterator[dict[str, object]]:
     """Recall and precision by kind, and the time that finding took.
 
     A label is found if one of its kind covers it; what covers no label is wrong.
@@ -101,7 +101,7 @@ def judge(texts: Iterable[tuple[str, list[Label]]], show: int = 0) -> Iterator[d
         missed = set(labels) - hits
         others = [item for item in found if not any(_covers(item, label) for label in labels)]
         wrong.update(kind for kind, _, _ in others)
-        for kind, a, b in [*missed, *others][: max(show, 0)]:
+        for kind, a, b in [*missed, *others] if show else ():
             verdict = "missed" if (kind, a, b) in missed else "wrong"
             print(verdict, kind, repr(text[a:b]), "in", repr(text[max(0, a - 30) : b + 20]))
     for kind in sorted(known | wrong):
@@ -112,7 +112,7 @@ def judge(texts: Iterable[tuple[str, list[Label]]], show: int = 0) -> Iterator[d
             "recall": right[kind] / max(known[kind], 1),
             "precision": right[kind] / max(right[kind] + wrong[kind], 1),
         }
-    yield {"texts": count, "seconds": seconds}
+    yield {"count": count, "seconds": seconds}
 
 
 def _covers(found: Label, label: Label) -> bool:

@@ -27,9 +27,13 @@ def texts(seed: int = 0) -> list[str]:
 def edited(text: str, rate: float, draw: random.Random) -> str:
     """A text with words dropped, doubled and exchanged at a rate."""
     words = text.split()
-    edits = (lambda word: [], lambda word: [word, word], lambda word: [draw.choice(words)])
-    changed = (draw.choice(edits)(w) if draw.random() < rate else [w] for w in words)
-    return " ".join(itertools.chain.from_iterable(changed))
+
+    def changed(word: str) -> list[str]:
+        if draw.random() >= rate:
+            return [word]
+        return draw.choice([[], [word, word], [draw.choice(words)]])
+
+    return " ".join(itertools.chain.from_iterable(map(changed, words)))
 
 
 def grams(text: str, n: int = 5) -> frozenset[str]:

@@ -19,29 +19,35 @@ _IBAN = re.compile(rf"(?<![A-Za-z0-9])[A-Za-z]{{2}}\d{{2}}(?={_SPACE}?[A-Za-z0-9
 
 
 def cards(text: str) -> Iterator[tuple[int, int]]:
-    """Where payment cards stand in a text, also with other numbers before or behind them."""
+    """Where payment cards stand in a text, also with other numbers before or behind them.
+
+    Where two readings of the same digits are cards, all of these digits are.
+    """
     for match in _NUMBERS.finditer(text):
-        if match.end() - match.start() >= _LEAST_DIGITS:
-            groups = [group.span() for group in re.finditer(r"\d+", match.group())]
-            for first, last in _cards(match.group(), groups):
-                yield match.start() + groups[first][0], match.start() + groups[last][1]
+        if match.end() - match.start() < _LEAST_DIGITS:
+            continue
+        groups = [group.span() for group in re.finditer(r"\d+", match.group())]
+        start = end = 0
+        for first, last in _cards(match.group(), groups):
+            if first > end:
+                if end:
+                    yield match.start() + start, match.start() + end
+                start = first
+            end = max(end, last)
+        if end:
+            yield match.start() + start, match.start() + end
 
 
 def _cards(text: str, groups: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """(first, last) groups of digits that are cards together: the longest, from the left."""
-    free = 0
-    for first in range(len(groups)):
-        if first < free:
-            continue
+    """(start, end) of all groups of digits that are a card together, from the left."""
+    for i, (start, _) in enumerate(groups):
         digits = ""
-        for last in range(first, len(groups)):
-            digits += text[slice(*groups[last])]
+        for part in groups[i:]:
+            digits += text[slice(*part)]
             if len(digits) > _MOST_DIGITS:
                 break
             if checksums.card(digits):
-                free = last + 1
-        if free > first:
-            yield first, free - 1
+                yield start, part[1]
 
 
 def ibans(text: str) -> Iterator[tuple[int, int]]:

@@ -6,10 +6,11 @@ import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from llmjax.data.cleaning import decontamination
+from llmjax.data.cleaning import decontamination, perplexity
 from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.document import Document, Step
 from llmjax.data.cleaning.index import Index
+from llmjax.data.cleaning.perplexity import Scorer
 
 # Steps that compare documents, and the modules that index these and join indices to a step.
 COMPARISONS = {
@@ -50,8 +51,26 @@ def phases(config: CleaningConfig) -> list[Phase]:
     ]
 
 
-def step(config: CleaningConfig, name: str) -> Step:
-    """The step of that name, one that looks at a document alone: most are their settings."""
+def step(config: CleaningConfig, name: str, scorer: Scorer | None = None) -> Step:
+    """The step of that name, one that looks at a document alone, after a trial.
+
+    So what it loads is there, and what it says of its settings is said before there is any work.
+
+    Raises:
+        ValueError: its settings cannot be used, or it needs a scorer and there is none.
+        ImportError: its library is not installed.
+    """
+    made = _made(config, name, scorer)
+    made(Document("<p>A few words to try the step with.</p>"))
+    return made
+
+
+def _made(config: CleaningConfig, name: str, scorer: Scorer | None) -> Step:
+    """A step by its settings, which most steps are themselves."""
+    if name == "perplexity":
+        if scorer is None:
+            raise ValueError("the step 'perplexity' needs a scorer: give one to `prepare`.")
+        return perplexity.step(config.perplexity, scorer)
     if name == "decontamination":
         return _decontamination(config.evaluation_sets, config.decontamination)
     return cast(Step, config.settings(name))

@@ -7,16 +7,14 @@ probability of one in ten (Luhn), eleven or ninety-seven.
 import re
 
 # How long an IBAN is, by country (SWIFT's registry of IBAN formats, release 99).
-IBAN_LENGTHS = {
-    code[:2]: int(code[2:])
-    for code in (
-        "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 "
-        "DK18 DO28 EE20 EG29 ES24 FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 "
-        "IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 "
-        "MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29 RO24 RS22 RU33 SA24 "
-        "SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30"
-    ).split()
-}
+_LENGTHS = """
+    AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18
+    DO28 EE20 EG29 ES24 FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23
+    IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MN20 MR27
+    MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29 RO24 RS22 RU33 SA24 SC31 SD18 SE24 SI19
+    SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30
+"""
+IBAN_LENGTHS = {code[:2]: int(code[2:]) for code in _LENGTHS.split()}
 
 # Numbers of payment cards: what they begin with and how many digits they have (ISO/IEC 7812 and
 # the ranges that the networks publish).
@@ -55,7 +53,9 @@ def iban(text: str) -> bool:
 def nir(text: str) -> bool:
     """The key of a French social security number of 15 signs, remainder of 97; 2A, 2B: Corsica."""
     number = text.upper().replace("2A", "19", 1).replace("2B", "18", 1)
-    return len(number) == 15 and number.isdecimal() and (int(number[:13]) + int(number[13:])) % 97 == 0
+    return (
+        len(number) == 15 and number.isdecimal() and (int(number[:13]) + int(number[13:])) % 97 == 0
+    )
 
 
 def cpf(digits: str) -> bool:

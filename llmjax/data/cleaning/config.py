@@ -15,7 +15,9 @@ from llmjax.data.cleaning.language import Language
 from llmjax.data.cleaning.length import Length
 from llmjax.data.cleaning.minhash import MinHash
 from llmjax.data.cleaning.passages import Passages
+from llmjax.data.cleaning.perplexity import Perplexity
 from llmjax.data.cleaning.personal import PersonalData
+from llmjax.data.cleaning.quality_model import QualityModel
 from llmjax.data.cleaning.repair import Repair
 from llmjax.data.cleaning.urls import Urls
 
@@ -63,6 +65,8 @@ class CleaningConfig:
         c4_quality: lines and documents that are no natural language, by the rules of C4. Here, as
           for FineWeb, without the rule that lines end in a mark.
         fineweb_quality: how lines may look.
+        quality_model: a model that tells good text from bad.
+        perplexity: how strange a text may be to a run's model.
         near_duplicates: which documents are so much alike that the first stands for all.
         repeated_passages: which passages are taken out because many documents have them.
         decontamination: when a document is taken for one of an evaluation set.
@@ -82,6 +86,8 @@ class CleaningConfig:
     gopher_quality: GopherQuality = GopherQuality()
     c4_quality: C4Quality = C4Quality(terminal_marks=False)
     fineweb_quality: FineWebQuality = FineWebQuality()
+    quality_model: QualityModel = QualityModel()
+    perplexity: Perplexity = Perplexity()
     near_duplicates: MinHash = MinHash()
     repeated_passages: Passages = Passages()
     decontamination: Decontamination = Decontamination()

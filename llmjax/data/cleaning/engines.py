@@ -105,16 +105,20 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-@dataclasses.dataclass(frozen=True)
 class Ranked:
     """Tasks as one callable, which is what datatrove's executors run on every machine."""
 
-    tasks: tuple[Task, ...]
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = tuple(tasks)
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Runs one of the tasks; datatrove's arguments."""
         del data, world_size
-        self.tasks[rank].run()
+        self._tasks[rank].run()
+
+    def __repr__(self) -> str:
+        """As little as that: every task's log begins with it."""
+        return f"{len(self._tasks)} parts of text to clean"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +144,7 @@ class Ray:
 
         def run(tasks: Sequence[Task], watch: Watch) -> None:
             executor = make(
-                [Ranked(tuple(tasks))],
+                [Ranked(tasks)],
                 tasks=len(tasks),
                 workers=self.workers or -1,
                 mem_per_cpu_gb=self.memory_gb,
@@ -187,7 +191,7 @@ class Slurm:
 
         def run(tasks: Sequence[Task], watch: Watch) -> None:
             executor = make(
-                [Ranked(tuple(tasks))],
+                [Ranked(tasks)],
                 tasks=len(tasks),
                 time=self.time,
                 partition=self.partition,
@@ -215,8 +219,10 @@ def _queued(job: str) -> bool:
 
 
 def _search_path() -> str:
-    """Where modules are found, for processes that start elsewhere."""
-    return os.pathsep.join(str(Path(place).resolve()) for place in sys.path if Path(place).is_dir())
+    """Where modules are found beside the interpreter's, for processes that start elsewhere."""
+    places = dict.fromkeys(Path(place).resolve() for place in sys.path if Path(place).is_dir())
+    own = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)}
+    return os.pathsep.join(str(place) for place in places if own.isdisjoint(place.parents))
 
 
 def _executor(module: str, name: str) -> Any:

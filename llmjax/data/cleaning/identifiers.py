@@ -31,30 +31,36 @@ class Recognisers:
     Attributes:
         trigger: what everything that is found has in it.
         margin: how many characters it may reach beyond that.
-        make: makes those of presidio, once. What the first of them finds at a trigger is taken.
+        make: makes those of presidio, once.
         accepts: whether to take what one found, by (recogniser, text, start, end).
+        longest: a trigger of more characters is a table of numbers, and passed over.
+        one: whether to ask no other when one has found something.
     """
 
     trigger: re.Pattern[str]
     margin: int
     make: Callable[[], tuple[Any, ...]]
     accepts: Callable[[Any, str, int, int], bool] = lambda *_: True
+    longest: int = 200
+    one: bool = False
 
     def __call__(self, text: str) -> Iterator[Span]:
         """Where they stand in the text."""
         for match in self.trigger.finditer(text):
-            yield from self._at(text, match.start(), match.end())
+            if match.end() - match.start() <= self.longest:
+                yield from self._at(text, match.start(), match.end())
 
-    def _at(self, text: str, start: int, end: int) -> list[Span]:
+    def _at(self, text: str, start: int, end: int) -> Iterator[Span]:
         first = _outward(text, max(start - self.margin, 0), -1)
         window = text[first : _outward(text, min(end + self.margin, len(text)), 1)]
         for recogniser in self.make():
             found = recogniser.analyze(window, recogniser.supported_entities, None)
             spans = [(first + item.start, first + item.end) for item in found]
             there = [(a, b) for a, b in spans if a < end and b > start]
-            if accepted := [span for span in there if self.accepts(recogniser, text, *span)]:
-                return accepted
-        return []
+            accepted = [span for span in there if self.accepts(recogniser, text, *span)]
+            yield from accepted
+            if accepted and self.one:
+                return
 
 
 def _outward(text: str, at: int, direction: int) -> int:
@@ -130,7 +136,9 @@ def _is_public(_: Any, text: str, start: int, end: int) -> bool:
 # Domains have at most 253 characters and local parts 64 (RFC 5321, section 4.5.3.1).
 emails = Recognisers(re.compile("@"), 256, _emails)
 # Up to four of libphonenumber's marks may stand between digits; addresses and dates are none.
-_MARKS = r"[-x\u2010-\u2015\u2212\u30fc\uff0d-\uff0f \u00a0\u00ad\u200b\u2060\u3000()\[\].~\uff08\uff09]"
+_MARKS = (
+    r"[-x\u2010-\u2015\u2212\u30fc\uff0d-\uff0f \u00a0\u00ad\u200b\u2060\u3000()\[\].~\uff08\uff09]"
+)
 phones = Recognisers(
     re.compile(
         r"(?<![A-Za-z\d])(?<!\d\.)(?!\d{1,3}(?:\.\d{1,3}){3}(?![\d.]))"
@@ -139,7 +147,11 @@ phones = Recognisers(
     16,
     _phones,
     _is_phone,
+    one=True,
 )
 addresses = Recognisers(
-    re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d|[0-9A-Fa-f]:[0-9A-Fa-f]{0,4}:"), 48, _addresses, _is_public
+    re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d|[0-9A-Fa-f]:[0-9A-Fa-f]{0,4}:"),
+    48,
+    _addresses,
+    _is_public,
 )

@@ -35,7 +35,7 @@ _BEGINNINGS = (
 # A private key in PEM (RFC 7468), also one whose end is missing.
 _PEM = re.compile(
     r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
-    r"(?:[\w+/=:.,\s-]{0,16384}?-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:(?:[^-]|-(?!----)){0,16384}-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
     r"|(?:\s*[A-Za-z0-9+/=]{16,76}(?!\S))*)"
 )
 

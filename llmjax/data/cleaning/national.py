@@ -82,7 +82,7 @@ def _accepts(recogniser: Any, text: str, start: int, end: int) -> bool:
 # which may have letters for digits; none is longer than 20 signs.
 _CODE_DIGIT = r"[\dL-NP-V]"
 _TRIGGER = re.compile(
-    r"\d(?:[\s:._/+-]?[A-Za-z]?\d){5}|\b(?i:[A-Z]{5}\d{4}[A-Z]"
+    r"(?<!\w)[A-Za-z]{0,2}\d(?:[ \t\u00a0:._/+-]?[A-Za-z]?\d){5,}|\b(?i:[A-Z]{5}\d{4}[A-Z]"
     rf"|[A-Z]{{6}}{_CODE_DIGIT}{{2}}[A-Z]{_CODE_DIGIT}{{2}}[A-Z]{_CODE_DIGIT}{{3}}[A-Z])\b"
 )
 _presidio = Recognisers(_TRIGGER, 20, _recognisers, _accepts)

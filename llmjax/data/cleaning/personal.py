@@ -65,6 +65,12 @@ class PersonalData:
         unknown = sorted(set(self.kinds) - FINDERS.keys())
         if unknown:
             raise ValueError(f"PersonalData.kinds={unknown}: choose of {', '.join(FINDERS)}")
+        try:
+            self.placeholder.format(kind="")
+        except (LookupError, ValueError) as error:
+            raise ValueError(
+                f"PersonalData.placeholder={self.placeholder!r}: may have {{kind}} only"
+            ) from error
 
     def __call__(self, document: Document) -> Document | Rejected:
         """The document with placeholders, or that it has too much personal data."""

@@ -25,6 +25,7 @@ from llmjax.data.cleaning.counts import Counts
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.engines import Engine, Local, Run
 from llmjax.data.cleaning.parts import Part, cut
+from llmjax.data.cleaning.perplexity import Scorer
 from llmjax.data.cleaning.task import CLEANED_FOLDER, REJECTED_FOLDER, STEP_FILE, Task
 
 COUNTS_FILE = "counts.json"
@@ -38,6 +39,7 @@ def clean_sources(
     inputs: Mapping[str, Sequence[documents.File]],
     directory: Path,
     engine: Engine | None = None,
+    scorer: Scorer | None = None,
 ) -> dict[str, Counts]:
     """Takes all sources' documents through the config's steps; does nothing where that is done.
 
@@ -46,6 +48,7 @@ def clean_sources(
         inputs: each source's files.
         directory: where the documents will lie, see above.
         engine: where the work is done; None is in this process.
+        scorer: the perplexities of texts, if there is such a step.
 
     Returns:
         What became of each source's documents.
@@ -53,11 +56,15 @@ def clean_sources(
     Raises:
         ValueError: too much of a source is malformed.
         RuntimeError: parts were not finished.
+        ImportError: a step's library is not installed.
     """
     parts = cut(settings, inputs)
-    phases = _phases(settings, parts, directory)
+    phases = _phases(settings, parts, directory, scorer)
     _remove_unfinished(directory)
     if any(task.counts() is None for task in phases[-1]):
+        for name in settings.cleaning.names:
+            if name not in build.COMPARISONS:
+                build.step(settings.cleaning, name, scorer)
         logs = directory / _LOGS_FOLDER
         with (engine or Local()).start(logs) as run, progress.Display() as display:
             for tasks, following in zip(phases, [*phases[1:], []], strict=True):
@@ -111,7 +118,7 @@ def load_counts(directory: str | Path) -> dict[str, Counts]:
 
 
 def _phases(
-    settings: config.DataConfig, parts: Sequence[Part], directory: Path
+    settings: config.DataConfig, parts: Sequence[Part], directory: Path, scorer: Scorer | None
 ) -> list[list[Task]]:
     """The tasks of each phase; what a phase makes depends on all steps up to its last."""
     cleaning, corpus = settings.cleaning, [part.fingerprint() for part in parts]
@@ -125,7 +132,7 @@ def _phases(
         folder = directory / _PHASES_FOLDER / str(phase.number) if phase.compares else directory
         found.append(
             [
-                Task(part, phase, cleaning, folder, before, part.fingerprint(*others))
+                Task(part, phase, cleaning, folder, before, part.fingerprint(*others), scorer)
                 for part in parts
             ]
         )

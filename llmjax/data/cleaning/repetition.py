@@ -38,12 +38,13 @@ def top_ngram_characters(words: Sequence[str], n: int) -> int:
 
 def repeated_ngram_characters(words: Sequence[str], n: int) -> int:
     """The characters of n-grams that came before, no word counted twice."""
-    grams = list(map("".join, ngrams(words, n)))
-    if len(set(grams)) == len(grams):
+    count = len(words) - n + 1
+    if len(set(map("".join, ngrams(words, n)))) >= count:
         return 0
+    grams = list(map("".join, ngrams(words, n)))
     seen: set[str] = set()
     position = characters = 0
-    while position < len(grams):
+    while position < count:
         gram = grams[position]
         if gram in seen:
             characters += len(gram)

@@ -16,6 +16,7 @@ from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.counts import FAILED, READ, Counts
 from llmjax.data.cleaning.document import Document, Rejected, Step, clean
 from llmjax.data.cleaning.parts import Part
+from llmjax.data.cleaning.perplexity import Scorer
 
 CLEANED_FOLDER, REJECTED_FOLDER, INDEX_FOLDER = "cleaned", "rejected", "index"
 # What the step compares with that the phase begins with.
@@ -39,6 +40,7 @@ class Task:
             `cleaned/SOURCE/PART.json` the counts, last of all.
         before: where the phase before did, if there was one.
         fingerprint: of all that decides the outcome.
+        scorer: of `perplexity`, if that is one of the steps.
     """
 
     part: Part
@@ -47,6 +49,7 @@ class Task:
     folder: Path
     before: Path | None
     fingerprint: str
+    scorer: Scorer | None = None
 
     @property
     def size(self) -> int:
@@ -169,7 +172,7 @@ class Task:
 
     def _step(self, name: str) -> Step:
         if name not in build.COMPARISONS:
-            return build.step(self.config, name)
+            return build.step(self.config, name, self.scorer)
         path = self.folder / STEP_FILE
         return _compared(path, path.stat().st_mtime_ns)
 

@@ -12,23 +12,6 @@ from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.length import Length
 
 WORDS = ["sea", "storm", "boat", "of", "the", "wind", "and", "calm", "light", "a", "gull", "rope"]
-    *[
-        "sea",
-        "storm",
-        "boat",
-        "of",
-        "the",
-        "wind",
-        "and",
-        "calm",
-        "harbour",
-        "light",
-        "a",
-        "gull",
-        "rope",
-        "mast",
-    ]
-]
 STEPS = ("length", "repair", "exact_duplicates", "near_duplicates")
 
 

@@ -58,7 +58,9 @@ def test_exact_duplicates_are_those_of_a_set() -> None:
     assert rejected.document.metadata["duplicate_of"] == "f:1"
 
 
-@hypothesis.given(texts=strategies.lists(strategies.sampled_from("abcde")), seed=strategies.integers())
+@hypothesis.given(
+    texts=strategies.lists(strategies.sampled_from("abcde")), seed=strategies.integers()
+)
 @hypothesis.settings(max_examples=50, deadline=None)
 def test_the_first_in_order_survives_however_documents_are_dealt(texts, seed) -> None:
     draw = random.Random(seed)
@@ -130,6 +132,13 @@ def test_candidates_follow_the_closed_form(similarity: float) -> None:
     assert abs(hits - expected) < 4 * (expected * (1 - expected) / trials) ** 0.5
 
 
+def test_probabilities_are_the_published_ones() -> None:
+    """Of FineWeb (Penedo et al. 2024, section 3.4)."""
+    published = {0.7: 0.56, 0.75: 0.77, 0.8: 0.92, 0.85: 0.988}
+    for similarity, probability in published.items():
+        assert minhash.MinHash().probability(similarity) == pytest.approx(probability, abs=0.006)
+
+
 def test_as_many_pairs_as_datasketch() -> None:
     datasketch = pytest.importorskip("datasketch")
     settings = minhash.MinHash(window=1000)
@@ -153,7 +162,9 @@ def test_as_many_pairs_as_datasketch() -> None:
 
 
 def test_short_documents_are_compared_whole() -> None:
-    documents = [Document(text, id=f"f:{i}") for i, text in enumerate(["One, two!", "one two", "one"])]
+    documents = [
+        Document(text, id=f"f:{i}") for i, text in enumerate(["One, two!", "one two", "one"])
+    ]
     documents += [Document(text, id=f"g:{i}") for i, text in enumerate(["", "...", "\n"])]
     settings = minhash.MinHash()
     step = minhash.step([minhash.index(documents, settings)], settings)
@@ -174,7 +185,8 @@ def test_scripts_without_spaces_have_a_word_a_character() -> None:
 
 
 @hypothesis.given(
-    text=strategies.lists(strategies.integers(0, 2**64 - 1), max_size=20), n=strategies.integers(1, 6)
+    text=strategies.lists(strategies.integers(0, 2**64 - 1), max_size=20),
+    n=strategies.integers(1, 6),
 )
 def test_ngrams_are_functions_of_their_items(text: list[int], n: int) -> None:
     found = shingles.ngrams(np.array(text, np.uint64), n).tolist()
@@ -219,5 +231,8 @@ def test_what_cannot_be_compared_is_said() -> None:
 
 def test_no_documents_are_no_clusters() -> None:
     settings = minhash.MinHash()
-    for step in (exact.step([exact.index([])]), minhash.step([minhash.index([], settings)], settings)):
+    for step in (
+        exact.step([exact.index([])]),
+        minhash.step([minhash.index([], settings)], settings),
+    ):
         assert step(Document("a", id="f:1")) == Document("a", id="f:1")

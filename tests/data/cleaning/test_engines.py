@@ -20,12 +20,12 @@ ROOT = pathlib.Path(__file__).parents[3]
 # A cluster of one node, which runs a job at once and then forgets it.
 SBATCH = """#!/bin/bash
 for last; do :; done
+echo "Submitted batch job 7"
 grep -q "dependency=" "$last" && exit 0
 stop=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$last")
 for i in $(seq 0 "$stop"); do
   env SLURM_ARRAY_TASK_ID=$i SLURM_NODELIST=here SLURM_JOB_ID=7 bash "$last" >> LOG 2>&1 || exit 1
 done
-echo "Submitted batch job 7"
 """
 SRUN = """#!/bin/bash
 while [ "$1" != launch_pickled_pipeline ]; do shift; done
@@ -77,10 +77,8 @@ def test_without_slurm_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: pat
 def test_a_process_that_dies_is_said_and_a_run_goes_on(tmp_path: pathlib.Path) -> None:
     """As the kernel ends a process that wants too much memory."""
     wanted = settings(corpus(tmp_path / "in"), steps=("length",))
-    with (
-        pytest.raises(RuntimeError, match="fewer workers"),
-        engines.Local(2).start(tmp_path) as run,
-    ):
+    two = engines.Local(2)
+    with pytest.raises(RuntimeError, match="fewer workers"), two.start(tmp_path) as run:
         run([_Suicide(), _Suicide()], lambda: None)  # type: ignore[list-item]
     data.prepare(wanted, tmp_path / "out", engine=two)
     data.prepare(wanted, tmp_path / "other")
