@@ -4,18 +4,18 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from llmjax.data.cleaning.perplexity import Scorer
 from llmjax.data.quality.metrics import metric
 from llmjax.data.quality.view import Is, View
 
-# Nats and tokens of a text, from whatever model: their sums make the perplexity.
-Scorer = Callable[[str], tuple[float, int]]
-
 # Sums of numbers that are not whole are kept in units of 2^-32, so that no order changes them.
 _UNIT = 1 << 32
+# Texts are scored so many at a time.
+_TOGETHER = 64
 _SHOUTED = 3  # as many words in capitals, one behind the other
 
 # Each alternative begins with the marks it is about, which the engine can skip to.
@@ -65,7 +65,7 @@ class LanguageQuality:
     perplexity: float | None = metric(
         "Perplexity",
         ",.1f",
-        "Of the given model: exp of the mean nats per token, all documents together.",
+        "Of documents under the given model: the geometric mean, weighted by their bytes.",
         "less",
     )
 
@@ -76,6 +76,7 @@ class LanguageCounts:
     def __init__(self, scorer: Scorer | None = None) -> None:
         self._scorer = scorer
         self._counts: collections.Counter[str] = collections.Counter()
+        self._unscored: list[str] = []
 
     def add(self, seen: View) -> None:
         """Counts a document."""
@@ -90,25 +91,40 @@ class LanguageCounts:
             casing=casing_errors(seen),
         )
         if self._scorer is not None:
-            nats, tokens = self._scorer(text)
-            if math.isfinite(nats):
-                self._counts.update(nats=round(nats * _UNIT), tokens=tokens)
+            self._unscored.append(text)
+            if len(self._unscored) == _TOGETHER:
+                self._score()
 
     def merge(self, other: "LanguageCounts") -> None:
         """Adds another's counts."""
+        other._score()
         self._counts.update(other._counts)
 
     def result(self) -> LanguageQuality:
         """The numbers."""
+        self._score()
         count = self._counts
-        words, tokens = count["words"], count["tokens"]
+        words, scored = count["words"], count["scored"]
         return LanguageQuality(
             unknown_words=count["unknown"] / count["listed"] if count["listed"] else None,
             misspelt_words=count["misspelt"] / count["lower"] if count["lower"] else None,
             punctuation_errors=1000 * count["punctuation"] / words if words else None,
             casing_errors=1000 * count["casing"] / words if words else None,
-            perplexity=_exp(count["nats"] / _UNIT / tokens) if tokens else None,
+            perplexity=math.exp(count["nats"] / _UNIT / scored) if scored else None,
         )
+
+    def _score(self) -> None:
+        if self._scorer is None or not self._unscored:
+            return
+        for text, found in zip(self._unscored, self._scorer(self._unscored), strict=True):
+            if math.isfinite(found) and found > 0:
+                size = len(text.encode("utf-8", "surrogatepass"))
+                self._counts.update(nats=round(math.log(found) * size * _UNIT), scored=size)
+        self._unscored = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._score()
+        return self.__dict__
 
 
 def punctuation_errors(text: str, language: str = "en") -> int:
@@ -138,7 +154,3 @@ def _shouted(seen: View) -> np.ndarray:
     for shift in range(_SHOUTED):
         shouted[shift : shift + len(rows)] |= rows
     return shouted
-
-
-def _exp(nats: float) -> float | None:
-    return math.exp(nats) if nats < 700 else None

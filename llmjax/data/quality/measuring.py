@@ -21,7 +21,7 @@ class QualityConfig:
     What runs in several processes is pickled, so that functions here are those of a module.
 
     Attributes:
-        scorer: nats and tokens of a text, for perplexity; none is measured without.
+        scorer: perplexities of texts, such as `evaluation.TextScorer`; none are measured without.
         embed: vectors of texts, for topics; TF-IDF without.
         known: whether a word in lower case is right in a language; by lists of pyspellchecker.
         topics: how many clusters documents may spread over.

@@ -257,6 +257,6 @@ def _spark(path: Sequence[float | None]) -> str:
     x, y = points[-1]
     return (
         '<svg class="spark" viewBox="0 0 96 24" aria-hidden="true">'
-        f'<polyline fill="none" points="{line}"></polyline><circle cx="{x:.1f}" cy="{y:.1f}" r="2.4">'
-        "</circle></svg>"
+        f'<polyline fill="none" points="{line}"></polyline>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4"></circle></svg>'
     )

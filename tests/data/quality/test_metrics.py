@@ -116,15 +116,18 @@ def test_languages_without_lists_are_left_out():
     assert found.punctuation_errors == 0
 
 
-def uniform(text):
-    """Every letter costs as much as with a die of 26 sides."""
-    return len(text) * math.log(26), len(text)
+def by_length(texts):
+    """Perplexity 4 of texts of two letters, 32 of longer ones, and none of the empty."""
+    return [math.inf if not text else 4.0 if len(text) == 2 else 32.0 for text in texts]
 
 
-def test_perplexity_of_a_uniform_model_is_its_size():
-    config = quality.QualityConfig(scorer=uniform)
-    found = quality.language_quality(corpus(["abc", "a" * 1000]), config)
-    assert found.perplexity == pytest.approx(26, rel=1e-9)
+def test_perplexity_is_the_geometric_mean_by_bytes():
+    """Ten of 2 bytes at 2 bits and one of 40 at 5: 240 bits over 60 bytes."""
+    config = quality.QualityConfig(scorer=by_length)
+    texts = ["ab"] * 10 + ["x" * 40, ""]
+    assert quality.language_quality(corpus(texts), config).perplexity == pytest.approx(2**4)
+    many = quality.language_quality(corpus(texts * 20), config)
+    assert many.perplexity == pytest.approx(2**4)
     assert quality.language_quality(corpus(["abc"])).perplexity is None
 
 
