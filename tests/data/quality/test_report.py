@@ -137,6 +137,18 @@ def test_it_is_the_same_however_the_corpus_is_cut(documents, report):
         assert whole.report(STEPS) == report
 
 
+def test_memory_does_not_grow_with_the_corpus():
+    """Once every sketch is full, ten times the documents take the same room."""
+    sizes = []
+    for count in (300, 3000):
+        survey = quality.Survey(SMALL)
+        for document in corpus(count, seed=7):
+            survey.add_before(document)
+            survey.add_rejected(Rejected(document, "reason", step="step"))
+        sizes.append(len(pickle.dumps(survey)))
+    assert sizes[1] < 1.25 * sizes[0]
+
+
 def test_sums_do_not_depend_on_the_order():
     """Of numbers that are not whole, which round differently in another order."""
     rng = np.random.default_rng(0)
