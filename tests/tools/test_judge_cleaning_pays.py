@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("datatrove")
 pytest.importorskip("rensa")
 
+from llmjax.pages import charts
 from tools import corpora
 from tools import judge_cleaning_pays as judge
 
@@ -68,7 +69,7 @@ def test_every_held_out_token_is_a_target_once(task):
     np.testing.assert_array_equal(targets[targets >= 0], task.held_out[1:])
 
 
-def test_runs_and_what_is_said_of_them(task):
+def test_runs_and_what_is_said_of_them(task, tmp_path):
     results = judge.results_of(task, 2, lambda _: None)
     results = json.loads(json.dumps(results))
     assert [list(run) for run in results["runs"]["raw"]] == [["2", "4"]] * 2
@@ -84,3 +85,5 @@ def test_runs_and_what_is_said_of_them(task):
     assert "| raw | 40 |" in text
     curves = judge.chart(results).curves
     assert [curve.y[-1] for curve in curves] == pytest.approx([2.1, 1.6])
+    charts.write(judge.chart(results), tmp_path / "pays.svg")
+    assert (tmp_path / "pays.svg").read_text().count("million tokens") == 1

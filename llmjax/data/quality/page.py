@@ -14,7 +14,7 @@ _WORDS = re.compile(r"\s+|[^\s]+")
 _CONTEXT = 12  # words shown around an edit
 
 
-def render(report: Report, title: str = "Corpus") -> str:
+def render(report: Report, title: str) -> str:
     """The page's HTML."""
     drawn = [charts.svg(chart) for chart in pictures.charts_of(report)]
     cleaned = len(report.total.stages) > 1

@@ -160,7 +160,7 @@ def report(
     return survey.report(steps, cleaned=after is not None or rejected is not None)
 
 
-def write(report: Report, directory: str | pathlib.Path) -> pathlib.Path:
+def write(report: Report, directory: str | pathlib.Path, title: str = "Corpus") -> pathlib.Path:
     """Writes `quality.json` and, of the same numbers, `quality.html`; returns the page's path."""
     from llmjax.data.quality import page
 
@@ -169,7 +169,7 @@ def write(report: Report, directory: str | pathlib.Path) -> pathlib.Path:
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / REPORT_FILE).write_text(text + "\n", "utf-8", errors="backslashreplace")
     path = folder / PAGE_FILE
-    path.write_text(page.render(report), "utf-8", errors="backslashreplace")
+    path.write_text(page.render(report, title), "utf-8", errors="backslashreplace")
     return path
 
 

@@ -2,8 +2,11 @@
 
 import collections
 import json
+import pathlib
 import pickle
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("spacy")
 pytest.importorskip("spellchecker")
 
-from experiments import quality as entry
+
+from experiments import measuring
 from llmjax.data import quality
 from llmjax.data.cleaning import clean
 from llmjax.data.cleaning.counts import Counts
@@ -24,6 +28,7 @@ from tests.pages import Page, check_charts, check_self_contained
 
 NASTY = "<script>alert('x')</script> & \"quotes\" https://example.org/a.js"
 WORDS = ("river", "stone", "light", "water", "paper", "garden", "music", "winter", "letter")
+ROOT = pathlib.Path(__file__).parents[3]
 STEPS = ("no_spam", "long_enough", "trimmed")
 
 # So small that every sketch and sample is full.
@@ -269,13 +274,13 @@ def test_what_cleaning_left_in_a_folder(documents, folder):
     pieces, steps = files.find([str(folder)])
     assert steps == ("read", *STEPS)
     assert len(pieces) == 6
-    found = entry.measured(pieces, workers=1).report(steps)
+    found = measuring.measured(pieces, workers=1).report(steps)
     expected = quality.report(None, kept, rejected, steps=STEPS)
     assert found.total.stages == expected.total.stages
     assert found.steps[1:] == expected.steps
     assert found.steps[0].documents == {"web": 3}
     assert (found.total.unaccounted, found.total.unreadable) == (0, 3)
-    assert "raw" in {column.header for column in entry.table(found).columns}
+    assert "raw" in {column.header for column in measuring.table(found).columns}
 
 
 def test_raw_files_and_what_is_wrong_with_them(tmp_path):
@@ -285,12 +290,23 @@ def test_raw_files_and_what_is_wrong_with_them(tmp_path):
         (tmp_path / name / "my texts.jsonl").write_bytes(b"\n".join(lines))
     paths = [str(tmp_path / name / "my texts.jsonl") for name in ("a", "b")]
     pieces, steps = files.find(paths)
-    survey = entry.measured(pieces, workers=1)
+    survey = measuring.measured(pieces, workers=1)
     found = survey.report(steps, cleaned=False)
     assert [source.name for source in found.sources] == ["my-texts-0", "my-texts-1"]
     assert found.total.raw.amount == quality.Amount(documents=4, bytes=48, words=10)
     with pytest.raises(FileNotFoundError, match="nothing to read"):
         files.find([str(tmp_path / "c")])
+
+
+def test_the_command(folder, tmp_path):
+    """In a process of its own, as every entry point has flags of the same names."""
+    options = (f"--data={folder}", f"--output={tmp_path / 'out'}", "--workers=1")
+    command = (sys.executable, "-m", "experiments.quality", *options)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Near copies" in done.stdout
+    record = json.loads((tmp_path / "out" / quality.REPORT_FILE).read_text("utf-8"))
+    assert [stage["name"] for stage in record["total"]["stages"]] == ["raw", *STEPS]
+    assert folder.name in Page((tmp_path / "out" / quality.PAGE_FILE).read_text("utf-8")).text
 
 
 def test_pieces_can_be_measured_in_other_processes(folder):
@@ -299,4 +315,4 @@ def test_pieces_can_be_measured_in_other_processes(folder):
     for piece in pieces[::-1]:
         sent = pickle.loads(pickle.dumps(piece.measure))
         survey.merge(pickle.loads(pickle.dumps(sent())))
-    assert survey.report(steps) == entry.measured(pieces, workers=1).report(steps)
+    assert survey.report(steps) == measuring.measured(pieces, workers=1).report(steps)
