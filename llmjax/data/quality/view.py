@@ -19,11 +19,16 @@ from llmjax.data.cleaning.shingles import UNSPACED
 from llmjax.data.quality import lists
 from llmjax.data.quality.sketches import hash_text
 
-_TAIL = r"|[.!?…]+(?=[\s\"'”’»)\]]|$)|\n"
+# All runs have a longest length, for the sake of memory and of time: longer ones come in pieces.
+_TAIL = r"|[.!?…]{1,64}(?=[\s\"'”’»)\]]|$)|\n"
 
 
 def _tokens(letter: str, first: str = "") -> re.Pattern[str]:
-    return re.compile(rf"\d+(?:[.,:]\d+)+{first}|{letter}+(?:['’]{letter}+)*{_TAIL}")
+    number, word = (
+        r"\d{1,32}(?:[.,:]\d{1,32}){1,4}",
+        rf"{letter}{{1,64}}(?:['’]{letter}{{1,64}}){{0,3}}",
+    )
+    return re.compile(rf"{number}{first}|{word}{_TAIL}")
 
 
 # Most texts are ASCII or nearly so, and half of the time goes into this expression.
@@ -35,7 +40,7 @@ _CAPS_LOCK = re.compile(r"[a-z][A-Z]{2,}")
 _ABBREVIATIONS = frozenset(
     ("etc", "approx", "resp", "incl", "vol", "fig", "dept", "inc", "ltd", "corp", "mrs", "prof")
 )
-_REMEMBERED = 1 << 18
+_REMEMBERED = 1 << 17
 
 
 class Is:
@@ -176,6 +181,6 @@ class _Table(dict[str, int]):
         )
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _table(language: str, known: Known) -> _Table:
     return _Table(language, known)

@@ -53,6 +53,15 @@ def test_words(text, words):
     assert seen.count(Is.WORD) == len(words)
 
 
+def test_hostile_texts_take_no_more_time_and_memory_than_others():
+    """Each of an eighth of a megabyte; what takes the square of that would not end."""
+    size = 1 << 17
+    for piece in ("a", "1", ".", "!", ",", " ", "\n", "'", "a'", "1.", ", ", "(", "。", "字", "\0"):
+        found = quality.measure([Document(piece * (size // len(piece)) + "x")])
+        assert found.amount.bytes > size // 2
+    assert len(view(Document("a" * 1000)).words) == 16
+
+
 @pytest.mark.parametrize(
     ("text", "errors"),
     [
