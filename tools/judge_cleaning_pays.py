@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Trains the same small model at equal tokens on raw text and on what cleaning makes of it.
 
-    tools/judge_cleaning_pays.py --out=results            # about 15 minutes on two cores
-    tools/judge_cleaning_pays.py --out=results --quick    # a minute, to see that it works
+    tools/judge_cleaning_pays.py --out=results            # some 15 minutes on two idle cores
+    tools/judge_cleaning_pays.py --out=results --quick    # two, to see that it works
 
 Raw text is what a crawl is like: Wikipedia's prose, spam mails with their headers, and descriptions
 of Debian packages, each six times, half of the copies with some words changed (tools/corpora.py
