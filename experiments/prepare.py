@@ -1,10 +1,13 @@
-"""Prepares text for training: trains a tokenizer and writes tokenised shards.
+"""Prepares text for training: cleans it, trains a tokenizer and writes tokenised shards.
 
     python -m experiments.prepare --recipe=tiny --output=data/tiny
     python -m experiments.prepare --recipe=chapter_mixture --output=data/mixture
+    python -m experiments.prepare --recipe=gpt2_small --output=data/web \
+        --data.sources=name=web,path=crawl --data.cleaning.steps=standard --workers=16
 
 `experiments.pretrain` does the same by itself; prepare once to train several models on the data
-(`--data.directory=data/mixture`). Running it again with the same text and settings does nothing.
+(`--data.directory=data/mixture`). Running it again with the same text and settings does nothing,
+and when it is killed, the same command goes on. What cleaning turned away lies in OUTPUT/rejected.
 """
 
 import pathlib
@@ -17,8 +20,21 @@ from experiments import flags
 from experiments.recipes import RECIPES
 from experiments.tasks import pretraining
 from llmjax import data
+from llmjax.data.cleaning import engines, pipeline
+from llmjax.data.cleaning.counts import Counts
 
 OUTPUT = absl_flags.DEFINE_string("output", None, "Folder for tokenizer, shards and manifest.")
+ENGINE = absl_flags.DEFINE_enum(
+    "engine",
+    "local",
+    ["local", "ray", "slurm"],
+    "Where text is cleaned: in processes of this machine; on a Ray cluster, that of RAY_ADDRESS or "
+    "one on this machine; as jobs of Slurm, for which the output's folder must be on all nodes.",
+)
+WORKERS = absl_flags.DEFINE_integer(
+    "workers", 0, "How many parts of the text are cleaned at once; 0 is as many as there is room."
+)
+PARTITION = absl_flags.DEFINE_string("partition", "", "Slurm's partition.")
 flags.define(RECIPES)
 
 
@@ -29,11 +45,46 @@ def main(argv: list[str]) -> None:
     output = OUTPUT.value or settings.data.directory
     if not output:
         raise flags.FlagError("--output is missing: name a folder to write to")
-    manifest = pretraining.prepare(settings, pathlib.Path(output))
-    Console().print(_table(manifest))
+    directory = pathlib.Path(output)
+    manifest = pretraining.prepare(settings, directory, _engine())
+    console = Console()
+    if settings.data.cleaning.steps:
+        for source, counts in pipeline.load_counts(directory).items():
+            console.print(_cleaned(source, counts))
+    console.print(_prepared(manifest))
 
 
-def _table(manifest: data.Manifest) -> Table:
+def _engine() -> engines.Engine:
+    if ENGINE.value == "ray":
+        return engines.Ray(WORKERS.value)
+    if ENGINE.value == "slurm":
+        if not PARTITION.value:
+            raise flags.FlagError("--engine=slurm needs --partition: see sinfo for those there are")
+        return engines.Slurm(PARTITION.value, workers=WORKERS.value)
+    return engines.Local(WORKERS.value)
+
+
+def _cleaned(source: str, counts: Counts) -> Table:
+    """What each step did, by reason."""
+    table = Table(title=f"Cleaned: {source}", title_justify="left")
+    table.add_column("step")
+    for name in ("documents", "kept", "rejected", "documents/s"):
+        table.add_column(name, justify="right")
+    table.add_column("why")
+    for row in counts.rows():
+        reasons = sorted(row.rejected.items(), key=lambda found: -found[1])
+        table.add_row(
+            row.step,
+            *(f"{n:,}" for n in (row.documents, row.kept, row.documents - row.kept)),
+            f"{row.documents / row.seconds:,.0f}" if row.seconds else "",
+            ", ".join(f"{count:,} {reason}" for reason, count in reasons),
+        )
+    lost = counts.documents - counts.kept
+    table.add_row("all", *(f"{n:,}" for n in (counts.documents, counts.kept, lost)), "", "")
+    return table
+
+
+def _prepared(manifest: data.Manifest) -> Table:
     table = Table(title="Prepared", title_justify="left")
     table.add_column("source")
     table.add_column("split")

@@ -23,7 +23,7 @@ from rich.table import Table
 from experiments import alignment, flags, recipe, runs, training
 from experiments.recipes import RECIPES
 from llmjax import data, sampling
-from llmjax.data import documents
+from llmjax.data import cleaning, documents
 from llmjax.data.prepare import split_of
 from llmjax.evaluation import baselines
 from llmjax.train.report import write_report
@@ -75,8 +75,8 @@ def compare(model: runs.TrainedModel, run_dir: pathlib.Path) -> dict[str, float]
     for source in config.sources:
         for file in documents.find_files(source):
             for item in documents.read(file, source):
-                if isinstance(item, str):
-                    text = item.encode()
+                if isinstance(item, cleaning.Document):
+                    text = item.text.encode()
                     texts[split_of(text, config.validation_share)] += text
     train, held_out = bytes(texts["train"]), bytes(texts["validation"])
     xz = baselines.xz_bits_per_byte(train, held_out)

@@ -34,9 +34,9 @@ from experiments.tasks.reinforcing import Reinforcing, RewardSource
 from experiments.tasks.tuning import TuningTask
 from llmjax import evaluation, models, objectives, rl
 from llmjax import spec as specs
+from llmjax.pages import charts
 from llmjax.peft import LoraConfig, MethodConfig
 from llmjax.rl import KLConfig, LearningConfig, RolloutConfig
-from llmjax.train import plots
 from llmjax.train.metrics import read_jsonl
 
 TUNED = ("sft", "lora", "reward")
@@ -250,10 +250,10 @@ def draw(output: pathlib.Path, arms: Sequence[str], seeds: Sequence[int]) -> Non
             points = np.array(history(output / str(seed) / arm, metric), float).reshape(-1, 2)
             role = ("first", "second", "muted")[seed % 3]
             steps, values = points.T
-            curves.append(plots.Curve(f"seed {seed}", steps, values, role=role, dots=True))
+            curves.append(charts.Curve(f"seed {seed}", steps, values, role=role, dots=True))
         title = f"{arm}: {metric.removeprefix('validation_')}, held-out"
-        chart = plots.Plot(arm, title, tuple(curves), "linear")
-        plots.write_png(chart, output / f"{arm}.png")
+        chart = charts.Plot(arm, title, tuple(curves), "linear")
+        charts.write(chart, output / f"{arm}.png")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ there. Nothing of it belongs in the repository: the texts have licences of their
 """
 
 import argparse
+import bz2
 import collections
 import html
 import json
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 # Debian's descriptions come in one file a language.
@@ -149,6 +151,49 @@ def mails() -> Iterator[dict[str, str]]:
             yield {"id": name, "text": json.loads(content)["text"], "lang": "en"}
 
 
+def wiki() -> Iterator[dict[str, str]]:
+    """English Wikipedia's first articles of 2016, as prose (in PyPI's gensim; CC-BY-SA)."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
+        _run(*pip, "--only-binary=:all:", "gensim==4.4.0", "--dest", folder)
+        (wheel,) = pathlib.Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as files:
+            (dump,) = (name for name in files.namelist() if "/enwiki-latest-pages" in name)
+            pages = bz2.decompress(files.read(dump)).decode()
+    for title, source in re.findall(r"<title>(.*?)</title>.*?<text[^>]*>(.*?)</text>", pages, re.S):
+        text = prose(html.unescape(source))
+        if text and not source.startswith("#REDIRECT"):
+            yield {"id": f"wiki/{html.unescape(title)}", "text": text, "lang": "en"}
+
+
+# What of wikitext is no prose, in the order in which it goes; the inner of nested ones first.
+_MARKUP = (
+    (r"<!--.*?-->|<ref[^>/]*/>|<ref.*?</ref>|<(math|gallery|table|code)\b.*?</\1>", ""),
+    (r"\{\{[^{}]*\}\}", ""),
+    (r"\{\|[^{}]*?\|\}", ""),
+    (r"\[\[(?:File|Image|Category)[^\[\]]*(?:\[\[[^\[\]]*\]\][^\[\]]*)*\]\]", ""),
+    (r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]", r"\1"),
+    (r"\[\w+://\S+ ?([^\]]*)\]|<[^<>]*>|'{2,}|__[A-Z]+__", r"\1"),
+    (r"^[ \t]*[*#:;|!][^\n]*$|^-{4,}", ""),
+)
+_NO_PROSE = ("See also", "References", "Notes", "External links", "Further reading", "Sources")
+
+
+def prose(wikitext: str) -> str:
+    """An article's paragraphs and headings, without markup, lists, tables and references."""
+    text = wikitext
+    for pattern, kept in _MARKUP:
+        before = ""
+        while before != text:
+            before, text = text, re.sub(pattern, kept, text, flags=re.DOTALL | re.MULTILINE)
+    sections = re.split(r"^(=+)[ \t]*(.*?)[ \t]*\1[ \t]*$", text, flags=re.MULTILINE)
+    parts = [sections[0]]
+    for title, body in zip(sections[2::3], sections[3::3], strict=True):
+        if title not in _NO_PROSE and body.strip():
+            parts.append(f"{title}\n\n{body.strip()}")
+    return re.sub(r"\n{3,}", "\n\n", re.sub(" +", " ", "\n\n".join(parts))).strip()
+
+
 def _npm(package: str) -> Iterator[tuple[str, bytes]]:
     """The files of an npm package, by their path in the archive."""
     with tempfile.TemporaryDirectory() as folder:
@@ -174,6 +219,7 @@ CORPORA: Mapping[str, Callable[[], Iterable[dict[str, str]]]] = {
     "debian": debian,
     "mails": mails,
     "udhr": udhr,
+    "wiki": wiki,
 }
 
 

@@ -13,6 +13,7 @@ from experiments.tasks.task import Batch, Task
 from llmjax import data, mesh, models, planning, sampling, train
 from llmjax import spec as specs
 from llmjax.data import mixture
+from llmjax.data.cleaning import engines
 from llmjax.objectives import Loss
 from llmjax.train import metrics
 
@@ -32,7 +33,7 @@ class Pretraining(Task):
 
     def prepare(self) -> None:
         """Prepares the recipe's text."""
-        prepare(self.recipe, self.directory())
+        prepare(self.recipe, self.directory(), engines.Local(workers=0))
 
     def tokenizer(self) -> data.Tokenizer:
         """That of the text."""
@@ -125,14 +126,21 @@ class Pretraining(Task):
         )
 
 
-def prepare(recipe: Recipe, directory: pathlib.Path) -> data.Manifest:
-    """Prepares the recipe's data in a folder, or finds it done.
+def prepare(
+    recipe: Recipe, directory: pathlib.Path, engine: engines.Engine | None = None
+) -> data.Manifest:
+    """Prepares the recipe's data in a folder, or finds it done; cleans text where an engine does.
 
     Raises:
         FlagError: the settings name no text, or text that cannot be used.
     """
     try:
         config = data_config(recipe, directory / "corpus")
-        return data.prepare(config, directory)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+        scorer = None
+        if "perplexity" in config.cleaning.names:
+            from experiments import scoring  # which reads runs, and they know of tasks
+
+            scorer = scoring.RunScorer(config.cleaning.perplexity.model)
+        return data.prepare(config, directory, engine=engine, scorer=scorer)
+    except (ValueError, OSError, ImportError) as error:
         raise FlagError(str(error)) from error

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Literal
 
+from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.mixture import MixtureConfig
 
 # Room that a SentencePiece vocabulary needs before its first learned piece:
@@ -44,8 +45,8 @@ class Source:
     Attributes:
         name: the source's name in manifests, weights and messages; letters, digits, `_` and `-`.
         path: a file, a folder (searched recursively) or a glob. The suffix says the format:
-          `.txt`, `.text`, `.md`, `.jsonl` or `.ndjson`, each also with `.gz` or `.zst` behind it,
-          or `.parquet`.
+          `.txt`, `.text`, `.md`, `.jsonl`, `.ndjson`, `.html`, `.htm` or `.warc`, each also with
+          `.gz` or `.zst` behind it, or `.parquet`.
         weight: the source's share of the training *tokens*, relative to the other sources' weights;
           0 leaves it out of training. A source smaller than its share is repeated sooner.
         text_field: the field (JSONL) or column (Parquet) that holds a document's text.
@@ -143,6 +144,8 @@ class DataConfig:
         max_rejected_share: `prepare` fails when more than this share of a source is malformed.
         shard_tokens: a shard is closed once it holds this many tokens.
         mixture: how the sources' weights become shares; decides nothing that lies in shards.
+
+        cleaning: what text goes through before it becomes tokens.
     """
 
     sources: tuple[Source, ...] = ()
@@ -152,6 +155,8 @@ class DataConfig:
     max_rejected_share: float = 0.01
     shard_tokens: int = 1 << 26
     mixture: MixtureConfig = MixtureConfig()
+
+    cleaning: CleaningConfig = CleaningConfig()
 
     def __post_init__(self) -> None:
         _check_shares(self)

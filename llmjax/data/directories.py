@@ -88,7 +88,9 @@ def plain(settings: Settings) -> dict[str, Any]:
     for source in fields["sources"]:
         del source["path"], source["weight"]
     if isinstance(settings, config.DataConfig):
-        del fields["tokenizer"]["path"]
+        del fields["tokenizer"]["path"], fields["cleaning"]
+        if settings.cleaning.steps:
+            fields["cleaning"] = json.loads(json.dumps(settings.cleaning.plain()))
         if settings.tokenizer.kind == "hub":
             hashes = hashlib.sha256()
             for content in hub_tokenizer.read_files(Path(settings.tokenizer.path)).values():

@@ -1,21 +1,24 @@
-"""Documents out of files: plain text, JSON lines and Parquet, read as streams.
+"""Documents out of files: plain text, JSON lines, Parquet, HTML and WARC, read as streams.
 
-A file yields its texts, and a `Rejected` in place of whatever could not be read; nothing that a
-file contains ends the reading. No more than one document and one block is held at a time.
+A file yields its documents, and a `Rejected` in place of whatever could not be read; nothing that
+a file contains ends the reading. No more than one document and a few blocks are held at a time,
+whatever an archive expands to.
 """
 
 import dataclasses
+import functools
 import glob
 import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import zstandard
 
 from llmjax.data import config
+from llmjax.data.cleaning.document import Document
 
 BLOCK_BYTES = 1 << 18
 # A document must fit in memory; a longer line is taken for damage and rejected.
@@ -23,35 +26,72 @@ MAX_LINE_BYTES = 1 << 26
 # How much of a rejected text is kept for the reader's eye.
 RAW_BYTES = 500
 
+# An archive is a bomb when it has expanded more than so many times, and to more than this: text
+# shrinks to a third or a tenth, repetitive logs to a hundredth.
+MAX_EXPANSION = 200
+FREE_EXPANSION_BYTES = 1 << 28
+# What a decoder is given at a time: zstd makes at most 32 MiB of that, deflate 1 MiB.
+_SLICE_BYTES = 1 << 10
+# The largest window, which a decoder holds in memory, that frames of zstd may ask for.
+_MAX_WINDOW_BYTES = 1 << 27
+
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSON_SUFFIXES = (".jsonl", ".ndjson")
+HTML_SUFFIXES = (".html", ".htm")
+WARC_SUFFIXES = (".warc",)
 COMPRESSIONS = (".gz", ".zst")
 RECORD_SUFFIXES = (*(s + c for s in JSON_SUFFIXES for c in ("", *COMPRESSIONS)), ".parquet")
 SUFFIXES = (
-    *(s + c for s in TEXT_SUFFIXES for c in ("", *COMPRESSIONS)),
+    *(s + c for s in (*TEXT_SUFFIXES, *HTML_SUFFIXES, *WARC_SUFFIXES) for c in ("", *COMPRESSIONS)),
     *RECORD_SUFFIXES,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """An input file. `name` is its path below the source's root, so it survives a move."""
+    """An input file, or a range of one.
+
+    Attributes:
+        path: where it lies.
+        name: its path below the source's root, so it survives a move; of a range that does not
+            begin where the file does, with `+` and where it begins.
+        size: bytes on disk.
+        modified_ns: when it was last written to.
+        start: where the range begins: a byte, or a row group of Parquet. Lines that begin in a
+            range are in it.
+        stop: where the range ends, that place left out; None at the file's end.
+        max_expansion: how many times an archive may expand, if not to little, and not be a bomb.
+    """
 
     path: Path
     name: str
     size: int
     modified_ns: int
+    start: int = 0
+    stop: int | None = None
+    max_expansion: float = MAX_EXPANSION
+
+    @property
+    def stem(self) -> str:
+        """The file's name without the suffix of its compression, if it has one."""
+        name = self.path.name
+        for compression in COMPRESSIONS:
+            name = name.removesuffix(compression)
+        return name
+
+
+Unit = Literal["line", "row", "byte", "record"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
     """A malformed piece of a file: `count` documents from `position` on, counted in `unit`s.
 
-    Lines and rows count from 1, bytes from 0 (of the uncompressed file).
+    Lines, rows and records count from 1, bytes from 0 (of the uncompressed file).
     """
 
     file: str
-    unit: Literal["line", "row", "byte"]
+    unit: Unit
     position: int
     reason: str
     raw: bytes = b""
@@ -59,7 +99,21 @@ class Rejected:
 
 
 Advance = Callable[[int], None]
-Item = str | Rejected
+Item = Document | Rejected
+
+
+class DamagedError(Exception):
+    """A compressed file broke off: everything before `position` has been read."""
+
+    def __init__(self, position: int, raw: bytes = b"", reason: str = "damaged archive") -> None:
+        super().__init__(position)
+        self.position = position
+        self.raw = raw[:RAW_BYTES]
+        self.reason = reason
+
+    def rejected(self, file: File) -> Rejected:
+        """The rest of the file, put aside."""
+        return Rejected(file.name, "byte", self.position, self.reason, self.raw)
 
 
 def find_files(
@@ -95,41 +149,119 @@ def find_files(
     return tuple(_file(path, base) for path in sorted(paths))
 
 
-def read(file: File, source: config.Source, advance: Advance = lambda _: None) -> Iterator[Item]:
-    """Streams a file's documents: their text, or a `Rejected` for each malformed one.
+def _file(path: Path, base: Path) -> File:
+    status = path.stat()
+    name = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
+    return File(path, name, status.st_size, status.st_mtime_ns)
+
+
+def read(
+    file: File,
+    source: config.Source,
+    advance: Advance = lambda _: None,
+    *,
+    metadata: bool = False,
+) -> Iterator[Item]:
+    """Streams a file's documents, and a `Rejected` for each malformed one.
+
+    A document's id is `name:position`; its metadata are what its record has beside the text.
 
     Args:
-        file: what to read, from `find_files`.
+        file: what to read, from `find_files`, or a range of it, from `split`.
         source: says which field holds the text and what a document is in plain text.
         advance: called with the number of (compressed) bytes read since the last call.
+        metadata: whether to read columns of Parquet beside the text, too.
     """
-    stem = file.name
-    for compression in COMPRESSIONS:
-        stem = stem.removesuffix(compression)
-    if stem.endswith(".parquet"):
-        yield from _read_parquet(file, source, advance)
+    if file.stem.endswith(".parquet"):
+        from llmjax.data import parquet  # pyarrow: half of an import's time and memory
+
+        yield from parquet.read(file, source, advance, metadata=metadata)
         return
-    blocks = read_blocks(file, advance)
+    from llmjax.data import texts, web  # which build on this module
+
+    format_ = web if file.stem.endswith((*HTML_SUFFIXES, *WARC_SUFFIXES)) else texts
     try:
-        if stem.endswith(JSON_SUFFIXES):
-            yield from _read_json(file, source, blocks)
-        elif source.split == "line":
-            yield from _read_lines(file, blocks)
-        elif source.split == "paragraph":
-            yield from _read_paragraphs(file, source, blocks)
-        else:
-            yield from _read_whole(file, source, blocks)
+        yield from format_.read(file, source, read_blocks(file, advance))
     except DamagedError as damage:
-        yield Rejected(file.name, "byte", damage.position, "damaged archive", damage.raw)
+        yield damage.rejected(file)
 
 
-class DamagedError(Exception):
-    """A compressed file broke off: everything before `position` has been read."""
+def split(file: File, source: config.Source, size: int) -> list[File]:
+    """A file as ranges of about `size` bytes, which can be read apart; itself where it has none.
 
-    def __init__(self, position: int, raw: bytes = b"") -> None:
-        super().__init__(position)
-        self.position = position
-        self.raw = raw[:RAW_BYTES]
+    Lines of files that are not compressed, and Parquet's groups of rows, are such ranges.
+    """
+    if file.stem.endswith(".parquet"):
+        from llmjax.data import parquet
+
+        return parquet.split(file, size)
+    lines = file.stem.endswith(JSON_SUFFIXES) or source.split == "line"
+    web = file.stem.endswith((*HTML_SUFFIXES, *WARC_SUFFIXES))
+    if not lines or web or file.stem != file.path.name or file.size <= size:
+        return [file]
+    return [
+        ranged(file, start, min(start + size, file.size), min(size, file.size - start))
+        for start in range(0, file.size, size)
+    ]
+
+
+def ranged(file: File, start: int, stop: int, size: int) -> File:
+    """The range of a file from `start` to `stop`, which are `size` bytes of it."""
+    name = f"{file.name}+{start:015}" if start else file.name  # names sort as ranges do
+    return dataclasses.replace(file, name=name, start=start, stop=stop, size=size)
+
+
+def read_blocks(file: File, advance: Advance) -> Iterator[bytes]:
+    """The file's uncompressed bytes, without a byte order mark.
+
+    Raises:
+        DamagedError: the archive breaks off, or is a bomb; what precedes that was handed out.
+    """
+    blocks = _raw_blocks(file, advance)
+    if file.path.name.endswith(".gz"):
+        inflate = functools.partial(zlib.decompressobj, wbits=31)
+        blocks = _decompress(blocks, inflate, zlib.error, file.max_expansion)
+    elif file.path.name.endswith(".zst"):
+        make = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj
+        blocks = _decompress(blocks, make, zstandard.ZstdError, file.max_expansion)
+    first = next(blocks, b"")
+    yield first.removeprefix(b"\xef\xbb\xbf")
+    yield from blocks
+
+
+def _raw_blocks(file: File, advance: Advance) -> Iterator[bytes]:
+    with file.path.open("rb") as stream:
+        stop = file.stop
+        for block in _whole(stream) if stop is None else _lines_from(stream, file.start, stop):
+            yield block
+            advance(len(block))
+
+
+def _whole(stream: BinaryIO) -> Iterator[bytes]:
+    while block := stream.read(BLOCK_BYTES):
+        yield block
+
+
+def _lines_from(stream: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
+    """The lines that begin from `start` on and before `stop`, in blocks."""
+    if start:
+        stream.seek(start - 1)
+        for _ in _rest_of_line(stream):
+            if stream.tell() >= stop:
+                return
+    block = b"\n"
+    while (left := stop - stream.tell()) > 0 and (read := stream.read(min(BLOCK_BYTES, left))):
+        block = read
+        yield block
+    if not block.endswith(b"\n"):
+        yield from _rest_of_line(stream)
+
+
+def _rest_of_line(stream: BinaryIO) -> Iterator[bytes]:
+    while piece := stream.readline(BLOCK_BYTES):
+        yield piece
+        if piece.endswith(b"\n"):
+            return
 
 
 class _Decoder(Protocol):
@@ -142,51 +274,35 @@ class _Decoder(Protocol):
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
-def _file(path: Path, base: Path) -> File:
-    status = path.stat()
-    name = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
-    return File(path, name, status.st_size, status.st_mtime_ns)
-
-
-def read_blocks(file: File, advance: Advance) -> Iterator[bytes]:
-    """The file's uncompressed bytes, without a byte order mark."""
-    blocks = _raw_blocks(file, advance)
-    if file.name.endswith(".gz"):
-        blocks = _decompress(blocks, lambda: zlib.decompressobj(wbits=31), zlib.error)
-    elif file.name.endswith(".zst"):
-        make = zstandard.ZstdDecompressor().decompressobj
-        blocks = _decompress(blocks, lambda: make(), zstandard.ZstdError)
-    first = next(blocks, b"")
-    yield first.removeprefix(b"\xef\xbb\xbf")
-    yield from blocks
-
-
-def _raw_blocks(file: File, advance: Advance) -> Iterator[bytes]:
-    with file.path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            yield block
-            advance(len(block))
-
-
 def _decompress(
-    blocks: Iterator[bytes], make: Callable[[], _Decoder], error: type[Exception]
+    blocks: Iterator[bytes],
+    make: Callable[[], _Decoder],
+    error: type[Exception],
+    max_expansion: float,
 ) -> Iterator[bytes]:
     """Uncompresses a file of one or more members, handing out all that is whole before damage."""
     decoder: _Decoder | None = None
-    position = 0
-    for block in blocks:
-        while block:
+    position, read = 0, 0
+    for piece in itertools.chain.from_iterable(_cut(block, _SLICE_BYTES) for block in blocks):
+        read += len(piece)
+        while piece:
             decoder = decoder or make()
             try:
-                data = decoder.decompress(block)
+                data = decoder.decompress(piece)
             except error as cause:
                 raise DamagedError(position) from cause
             position += len(data)
-            yield data
-            block = decoder.unused_data if decoder.eof else b""
+            if position > max(FREE_EXPANSION_BYTES, max_expansion * read):
+                raise DamagedError(position - len(data), reason="decompression bomb")
+            yield from _cut(data, BLOCK_BYTES)
+            piece = decoder.unused_data if decoder.eof else b""
             decoder = None if decoder.eof else decoder
     if decoder is not None:
         raise DamagedError(position)
+
+
+def _cut(data: bytes, size: int) -> Iterator[bytes]:
+    return (data[start : start + size] for start in range(0, len(data), size))
 
 
 def numbered_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -207,17 +323,10 @@ def numbered_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
                 yield number, line
             number, parts, held = number + 1, [rest[-1]], len(rest[-1])
     except DamagedError as damage:
-        raise DamagedError(damage.position - held, b"".join(parts)) from damage
+        position = damage.position - held
+        raise DamagedError(position, b"".join(parts), damage.reason) from damage
     if held:
         yield number, b"".join(parts)
-
-
-def _read_json(file: File, source: config.Source, blocks: Iterator[bytes]) -> Iterator[Item]:
-    for number, line in numbered_lines(blocks):
-        if not line.strip():
-            continue  # a blank line separates, it holds no document
-        text, reason = _json_text(line, source.text_field)
-        yield text if not reason else Rejected(file.name, "line", number, reason, line[:RAW_BYTES])
 
 
 def json_object(line: bytes) -> tuple[dict[str, Any], str]:
@@ -233,21 +342,6 @@ def json_object(line: bytes) -> tuple[dict[str, Any], str]:
     return (record, "") if isinstance(record, dict) else ({}, "not a JSON object")
 
 
-def _json_text(line: bytes, field: str) -> tuple[str, str]:
-    """A JSON line's text, or "" and the reason why there is none."""
-    record, reason = json_object(line)
-    if reason:
-        return "", reason
-    if field not in record:
-        return "", f"no field {field!r}"
-    text = record[field]
-    if not isinstance(text, str):
-        return "", f"field {field!r} is not a string"
-    if b"\\u" in line and not encodable(text):
-        return "", "half a surrogate pair"
-    return (text, "") if text.strip() else ("", "empty text")
-
-
 def encodable(text: str) -> bool:
     """Whether a text is valid Unicode."""
     try:
@@ -255,116 +349,3 @@ def encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _plain(data: bytes, file: File, unit: Literal["line", "byte"], position: int) -> Item:
-    """A piece of plain text, decoded."""
-    if len(data) > MAX_LINE_BYTES:
-        reason = f"longer than {MAX_LINE_BYTES >> 20} MiB"
-        return Rejected(file.name, unit, position, reason, data[:RAW_BYTES])
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return Rejected(file.name, unit, position, "invalid UTF-8", data[:RAW_BYTES])
-
-
-def _read_lines(file: File, blocks: Iterator[bytes]) -> Iterator[Item]:
-    for number, line in numbered_lines(blocks):
-        if line.strip():
-            yield _plain(line, file, "line", number)
-
-
-def _read_paragraphs(file: File, source: config.Source, blocks: Iterator[bytes]) -> Iterator[Item]:
-    lines: list[bytes] = []
-    start, size = 1, 0
-    for number, line in numbered_lines(blocks):
-        blank = not line.strip()
-        if lines and (blank or size + len(line) > source.document_bytes):
-            yield _plain(b"\n".join(lines), file, "line", start)
-            lines, size = [], 0
-        if not blank:
-            start = start if lines else number
-            lines.append(line)
-            size += len(line) + 1
-    if lines:
-        yield _plain(b"\n".join(lines), file, "line", start)
-
-
-def _read_whole(file: File, source: config.Source, blocks: Iterator[bytes]) -> Iterator[Item]:
-    """The file as one document, or as several that joined give the file."""
-    held, position = b"", 0
-    try:
-        for block in blocks:
-            held += block
-            while len(held) > source.document_bytes:
-                cut = _cut(held, source.document_bytes)
-                yield _whole(held[:cut], file, position)
-                held, position = held[cut:], position + cut
-    except DamagedError as damage:
-        raise DamagedError(position, held) from damage
-    if held or not position:
-        yield _whole(held, file, position)
-
-
-def _whole(data: bytes, file: File, position: int) -> Item:
-    if not data.strip():
-        return Rejected(file.name, "byte", position, "empty text", data[:RAW_BYTES])
-    return _plain(data, file, "byte", position)
-
-
-def _cut(data: bytes, limit: int) -> int:
-    """The best place at or before `limit` to cut: a line's end, a word's, a character's."""
-    for separator in (b"\n", b" "):
-        cut = data.rfind(separator, 0, limit) + 1
-        if cut:
-            return cut
-    cut = limit
-    while cut > limit - 4 and data[cut] & 0xC0 == 0x80:
-        cut -= 1
-    return cut
-
-
-def _read_parquet(file: File, source: config.Source, advance: Advance) -> Iterator[Item]:
-    # Half of an import's time and memory, which text sources need not pay.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    row, total = 1, 1
-    try:
-        with pq.ParquetFile(file.path) as table:
-            total = max(1, table.metadata.num_rows)
-            reason = _column_reason(table.schema_arrow, source.text_field)
-            if reason:
-                raw = str(table.schema_arrow).encode()[:RAW_BYTES]
-                yield Rejected(file.name, "row", 1, reason, raw, table.metadata.num_rows)
-                return
-            for batch in table.iter_batches(batch_size=256, columns=[source.text_field]):
-                for data in batch.column(0).cast(pa.large_binary()).to_pylist():
-                    yield _cell(data, file, row)
-                    row += 1
-                advance(file.size * batch.num_rows // total)
-    except (pa.ArrowException, OSError) as error:
-        raw = str(error).encode()[:RAW_BYTES]
-        yield Rejected(file.name, "row", row, "damaged Parquet file", raw, total - row + 1)
-
-
-def _column_reason(schema: Any, field: str) -> str:
-    import pyarrow.types as types
-
-    if field not in schema.names:
-        return f"no column {field!r}"
-    kind = schema.field(field).type
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind):
-        return ""
-    return f"column {field!r} is {kind}, not a string"
-
-
-def _cell(data: bytes | None, file: File, row: int) -> Item:
-    if data is None:
-        return Rejected(file.name, "row", row, "no text")
-    if not data.strip():
-        return Rejected(file.name, "row", row, "empty text", data[:RAW_BYTES])
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return Rejected(file.name, "row", row, "invalid UTF-8", data[:RAW_BYTES])

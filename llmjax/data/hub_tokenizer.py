@@ -16,7 +16,6 @@ from typing import Any
 
 from llmjax.data.hub_pieces import Pieces, without_space
 from llmjax.data.tokenizer import Tokenizer, utf8
-from llmjax.hf.files import read_json
 
 MAIN_FILE = "tokenizer.json"
 CONFIG_FILES = ("special_tokens_map.json", "tokenizer_config.json")  # the latter has the last word
@@ -113,6 +112,8 @@ class HubTokenizer(Tokenizer):
 
     def _read(self, directory: Path, name: str) -> dict[str, Any]:
         """The object in a file that may be missing."""
+        from llmjax.hf.files import read_json  # with it comes jax, which text has no need of
+
         return read_json(directory / name, _MAX_BYTES) if name in self._files else {}
 
     def _table(self) -> list[bytes]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from llmjax.data import config, directories, documents, rejects, shards, splits, tokenizer
+from llmjax.data.cleaning import engines, pipeline
+from llmjax.data.cleaning.perplexity import Scorer
 
 # Texts are encoded together in lots of about this size: enough to keep the threads busy.
 _LOT_CHARACTERS = 1 << 21
@@ -19,9 +21,17 @@ _log = logging.getLogger(__name__)
 
 
 def prepare(
-    settings: config.DataConfig, directory: str | Path, *, overwrite: bool = False
+    settings: config.DataConfig,
+    directory: str | Path,
+    *,
+    overwrite: bool = False,
+    engine: engines.Engine | None = None,
+    scorer: Scorer | None = None,
 ) -> shards.Manifest:
     """Turns the sources into tokenised shards in `directory`; does nothing where that is done.
+
+    Where there are steps of cleaning, what they leave of the sources' documents is what goes into
+    shards; `cleaning.pipeline` says where it lies, and what was turned away.
 
     Documents go to the validation split by a hash of their text alone, so that neither their order
     nor the other documents matter, and copies of a text all land on the same side. Malformed
@@ -31,6 +41,8 @@ def prepare(
         settings: sources, tokenizer and limits.
         directory: where the data will lie; made if need be.
         overwrite: replace data that another config, or other input files, left there.
+        engine: where text is cleaned; None is in this process.
+        scorer: the perplexities of texts, for cleaning by them.
 
     Returns:
         The manifest: what the directory holds.
@@ -45,7 +57,7 @@ def prepare(
     directory = Path(directory)
     inputs = {source.name: documents.find_files(source) for source in settings.sources}
     fingerprint = directories.fingerprint(settings, inputs)
-    build = functools.partial(_build, settings, inputs, fingerprint, directory)
+    build = functools.partial(_build, settings, inputs, fingerprint, directory, engine, scorer)
     return directories.make(directory, settings, fingerprint, build, overwrite=overwrite)
 
 
@@ -59,9 +71,16 @@ def _build(
     inputs: directories.Inputs,
     fingerprint: str,
     directory: Path,
+    engine: engines.Engine | None,
+    scorer: Scorer | None,
     partial: Path,
 ) -> shards.Manifest:
     """Writes tokenizer and shards to `partial`, and rejected documents to `directory`."""
+    given, rejected = settings, {}
+    if settings.cleaning.steps:
+        counts = pipeline.clean_sources(settings, inputs, directory, engine, scorer)
+        rejected = {name: found.reasons for name, found in counts.items()}
+        settings, inputs = pipeline.cleaned(settings, directory)
     size = sum(file.size for files in inputs.values() for file in files)
     done = []
     aside = rejects.Rejects(directory / rejects.REJECTED_FILE, settings)
@@ -74,9 +93,10 @@ def _build(
             items = _items(source, inputs[source.name], lambda read: bar.update(task, advance=read))
             texts = aside.keep_aside(source.name, items)
             written = _write(settings, source, texts, encoder, partial)
-            done.append(dataclasses.replace(written, rejected=aside.counts(source.name)))
+            turned_away = rejected.get(source.name) or aside.counts(source.name)
+            done.append(dataclasses.replace(written, rejected=turned_away))
             _log.info("%s", done[-1])
-    manifest = directories.manifest(settings, fingerprint, encoder, done)
+    manifest = directories.manifest(given, fingerprint, encoder, done)
     _check_splits(manifest, settings)
     return manifest
 
@@ -112,9 +132,10 @@ def _write(
 
 def _items(
     source: config.Source, files: Sequence[documents.File], advance: documents.Advance
-) -> Iterator[documents.Item]:
+) -> Iterator[str | documents.Rejected]:
     for file in files:
-        yield from documents.read(file, source, advance)
+        for item in documents.read(file, source, advance):
+            yield item if isinstance(item, documents.Rejected) else item.text
 
 
 def _lots(texts: Iterator[str]) -> Iterator[list[str]]:
@@ -146,9 +167,9 @@ def _sample(settings: config.DataConfig, inputs: directories.Inputs) -> Iterator
             for item in documents.read(file, source):
                 if isinstance(item, documents.Rejected):
                     continue
-                data = item.encode()
+                data = item.text.encode()
                 if split_of(data, settings.validation_share) == "train":
-                    yield item
+                    yield item.text
                     taken += len(data)
                 if taken >= share:
                     break

@@ -2,7 +2,7 @@
 
 import collections
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ from llmjax.data import config, documents
 REJECTED_FILE = "rejected.jsonl"
 
 T = TypeVar("T")
+Settings = config.DataConfig | config.ExampleConfig
 
 
 class Rejects:
@@ -21,11 +22,9 @@ class Rejects:
         settings: with the share of a source that may be malformed.
     """
 
-    def __init__(self, path: Path, settings: config.DataConfig | config.ExampleConfig) -> None:
+    def __init__(self, path: Path, settings: Settings) -> None:
         self._path = path
-        self._limit = settings.max_rejected_share
-        self._setting = f"{type(settings).__name__}.max_rejected_share"
-        self._what = "documents" if isinstance(settings, config.DataConfig) else "examples"
+        self._settings = settings
         self._counts: dict[str, collections.Counter[str]] = {}
         self._examples: dict[str, documents.Rejected] = {}
         self._accepted = 0
@@ -54,25 +53,51 @@ class Rejects:
             self._examples.setdefault(item.reason, item)
             self._stream.write(_rejected_line(source, item))
         self._stream.flush()
-        if counts.total() > self._limit * (counts.total() + self._accepted):
+        if counts.total() > self._settings.max_rejected_share * self._total(source):
             raise ValueError(self.complaint(source))
 
     def complaint(self, source: str) -> str:
         """What was wrong with the source that was read last, and the first that had most of it."""
-        counts = self._counts[source]
-        reasons = "; ".join(
-            f"{count} × {reason} (first: {e.file}, {e.unit} {e.position})"
-            for reason, count in counts.most_common(3)
-            for e in [self._examples[reason]]
-        )
-        shown = self._examples[counts.most_common(1)[0][0]].raw.decode(errors="backslashreplace")
-        total = counts.total() + self._accepted
-        return (
-            f"source {source!r}: {counts.total()} of {total} {self._what} are malformed "
-            f"({counts.total() / total:.2%}), more than {self._setting}={self._limit} allows. "
-            f"{reasons}, which is: {shown or 'empty'}. All are listed in {self._path}. Mend the "
-            "source, correct its settings, or raise the limit."
-        )
+        first = {
+            reason: (f"{e.file}, {e.unit} {e.position}", e.raw.decode(errors="backslashreplace"))
+            for reason, e in self._examples.items()
+        }
+        counts, total = self._counts[source], self._total(source)
+        return complaint(source, counts, total, first, self._settings, self._path)
+
+    def _total(self, source: str) -> int:
+        return self._counts[source].total() + self._accepted
+
+
+def complaint(
+    source: str,
+    counts: collections.Counter[str],
+    total: int,
+    first: Mapping[str, tuple[str, str]],
+    settings: Settings,
+    where: Path,
+) -> str:
+    """That too much of a source is malformed.
+
+    Args:
+        source: its name.
+        counts: how much is malformed, by reason.
+        total: how much there is.
+        first: of each reason the first's place, and what stands there.
+        settings: whose limit that exceeds.
+        where: the file or folder that lists all.
+    """
+    reasons = "; ".join(
+        f"{count} × {reason} (first: {first[reason][0]})" for reason, count in counts.most_common(3)
+    )
+    kind, limit = type(settings).__name__, settings.max_rejected_share
+    what = "documents" if isinstance(settings, config.DataConfig) else "examples"
+    return (
+        f"source {source!r}: {counts.total()} of {total} {what} are malformed "
+        f"({counts.total() / total:.2%}), more than {kind}.max_rejected_share={limit} allows. "
+        f"{reasons}, which is: {first[counts.most_common(1)[0][0]][1] or 'empty'}. All are listed "
+        f"in {where}. Mend the source, correct its settings, or raise the limit."
+    )
 
 
 def _rejected_line(source: str, item: documents.Rejected) -> str:

@@ -6,8 +6,6 @@ charts as SVG, no script, and a policy that forbids any request.
 """
 
 import dataclasses
-import datetime
-import html
 import json
 import pathlib
 import statistics
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from llmjax.pages import charts, page
 from llmjax.train import plots
 from llmjax.train.early_stopping import EarlyStoppingConfig
 from llmjax.train.metrics import Record, read_jsonl
@@ -88,19 +87,19 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
     """
     folder = pathlib.Path(run_dir)
     run = read_run(folder)
-    charts: list[plots.Chart] = [*plots.plots(run.training, run.evaluations, run.rollouts)]
+    found: list[charts.Chart] = [*plots.plots(run.training, run.evaluations, run.rollouts)]
     if run.confusion:
         counts, names = np.array(run.confusion["counts"]), tuple(run.confusion["names"])
-        charts.append(plots.Matrix("confusion", "What was taken for what", counts, names))
+        found.append(charts.Matrix("confusion", "What was taken for what", counts, names))
     if run.reward:
         curve = (np.array(run.reward[name], float) for name in ("confidence", "right"))
-        charts.append(plots.calibration(*curve))
+        found.append(plots.calibration(*curve))
     (folder / "plots").mkdir(exist_ok=True)
-    for chart in charts:
-        plots.write_png(chart, folder / "plots" / f"{chart.name}.png")
-    page = folder / "report.html"
-    page.write_text(render(run, [plots.svg(chart) for chart in charts]), "utf-8")
-    return page
+    for chart in found:
+        charts.write(chart, folder / "plots" / f"{chart.name}.png")
+    path = folder / "report.html"
+    path.write_text(render(run, [charts.svg(chart) for chart in found]), "utf-8")
+    return path
 
 
 def read_run(folder: pathlib.Path) -> Run:
@@ -139,44 +138,21 @@ def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def render(run: Run, charts: Sequence[str]) -> str:
-    """The page's HTML; `charts` are SVG elements."""
-    style = pathlib.Path(__file__).with_suffix(".css").read_text("utf-8")
-    sections = [
-        _header(run),
-        _section("Curves", _charts(charts)),
-        _section("Alarms", _alarms(run.alarms)),
-        _section("Evaluations", _evaluations(run)),
-        _section("Beside other models", _comparison(run.comparison)),
-        _section("Reward model", _reward(run.reward)),
-        _section("Samples", _samples(run.samples)),
-        _section("Setup", _settings("Configuration", run.config), _environment(run.versions)),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
-        f"<title>{_text(run.name)} · llmjax</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{''.join(sections)}<footer>Written by llmjax; "
-        "the numbers are in metrics.jsonl.</footer>\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _header(run: Run) -> str:
-    when = datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
-    cards = "".join(
-        f'<div class="card"><dt>{_text(label)}</dt><dd>{_text(value)}'
-        f"<small>{_text(note)}</small></dd></div>\n"
-        for label, value, note in _figures(run)
-    )
+def render(run: Run, pictures: Sequence[str]) -> str:
+    """The page's HTML; `pictures` are SVG elements."""
     device = run.versions.get("device_kind")
-    place = f" · {run.versions.get('device_count', 1)} × {device}" if device else ""
-    return (
-        f'<header><p class="eyebrow">Training report</p><h1>{_text(run.name)}</h1>'
-        f"<p>{_text(when + place)}</p></header>\n"
-        f'<dl class="figures">\n{cards}</dl>\n'
-    )
+    place = f"{run.versions.get('device_count', 1)} × {device}" if device else ""
+    sections = [
+        page.header("Training report", run.name, place, _figures(run)),
+        page.section("Curves", page.plots(pictures)),
+        page.section("Alarms", _alarms(run.alarms)),
+        page.section("Evaluations", _evaluations(run)),
+        page.section("Beside other models", _comparison(run.comparison)),
+        page.section("Reward model", _reward(run.reward)),
+        page.section("Samples", _samples(run.samples)),
+        page.section("Setup", _settings("Configuration", run.config), _environment(run.versions)),
+    ]
+    return page.render(run.name, sections, "Written by llmjax; the numbers are in metrics.jsonl.")
 
 
 def _figures(run: Run) -> list[tuple[str, str, str]]:
@@ -191,9 +167,9 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
         if "bits_per_byte" in best:
             found.append(("Bits per byte", f"{best['bits_per_byte']:.4f}", "of validation text"))
         if "perplexity" in best:
-            found.append(("Perplexity", _number(best["perplexity"]), "per validation token"))
+            found.append(("Perplexity", page.number(best["perplexity"]), "per validation token"))
         if "pseudo_perplexity" in best:
-            figure = _number(best["pseudo_perplexity"])
+            figure = page.number(best["pseudo_perplexity"])
             found.append(("Pseudo-perplexity", figure, "per masked token"))
         if "discriminator_accuracy" in best:
             note = f"of tokens, {1 - best['replaced']:.2%} being originals"
@@ -208,8 +184,8 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
         found.append(("Training loss", f"{statistics.fmean(recent):.4f}", note))
     if run.training:
         steps, tokens, seconds = _totals(run.training)
-        found.append(("Steps", f"{steps:,}", f"{_number(tokens)} tokens"))
-        found.append(("Time in steps", _duration(seconds), "evaluations left out"))
+        found.append(("Steps", f"{steps:,}", f"{page.number(tokens)} tokens"))
+        found.append(("Time in steps", page.duration(seconds), "evaluations left out"))
         last = run.training[-1]
         if last.get("goodput"):
             note = "of wall time in steps that count"
@@ -218,7 +194,7 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
             found.append(("Skipped steps", f"{skipped:,.0f}", "spikes, or not finite"))
     steady = run.training[1:] or run.training  # the first step compiles
     if speeds := [r["tokens_per_s"] for r in steady if r.get("tokens_per_s")]:
-        found.append(("Tokens per second", _number(statistics.median(speeds)), "median step"))
+        found.append(("Tokens per second", page.number(statistics.median(speeds)), "median step"))
     if shares := [r["mfu"] for r in steady if r.get("mfu")]:
         found.append(("MFU", f"{statistics.median(shares):.1%}", "share of the peak rate"))
     return found
@@ -236,14 +212,9 @@ def _totals(training: Sequence[Record]) -> tuple[int, float, float]:
     return previous, tokens, seconds
 
 
-def _charts(charts: Sequence[str]) -> str:
-    figures = "".join(f'<figure class="card">{chart}</figure>\n' for chart in charts)
-    return f'<div class="plots">\n{figures}</div>\n' if figures else ""
-
-
 def _alarms(alarms: Sequence[Record]) -> str:
     """What guards saw, of runs that have them."""
-    lines = (f"<li>Step {alarm['step']:,}: {_text(alarm['alarm'])}</li>\n" for alarm in alarms)
+    lines = (f"<li>Step {alarm['step']:,}: {page.text(alarm['alarm'])}</li>\n" for alarm in alarms)
     return f"<ul>\n{''.join(lines)}</ul>\n" if alarms else ""
 
 
@@ -277,7 +248,7 @@ def _evaluations(run: Run) -> str:
     rows = []
     for record in evaluations:
         tag = '<span class="tag">best</span>' if record is best else ""
-        cells = "".join(f"<td>{_cell(record.get(n), f)}</td>" for n, (_, f) in columns.items())
+        cells = "".join(f"<td>{page.cell(record.get(n), f)}</td>" for n, (_, f) in columns.items())
         kind = ' class="best"' if record is best else ""
         rows.append(f"<tr{kind}><td>{record['step']:,}{tag}</td>{cells}</tr>\n")
     return (
@@ -287,17 +258,8 @@ def _evaluations(run: Run) -> str:
 
 
 def _comparison(compared: Mapping[str, float]) -> str:
-    if not compared:
-        return ""
-    rows = "".join(
-        f"<tr><td>{_text(name)}</td><td>{_cell(value, '.3f')}</td></tr>\n"
-        for name, value in compared.items()
-    )
-    return (
-        '<div class="card scroll"><table>\n<thead><tr><th>Model</th>'
-        "<th>Bits per byte of held-out text</th></tr></thead>\n"
-        f"<tbody>\n{rows}</tbody></table></div>\n"
-    )
+    rows = [(page.text(name), page.cell(value, ".3f")) for name, value in compared.items()]
+    return page.table(("Model", "Bits per byte of held-out text"), rows)
 
 
 def _reward(report: Mapping[str, Any]) -> str:
@@ -313,7 +275,7 @@ def _reward(report: Mapping[str, Any]) -> str:
         "The same within pairs": "length_correlation_within",
     }
     cells = "".join(
-        f"<tr><td>{title}</td><td>{_cell(report[name], '.4f')}</td></tr>\n"
+        f"<tr><td>{title}</td><td>{page.cell(report[name], '.4f')}</td></tr>\n"
         for title, name in rows.items()
         if name in report
     )
@@ -323,21 +285,22 @@ def _reward(report: Mapping[str, Any]) -> str:
 def _samples(samples: Sequence[Record]) -> str:
     """The newest first, the older ones folded away."""
     cards = [
-        f'<article class="sample card"><h3>step {_cell(sample.get("step"), ",")}</h3>'
-        f'<p><span class="prompt">{_text(sample.get("prompt", ""))}</span>'
-        f"{_text(sample.get('continuation', ''))}</p></article>\n"
+        f'<article class="sample card"><h3>step {page.cell(sample.get("step"), ",")}</h3>'
+        f'<p><span class="prompt">{page.text(sample.get("prompt", ""))}</span>'
+        f"{page.text(sample.get('continuation', ''))}</p></article>\n"
         for sample in reversed(samples)
     ]
     shown, folded = cards[:_SHOWN_SAMPLES], cards[_SHOWN_SAMPLES:]
     more = f"{len(folded)} earlier sample{'s' if len(folded) > 1 else ''}"
-    return "".join(shown) + (_details(more, "".join(folded)) if folded else "")
+    return "".join(shown) + (page.details(more, "".join(folded)) if folded else "")
 
 
 def _settings(title: str, config: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>\n" for name, value in _flat(config)
+        f"<tr><td>{page.text(name)}</td><td>{page.text(value)}</td></tr>\n"
+        for name, value in _flat(config)
     )
-    return _details(title, f'<table class="settings">\n{rows}</table>') if rows else ""
+    return page.details(title, f'<table class="settings">\n{rows}</table>') if rows else ""
 
 
 def _environment(versions: Mapping[str, Any]) -> str:
@@ -351,36 +314,3 @@ def _flat(config: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
             yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
     else:
         yield prefix, config if isinstance(config, str) else json.dumps(config)
-
-
-def _section(title: str, *parts: str) -> str:
-    body = "".join(parts)
-    return f"<section>\n<h2>{title}</h2>\n{body}</section>\n" if body else ""
-
-
-def _details(summary: str, body: str) -> str:
-    return f'<details class="card"><summary>{_text(summary)}</summary>{body}</details>\n'
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _cell(value: Any, form: str) -> str:
-    return format(value, form) if isinstance(value, int | float) else "–"
-
-
-def _number(value: float) -> str:
-    """Three or more digits that matter, with a unit prefix where it is large."""
-    for size, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
-        if abs(value) >= size:
-            return f"{value / size:.2f}{suffix}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

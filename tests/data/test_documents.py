@@ -1,8 +1,12 @@
 """Every format gives the same documents, and damage is told, located and survived."""
 
+import dataclasses
 import gzip
 import json
+import math
 import pathlib
+import tracemalloc
+import zlib
 from collections.abc import Callable
 
 import hypothesis
@@ -13,13 +17,18 @@ import zstandard
 from hypothesis import strategies
 
 from llmjax.data import config, documents
+from llmjax.data.cleaning.document import Document
 
 TEXTS = ["one", "zwei\nZeilen", "三 \u2028 x", "end "]
 
 
-def read(path: pathlib.Path, **settings: str | int) -> list[documents.Item]:
+def read(path: pathlib.Path, **settings: str | int) -> list[str | documents.Rejected]:
     source = config.Source("s", str(path), **settings)  # type: ignore[arg-type]
-    return [item for file in documents.find_files(source) for item in documents.read(file, source)]
+    return [
+        item if isinstance(item, documents.Rejected) else item.text
+        for file in documents.find_files(source)
+        for item in documents.read(file, source)
+    ]
 
 
 def as_jsonl(texts: list[str]) -> bytes:
@@ -188,5 +197,115 @@ def test_progress_adds_up_to_the_files_size(tmp_path: pathlib.Path) -> None:
     source = config.Source("s", str(path))
     seen: list[int] = []
     (file,) = documents.find_files(source)
-    assert list(documents.read(file, source, seen.append)) == TEXTS
+    assert [item.text for item in documents.read(file, source, seen.append)] == TEXTS
     assert sum(seen) == path.stat().st_size
+
+
+def found(file: documents.File, source: config.Source) -> list[documents.Item]:
+    return list(documents.read(file, source, metadata=True))
+
+
+@hypothesis.given(
+    lines=strategies.lists(strategies.text("ab é日\r", max_size=40), min_size=1),
+    size=strategies.integers(1, 60),
+    block=strategies.integers(1, 20),
+    end=strategies.booleans(),
+)
+def test_ranges_of_a_file_join_to_the_file(
+    lines: list[str], size: int, block: int, end: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("ranges") / "a.txt"
+    path.write_bytes(("\n".join(lines) + "\n" * end).encode())
+    source = config.Source("s", str(path), split="line")
+    (file,) = documents.find_files(source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "BLOCK_BYTES", block)
+        parts = documents.split(file, source, size)
+        pieces = [item for part in parts for item in found(part, source)]
+    assert sum(part.size for part in parts) == file.size
+    assert [item.text for item in pieces] == [line for line in lines if line.strip()]
+    ids = [item.id for item in pieces]
+    assert len(set(ids)) == len(ids)
+    # They are ordered as their documents are, by file and position.
+    places = [(name, int(line)) for name, _, line in (id_.rpartition(":") for id_ in ids)]
+    assert places == sorted(places)
+
+
+def test_ranges_of_rows_join_to_the_table(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.parquet"
+    dates = pa.array([None, *range(1, 40)], pa.timestamp("s"))
+    columns = {"url": [f"u{i}" for i in range(40)], "text": [f"text {i}" for i in range(40)]}
+    table = pa.table({**columns, "date": dates, "vector": [[0.0]] * 40, "raw": [b"x"] * 40})
+    pq.write_table(table, path, row_group_size=7)
+    source = config.Source("s", str(path))
+    (file,) = documents.find_files(source)
+    whole = found(file, source)
+    assert whole[0] == Document("text 0", "a.parquet:1", "s", {"url": "u0"})
+    assert whole[39] == Document(
+        "text 39", "a.parquet:40", "s", {"url": "u39", "date": "1970-01-01 00:00:39"}
+    )
+    for size in (1, 1000, 1 << 20):
+        parts = documents.split(file, source, size)
+        assert sum(part.size for part in parts) == file.size
+        items = [item for part in parts for item in found(part, source)]
+        # Rows are counted in the whole file, whatever range they are read in.
+        assert [(i.text, i.id.rpartition(":")[2], i.metadata) for i in items] == [
+            (i.text, i.id.rpartition(":")[2], i.metadata) for i in whole
+        ]
+        assert len({item.id for item in items}) == 40
+    assert len(documents.split(file, source, 1)) == 6
+
+
+def test_records_keep_what_they_have_beside_the_text(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"url": "u", "text": "x", "tags": [1]}\n{"text": "y", "url": "\\ud800"}\n')
+    source = config.Source("s", str(path))
+    first, second = found(documents.find_files(source)[0], source)
+    assert first == Document("x", "a.jsonl:1", "s", {"url": "u", "tags": [1]})
+    assert isinstance(second, documents.Rejected)
+    assert second.reason == "half a surrogate pair"
+
+
+def frame(size: int) -> bytes:
+    """A frame of zstd that expands every four bytes to 128 KiB, beyond what a compressor does."""
+    header = b"\x28\xb5\x2f\xfd" + b"\x00" + b"\x58"  # no size, no checksum; a window of 2 MiB
+    last, kind = 1, 1 << 1
+    blocks = [((1 << 17) << 3 | kind).to_bytes(3, "little") + b"a" for _ in range(size >> 17)]
+    return header + b"".join(blocks) + (last | kind | 1 << 3).to_bytes(3, "little") + b"\n"
+
+
+def deflated(size: int) -> bytes:
+    squeeze = zlib.compressobj(9, wbits=31)
+    step = b"a" * (1 << 20)
+    return b"".join(squeeze.compress(step) for _ in range(size >> 20)) + squeeze.flush()
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", deflated), (".zst", frame)])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.html"])
+def test_a_bomb_is_put_aside_in_little_memory(
+    tmp_path: pathlib.Path,
+    name: str,
+    suffix: str,
+    pack: Callable[[int], bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(documents, "FREE_EXPANSION_BYTES", 1 << 23)
+    path = tmp_path / (name + suffix)
+    path.write_bytes(pack(1 << 26))
+    tracemalloc.start()
+    try:
+        items = read(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    last = items[-1]
+    assert isinstance(last, documents.Rejected)
+    # A page is read no further than it may go, if it comes that far.
+    too_long = {"longer than 1 MiB"} if name == "a.html" else set()
+    assert last.reason in {"decompression bomb"} | too_long
+    assert peak < 48 << 20
+    # A file of our own, which says the same over and over, is none.
+    source = config.Source("s", str(path))
+    trusted = dataclasses.replace(documents.find_files(source)[0], max_expansion=math.inf)
+    assert "bomb" not in str(list(documents.read(trusted, source))[-1])

@@ -10,14 +10,16 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from llmjax import checks
-from llmjax.data import config, documents, records
 from llmjax.data.cleaning import shingles
 from llmjax.data.cleaning.document import Document, Rejected
+
+if TYPE_CHECKING:
+    from llmjax.data import documents, records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,27 +160,27 @@ def examples(paths: Sequence[str], fields: Sequence[str] = ()) -> Iterator[tuple
         FileNotFoundError: nothing lies at a path.
         ValueError: a file cannot be read whole: a set with holes would let leaks pass.
     """
+    # Sources have settings of cleaning, and so this module's, which is imported first.
+    from llmjax.data import config, documents, records
+
     for path in paths:
         source = config.Source(name="evaluation", path=path, split="line")
         for file in documents.find_files(source):
-            if file.name.endswith(documents.RECORD_SUFFIXES):
-                for record in records.read(file):
-                    yield _example(path, record, fields)
-                continue
-            for number, text in enumerate(documents.read(file, source), start=1):
-                if isinstance(text, documents.Rejected):
-                    raise ValueError(_unreadable(path, text))
-                yield f"{file.name}:{number}", text
+            is_record = file.name.endswith(documents.RECORD_SUFFIXES)
+            for item in records.read(file) if is_record else documents.read(file, source):
+                if isinstance(item, documents.Rejected):
+                    raise ValueError(_unreadable(path, item))
+                yield _example(item, fields)
 
 
-def _example(path: str, record: records.Item, fields: Sequence[str]) -> tuple[str, str]:
-    if isinstance(record, documents.Rejected):
-        raise ValueError(_unreadable(path, record))
+def _example(record: "records.Record | Document", fields: Sequence[str]) -> tuple[str, str]:
+    if isinstance(record, Document):
+        return record.id, record.text
     values = [record.fields.get(field) for field in fields] if fields else record.fields
     return f"{record.file}:{record.position}", "\n".join(_strings(values))
 
 
-def _unreadable(path: str, item: documents.Rejected) -> str:
+def _unreadable(path: str, item: "documents.Rejected") -> str:
     where = f"{item.file}, {item.unit} {item.position}"
     return f"evaluation set {path!r}: {where} cannot be read ({item.reason}). Mend the file."
 

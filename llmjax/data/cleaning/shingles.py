@@ -13,13 +13,13 @@ import numpy as np
 import xxhash
 
 # Thai, Lao, Burmese, Khmer, kana and Han: no spaces, so each character is a word.
-_UNSPACED = (
+UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_LETTERS = rf"[^\W_{_UNSPACED}]"
+_LETTERS = rf"[^\W_{UNSPACED}]"
 # Accents that stand by themselves belong to their word.
-WORD = re.compile(rf"[{_UNSPACED}]|{_LETTERS}+(?:[\u0300-\u036f]+{_LETTERS}*)*")
+WORD = re.compile(rf"[{UNSPACED}]|{_LETTERS}+(?:[\u0300-\u036f]+{_LETTERS}*)*")
 _DIGITS = re.compile(r"\d+")
 
 # Longer words are damage, and would fill the memory of those that were seen.

@@ -1,0 +1,52 @@
+"""The quality of files: measured in processes, and shown in the terminal."""
+
+import concurrent.futures
+import multiprocessing
+from collections.abc import Sequence
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from llmjax.data import quality
+from llmjax.data.quality import files, metrics
+
+_DEFAULT = quality.QualityConfig()
+
+
+def measured(
+    pieces: Sequence[files.Piece], workers: int, config: quality.QualityConfig = _DEFAULT
+) -> quality.Survey:
+    """All pieces measured, the largest first, with a progress bar."""
+    survey = quality.Survey(config)
+    pieces = sorted(pieces, key=lambda piece: -piece.file.size)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task("Measuring", total=sum(piece.file.size for piece in pieces))
+        if min(workers, len(pieces)) <= 1:
+            for piece in pieces:
+                survey.merge(piece.measure(config, lambda size: bar.update(task, advance=size)))
+            return survey
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+            waiting = {pool.submit(piece.measure, config): piece.file.size for piece in pieces}
+            for done in concurrent.futures.as_completed(waiting):
+                bar.update(task, advance=waiting.pop(done))
+                survey.merge(done.result())
+    return survey
+
+
+def table(report: quality.Report) -> Table:
+    """All numbers of all sources together; each source has its own on the page."""
+    stages = {"raw": report.total.raw}
+    if len(report.total.stages) > 1:
+        stages["cleaned"] = report.total.cleaned
+    shown = Table("", *stages, title="Quality", title_justify="left")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for family, (_, kind) in {"amount": ("Amount", quality.Amount), **quality.FAMILIES}.items():
+        for one in metrics.of(kind):
+            values = [getattr(getattr(found, family), one.name) for found in stages.values()]
+            if any(value is not None for value in values):
+                shown.add_row(one.title, *map(one.written, values))
+        shown.add_section()
+    return shown

@@ -1,0 +1,56 @@
+"""Measures the quality of text files, or of what cleaning made of them.
+
+    python -m experiments.quality --data=web.jsonl.gz,books --output=reports/raw
+    python -m experiments.quality --data=data/mixture --output=reports/mixture
+
+writes quality.html, a page that opens offline, and quality.json with the same numbers, and prints
+them. Of a folder that `experiments.prepare` left, it says what was kept and what was turned away,
+by source and step; anything else is measured as it lies there, each path a source. Files are
+measured in several processes, in bounded memory.
+"""
+
+import os
+import pathlib
+
+from absl import flags as absl_flags
+from rich.console import Console
+
+from experiments import flags, measuring
+from llmjax.data import quality
+from llmjax.data.quality import files
+
+DATA = absl_flags.DEFINE_list("data", None, "Files, folders, globs, or a folder of prepared data.")
+OUTPUT = absl_flags.DEFINE_string("output", None, "Folder for quality.html and quality.json.")
+TEXT_FIELD = absl_flags.DEFINE_string("text_field", "text", "The field or column with the text.")
+SPLIT = absl_flags.DEFINE_enum(
+    "split", "file", ["file", "paragraph", "line"], "What a document is in plain text."
+)
+MODEL = absl_flags.DEFINE_string("model", None, "A run whose model's perplexity is measured.")
+WORKERS = absl_flags.DEFINE_integer("workers", 0, "Processes; 0 is one for each core.")
+
+
+def main(argv: list[str]) -> None:
+    """The entry point."""
+    del argv
+    if not DATA.value or not OUTPUT.value:
+        missing = "output" if DATA.value else "data"
+        raise flags.FlagError(f"--{missing} is missing: say what to measure and where to write")
+    try:
+        pieces, steps = files.find(DATA.value, TEXT_FIELD.value, SPLIT.value)  # type: ignore[arg-type]
+    except (FileNotFoundError, ValueError) as error:
+        raise flags.FlagError(f"--data={','.join(DATA.value)}: {error}") from error
+    config = quality.QualityConfig()
+    if MODEL.value:
+        from experiments import scoring  # models, which nothing else here needs
+
+        config = quality.QualityConfig(scorer=scoring.RunScorer(MODEL.value))
+    survey = measuring.measured(pieces, WORKERS.value or len(os.sched_getaffinity(0)), config)
+    report = survey.report(steps, cleaned=any(piece.kind != "raw" for piece in pieces))
+    title = ", ".join(pathlib.Path(path).name for path in DATA.value[:3])
+    page = quality.write(report, OUTPUT.value, title)
+    Console().print(measuring.table(report))
+    print(f"report: {page}")
+
+
+if __name__ == "__main__":
+    flags.run(main)

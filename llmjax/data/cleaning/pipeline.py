@@ -1,0 +1,213 @@
+"""Sources to cleaned documents: part by part, phase by phase, with every document accounted for.
+
+What a folder holds afterwards:
+
+    cleaned/SOURCE/00000.jsonl.zst    documents, with `text`, `id` and `metadata`
+    cleaned/SOURCE/00000.json         what became of the part's documents
+    cleaned/counts.json               the same of each source
+    rejected/SOURCE/00000.jsonl.zst   those turned away, with `step`, `reason` and `score`, too
+
+A part is done when its counts lie there, under the fingerprint of all that decides them. It is not
+done again, by whatever engine, so a killed run goes on and a repeated one changes nothing.
+"""
+
+import dataclasses
+import itertools
+import json
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from llmjax.data import config, documents, rejects
+from llmjax.data.cleaning import build, index, progress, stored
+from llmjax.data.cleaning.counts import Counts
+from llmjax.data.cleaning.document import Document, Rejected
+from llmjax.data.cleaning.engines import Engine, Local, Run
+from llmjax.data.cleaning.parts import Part, cut
+from llmjax.data.cleaning.perplexity import Scorer
+from llmjax.data.cleaning.task import CLEANED_FOLDER, REJECTED_FOLDER, STEP_FILE, Task
+
+COUNTS_FILE = "counts.json"
+# Where phases before the last one write, until that is done.
+_PHASES_FOLDER = "phases"
+_LOGS_FOLDER = "logs"
+
+
+def clean_sources(
+    settings: config.DataConfig,
+    inputs: Mapping[str, Sequence[documents.File]],
+    directory: Path,
+    engine: Engine | None = None,
+    scorer: Scorer | None = None,
+) -> dict[str, Counts]:
+    """Takes all sources' documents through the config's steps; does nothing where that is done.
+
+    Args:
+        settings: sources and steps.
+        inputs: each source's files.
+        directory: where the documents will lie, see above.
+        engine: where the work is done; None is in this process.
+        scorer: the perplexities of texts, if there is such a step.
+
+    Returns:
+        What became of each source's documents.
+
+    Raises:
+        ValueError: too much of a source is malformed.
+        RuntimeError: parts were not finished.
+        ImportError: a step's library is not installed.
+    """
+    parts = cut(settings, inputs)
+    phases = _phases(settings, parts, directory, scorer)
+    _remove_unfinished(directory)
+    if any(task.counts() is None for task in phases[-1]):
+        for name in settings.cleaning.names:
+            if name not in build.COMPARISONS:
+                build.step(settings.cleaning, name, scorer)
+        logs = directory / _LOGS_FOLDER
+        with (engine or Local()).start(logs) as run, progress.Display() as display:
+            for tasks, following in zip(phases, [*phases[1:], []], strict=True):
+                _run(tasks, run, logs, display)
+                _check_damage(tasks, settings)
+                if following:
+                    _compare(tasks, following[0])
+    _remove_others(phases[-1], directory)
+    counts = _totals(phases[-1])
+    record = {source: found.plain() for source, found in counts.items()}
+    stored.write_json(directory / CLEANED_FOLDER / COUNTS_FILE, record)
+    return counts
+
+
+def cleaned(
+    settings: config.DataConfig, directory: Path
+) -> tuple[config.DataConfig, dict[str, tuple[documents.File, ...]]]:
+    """The settings with the cleaned documents as sources, and the files of these, in order."""
+    folders = {source.name: directory / CLEANED_FOLDER / source.name for source in settings.sources}
+    sources = tuple(
+        config.Source(source.name, str(folders[source.name]), source.weight)
+        for source in settings.sources
+    )
+    files = {
+        name: tuple(stored.file(path) for path in sorted(folder.glob("*" + stored.SUFFIX)))
+        for name, folder in folders.items()
+    }
+    return dataclasses.replace(settings, sources=sources), files
+
+
+def read_cleaned(directory: str | Path) -> Iterator[Document]:
+    """Streams the documents that cleaning left, source by source, in order."""
+    for path in sorted((Path(directory) / CLEANED_FOLDER).glob(f"*/*{stored.SUFFIX}")):
+        yield from stored.read(path, path.parent.name)
+
+
+def read_rejected(directory: str | Path) -> Iterator[Rejected]:
+    """Streams the documents that were turned away, source by source and part by part."""
+    for path in sorted((Path(directory) / REJECTED_FOLDER).glob(f"*/*{stored.SUFFIX}")):
+        for item, _ in stored.read_rejected(path, path.parent.name):
+            yield item
+
+
+def load_counts(directory: str | Path) -> dict[str, Counts]:
+    """What became of each source's documents; none where nothing was cleaned."""
+    try:
+        record = json.loads((Path(directory) / CLEANED_FOLDER / COUNTS_FILE).read_text())
+    except FileNotFoundError:
+        return {}
+    return {source: Counts.from_plain(found) for source, found in record.items()}
+
+
+def _phases(
+    settings: config.DataConfig, parts: Sequence[Part], directory: Path, scorer: Scorer | None
+) -> list[list[Task]]:
+    """The tasks of each phase; what a phase makes depends on all steps up to its last."""
+    cleaning, corpus = settings.cleaning, [part.fingerprint() for part in parts]
+    before: Path | None = None
+    found: list[list[Task]] = []
+    names: list[str] = []
+    for phase in build.phases(cleaning):
+        names += phase.steps
+        steps = cleaning.plain([*names, phase.compares] if phase.compares else names)
+        others = (steps, corpus if phase.number else [])
+        folder = directory / _PHASES_FOLDER / str(phase.number) if phase.compares else directory
+        found.append(
+            [
+                Task(part, phase, cleaning, folder, before, part.fingerprint(*others), scorer)
+                for part in parts
+            ]
+        )
+        before = folder
+    return found
+
+
+def _run(tasks: Sequence[Task], run: Run, logs: Path, display: progress.Display) -> None:
+    left = [task for task in tasks if task.counts() is None]
+    if left:
+        with display.phase(left) as watch:
+            run(left, watch)
+    missing = [task for task in left if task.counts() is None]
+    if missing:
+        part = missing[0].part
+        raise RuntimeError(
+            f"{len(missing)} of {len(tasks)} parts were not cleaned, part {part.number} of source "
+            f"{part.source.name!r} first: {logs} has their logs. The others are done: run it again "
+            "to go on."
+        )
+
+
+def _compare(tasks: Sequence[Task], following: Task) -> None:
+    """Joins the indices of all parts into the step that the next phase begins with."""
+    documents = itertools.chain.from_iterable(
+        stored.read(task.cleaned, task.part.source.name) for task in tasks
+    )
+    indices = [index.load(task.index) for task in tasks]
+    step = build.joined(following.config, tasks[0].phase.compares, indices, documents)
+    path = following.folder / STEP_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = stored.partial(path)
+    unfinished.write_bytes(pickle.dumps(step))
+    unfinished.replace(path)
+
+
+def _totals(tasks: Sequence[Task]) -> dict[str, Counts]:
+    totals: dict[str, Counts] = {}
+    for task in tasks:
+        name, counts = task.part.source.name, task.counts()
+        assert counts is not None
+        totals[name] = totals[name] + counts if name in totals else counts
+    for counts in totals.values():
+        counts.check()
+    return totals
+
+
+def _check_damage(tasks: Sequence[Task], settings: config.DataConfig) -> None:
+    for source, counts in _totals(tasks).items():
+        if counts.damage.total() > settings.max_rejected_share * counts.documents:
+            raise ValueError(
+                rejects.complaint(
+                    source,
+                    counts.damage,
+                    counts.documents,
+                    counts.first,
+                    settings,
+                    tasks[0].rejected.parent.with_name(source),
+                )
+            )
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Removes what killed processes were writing."""
+    for folder in (CLEANED_FOLDER, REJECTED_FOLDER, _PHASES_FOLDER):
+        for path in (directory / folder).rglob(f"*{stored.PARTIAL}*"):
+            path.unlink(missing_ok=True)
+
+
+def _remove_others(tasks: Sequence[Task], directory: Path) -> None:
+    """Removes what is not of these tasks: earlier phases, and parts of other input."""
+    shutil.rmtree(directory / _PHASES_FOLDER, ignore_errors=True)
+    (directory / STEP_FILE).unlink(missing_ok=True)
+    ours = {path for task in tasks for path in (task.cleaned, task.rejected, task.record)}
+    for folder in (CLEANED_FOLDER, REJECTED_FOLDER):
+        for path in (directory / folder).glob("*/*"):
+            if path not in ours:
+                path.unlink()

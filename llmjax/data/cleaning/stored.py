@@ -1,0 +1,129 @@
+"""Cleaned and rejected documents in files: JSON lines under zstd, whole or not there at all."""
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from llmjax.data import documents
+from llmjax.data.cleaning.document import Document, Rejected
+
+SUFFIX = ".jsonl.zst"
+# Marks files that are being written.
+PARTIAL = ".partial-"
+
+_LEVEL = 3
+# What a character may take in JSON: two escapes of UTF-16.
+_CHARACTER_BYTES = 12
+
+
+def encode(document: Document) -> tuple[bytes, str]:
+    """A document's line, or nothing and the reason why it cannot be one."""
+    try:
+        line = json.dumps(_record(document), ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:
+        return b"", "half a surrogate pair"
+    if len(line) > documents.MAX_LINE_BYTES:
+        return b"", f"longer than {documents.MAX_LINE_BYTES >> 20} MiB"
+    return line, ""
+
+
+def encode_rejected(item: Rejected, count: int) -> bytes:
+    """The line of a document that was turned away, or of several that could not be read."""
+    text = item.document.text[: documents.MAX_LINE_BYTES // _CHARACTER_BYTES]
+    why = {"step": item.step, "reason": item.reason, "score": item.score, "count": count}
+    record = {**_record(item.document), "text": text, **why}
+    return json.dumps(record, default=str).encode() + b"\n"
+
+
+def unsound(text: str) -> str:
+    """Why a text cannot be a document's, if it cannot."""
+    if not text.strip():
+        return "empty text"
+    return "" if documents.encodable(text) else "half a surrogate pair"
+
+
+def file(path: Path) -> documents.File:
+    """A file that was written here, which may shrink as far as it will."""
+    status = path.stat()
+    return documents.File(
+        path, path.name, status.st_size, status.st_mtime_ns, max_expansion=math.inf
+    )
+
+
+def read(
+    path: Path, source: str, advance: documents.Advance = lambda _: None
+) -> Iterator[Document]:
+    """Streams the documents that were written to a file, just as they were."""
+    for _, line in documents.numbered_lines(documents.read_blocks(file(path), advance)):
+        record = json.loads(line)
+        yield _document(record, source)
+
+
+def read_rejected(
+    path: Path, source: str, advance: documents.Advance = lambda _: None
+) -> Iterator[tuple[Rejected, int]]:
+    """Streams what was turned away and written to a file, and how many documents each was."""
+    for _, line in documents.numbered_lines(documents.read_blocks(file(path), advance)):
+        record = json.loads(line)
+        document = _document(record, source)
+        item = Rejected(document, record["reason"], record["score"], record["step"])
+        yield item, record["count"]
+
+
+def _record(document: Document) -> dict[str, Any]:
+    return {"text": document.text, "id": document.id, "metadata": dict(document.metadata)}
+
+
+def _document(record: dict[str, Any], source: str) -> Document:
+    return Document(record["text"], record["id"], source, record["metadata"])
+
+
+class Writer:
+    """Writes lines to a file that gets its name when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = partial(path)
+        self._raw = self._partial.open("wb")
+        self._stream = zstandard.ZstdCompressor(_LEVEL).stream_writer(self._raw, closefd=False)
+
+    def append(self, path: Path) -> None:
+        """Puts a whole file of this kind in front of the lines that follow."""
+        with path.open("rb") as stream:
+            while block := stream.read(documents.BLOCK_BYTES):
+                self._raw.write(block)
+
+    def write(self, line: bytes) -> None:
+        """Writes a line, newline included."""
+        self._stream.write(line)
+
+    def close(self) -> int:
+        """Ends the file and gives it its name; its size in bytes."""
+        self._stream.close()
+        size = self._raw.tell()
+        self._raw.close()
+        self._partial.replace(self._path)
+        return size
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        self._raw.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Writes a file of JSON, whole or not at all."""
+    unfinished = partial(path)
+    unfinished.write_text(json.dumps(record))
+    unfinished.replace(path)
+
+
+def partial(path: Path) -> Path:
+    """The name of a file while it is written: different in every process, whatever machine."""
+    return path.with_name(f"{path.name}{PARTIAL}{os.getpid()}-{uuid.uuid4().hex[:8]}")

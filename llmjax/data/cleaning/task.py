@@ -1,0 +1,225 @@
+"""One part through one phase: what a process does, on whatever machine."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from llmjax.data import documents
+from llmjax.data.cleaning import build, stored
+from llmjax.data.cleaning.build import Phase
+from llmjax.data.cleaning.config import CleaningConfig
+from llmjax.data.cleaning.counts import FAILED, READ, Counts
+from llmjax.data.cleaning.document import Document, Rejected, Step, clean
+from llmjax.data.cleaning.parts import Part
+from llmjax.data.cleaning.perplexity import Scorer
+
+CLEANED_FOLDER, REJECTED_FOLDER, INDEX_FOLDER = "cleaned", "rejected", "index"
+# What the step compares with that the phase begins with.
+STEP_FILE = "step.pickle"
+
+_REPORT_SECONDS = 0.5
+
+Report = Callable[[], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A part that goes through the steps of a phase.
+
+    Attributes:
+        part: what it is about.
+        phase: which steps.
+        config: the settings of steps.
+        folder: where this phase writes: `cleaned/SOURCE/PART.jsonl.zst` the documents that go on,
+            `rejected/SOURCE/PART.jsonl.zst` those that this phase or one before turned away,
+            `cleaned/SOURCE/PART.json` the counts, last of all.
+        before: where the phase before did, if there was one.
+        fingerprint: of all that decides the outcome.
+        scorer: of `perplexity`, if that is one of the steps.
+    """
+
+    part: Part
+    phase: Phase
+    config: CleaningConfig
+    folder: Path
+    before: Path | None
+    fingerprint: str
+    scorer: Scorer | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes to read."""
+        before = self.before and _file(self.before, CLEANED_FOLDER, self.part, stored.SUFFIX)
+        return before.stat().st_size if before else self.part.size
+
+    @property
+    def cleaned(self) -> Path:
+        """The file of documents that go on."""
+        return _file(self.folder, CLEANED_FOLDER, self.part, stored.SUFFIX)
+
+    @property
+    def rejected(self) -> Path:
+        """The file of documents that were turned away."""
+        return _file(self.folder, REJECTED_FOLDER, self.part, stored.SUFFIX)
+
+    @property
+    def index(self) -> Path:
+        """The folder of what the next phase compares by."""
+        return _file(self.folder, INDEX_FOLDER, self.part, "")
+
+    @property
+    def record(self) -> Path:
+        """The file of the counts, which says that the task is done."""
+        return _file(self.folder, CLEANED_FOLDER, self.part, ".json")
+
+    @property
+    def running(self) -> Path:
+        """The file of the counts so far."""
+        return _file(self.folder, CLEANED_FOLDER, self.part, ".running.json")
+
+    def counts(self) -> Counts | None:
+        """What became of the part's documents; None if it is yet to be cleaned."""
+        try:
+            record = json.loads(self.record.read_text())
+            sizes = [self.cleaned.stat().st_size, self.rejected.stat().st_size]
+        except (FileNotFoundError, ValueError):
+            return None
+        if record["fingerprint"] != self.fingerprint or record["sizes"] != sizes:
+            return None
+        return Counts.from_plain(record["counts"])
+
+    def run(self, report: Report = lambda: None) -> None:
+        """Cleans the part, unless that is done.
+
+        Args:
+            report: called now and then, when the counts so far have been written.
+        """
+        if self.counts() is not None:
+            return
+        for path in (self.cleaned, self.rejected):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        writers = stored.Writer(self.cleaned), stored.Writer(self.rejected)
+        try:
+            counts = self._clean(*writers, report)
+            counts.check()
+            sizes = [writer.close() for writer in writers]
+        except BaseException:
+            for writer in writers:
+                writer.discard()
+            raise
+        finally:
+            self.running.unlink(missing_ok=True)
+        record = {"fingerprint": self.fingerprint, "sizes": sizes, "counts": counts.plain()}
+        stored.write_json(self.record, record)
+
+    def _clean(self, cleaned: stored.Writer, rejected: stored.Writer, report: Report) -> Counts:
+        counts = Counts([*([READ] if self.before is None else []), *self.phase.steps])
+        if self.before is not None:
+            rejected.append(_file(self.before, REJECTED_FOLDER, self.part, stored.SUFFIX))
+        kept = self._kept(counts, cleaned, rejected, report)
+        if self.phase.compares:
+            build.index(self.config, self.phase.compares, kept).save(self.index)
+        for _ in kept:
+            pass
+        if self.before is None:
+            return counts
+        record = json.loads(_file(self.before, CLEANED_FOLDER, self.part, ".json").read_text())
+        return Counts.from_plain(record["counts"]).then(counts)
+
+    def _kept(
+        self, counts: Counts, cleaned: stored.Writer, rejected: stored.Writer, report: Report
+    ) -> Iterator[Document]:
+        """The documents that go on, written; the others are put aside, and all are counted."""
+        steps = [_Watched(name, self._step(name), counts) for name in self.phase.steps]
+        due = time.monotonic() + _REPORT_SECONDS
+        for item in self._items(counts):
+            if time.monotonic() >= due:
+                stored.write_json(self.running, counts.plain())
+                report()
+                due = time.monotonic() + _REPORT_SECONDS
+            counts.documents += item.count if isinstance(item, documents.Rejected) else 1
+            result = clean(item, steps) if isinstance(item, Document) else item
+            if isinstance(result, Document):
+                line, reason = stored.encode(result)
+                if not reason:
+                    cleaned.write(line)
+                    counts.kept += 1
+                    yield result
+                    continue
+                result = Rejected(result, FAILED + reason, step=list(counts.rejected)[-1])
+            count = result.count if isinstance(result, documents.Rejected) else 1
+            if isinstance(result, documents.Rejected):
+                result = _unread(result, self.part.source.name)
+            rejected.write(stored.encode_rejected(result, count))
+            counts.reject(result, count)
+
+    def _items(self, counts: Counts) -> Iterator[documents.Item]:
+        def advance(size: int) -> None:
+            counts.read_bytes += size
+
+        source = self.part.source
+        if self.before is not None:
+            path = _file(self.before, CLEANED_FOLDER, self.part, stored.SUFFIX)
+            return stored.read(path, source.name, advance)
+        return itertools.chain.from_iterable(
+            documents.read(file, source, advance, metadata=True) for file in self.part.files
+        )
+
+    def _step(self, name: str) -> Step:
+        if name not in build.COMPARISONS:
+            return build.step(self.config, name, self.scorer)
+        path = self.folder / STEP_FILE
+        return _compared(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _compared(path: Path, modified_ns: int) -> Step:
+    """The step that was saved there; its memory serves all parts that a process cleans."""
+    del modified_ns  # another one means another step under the same name
+    with path.open("rb") as stream:
+        return pickle.load(stream)
+
+
+def _file(folder: Path, kind: str, part: Part, suffix: str) -> Path:
+    return folder / kind / part.source.name / (part.name + suffix)
+
+
+def _unread(item: documents.Rejected, source: str) -> Rejected:
+    """What could not be read, as if a step had turned it away."""
+    text = item.raw.decode(errors="backslashreplace")
+    document = Document(text, f"{item.file}:{item.position}", source, {"unit": item.unit})
+    return Rejected(document, item.reason, step=READ)
+
+
+class _Watched:
+    """A step that is timed, and that turns away what it fails on or leaves no text of."""
+
+    def __init__(self, name: str, step: Step, counts: Counts) -> None:
+        self.name, self._step, self._seconds = name, step, counts.seconds
+
+    def __call__(self, document: Document) -> Document | Rejected:
+        """What the step makes of a document, under the name that the step is known by here.
+
+        Raises:
+            ImportError, OSError: what the step needs is missing, which no document can be blamed
+                for.
+        """
+        began = time.perf_counter()
+        try:
+            result = self._step(document)
+        except (ImportError, OSError):
+            raise
+        except Exception as error:  # whatever a hostile document brings about in any library
+            return Rejected(document, FAILED + type(error).__name__, step=self.name)
+        finally:
+            self._seconds[self.name] += time.perf_counter() - began
+        if isinstance(result, Rejected):
+            return dataclasses.replace(result, step=self.name)
+        if result.text is not document.text and (reason := stored.unsound(result.text)):
+            return Rejected(document, reason, step=self.name)
+        return result

@@ -1,0 +1,136 @@
+"""Documents out of the rows of Parquet files."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as types
+
+from llmjax.data import config, documents
+from llmjax.data.cleaning.document import Document
+
+# What reading a damaged file may raise.
+DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError)
+
+# Few, because a file of a few bytes may say one long value again in every row.
+_BATCH_ROWS = 16
+
+
+def read(
+    file: documents.File, source: config.Source, advance: documents.Advance, *, metadata: bool
+) -> Iterator[documents.Item]:
+    """Streams a file's rows, or those of a range of its groups, as `documents.read` does.
+
+    Metadata are the columns of plain values beside the text.
+    """
+    row, left = 1, 1
+    try:
+        with pq.ParquetFile(file.path) as table:
+            sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+            groups = range(len(sizes))[file.start : file.stop]
+            row, rows = 1 + sum(sizes[: file.start]), sum(sizes[i] for i in groups)
+            left = max(1, rows)
+            if reason := _unreadable(table, groups, source.text_field):
+                raw = str(table.schema_arrow).encode(errors="replace")[: documents.RAW_BYTES]
+                yield documents.Rejected(file.name, "row", row, reason, raw, rows)
+                return
+            others = [c.name for c in table.schema_arrow if metadata and _plain(c)]
+            columns = [source.text_field, *others]
+            for batch in table.iter_batches(_BATCH_ROWS, list(groups), columns):
+                for item in _rows(batch, file, source, row):
+                    yield item
+                    row, left = row + 1, left - 1
+                advance(file.size * batch.num_rows // max(1, rows))
+    except DAMAGE as error:
+        raw = str(error).encode(errors="replace")[: documents.RAW_BYTES]
+        yield documents.Rejected(file.name, "row", row, "damaged Parquet file", raw, max(1, left))
+
+
+def split(file: documents.File, size: int) -> list[documents.File]:
+    """The file's groups of rows, in ranges of about `size` bytes; itself where it is damaged."""
+    try:
+        metadata = pq.read_metadata(file.path)
+    except DAMAGE:
+        return [file]
+    ranges, start, held = [], 0, 0
+    for group in range(metadata.num_row_groups):
+        held += metadata.row_group(group).total_byte_size
+        if held >= size or group + 1 == metadata.num_row_groups:
+            ranges.append((start, group + 1))
+            start, held = group + 1, 0
+    if len(ranges) < 2:
+        return [file]
+    ends = [file.size * stop // metadata.num_row_groups for _, stop in ranges]
+    return [
+        documents.ranged(file, *span, end - begin)
+        for span, (begin, end) in zip(ranges, itertools.pairwise([0, *ends]), strict=True)
+    ]
+
+
+def _unreadable(table: Any, groups: range, field: str) -> str:
+    """Why no row can be read, if none can."""
+    schema = table.schema_arrow
+    if schema.names.count(field) != 1:
+        return f"no column {field!r}" if field not in schema.names else f"two columns {field!r}"
+    kind = schema.field(field).type
+    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)):
+        return f"column {field!r} is {kind}, not a string"
+    for group in groups:
+        chunks = table.metadata.row_group(group)
+        for i in range(chunks.num_columns):
+            chunk = chunks.column(i)
+            allowed = max(
+                documents.FREE_EXPANSION_BYTES,
+                documents.MAX_EXPANSION * chunk.total_compressed_size,
+            )
+            if chunk.total_uncompressed_size > allowed:
+                return "decompression bomb"
+    return ""
+
+
+def _plain(column: Any) -> bool:
+    return not types.is_nested(column.type) and not types.is_binary(column.type)
+
+
+def _rows(
+    batch: Any, file: documents.File, source: config.Source, first: int
+) -> Iterator[documents.Item]:
+    values = {
+        name: _values(column)
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        if name != source.text_field
+    }
+    texts = batch.column(source.text_field).cast(pa.large_binary()).to_pylist()
+    for i, data in enumerate(texts):
+        row = first + i
+        if reason := _empty(data):
+            yield documents.Rejected(
+                file.name, "row", row, reason, (data or b"")[: documents.RAW_BYTES]
+            )
+            continue
+        metadata = {name: found[i] for name, found in values.items() if found[i] is not None}
+        try:
+            yield Document(data.decode(), f"{file.name}:{row}", source.name, metadata)
+        except UnicodeDecodeError:
+            yield documents.Rejected(
+                file.name, "row", row, "invalid UTF-8", data[: documents.RAW_BYTES]
+            )
+
+
+def _empty(data: bytes | None) -> str:
+    if data is None:
+        return "no text"
+    if len(data) > documents.MAX_LINE_BYTES:
+        return f"longer than {documents.MAX_LINE_BYTES >> 20} MiB"
+    return "" if data.strip() else "empty text"
+
+
+def _values(column: Any) -> list[Any]:
+    """A column's values as JSON holds them; None for those of a column that cannot be read."""
+    try:
+        values = column.to_pylist()
+    except (ValueError, OverflowError):  # text that is not UTF-8, dates that no calendar has
+        return [None] * len(column)
+    return [v if v is None or isinstance(v, str | int | float) else str(v) for v in values]

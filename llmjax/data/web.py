@@ -1,0 +1,188 @@
+"""Documents out of saved web pages: files of HTML, and the responses in WARC archives.
+
+A document's text is the page as it was sent, tags and all; the cleaning step `html` takes out what
+is to be read. Its metadata have `format="html"`, and of an archive `url` and `date`.
+"""
+
+import codecs
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from llmjax.data import config, documents
+from llmjax.data.cleaning.document import Document
+from llmjax.data.cleaning.extra import needs
+
+# How many bytes of headers a record may have.
+_MAX_HEADER_BYTES = 1 << 20
+
+# Only these: other codecs of Python are no charsets, and some take quadratic time.
+_CHARSETS = re.compile(
+    r"utf-?8|utf-?16(?:le|be)?|us-ascii|ascii|latin-?1|iso-?8859-\d+|(?:windows-|cp)\d+|koi8-[rut]"
+    r"|shift[_-]jis|euc-(?:jp|kr)|iso-2022-jp|gb2312|gbk|gb18030|big5|tis-620|mac-?roman",
+    re.IGNORECASE,
+)
+_DECLARED = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
+# What browsers read where these are declared.
+_SUPERSETS = {"ascii": "cp1252", "iso8859-1": "cp1252", "gb2312": "gb18030", "gbk": "gb18030"}
+
+
+def read(
+    file: documents.File, source: config.Source, blocks: Iterator[bytes]
+) -> Iterator[documents.Item]:
+    """Streams the pages of a file of HTML, which is one, or of a WARC archive, as `documents.read`.
+
+    Args:
+        file: what is read.
+        source: whose file it is.
+        blocks: the file's uncompressed bytes.
+    """
+    if not file.stem.endswith(documents.HTML_SUFFIXES):
+        yield from _read_archive(file, source, blocks)
+        return
+    yield _page(_at_most(blocks), "", file, source, "byte", 0)
+
+
+def _at_most(blocks: Iterator[bytes]) -> bytes:
+    """The bytes of a page, or the beginning of those of one that is too long."""
+    held = bytearray()
+    for block in blocks:
+        held += block
+        if len(held) > documents.MAX_LINE_BYTES:
+            break
+    return bytes(held)
+
+
+def _page(
+    data: bytes,
+    charset: str,
+    file: documents.File,
+    source: config.Source,
+    unit: documents.Unit,
+    position: int,
+    **known: Any,
+) -> documents.Item:
+    """A page's document; `charset` is that of its HTTP headers, if they name one."""
+    text, reason = "", ""
+    if len(data) > documents.MAX_LINE_BYTES:
+        reason = f"longer than {documents.MAX_LINE_BYTES >> 20} MiB"
+    elif not data.strip():
+        reason = "empty text"
+    else:
+        name = _charset(data, charset)
+        try:
+            text = data.decode(name).removeprefix("\ufeff")
+        except UnicodeDecodeError:
+            reason = "invalid UTF-8" if name == "utf-8" else "not in the charset that it names"
+        if not documents.encodable(text):
+            reason = "half a surrogate pair"
+    if reason:
+        return documents.Rejected(file.name, unit, position, reason, data[: documents.RAW_BYTES])
+    return Document(text, f"{file.name}:{position}", source.name, {"format": "html", **known})
+
+
+def _charset(data: bytes, named: str) -> str:
+    """The codec of a page: by its byte order mark, its headers, its beginning, or UTF-8."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    declared = _DECLARED.search(data[:2048])
+    for name in (named, declared.group(1).decode("ascii", "replace") if declared else ""):
+        if _CHARSETS.fullmatch(name):
+            try:
+                codec = codecs.lookup(name).name
+            except LookupError:
+                continue
+            # A declaration that could be read as ASCII is not in UTF-16.
+            return _SUPERSETS.get(codec, "utf-8" if codec.startswith("utf-16") else codec)
+    return "utf-8"
+
+
+class _Stream:
+    """Blocks as a file that warcio reads, in bounded portions."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._held = b""
+        self.position = 0
+        self.limit = 0
+
+    def read(self, size: int = documents.BLOCK_BYTES) -> bytes:
+        """The next bytes, at most `size`; b"" at the end.
+
+        Raises:
+            documents.DamagedError: the archive is damaged, or `limit` bytes have been read.
+        """
+        while not self._held:
+            block = next(self._blocks, None)
+            if block is None:
+                return b""
+            self._held = block
+        if self.position >= self.limit:
+            raise documents.DamagedError(self.position, self._held)
+        data, self._held = self._held[:size], self._held[size:]
+        self.position += len(data)
+        return data
+
+    def tell(self) -> int:
+        """The number of bytes that were read."""
+        return self.position
+
+
+def _read_archive(
+    file: documents.File, source: config.Source, blocks: Iterator[bytes]
+) -> Iterator[documents.Item]:
+    with needs("warcio"):
+        from warcio.archiveiterator import ArchiveIterator
+    first = next(blocks, b"")
+    if first.startswith(b"\x1f\x8b"):  # warcio would expand it, as far as it goes
+        raise documents.DamagedError(0, first, "compressed twice, or named as if it were not")
+    stream = _Stream(itertools.chain((first,), blocks))
+    records = iter(ArchiveIterator(stream))
+    number = 0
+    while True:
+        try:
+            stream.limit = stream.position + _MAX_HEADER_BYTES
+            record = next(records, None)
+            if record is None:
+                return
+            number += 1
+            item = _response(record, stream, file, source, number)
+        except documents.DamagedError:
+            raise
+        except Exception as error:  # warcio says what is wrong by whatever the wrong caused
+            raw = repr(error).encode(errors="replace")[: documents.RAW_BYTES]
+            yield documents.Rejected(file.name, "record", number + 1, "damaged archive", raw)
+            return
+        if item is not None:
+            yield item
+
+
+def _response(
+    record: Any, stream: _Stream, file: documents.File, source: config.Source, number: int
+) -> documents.Item | None:
+    """The page of a record that is a successful response of HTML; the record is read to its end."""
+    headers = record.http_headers
+    kind = (headers.get_header("Content-Type") or "").lower() if headers else ""
+    wanted = (
+        record.rec_type == "response"
+        and headers.get_statuscode().startswith("2")
+        and kind.partition(";")[0].strip() in ("text/html", "application/xhtml+xml")
+    )
+    item = None
+    if wanted:
+        stream.limit = stream.position + 2 * documents.MAX_LINE_BYTES
+        content = record.content_stream()
+        data = _at_most(iter(lambda: content.read(documents.BLOCK_BYTES), b""))
+        known = {
+            key: value
+            for key, header in (("url", "WARC-Target-URI"), ("date", "WARC-Date"))
+            if (value := record.rec_headers.get_header(header)) and documents.encodable(value)
+        }
+        charset = re.search(r"charset=[\"']?([^\s;\"']+)", kind)
+        named = charset.group(1) if charset else ""
+        item = _page(data, named, file, source, "record", number, **known)
+    stream.limit = stream.position + 2 * documents.BLOCK_BYTES
+    while record.raw_stream.read(documents.BLOCK_BYTES):
+        stream.limit = stream.position + 2 * documents.BLOCK_BYTES
+    return item

@@ -1,0 +1,81 @@
+"""The memory and the speed of cleaning, over a corpus and over ten times as much.
+
+    python -m tools.cleaning.memory --times=1,10 --steps=standard
+
+The corpus is Debian's descriptions, several times over with a number in each, so that exact copies
+are none. Every size is cleaned in a process of its own, by one worker.
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+from llmjax.data import config, documents
+from llmjax.data.cleaning import pipeline
+from llmjax.data.cleaning.config import CleaningConfig
+from tools import corpora
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--times", default="1,10", help="how many times over the corpus")
+    parser.add_argument("--documents", type=int, default=10_000, help="of the corpus, once")
+    parser.add_argument("--steps", default="standard", help="names of steps, with commas")
+    parser.add_argument("--part_bytes", type=int, default=1 << 22, help="as CleaningConfig's")
+    parser.add_argument("--input", type=pathlib.Path, help="clean this, and say what it took")
+    options = parser.parse_args()
+    if options.input:
+        print(json.dumps(measure(options.input, options.steps, options.part_bytes)))
+        return
+    corpus = list(corpora.read(corpora.fetch("debian")))[: options.documents]
+    with tempfile.TemporaryDirectory() as folder:
+        for times in map(int, options.times.split(",")):
+            path = pathlib.Path(folder, f"{times}.jsonl")
+            with path.open("w") as stream:
+                for number in range(times):
+                    for record in corpus:
+                        text = f"{record['text']} This is number {number}."
+                        stream.write(json.dumps({"text": text}) + "\n")
+            command = [sys.executable, "-m", "tools.cleaning.memory", f"--input={path}"]
+            command += [f"--steps={options.steps}", f"--part_bytes={options.part_bytes}"]
+            print(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+            )
+
+
+def measure(path: pathlib.Path, steps: str, part_bytes: int) -> dict[str, object]:
+    """Cleans a file; documents, seconds, documents and megabytes a second, peak memory in MB."""
+    source = config.Source("s", str(path))
+    cleaning = CleaningConfig(tuple(steps.split(",")), part_bytes=part_bytes)
+    settings = config.DataConfig((source,), cleaning=cleaning)
+    inputs = {"s": documents.find_files(source)}
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        counts = pipeline.clean_sources(settings, inputs, pathlib.Path(folder))["s"]
+        seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    size = path.stat().st_size / 1e6
+    return {
+        "documents": counts.documents,
+        "kept": counts.kept,
+        "MB": round(size, 1),
+        "seconds": round(seconds, 1),
+        "documents/s": round(counts.documents / seconds),
+        "MB/s": round(size / seconds, 2),
+        "peak MB": round(peak),
+        "documents/s by step": {
+            row.step: round(row.documents / row.seconds) for row in counts.rows() if row.seconds
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
