@@ -16,6 +16,7 @@ import zstandard
 from hypothesis import strategies
 
 from llmjax.data import config, documents
+from llmjax.data.cleaning import quality_model
 from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.document import Document, Rejected
 
@@ -117,14 +118,21 @@ def hostile(draw: random.Random) -> str:
     return "".join(pieces)
 
 
-def check_steps(seed: int) -> None:
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> CleaningConfig:
+    """All steps' settings; those of the learned model with one that has seen two texts."""
+    path = str(tmp_path_factory.mktemp("model") / "model.safetensors")
+    quality_model.train(["A good text."], ["{bad}"], features=1 << 10).save(path)
+    return CleaningConfig(quality_model=quality_model.QualityModel(path))
+
+
+def check_steps(settings: CleaningConfig, seed: int) -> None:
     draw = random.Random(seed)
     text = hostile(draw)
     if not text.strip():
         return
     known = {"url": hostile(draw)[:200], "format": draw.choice(["html", "text"]), "language": "en"}
     document = Document(text, "a:1", "s", known)
-    settings = CleaningConfig()
     for field in dataclasses.fields(settings):
         step = getattr(settings, field.name)
         if not callable(step):
@@ -155,13 +163,13 @@ def test_readers(seeds: Sequence[int], tmp_path_factory: pytest.TempPathFactory)
 
 @hypothesis.settings(RELAXED, max_examples=25)
 @hypothesis.given(seed=SEEDS)
-def test_steps(seed: int) -> None:
-    check_steps(seed)
+def test_steps(seed: int, steps: CleaningConfig) -> None:
+    check_steps(steps, seed)
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_inputs(tmp_path: pathlib.Path) -> None:
+def test_a_hundred_thousand_inputs(tmp_path: pathlib.Path, steps: CleaningConfig) -> None:
     for seed in range(80_000):
         check_reader(tmp_path, seed)
     for seed in range(2_000):  # each through a dozen steps
-        check_steps(seed)
+        check_steps(steps, seed)
