@@ -153,7 +153,7 @@ RELAXED = hypothesis.settings(
 )
 
 
-@hypothesis.settings(RELAXED, max_examples=150)
+@hypothesis.settings(RELAXED, max_examples=70)
 @hypothesis.given(seeds=strategies.lists(SEEDS, min_size=3, max_size=3))
 def test_readers(seeds: Sequence[int], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("hostile")
@@ -161,7 +161,7 @@ def test_readers(seeds: Sequence[int], tmp_path_factory: pytest.TempPathFactory)
         check_reader(folder, seed)
 
 
-@hypothesis.settings(RELAXED, max_examples=25)
+@hypothesis.settings(RELAXED, max_examples=12)
 @hypothesis.given(seed=SEEDS)
 def test_steps(seed: int, steps: CleaningConfig) -> None:
     check_steps(steps, seed)
