@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Judges the steps of cleaning that compare documents or find what is in them, on real texts.
 
-    tools/judge_cleaning.py duplicates personal leaks --json=cleaning.json
+    tools/judge_cleaning.py duplicates personal leaks speed --json=cleaning.json
 
 `duplicates`: 20,000 of Debian's descriptions, a tenth of them edited copies, against the exact
 Jaccard similarity of all pairs and against datasketch. `personal`: 2,000 descriptions with planted
 personal data and 500 real mails whose headers say what they hold. `leaks`: 1,000 evaluation
-examples planted in descriptions among 20,000 clean ones. Texts are fetched on first use, see
+examples planted in descriptions among 20,000 clean ones. `speed`: all of these steps, one core,
+beside peers. Texts are fetched on first use, see
 tools/corpora.py. Needs the extra `data`, and datasketch for `duplicates`; takes some minutes.
 """
 
@@ -22,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import rich.console
 import rich.table
 
-from tools.cleaning import leaks, private, similar
+from tools.cleaning import leaks, private, similar, speed
 
 Row = dict[str, object]
 
@@ -71,6 +72,7 @@ JUDGES: Mapping[str, Callable[[bool], Iterator[Row]]] = {
     "duplicates": lambda _: similar.judge(),
     "leaks": lambda _: leaks.judge(),
     "personal": _personal,
+    "speed": lambda _: speed.judge(),
 }
 
 

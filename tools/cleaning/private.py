@@ -91,9 +91,9 @@ def judge(
     known, wrong = collections.Counter(right), collections.Counter(right)
     seconds, count = 0.0, 0
     for text, labels in texts:
-        start = time.perf_counter()
+        start = time.process_time()
         found = [(item.kind, item.start, item.end) for item in personal.find(text)]
-        seconds += time.perf_counter() - start
+        seconds += time.process_time() - start
         count += 1
         known.update(kind for kind, _, _ in labels)
         hits = {label for label in labels if any(map(_covers, found, [label] * len(found)))}

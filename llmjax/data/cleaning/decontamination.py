@@ -206,10 +206,10 @@ def _shared(
     grams: np.ndarray, known: np.ndarray, owners: np.ndarray
 ) -> Iterator[tuple[int, int, int]]:
     """(place, n-gram, example) of all n-grams that examples have, once for each example."""
-    first = np.searchsorted(known, grams, side="left")
-    last = np.searchsorted(known, grams, side="right")
-    for at in np.flatnonzero(last > first).tolist():
-        for example in owners[first[at] : last[at]].tolist():
+    first = np.searchsorted(known, grams)
+    for at in np.flatnonzero(known[np.minimum(first, len(known) - 1)] == grams).tolist():
+        last = np.searchsorted(known, grams[at], side="right")
+        for example in owners[first[at] : last].tolist():
             yield at, int(grams[at]), example
 
 

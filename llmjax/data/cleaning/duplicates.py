@@ -23,8 +23,8 @@ class Clusters:
 
     def joined(self, left: np.ndarray, right: np.ndarray) -> "Clusters":
         """The clusters when each of `left` is like that of `right`, uint64 [M] both, too."""
-        # Half a second to import, which settings need not wait for.
-        import scipy.sparse
+        # Half a second to import.
+        from scipy import sparse
         from scipy.sparse import csgraph
 
         left = np.concatenate([self.dropped, left])
@@ -32,7 +32,7 @@ class Clusters:
         keys, ends = np.unique(np.concatenate([left, right]), return_inverse=True)
         pairs = ends.reshape(2, -1)
         edges = (np.ones(len(left), bool), (pairs[0], pairs[1]))
-        graph = scipy.sparse.coo_array(edges, shape=(len(keys), len(keys)))
+        graph = sparse.coo_array(edges, shape=(len(keys), len(keys)))
         _, labels = csgraph.connected_components(graph, directed=False)
         # Keys are sorted, so the first place of a label is that of its smallest key.
         _, firsts = np.unique(labels, return_index=True)

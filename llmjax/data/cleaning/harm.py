@@ -2,8 +2,8 @@
 
 The model is alt-profanity-check's (trained on 200,000 comments of Twitter and Wikipedia by people's
 labels); lists are given as files, one word or phrase a line, and none comes with this package.
-Both know words, not meaning: they also hit quotations, medicine and the talk of those whom such
-words are used against.
+The model knows English only, and both know words, not meaning: they also hit quotations, medicine
+and the talk of those whom such words are used against.
 """
 
 import collections

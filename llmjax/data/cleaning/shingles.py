@@ -44,21 +44,11 @@ def hashes(words: Iterable[str], *, numbers: bool = True) -> np.ndarray:
         words: as `WORD` finds them.
         numbers: whether numbers differ; without, every run of digits counts as the same.
     """
-    return np.fromiter(
-        (
-            _remembered(word, numbers) if len(word) <= _REMEMBERED else _hash(word, numbers)
-            for word in words
-        ),
-        np.uint64,
-    )
-
-
-def _hash(word: str, numbers: bool) -> int:
-    return hash_of(word if numbers else _DIGITS.sub("0", word))
-
-
-# Words follow Zipf's law: most of a corpus is answered from here.
-_remembered = functools.lru_cache(maxsize=1 << 18)(_hash)
+    remembered = _WITH_NUMBERS if numbers else _WITHOUT_NUMBERS
+    words = list(words)
+    short = max(map(len, words), default=0) <= _REMEMBERED
+    found = map(remembered if short else remembered.__wrapped__, words)
+    return np.fromiter(found, np.uint64, len(words))
 
 
 def hash_of(words: str) -> int:
@@ -66,8 +56,15 @@ def hash_of(words: str) -> int:
     return xxhash.xxh3_64_intdigest(normal(words).encode(errors="surrogatepass"))
 
 
+# Words follow Zipf's law: most of a corpus is answered from here.
+_WITH_NUMBERS = functools.lru_cache(maxsize=1 << 18)(hash_of)
+_WITHOUT_NUMBERS = functools.lru_cache(maxsize=1 << 18)(
+    lambda word: hash_of(_DIGITS.sub("0", word))
+)
+
+
 def ngrams(items: np.ndarray, n: int) -> np.ndarray:
-    """The hashes of all runs of `n` items, in order.
+    """The hashes of all runs of `n` items, in order: polynomials in them, all of equal cost.
 
     Args:
         items: uint64 [W], hashes themselves.
@@ -79,10 +76,19 @@ def ngrams(items: np.ndarray, n: int) -> np.ndarray:
     count = len(items) - n + 1
     if count < 1:
         return np.zeros(0, np.uint64)
-    total = np.zeros(count, np.uint64)
-    for k in range(n):
-        total = total * _MULTIPLIER + items[k : k + count]
-    return mixed(total)
+    powers, inverses = _powers(1 << len(items).bit_length())
+    sums = np.zeros(len(items) + 1, np.uint64)
+    np.cumsum(items * powers[: len(items)], out=sums[1:])
+    return mixed((sums[n:] - sums[:-n]) * inverses[:count])
+
+
+@functools.lru_cache
+def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The powers of the multiplier, from 1 on, and their inverses modulo 2^64."""
+    multipliers = np.full(count, _MULTIPLIER)
+    inverses = np.full(count, np.uint64(pow(int(_MULTIPLIER), -1, 1 << 64)))
+    multipliers[0] = inverses[0] = 1
+    return np.cumprod(multipliers), np.cumprod(inverses)
 
 
 def mixed(values: np.ndarray) -> np.ndarray:

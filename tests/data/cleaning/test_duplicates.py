@@ -171,6 +171,16 @@ def test_short_documents_are_compared_whole() -> None:
     assert survivors(documents, step) == ["f:0", "f:2", "g:0", "g:1", "g:2"]
 
 
+@pytest.mark.parametrize("unit", ["word", "character"])
+def test_ngrams_are_those_of_a_set(unit: str) -> None:
+    settings = minhash.MinHash(n=3, unit=unit)
+    for document in family(5, size=30):
+        items = document.text.split() if unit == "word" else document.text
+        n = min(3, len(items))
+        expected = {tuple(items[i : i + n]) for i in range(len(items) - n + 1)}
+        assert len(set(minhash.ngrams(document.text, settings).tolist())) == len(expected)
+
+
 @pytest.mark.parametrize(
     ("left", "right"),
     [("naïve Café", "NAIVE cafe"), ("e\u0301tude", "étude"), ("ﬁne １２", "fine 12")],
