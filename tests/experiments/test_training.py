@@ -1,17 +1,20 @@
 """A whole run, in this process: what early stopping leaves behind."""
 
 import dataclasses
+import pickle
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import runs, training
+from experiments import runs, scoring, training
 from experiments.recipes import RECIPES
-from llmjax import planning
+from llmjax import evaluation, planning
 from llmjax.optim import OptimizerConfig, Rule
 from llmjax.train.early_stopping import EarlyStoppingConfig
 from llmjax.train.metrics import read_jsonl
+
+TEXTS = ["The import statement", "x = [1, 2]"]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,9 @@ def test_a_run_that_stops_early_leaves_its_best_weights(text, tmp_path, capsys):
         model, last = runs.load(tmp_path), runs.load(tmp_path, best=False)
         assert (model.step, last.step) == (best, max(losses))
         found = [runs.evaluate_model(m, text, 8)["validation_loss"] for m in (model, last)]
+        scorer = pickle.loads(pickle.dumps(scoring.RunScorer(str(tmp_path))))
+        ours = evaluation.TextScorer(model.params, model.config, model.tokenizer, 16)
+        assert scorer(TEXTS) == ours(TEXTS)
     assert found[0] < found[1]
     assert all(np.isfinite(found))
 
