@@ -75,7 +75,9 @@ def _page(
             text = data.decode(name).removeprefix("\ufeff")
         except UnicodeDecodeError:
             reason = "invalid UTF-8" if name == "utf-8" else "not in the charset that it names"
-        if not documents.encodable(text):
+        if not reason and not text.strip():
+            reason = "empty text"
+        elif not documents.encodable(text):
             reason = "half a surrogate pair"
     if reason:
         return documents.Rejected(file.name, unit, position, reason, data[: documents.RAW_BYTES])
