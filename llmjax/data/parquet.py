@@ -112,11 +112,14 @@ def _rows(
             continue
         metadata = {name: found[i] for name, found in values.items() if found[i] is not None}
         try:
-            yield Document(data.decode(), f"{file.name}:{row}", source.name, metadata)
+            text = data.decode()
+            reason = "" if text.strip() else "empty text"
         except UnicodeDecodeError:
-            yield documents.Rejected(
-                file.name, "row", row, "invalid UTF-8", data[: documents.RAW_BYTES]
-            )
+            reason = "invalid UTF-8"
+        if reason:
+            yield documents.Rejected(file.name, "row", row, reason, data[: documents.RAW_BYTES])
+        else:
+            yield Document(text, f"{file.name}:{row}", source.name, metadata)
 
 
 def _empty(data: bytes | None) -> str:

@@ -67,11 +67,16 @@ def _plain(
         reason = f"longer than {documents.MAX_LINE_BYTES >> 20} MiB"
         return documents.Rejected(file.name, unit, position, reason, data[: documents.RAW_BYTES])
     try:
-        return Document(data.decode(), f"{file.name}:{position}", source.name)
+        text = data.decode()
     except UnicodeDecodeError:
         return documents.Rejected(
             file.name, unit, position, "invalid UTF-8", data[: documents.RAW_BYTES]
         )
+    if not text.strip():  # Unicode knows more blanks than ASCII
+        return documents.Rejected(
+            file.name, unit, position, "empty text", data[: documents.RAW_BYTES]
+        )
+    return Document(text, f"{file.name}:{position}", source.name)
 
 
 def _read_lines(

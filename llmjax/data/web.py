@@ -75,7 +75,9 @@ def _page(
             text = data.decode(name).removeprefix("\ufeff")
         except UnicodeDecodeError:
             reason = "invalid UTF-8" if name == "utf-8" else "not in the charset that it names"
-        if not documents.encodable(text):
+        if not reason and not text.strip():
+            reason = "empty text"
+        elif not documents.encodable(text):
             reason = "half a surrogate pair"
     if reason:
         return documents.Rejected(file.name, unit, position, reason, data[: documents.RAW_BYTES])
@@ -138,12 +140,16 @@ def _read_archive(
     if first.startswith(b"\x1f\x8b"):  # warcio would expand it, as far as it goes
         raise documents.DamagedError(0, first, "compressed twice, or named as if it were not")
     stream = _Stream(itertools.chain((first,), blocks))
-    records = iter(ArchiveIterator(stream))
-    number = 0
+    archive = ArchiveIterator(stream)
+    archive.INC_RECORD = ""  # what it would print of a record of another length than it says
+    number, errors = 0, 0
     while True:
         try:
             stream.limit = stream.position + _MAX_HEADER_BYTES
-            record = next(records, None)
+            record = next(archive, None)
+            if archive.err_count > errors:
+                errors = archive.err_count
+                yield documents.Rejected(file.name, "record", number, "not as long as it says")
             if record is None:
                 return
             number += 1

@@ -168,3 +168,14 @@ def test_a_page_that_expands_is_cut_short(tmp_path: pathlib.Path, monkeypatch) -
     assert bomb.reason == "longer than 1 MiB"
     assert isinstance(page, Document)
     assert page.text == "<p>next</p>"
+
+
+def test_a_record_that_is_longer_than_it_says_is_told(tmp_path: pathlib.Path, capfd) -> None:
+    whole = archive(packed=False)
+    place = whole.index(b"<p>one</p>")
+    (tmp_path / "a.warc").write_bytes(whole[:place] + b"more" + whole[place:])
+    items = read(tmp_path)
+    wrong = next(item for item in items if isinstance(item, documents.Rejected))
+    assert (wrong.reason, wrong.position) == ("not as long as it says", 2)
+    assert [i.text for i in items if isinstance(i, Document)][1:] == list(PAGES.values())[1:]
+    assert capfd.readouterr().err == ""

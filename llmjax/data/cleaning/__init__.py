@@ -8,6 +8,7 @@ In short:
 
 from llmjax.data.cleaning import decontamination, exact, minhash, passages
 from llmjax.data.cleaning.c4 import C4Quality
+from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.decontamination import Decontamination
 from llmjax.data.cleaning.document import Document, Rejected, Step, clean, name_of
 from llmjax.data.cleaning.fineweb import FineWebQuality
@@ -15,6 +16,7 @@ from llmjax.data.cleaning.gopher import STOP_WORDS, GopherQuality, GopherRepetit
 from llmjax.data.cleaning.harm import HarmfulContent
 from llmjax.data.cleaning.html import Html
 from llmjax.data.cleaning.language import Language, LanguageMinimum
+from llmjax.data.cleaning.length import Length
 from llmjax.data.cleaning.minhash import MinHash
 from llmjax.data.cleaning.passages import Passages
 from llmjax.data.cleaning.perplexity import Perplexity
@@ -26,6 +28,7 @@ from llmjax.data.cleaning.urls import Urls
 __all__ = [
     "STOP_WORDS",
     "C4Quality",
+    "CleaningConfig",
     "Decontamination",
     "Document",
     "FineWebQuality",
@@ -35,6 +38,7 @@ __all__ = [
     "Html",
     "Language",
     "LanguageMinimum",
+    "Length",
     "MinHash",
     "Passages",
     "Perplexity",

@@ -122,21 +122,19 @@ def _phases(
 ) -> list[list[Task]]:
     """The tasks of each phase; what a phase makes depends on all steps up to its last."""
     cleaning, corpus = settings.cleaning, [part.fingerprint() for part in parts]
-    before: Path | None = None
     found: list[list[Task]] = []
     names: list[str] = []
+    before: list[Task] | list[None] = [None] * len(parts)
     for phase in build.phases(cleaning):
         names += phase.steps
         steps = cleaning.plain([*names, phase.compares] if phase.compares else names)
         others = (steps, corpus if phase.number else [])
         folder = directory / _PHASES_FOLDER / str(phase.number) if phase.compares else directory
-        found.append(
-            [
-                Task(part, phase, cleaning, folder, before, part.fingerprint(*others), scorer)
-                for part in parts
-            ]
-        )
-        before = folder
+        before = [
+            Task(part, phase, cleaning, folder, earlier, part.fingerprint(*others), scorer)
+            for part, earlier in zip(parts, before, strict=True)
+        ]
+        found.append(before)
     return found
 
 

@@ -38,7 +38,7 @@ class Task:
         folder: where this phase writes: `cleaned/SOURCE/PART.jsonl.zst` the documents that go on,
             `rejected/SOURCE/PART.jsonl.zst` those that this phase or one before turned away,
             `cleaned/SOURCE/PART.json` the counts, last of all.
-        before: where the phase before did, if there was one.
+        before: what the same part went through before, if it did.
         fingerprint: of all that decides the outcome.
         scorer: of `perplexity`, if that is one of the steps.
     """
@@ -47,40 +47,42 @@ class Task:
     phase: Phase
     config: CleaningConfig
     folder: Path
-    before: Path | None
+    before: "Task | None"
     fingerprint: str
     scorer: Scorer | None = None
 
     @property
     def size(self) -> int:
         """Bytes to read."""
-        before = self.before and _file(self.before, CLEANED_FOLDER, self.part, stored.SUFFIX)
-        return before.stat().st_size if before else self.part.size
+        return self.before.cleaned.stat().st_size if self.before else self.part.size
 
     @property
     def cleaned(self) -> Path:
         """The file of documents that go on."""
-        return _file(self.folder, CLEANED_FOLDER, self.part, stored.SUFFIX)
+        return self._file(CLEANED_FOLDER, stored.SUFFIX)
 
     @property
     def rejected(self) -> Path:
         """The file of documents that were turned away."""
-        return _file(self.folder, REJECTED_FOLDER, self.part, stored.SUFFIX)
+        return self._file(REJECTED_FOLDER, stored.SUFFIX)
 
     @property
     def index(self) -> Path:
         """The folder of what the next phase compares by."""
-        return _file(self.folder, INDEX_FOLDER, self.part, "")
+        return self._file(INDEX_FOLDER, "")
 
     @property
     def record(self) -> Path:
         """The file of the counts, which says that the task is done."""
-        return _file(self.folder, CLEANED_FOLDER, self.part, ".json")
+        return self._file(CLEANED_FOLDER, ".json")
 
     @property
     def running(self) -> Path:
         """The file of the counts so far."""
-        return _file(self.folder, CLEANED_FOLDER, self.part, ".running.json")
+        return self._file(CLEANED_FOLDER, ".running.json")
+
+    def _file(self, kind: str, suffix: str) -> Path:
+        return self.folder / kind / self.part.source.name / (self.part.name + suffix)
 
     def counts(self) -> Counts | None:
         """What became of the part's documents; None if it is yet to be cleaned."""
@@ -120,7 +122,7 @@ class Task:
     def _clean(self, cleaned: stored.Writer, rejected: stored.Writer, report: Report) -> Counts:
         counts = Counts([*([READ] if self.before is None else []), *self.phase.steps])
         if self.before is not None:
-            rejected.append(_file(self.before, REJECTED_FOLDER, self.part, stored.SUFFIX))
+            rejected.append(self.before.rejected)
         kept = self._kept(counts, cleaned, rejected, report)
         if self.phase.compares:
             build.index(self.config, self.phase.compares, kept).save(self.index)
@@ -128,8 +130,9 @@ class Task:
             pass
         if self.before is None:
             return counts
-        record = json.loads(_file(self.before, CLEANED_FOLDER, self.part, ".json").read_text())
-        return Counts.from_plain(record["counts"]).then(counts)
+        earlier = self.before.counts()
+        assert earlier is not None, "a phase begins when the one before is done"
+        return earlier.then(counts)
 
     def _kept(
         self, counts: Counts, cleaned: stored.Writer, rejected: stored.Writer, report: Report
@@ -164,8 +167,7 @@ class Task:
 
         source = self.part.source
         if self.before is not None:
-            path = _file(self.before, CLEANED_FOLDER, self.part, stored.SUFFIX)
-            return stored.read(path, source.name, advance)
+            return stored.read(self.before.cleaned, source.name, advance)
         return itertools.chain.from_iterable(
             documents.read(file, source, advance, metadata=True) for file in self.part.files
         )
@@ -183,10 +185,6 @@ def _compared(path: Path, modified_ns: int) -> Step:
     del modified_ns  # another one means another step under the same name
     with path.open("rb") as stream:
         return pickle.load(stream)
-
-
-def _file(folder: Path, kind: str, part: Part, suffix: str) -> Path:
-    return folder / kind / part.source.name / (part.name + suffix)
 
 
 def _unread(item: documents.Rejected, source: str) -> Rejected:

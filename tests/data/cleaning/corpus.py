@@ -4,10 +4,8 @@ import hashlib
 import json
 import pathlib
 import random
-import sys
 
 from llmjax import data
-from llmjax.data.cleaning import engines
 from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.length import Length
 
@@ -60,10 +58,3 @@ def made(directory: pathlib.Path) -> dict[str, str]:
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in [*paths, directory / "tokenizer.meta.json"]
     }
-
-
-if __name__ == "__main__":
-    root, output = map(pathlib.Path, sys.argv[1:])
-    data.prepare(
-        settings(root, steps=STEPS, part_bytes=20_000), output, engine=engines.Local(workers=2)
-    )

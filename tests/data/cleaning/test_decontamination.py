@@ -95,7 +95,7 @@ def test_examples_out_of_files(tmp_path) -> None:
     )
     (tmp_path / "b.txt").write_text("first\n\nsecond\n")
     read = dict(decontamination.examples([str(tmp_path)]))
-    assert read == {"a.jsonl:1": "Why?\nthis\nthat", "b.txt:1": "first", "b.txt:2": "second"}
+    assert read == {"a.jsonl:1": "Why?\nthis\nthat", "b.txt:1": "first", "b.txt:3": "second"}
     read = dict(decontamination.examples([str(tmp_path / "a.jsonl")], fields=("question",)))
     assert read == {"a.jsonl:1": "Why?"}
     (tmp_path / "a.jsonl").write_text("{\n")

@@ -1,12 +1,11 @@
 """Where and how often a corpus is cleaned does not show: on Ray, by Slurm, after fifty kills."""
 
+import multiprocessing
 import os
 import pathlib
 import random
 import signal
 import stat
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,8 +13,6 @@ import pytest
 from llmjax import data
 from llmjax.data.cleaning import engines, pipeline
 from tests.data.cleaning.corpus import STEPS, line, made, settings, texts, write
-
-ROOT = pathlib.Path(__file__).parents[3]
 
 # A cluster of one node, which runs a job at once and then forgets it.
 SBATCH = """#!/bin/bash
@@ -90,34 +87,50 @@ class _Suicide:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.slow
-def test_fifty_kills(tmp_path: pathlib.Path) -> None:
-    """Killed anywhere, most often while it cleans; nothing is lost and nothing comes twice."""
-    corpus(tmp_path / "in", 6000)
+def prepare(root: pathlib.Path, output: pathlib.Path, workers: int) -> None:
+    wanted = settings(root, steps=STEPS, part_bytes=10_000)
+    data.prepare(wanted, output, engine=engines.Local(workers))
+
+
+@pytest.mark.parametrize(
+    ("kills", "workers", "documents"),
+    [
+        (2, 1, 300),
+        pytest.param(50, 1, 2000, marks=pytest.mark.slow),
+        pytest.param(10, 2, 2000, marks=pytest.mark.slow),
+    ],
+)
+def test_kills(kills: int, workers: int, documents: int, tmp_path: pathlib.Path) -> None:
+    """Killed anywhere and started again, a run loses nothing and has nothing twice."""
+    root = corpus(tmp_path / "in", documents)
+    # Its children have all modules, and none of the threads that a fork of this process would miss.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llmjax.data.prepare", "scipy.sparse.csgraph", "ftfy", "rensa"])
+
+    def start(output: pathlib.Path) -> multiprocessing.Process:
+        process = context.Process(target=prepare, args=(root, output, workers))
+        process.start()
+        return process
+
     draw = random.Random(0)
-
-    def start(name: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.data.cleaning.corpus"]
-        return subprocess.Popen([*command, tmp_path / "in", tmp_path / name], cwd=ROOT)
-
+    start(tmp_path / "first").join()
     began = time.monotonic()
-    assert start("whole").wait() == 0
+    start(tmp_path / "whole").join()
     seconds = time.monotonic() - began
-    kills, run = 0, 0
-    while kills < 50:
-        run += 1
-        name = f"cut{run}"
+    whole = made(tmp_path / "whole")
+    while kills > 0:
+        output = tmp_path / f"cut{kills}"
         while True:
-            process = start(name)
-            try:
-                assert process.wait(draw.uniform(0.2, 0.9) * seconds) == 0
+            process = start(output)
+            process.join(draw.uniform(0.05, 0.9) * seconds)
+            if process.exitcode is not None:
                 break
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                kills += 1
-        assert made(tmp_path / name) == made(tmp_path / "whole")
-        cleaned = pipeline.read_cleaned(tmp_path / name)
-        gone = [item.document for item in pipeline.read_rejected(tmp_path / name)]
-        ids = [(document.source, document.id) for document in [*cleaned, *gone]]
-        assert len(ids) == len(set(ids)) == 6001
+            process.kill()
+            process.join()
+            kills -= 1
+        assert process.exitcode == 0
+        assert made(output) == whole
+        kept = pipeline.read_cleaned(output)
+        gone = (item.document for item in pipeline.read_rejected(output))
+        ids = [(document.source, document.id) for document in [*kept, *gone]]
+        assert len(ids) == len(set(ids)) == documents + 1

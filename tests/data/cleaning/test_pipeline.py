@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 
@@ -9,10 +10,13 @@ import pytest
 import zstandard
 
 from llmjax import data
+from llmjax.data import documents
 from llmjax.data.cleaning import engines, pipeline, task
 from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.counts import Counts
+from llmjax.data.cleaning.gopher import GopherQuality
 from llmjax.data.cleaning.length import Length
+from llmjax.data.cleaning.minhash import MinHash
 from tests.data.cleaning.corpus import line, made, settings, texts, write
 
 
@@ -177,3 +181,50 @@ def test_counts_that_do_not_add_up_are_an_error() -> None:
 def test_wrong_steps(steps: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CleaningConfig(steps)
+
+
+def test_every_step_goes_by_its_name(tmp_path: pathlib.Path) -> None:
+    """All steps that need no model, in one run, in phases; and pages come out as text."""
+    pytest.importorskip("presidio_analyzer")
+    story = "The keeper of the light went down to the boat, and the wind was with him. "
+    ends = [f"It was the year {1800 + i}, and he wrote to a{i}@sea.org." for i in range(9)]
+    told = [story * 3 + end for end in ends]
+    leak = "What is the least number that is not the sum of two squares of whole numbers at all?"
+    pages = [f"<html><body><article><p>{text}</p></article></body></html>" for text in told]
+    for i, page in enumerate([*pages, "<html></html>"]):
+        write(tmp_path / "in" / "web" / f"{i}.html", [page.encode()])
+    write(tmp_path / "in" / "tests" / "a.jsonl", [line(f"{story * 9}{leak} {story * 9}")])
+    write(tmp_path / "evaluation.jsonl", [json.dumps({"question": leak}).encode()])
+    fields = {field.name for field in dataclasses.fields(CleaningConfig)}
+    names = fields - {"steps", "part_bytes", "evaluation_sets", "quality_model", "perplexity"}
+    judging = {"gopher_repetition", "c4_quality", "fineweb_quality", "harmful_content"}
+    last = (
+        "near_duplicates",
+        "exact_duplicates",
+        "repeated_passages",
+        "decontamination",
+        "personal_data",
+    )
+    first = names - {"html", *last}
+    wanted = settings(
+        tmp_path / "in",
+        steps=("html", *sorted(first - judging), *last, *sorted(judging)),
+        evaluation_sets=(str(tmp_path / "evaluation.jsonl"),),
+        near_duplicates=MinHash(similarity=0.9),
+        gopher_quality=GopherQuality(min_words=5),
+    )
+    counts = pipeline.clean_sources(
+        wanted,
+        {source.name: documents.find_files(source) for source in wanted.sources},
+        tmp_path / "out",
+    )
+    steps = {row.step: row for source in counts.values() for row in source.rows()}
+    assert list(steps) == ["read", *wanted.cleaning.names]
+    reasons = {r.document.id: (r.step, r.reason) for r in pipeline.read_rejected(tmp_path / "out")}
+    assert reasons["9.html:0"][0] == "html"
+    assert not {step for step, reason in reasons.values() if reason.startswith("failed")}
+    everything = [*pipeline.read_cleaned(tmp_path / "out")]
+    everything += [r.document for r in pipeline.read_rejected(tmp_path / "out")]
+    assert len(everything) == 11
+    assert not any(leak in document.text for document in pipeline.read_cleaned(tmp_path / "out"))
+    assert not list((tmp_path / "out").glob("phases"))
