@@ -5,8 +5,9 @@
     tools/alignment.py --base=runs/quickstart --output=runs/alignment --arms=sft,lora --seeds=0
 
 Of each seed: supervised fine-tuning of all parameters and of low-rank corrections; a reward model;
-PPO, GRPO and DPO from the fine-tuned model; and PPO that nothing keeps near it. All policies answer
-the same held-out prompts by the same draws. A lexicon of sentiment, which people scored and no
+PPO, GRPO and DPO from the fine-tuned model. Then PPO by a reward that is easily cheated, the sum of an
+answer's friendly words: once with the price on the divergence (`keen`), and once with nothing that
+keeps it near (`unbound`), to see what the guards say. All policies answer the same held-out prompts by the same draws. A lexicon of sentiment, which people scored and no
 policy was trained on, says how friendly answers are, and the policies' own log-probabilities how
 far they are from where they began. A run that is done is not run again; figures go to
 `alignment.json` and `alignment.md`, charts to `*.png`.
@@ -40,7 +41,7 @@ from llmjax.rl import KLConfig, LearningConfig, RolloutConfig
 from llmjax.train.metrics import read_jsonl
 
 TUNED = ("sft", "lora", "reward")
-POLICIES = ("ppo", "grpo", "dpo", "unbound")
+POLICIES = ("ppo", "grpo", "dpo", "keen", "unbound")
 PROMPTS = 256
 
 
@@ -102,6 +103,11 @@ def recipes(base: pathlib.Path, output: pathlib.Path, seed: int) -> dict[str, Tr
         evaluate_batches=8,
         seed=seed,
     )
+    keen = dataclasses.replace(
+        ppo,
+        rewards=(RewardSource("keen", "tools.alignment:keenness"),),
+        optimizer=dataclasses.replace(ppo.optimizer, learning_rate=3e-4),
+    )
     return {
         "sft": small_talk,
         "lora": low_rank(small_talk),
@@ -109,13 +115,20 @@ def recipes(base: pathlib.Path, output: pathlib.Path, seed: int) -> dict[str, Tr
         "ppo": ppo,
         "grpo": grpo,
         "dpo": preferring,
-        "unbound": dataclasses.replace(
-            ppo,
-            kl=KLConfig(coefficient=0.0),
-            steps=160,
-            optimizer=dataclasses.replace(ppo.optimizer, learning_rate=3e-4),
-        ),
+        "keen": keen,
+        "unbound": dataclasses.replace(keen, kl=KLConfig(coefficient=0.0)),
     }
+
+
+def keenness(samples: Sequence[rl.Sample]) -> list[float]:
+    """How friendly an answer's words are, added up: the more of them, the better."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    words = SentimentIntensityAnalyzer().lexicon
+    return [
+        sum(max(words.get(word.strip(".,!?").lower(), 0.0), 0.0) for word in sample.text.split())
+        for sample in samples
+    ]
 
 
 def low_rank(recipe: Any) -> Any:
@@ -237,7 +250,8 @@ def report(found: Sequence[Mapping[str, Any]]) -> str:
 
 def _said(policy: Mapping[str, Any]) -> str:
     mean = np.mean(policy["gold"])
-    return f"{mean:+.3f}, p = {policy['p']:.1g}, {policy['nats']:.1f} nats"
+    repeated = f", {policy['repetition']:.0%} repeated" if policy["repetition"] >= 0.01 else ""
+    return f"{mean:+.3f}, p = {policy['p']:.1g}, {policy['nats']:.1f} nats{repeated}"
 
 
 def draw(output: pathlib.Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
