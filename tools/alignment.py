@@ -5,12 +5,14 @@
     tools/alignment.py --base=runs/quickstart --output=runs/alignment --arms=sft,lora --seeds=0
 
 Of each seed: supervised fine-tuning of all parameters and of low-rank corrections; a reward model;
-PPO, GRPO and DPO from the fine-tuned model. Then PPO by a reward that is easily cheated, the sum of an
-answer's friendly words: once with the price on the divergence (`keen`), and once with nothing that
-keeps it near (`unbound`), to see what the guards say. All policies answer the same held-out prompts by the same draws. A lexicon of sentiment, which people scored and no
-policy was trained on, says how friendly answers are, and the policies' own log-probabilities how
-far they are from where they began. A run that is done is not run again; figures go to
-`alignment.json` and `alignment.md`, charts to `*.png`.
+PPO, GRPO and DPO from the fine-tuned model. Then PPO by a reward that is easily cheated, the sum
+of an answer's friendly words: once with the price on the divergence (`keen`), and once with nothing
+that keeps it near (`unbound`), to see what the guards say.
+
+All policies answer the same held-out prompts by the same draws. A lexicon of sentiment, which
+people scored, says how friendly answers are, and the policies' own log-probabilities how far they
+are from where they began. A run that is done is not run again; figures go to `alignment.json` and
+`alignment.md`, charts to `*.png`.
 """
 
 import argparse
