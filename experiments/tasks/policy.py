@@ -244,7 +244,7 @@ class PolicyTask(TuningTask):
         except ValueError as error:
             raise FlagError(f"--{flag}, {source.name}: {error}") from error
 
-    def _require_same_language(self, flag: str, other: runs.TrainedModel) -> None:
+    def _require_same_language(self, flag: str, other: "runs.TrainedModel") -> None:
         """What reads answers has to know them as the policy writes them."""
         self._require_tokenizer(flag, other.tokenizer)
         template = other.task.template
