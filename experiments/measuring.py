@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import multiprocessing
+import os
+import pathlib
 from collections.abc import Sequence
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,6 +13,38 @@ from llmjax.data import quality
 from llmjax.data.quality import files, metrics
 
 _DEFAULT = quality.QualityConfig()
+
+
+def report(
+    paths: Sequence[str],
+    output: str | pathlib.Path,
+    config: quality.QualityConfig = _DEFAULT,
+    *,
+    workers: int = 0,
+    text_field: str = "text",
+    split: files.Split = "file",
+) -> tuple[quality.Report, pathlib.Path]:
+    """Measures files, or what cleaning left, and writes page and numbers.
+
+    Args:
+        paths: of files, folders or globs, or of a folder of prepared data.
+        output: the folder for quality.html and quality.json.
+        config: what is measured.
+        workers: processes; 0 is one for each core.
+        text_field: as in `data.Source`.
+        split: as there.
+
+    Returns:
+        The report, and where the page lies.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing that can be read is there.
+    """
+    pieces, steps = files.find(paths, text_field, split)
+    survey = measured(pieces, workers or len(os.sched_getaffinity(0)), config)
+    found = survey.report(steps, cleaned=any(piece.kind != "raw" for piece in pieces))
+    title = ", ".join(pathlib.Path(path).name for path in paths[:3])
+    return found, quality.write(found, output, title)
 
 
 def measured(

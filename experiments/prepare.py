@@ -67,7 +67,7 @@ def _engine() -> engines.Engine:
 def _cleaned(source: str, counts: Counts) -> Table:
     """What each step did, by reason."""
     table = Table(title=f"Cleaned: {source}", title_justify="left")
-    table.add_column("step")
+    table.add_column("step", no_wrap=True)
     for name in ("documents", "kept", "rejected", "documents/s"):
         table.add_column(name, justify="right")
     table.add_column("why")

@@ -9,15 +9,11 @@ by source and step; anything else is measured as it lies there, each path a sour
 measured in several processes, in bounded memory.
 """
 
-import os
-import pathlib
-
 from absl import flags as absl_flags
 from rich.console import Console
 
 from experiments import flags, measuring
 from llmjax.data import quality
-from llmjax.data.quality import files
 
 DATA = absl_flags.DEFINE_list("data", None, "Files, folders, globs, or a folder of prepared data.")
 OUTPUT = absl_flags.DEFINE_string("output", None, "Folder for quality.html and quality.json.")
@@ -35,19 +31,22 @@ def main(argv: list[str]) -> None:
     if not DATA.value or not OUTPUT.value:
         missing = "output" if DATA.value else "data"
         raise flags.FlagError(f"--{missing} is missing: say what to measure and where to write")
-    try:
-        pieces, steps = files.find(DATA.value, TEXT_FIELD.value, SPLIT.value)  # type: ignore[arg-type]
-    except (FileNotFoundError, ValueError) as error:
-        raise flags.FlagError(f"--data={','.join(DATA.value)}: {error}") from error
     config = quality.QualityConfig()
     if MODEL.value:
         from experiments import scoring  # models, which nothing else here needs
 
         config = quality.QualityConfig(scorer=scoring.RunScorer(MODEL.value))
-    survey = measuring.measured(pieces, WORKERS.value or len(os.sched_getaffinity(0)), config)
-    report = survey.report(steps, cleaned=any(piece.kind != "raw" for piece in pieces))
-    title = ", ".join(pathlib.Path(path).name for path in DATA.value[:3])
-    page = quality.write(report, OUTPUT.value, title)
+    try:
+        report, page = measuring.report(
+            DATA.value,
+            OUTPUT.value,
+            config,
+            workers=WORKERS.value,
+            text_field=TEXT_FIELD.value,
+            split=SPLIT.value,  # type: ignore[arg-type]
+        )
+    except (FileNotFoundError, ValueError) as error:
+        raise flags.FlagError(f"--data={','.join(DATA.value)}: {error}") from error
     Console().print(measuring.table(report))
     print(f"report: {page}")
 

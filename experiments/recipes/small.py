@@ -3,6 +3,7 @@
 from experiments.recipe import Recipe
 from llmjax import models
 from llmjax.data import corpora
+from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.config import DataConfig, TokenizerConfig
 from llmjax.optim.config import OptimizerConfig
 
@@ -45,6 +46,9 @@ def quickstart() -> Recipe:
         data=DataConfig(
             tokenizer=TokenizerConfig(vocab_size=4096, symbols=corpora.SPEAKERS),
             validation_share=0.02,
+            cleaning=CleaningConfig(
+                steps=("repair", "language", "exact_duplicates", "near_duplicates", "personal_data")
+            ),
         ),
         corpus="chitchat",
         optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, schedule="wsd", warmup_steps=20),

@@ -17,6 +17,7 @@ from llmjax.data.quality.survey import Survey
 _DEFAULT = QualityConfig()
 
 Kind = Literal["raw", "cleaned", "rejected"]
+Split = Literal["file", "paragraph", "line"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Piece:
 def find(
     paths: Sequence[str],
     text_field: str = "text",
-    split: Literal["file", "paragraph", "line"] = "file",
+    split: Split = "file",
 ) -> tuple[list[Piece], tuple[str, ...]]:
     """The files at some paths, each path a source; or those of a folder of prepared data.
 
