@@ -108,7 +108,8 @@ def recipes(base: pathlib.Path, output: pathlib.Path, seed: int) -> dict[str, Tr
     keen = dataclasses.replace(
         ppo,
         rewards=(RewardSource("keen", "tools.alignment:keenness"),),
-        optimizer=dataclasses.replace(ppo.optimizer, learning_rate=3e-4),
+        optimizer=dataclasses.replace(ppo.optimizer, learning_rate=1e-3),
+        steps=160,
     )
     return {
         "sft": small_talk,
