@@ -171,7 +171,7 @@ def test_ppo_over_a_reward_model(root: pathlib.Path) -> None:
     assert rollouts[1]["kl_per_response"] != 0
     evaluations = [r for r in records(root / "ppo") if "validation_gold" in r]
     assert [r["step"] for r in evaluations] == [0, 3, 6]
-    otherwise = dataclasses.replace(recipe.data, template="chatml")
+    otherwise = dataclasses.replace(recipe.data, template="joined")
     with pytest.raises(
         flags.FlagError, match="trained with another chat template than the policy's"
     ):

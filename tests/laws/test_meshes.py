@@ -98,6 +98,7 @@ def test_every_mesh_equals_one_device(name, devices, train):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["gpt2, dots", pytest.param("llama, full", marks=pytest.mark.slow)]
 )

@@ -61,6 +61,7 @@ def iterate(draw):
     return batch, jax.device_get(metrics)
 
 
+@pytest.mark.slow
 def test_a_mesh_equals_one_device(draw):
     """Answers are the same tokens, and what follows from them is within 1e-4 of its scale."""
     batch, metrics = iterate(draw)

@@ -69,6 +69,7 @@ def test_every_held_out_token_is_a_target_once(task):
     np.testing.assert_array_equal(targets[targets >= 0], task.held_out[1:])
 
 
+@pytest.mark.slow
 def test_runs_and_what_is_said_of_them(task, tmp_path):
     results = judge.results_of(task, 2, lambda _: None)
     results = json.loads(json.dumps(results))
