@@ -99,7 +99,7 @@ def plan() -> dict[str, Any]:
         if folder:
             settings = recipe.data.mixture if recipe else MixtureConfig()
             answer["supply"] = planner.supply(work, folder, settings)
-            answer["warnings"] += _repeated(answer["supply"])
+            answer["warnings"] += planner.repeated(answer["supply"])
         if DAYS.value is not None and cluster is not None:
             answer["claim"] = planner.claim(work, cluster, DAYS.value)
             answer["warnings"] += _doubts(answer["claim"])
@@ -203,16 +203,6 @@ def _doubts(claim: dict[str, Any]) -> list[str]:
         return [f"--days={days:g}: impossible, it needs {needed:.0%} of the chips' peak"]
     return [
         f"--days={days:g}: needs {needed:.0%} of the chips' peak, and large runs reach 30 to 60 %"
-    ]
-
-
-def _repeated(found: dict[str, Any]) -> list[str]:
-    """Sources that are read more often than repetition is free."""
-    return [
-        f"data: {one['name']} is read {one['epochs']:.3g} times, which teaches as much as "
-        f"{one['worth'] / one['read']:.0%} of it new; up to 4 times costs little (Muennighoff 2023)"
-        for one in found["sources"]
-        if one["epochs"] > planning.EPOCHS
     ]
 
 

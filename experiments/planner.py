@@ -258,3 +258,13 @@ def finite(answer: Any) -> Any:
     if isinstance(answer, float) and not math.isfinite(answer):
         return None
     return answer
+
+
+def repeated(found: dict[str, Any]) -> list[str]:
+    """Sources that are read more often than repetition is free."""
+    return [
+        f"data: {one['name']} is read {one['epochs']:.3g} times, which teaches as much as "
+        f"{one['worth'] / one['read']:.0%} of it new; up to 4 times costs little (Muennighoff 2023)"
+        for one in found["sources"]
+        if one["epochs"] > planning.EPOCHS
+    ]

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import plan, planner
+from experiments import planner
 from experiments.flags import FlagError
 from llmjax import data, planning
 from llmjax.data.mixture import MixtureConfig
@@ -63,12 +63,12 @@ def test_the_planner_counts_from_the_manifest(folder: pathlib.Path) -> None:
     assert [row["enough"] for row in found["needs"]] == [
         ratio * 100 <= 8 * sizes["few"] for ratio in (20, 50, 100)
     ]
-    (warning,) = plan._repeated(found)
+    (warning,) = planner.repeated(found)
     assert warning.startswith("data: few is read 10 times")
     # A cap moves what is over to the source that has more.
     capped = planner.supply(work, str(folder), MixtureConfig(max_epochs=4.0))
     assert max(s["epochs"] for s in capped["sources"]) == pytest.approx(4.0)
-    assert plan._repeated(capped) == []
+    assert planner.repeated(capped) == []
 
 
 def test_a_folder_without_data_is_named(tmp_path: pathlib.Path) -> None:
