@@ -12,7 +12,7 @@ that keeps it near (`unbound`), to see what the guards say.
 All policies answer the same held-out prompts by the same draws. A lexicon of sentiment, which
 people scored, says how friendly answers are, and the policies' own log-probabilities how far they
 are from where they began. A run that is done is not run again; figures go to `alignment.json` and
-`alignment.md`, charts to `*.png`.
+`alignment.md`, charts to `*.svg`.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
                 training.run(recipe, options.output / str(seed) / name)
     found = {seed: judge(options.output / str(seed), options.base, arms, seed) for seed in seeds}
     (options.output / "alignment.json").write_text(json.dumps(found, indent=1))
-    (options.output / "alignment.md").write_text(report(list(found.values())))
+    (options.output / "alignment.md").write_text(report(found))
     draw(options.output, arms, seeds)
 
 
@@ -216,9 +216,10 @@ def history(folder: pathlib.Path, metric: str) -> list[tuple[int, Any]]:
     return [(record["step"], record[metric]) for record in records if metric in record]
 
 
-def report(found: Sequence[Mapping[str, Any]]) -> str:
+def report(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
     """The figures of all seeds, as Markdown."""
-    lines = ["| | " + " | ".join(f"seed {i}" for i in range(len(found))) + " |"]
+    found = list(by_seed.values())
+    lines = ["| | " + " | ".join(f"seed {seed}" for seed in by_seed) + " |"]
     lines.append("| --- |" + " ---: |" * len(found))
 
     def row(name: str, say: Any) -> None:
@@ -243,7 +244,7 @@ def report(found: Sequence[Mapping[str, Any]]) -> str:
             row(f"{name}: gold reward", lambda one, name=name: _said(one[name]))
     alarms = [
         f"- seed {seed}, {name}: {alarm}"
-        for seed, one in enumerate(found)
+        for seed, one in by_seed.items()
         for name in POLICIES
         if name in one
         for alarm in one[name]["alarms"]
@@ -270,7 +271,7 @@ def draw(output: pathlib.Path, arms: Sequence[str], seeds: Sequence[int]) -> Non
             curves.append(charts.Curve(f"seed {seed}", steps, values, role=role, dots=True))
         title = f"{arm}: {metric.removeprefix('validation_')}, held-out"
         chart = charts.Plot(arm, title, tuple(curves), "linear")
-        charts.write(chart, output / f"{arm}.png")
+        charts.write(chart, output / f"{arm}.svg")
 
 
 if __name__ == "__main__":
