@@ -59,14 +59,13 @@ def align(run_dir: pathlib.Path) -> list[Answers]:
         "after PPO": folders["friendlier"],
     }
     with jax.set_mesh(task.make_mesh()):
-        found = [_answers(task, name, folder) for name, folder in named.items()]
+        found = [answers(task, name, runs.load(folder)) for name, folder in named.items()]
     _keep(found, run_dir / "alignment.json")
     return found
 
 
-def _answers(task: PolicyTask, name: str, folder: pathlib.Path) -> Answers:
-    """To the same prompts, by the same draws."""
-    model = runs.load(folder)
+def answers(task: PolicyTask, name: str, model: runs.TrainedModel) -> Answers:
+    """What a model says to the held-out prompts of a policy's task, by the same draws as others."""
     params = models.for_decoding(model.task.merge(model.params), model.config)
     samples: list[rl.Sample] = []
     for number, prompts in enumerate(task.batches("validation")):

@@ -12,11 +12,10 @@ with 1 where there is any. Conversion keeps fields that are no part of the examp
 and counts what does not fit the form.
 """
 
-import importlib
 import json
 import pathlib
 import sys
-from typing import Any, cast
+from typing import cast
 
 from absl import flags as absl_flags
 from rich.console import Console
@@ -24,6 +23,8 @@ from rich.table import Table
 
 from experiments import flags
 from llmjax.data import checking, conversion, directories, documents, forms
+from llmjax.data.cleaning import Step, build
+from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.config import KINDS, ExampleSource, Kind
 
 TRAIN = absl_flags.DEFINE_string("train", None, "File, folder or glob of examples.")
@@ -85,13 +86,19 @@ def _check() -> int:
     return int(any(report.bad.values()))
 
 
-def _steps() -> list[Any]:
+def _steps() -> list[Step]:
     """The steps of cleaning that are asked for, with their usual settings."""
     names = tuple(filter(None, STEPS.value.split(",")))
     if not names:
         return []
-    cleaning = importlib.import_module("llmjax.data.cleaning.config").CleaningConfig(steps=names)
-    return [cleaning.settings(name) for name in cleaning.names]
+    settings = CleaningConfig(steps=names)
+    for name in settings.names:
+        if name in build.COMPARISONS:
+            raise flags.FlagError(
+                f"--steps has {name}, which compares documents: leave it out, copies among "
+                "examples are found without it"
+            )
+    return [build.step(settings, name) for name in settings.names]
 
 
 def _show(report: checking.Report) -> None:

@@ -29,13 +29,13 @@ import numpy as np
 # As a script, Python looks for modules in tools/ alone.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from experiments import runs, training
+from experiments import alignment, runs, training
 from experiments.recipe import Training
 from experiments.recipes import comparing, finetuning, reinforcing
 from experiments.tasks.policy import PolicyTask
 from experiments.tasks.reinforcing import Reinforcing, RewardSource
 from experiments.tasks.tuning import TuningTask
-from llmjax import evaluation, models, objectives, rl
+from llmjax import evaluation, objectives, rl
 from llmjax import spec as specs
 from llmjax.pages import charts
 from llmjax.peft import LoraConfig, MethodConfig
@@ -162,26 +162,20 @@ def judge(
     task = PolicyTask(recipe, output / "judge")
     task.prepare()
     with jax.set_mesh(task.make_mesh()):
-        start = _policy(output / "sft")
-        before = _answers(task, start)
-        found["before"] = {"gold": before[1].tolist()}
+        start = runs.load(output / "sft", best=False)
+        before = alignment.answers(task, "before", start)
+        found["before"] = {"gold": before.gold.tolist()}
         for name in policies:
-            policy = _policy(output / name)
-            samples, gold = _answers(task, policy)
+            policy = runs.load(output / name, best=False)
+            after = alignment.answers(task, name, policy)
             found[name] = {
-                "gold": gold.tolist(),
-                "nats": _divergence(task, policy, start, samples),
-                "repetition": rl.repetition(samples),
-                "p": evaluation.compare(gold.tolist(), before[1].tolist()).p,
+                "gold": after.gold.tolist(),
+                "nats": _divergence(task, policy, start, after.samples),
+                "repetition": rl.repetition(after.samples),
+                "p": evaluation.compare(after.gold.tolist(), before.gold.tolist()).p,
                 "alarms": [f"step {at}: {what}" for at, what in history(output / name, "alarm")],
             }
     return found
-
-
-def _policy(folder: pathlib.Path) -> Any:
-    """A run's policy as it ended."""
-    model = runs.load(folder, best=False)
-    return model.task.merge(model.params)
 
 
 def _trained(folder: pathlib.Path) -> dict[str, float]:
@@ -191,22 +185,19 @@ def _trained(folder: pathlib.Path) -> dict[str, float]:
     return {"trained": specs.count(task.trained_spec) / specs.count(task.model_spec)}
 
 
-def _answers(task: PolicyTask, policy: Any) -> tuple[list[rl.Sample], np.ndarray]:
-    """To the same prompts, by the same draws; and how friendly each is."""
-    params = models.for_decoding(policy, task.config)
-    samples: list[rl.Sample] = []
-    for number, prompts in enumerate(task.batches("validation")):
-        samples += task.writer(params, prompts, jax.random.key(number))
-    return samples, rl.score(samples, task.gold).total
-
-
-def _divergence(task: PolicyTask, policy: Any, start: Any, samples: list[rl.Sample]) -> float:
+def _divergence(
+    task: PolicyTask,
+    policy: runs.TrainedModel,
+    start: runs.TrainedModel,
+    samples: list[rl.Sample],
+) -> float:
     """KL(policy ‖ start) in nats an answer, by the policy's answers."""
     score = jax.jit(lambda p, batch: objectives.log_probs(p, batch, task.config).targets)
-    total = 0.0
+    total, merged = 0.0, [model.task.merge(model.params) for model in (policy, start)]
     for part in rl.samples.parts(rl.samples.rows(samples, task.recipe.sequence_length), 64):
         rows = {n: part[n] for n in ("tokens", "targets", "segment_ids", "positions")}
-        total += float(np.sum(score(policy, rows) - score(start, rows)))
+        after, before = (score(params, rows) for params in merged)
+        total += float(np.sum(after - before))
     return total / len(samples)
 
 

@@ -1,4 +1,4 @@
-"""What cleaning stands on and plain llmjax leaves out."""
+"""What cleaning, measuring and augmenting stand on and plain llmjax leaves out."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,7 +15,6 @@ def needs(library: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ImportError(
-            f"cleaning needs {library}, which cannot be imported ({error}): "
-            "pip install 'llmjax[data]'",
+            f"this needs {library}, which cannot be imported ({error}): pip install 'llmjax[data]'",
             name=error.name,
         ) from error

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import xxhash
 
 from llmjax.data.cleaning import exact, minhash, shingles
 from llmjax.data.quality.metrics import metric
@@ -129,7 +128,8 @@ class NearSample:
         # The lowest of many hashes is low in a long document: mixed again, all are alike.
         key = int(shingles.mixed(lowest)[0])
         if key < self._bound:
-            self._at(key).add(bands(minhash.ngrams(seen.document.text, _ALIKE)), 1)
+            grams = minhash.ngrams(seen.document.text, _ALIKE)
+            self._at(key).add(minhash.bands([grams], _ALIKE).tobytes(), 1)
             self._prune()
 
     def merge(self, other: "NearSample") -> None:
@@ -181,14 +181,8 @@ class _Key:
             self.signatures = set(sorted(self.signatures)[:_PER_KEY])
 
 
-def bands(grams: np.ndarray) -> bytes:
-    """The bands of the MinHash signature of some hashes [N] uint64, 8 bytes each."""
-    rows = minhash.signatures([grams], _ALIKE)[0].reshape(_ALIKE.bands, _ALIKE.rows)
-    return b"".join(xxhash.xxh3_64_digest(row.tobytes()) for row in rows)
-
-
 def groups(signatures: Sequence[bytes]) -> int:
-    """How many are left of some documents once those that share a band are one (union-find)."""
+    """How many are left of documents, each as its bands, once those that share one are one."""
     parents = list(range(len(signatures)))
 
     def root(place: int) -> int:
