@@ -100,7 +100,7 @@ class Recipe(Training):
         z_loss: of clm, weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
         sample_every: of clm, steps between samples; 0 means only at the end.
         sample_prompt: what samples go on from; empty means the beginning of a document.
-        sample_tokens: tokens of a sample.
+        sample_tokens: tokens of a sample; 0 draws none.
     """
 
     model: ModelConfig

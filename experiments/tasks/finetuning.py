@@ -31,7 +31,7 @@ class Finetuning(Tuning):
         z_loss: of sft, weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
         sample_every: of sft, steps between samples; 0 means only at the end.
         sample_prompt: what the user says in samples.
-        sample_tokens: tokens of a sample.
+        sample_tokens: tokens of a sample; 0 draws none.
     """
 
     objective: Literal["sft", "classification"] = "sft"
@@ -86,7 +86,7 @@ class AnswerTask(TuningTask):
     @property
     def sample_every(self) -> int | None:
         """By the recipe."""
-        return self.recipe.sample_every
+        return self.recipe.sample_every if self.recipe.sample_tokens else None
 
     def sample(self, params: Any) -> tuple[str, str]:
         """What the model answers."""

@@ -96,7 +96,8 @@ class Pretraining(Task):
     @property
     def sample_every(self) -> int | None:
         """Only a model of next tokens writes."""
-        return self.recipe.sample_every if self.recipe.objective == "clm" else None
+        writes = self.recipe.objective == "clm" and self.recipe.sample_tokens
+        return self.recipe.sample_every if writes else None
 
     def sample(self, params: Any) -> tuple[str, str]:
         """The recipe's prompt and what the model goes on with."""

@@ -40,7 +40,7 @@ def recipe(text="", **changes):
         "data": dataclasses.replace(tiny.data, directory=str(text)),
         "model": model, "optimizer": optimizer, "steps": 40, "batch_size": 8, "sequence_length": 16,
         "evaluate_every": 2, "evaluate_batches": 1, "checkpoint_every": 50, "sample_every": 0,
-        "sample_tokens": 1, "log_norms": False, "early_stopping": EarlyStoppingConfig(2),
+        "sample_tokens": 0, "log_norms": False, "early_stopping": EarlyStoppingConfig(2),
         "spikes": dataclasses.replace(tiny.spikes, sigma=0.0),
     }  # fmt: skip
     return dataclasses.replace(tiny, **(settings | changes))
@@ -57,6 +57,7 @@ def test_a_run_that_stops_early_leaves_its_best_weights(text, tmp_path, capsys):
     best = min(losses, key=losses.get)
     assert max(losses) == best + 4 < 40
     assert f"stopped early at step {max(losses)}" in capsys.readouterr().out
+    assert not (tmp_path / "samples.jsonl").read_text()  # none were asked for
     with jax.set_mesh(runs.task_of(recipe(), tmp_path).make_mesh()):
         model, last = runs.load(tmp_path), runs.load(tmp_path, best=False)
         assert (model.step, last.step) == (best, max(losses))

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Times a run of two processes on CPUs beside one process, each kept to a core of its own.
+
+    tools/bench_processes.py                          # some three minutes on two idle cores
+    tools/bench_processes.py -- --mesh.zero=1         # flags of the run behind --
+
+All read as many rows a process. The first process alone, the second alone, and both together take
+turns; the median step of each turn counts, without its first steps.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).parents[1]
+FLAGS = (
+    "--recipe=tiny",
+    "--corpus=python_topics",
+    "--data.tokenizer.kind=bytes",
+    "--model.vocab_size=260",
+    "--model.num_layers=4",
+    "--model.embed_dim=256",
+    "--model.num_heads=4",
+    "--sequence_length=256",
+    "--log_every=1",
+    "--checkpoint_every=1000",
+    "--evaluate_every=1000",
+    "--sample_tokens=0",
+    "--optimizer.schedule=constant",
+    "--optimizer.warmup_steps=0",
+)
+FIRST = 4  # steps that are not counted: compiling, and what the memory is not used to
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=8, help="of a process and step (default: 8)")
+    parser.add_argument("--steps", type=int, default=24, help="of a turn (default: 24)")
+    parser.add_argument("--turns", type=int, default=3, help="of each kind (default: 3)")
+    parser.add_argument("flags", nargs="*", help="of experiments.pretrain, behind --")
+    options = parser.parse_args(arguments)
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        sys.exit("bench_processes: this needs two cores")
+    kinds = {"first core": cores[:1], "second core": cores[1:2], "both": cores[:2]}
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(options.turns):
+            for kind, on in kinds.items():
+                rates[kind].append(_rate(pathlib.Path(folder), on, options))
+    medians = {kind: statistics.median(found) for kind, found in rates.items()}
+    for kind, median in medians.items():
+        print(f"{kind}: {median:,.0f} tokens/s a process")
+    shares = [medians["both"] / medians[kind] for kind in ("first core", "second core")]
+    print(f"both, of one alone: {shares[0]:.2f} and {shares[1]:.2f}")
+
+
+def _rate(folder: pathlib.Path, cores: list[int], options: argparse.Namespace) -> float:
+    """Tokens per second of each process, by the median step, of a run with a process a core."""
+    run_dir = folder / "run"
+    shutil.rmtree(run_dir, ignore_errors=True)
+    flags = [
+        *FLAGS,
+        f"--run_dir={run_dir}",
+        f"--data.directory={folder / 'data'}",
+        f"--batch_size={options.rows * len(cores)}",
+        f"--steps={options.steps}",
+        *options.flags,
+    ]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
+    running = []
+    for index, core in enumerate(cores):
+        several = (coordinator, f"--processes={len(cores)}", f"--process={index}")
+        told = several if len(cores) > 1 else ()
+        command = [sys.executable, "-m", "experiments.pretrain", *flags, *told]
+        running.append(
+            subprocess.Popen(
+                ["taskset", "--cpu-list", str(core), *command],
+                cwd=ROOT,
+                env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+                stdout=subprocess.DEVNULL,
+            )
+        )
+    if any([process.wait() for process in running]):
+        sys.exit("bench_processes: the run failed; its messages are above")
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    seconds = [line["seconds"] for line in lines if "seconds" in line][FIRST:]
+    return options.rows * 256 / statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()
