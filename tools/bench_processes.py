@@ -93,7 +93,8 @@ def _rate(folder: pathlib.Path, cores: list[int], options: argparse.Namespace) -
                 stdout=subprocess.DEVNULL,
             )
         )
-    if any([process.wait() for process in running]):
+    codes = [process.wait() for process in running]
+    if any(codes):
         sys.exit("bench_processes: the run failed; its messages are above")
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     seconds = [line["seconds"] for line in lines if "seconds" in line][FIRST:]
