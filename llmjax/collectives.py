@@ -33,10 +33,7 @@ def sum_of_parts(
     rest = tuple(sorted(over - {name for names in _entries(like) for name in names}))
 
     def part(*parts):
-        total = op(*parts)
-        for axis, names in enumerate(_entries(like)):
-            for name in names if over & set(names) else ():
-                total = (_scatter if name in over else _own)(total, name, axis)
+        total = _scatter_like(op(*parts), _entries(like), over)
         return jax.lax.psum(total, rest) if rest else total
 
     specs = tuple(jax.typeof(array).sharding.spec for array in arrays)
@@ -53,25 +50,26 @@ def terms_of_sum(
         op: of the parts that a device has.
         arrays: on an Explicit mesh.
         over: the mesh axes that are summed over.
-        like: the type of the result, whose first axis is split over them, and over others along
-            which devices have all the same: the first one's counts. Over those of `over` that
-            split no axis of it, terms are summed here.
+        like: the type of the result, whose first axis is split over those of them that wait, and
+            over others along which devices have all the same: the first one's counts. Over the
+            rest of `over` terms are summed here, and of what splits other axes each keeps its part.
     """
-    spec = like.sharding.spec
-    alike = tuple(name for name in _entries(spec)[0] if name not in over)
-    rest = tuple(sorted(over - {name for names in _entries(spec) for name in names}))
+    waiting, *entries = _entries(like.sharding.spec)
+    alike = tuple(name for name in waiting if name not in over)
+    rest = tuple(sorted(over.difference(waiting, *entries)))
 
     def part(*parts):
-        term = op(*parts)
+        term = _scatter_like(op(*parts), entries, over)
         term = jax.lax.psum(term, rest) if rest else term
         for name in alike:
             term = jax.lax.pcast(term, name, to="varying")
             term = jnp.where(jax.lax.axis_index(name) == 0, term, 0)
-        return term[None]
+        return term[None].astype(like.dtype)
 
     specs = tuple(jax.typeof(array).sharding.spec for array in arrays)
     free = mesh.free_axes(jax.sharding.get_abstract_mesh())
-    return jax.shard_map(part, in_specs=specs, out_specs=spec, axis_names=free)(*arrays)
+    out = like.sharding.spec
+    return jax.shard_map(part, in_specs=specs, out_specs=out, axis_names=free)(*arrays)
 
 
 def gathered(x: jax.Array, over: frozenset[str]) -> jax.Array:
@@ -159,6 +157,16 @@ def _scatter(x: jax.Array, name: str, axis: int) -> jax.Array:
     for groups in _stages(name):
         x = jax.lax.psum_scatter(x, name, scatter_dimension=0, tiled=True, axis_index_groups=groups)
     return jnp.moveaxis(x.reshape(-1, *rest), 0, axis)
+
+
+def _scatter_like(
+    total: jax.Array, entries: list[tuple[str, ...]], over: frozenset[str]
+) -> jax.Array:
+    """Each device's part of a sum over mesh axes, of which some split the axes of the result."""
+    for axis, names in enumerate(entries):
+        for name in names if over & set(names) else ():
+            total = (_scatter if name in over else _own)(total, name, axis)
+    return total
 
 
 def _own(x: jax.Array, name: str, axis: int) -> jax.Array:

@@ -150,6 +150,8 @@ def _gradient(loss, sharding, state, batch, key, accumulate):
         weighted, metrics = loss(whole, batch, key)
         return weighted.sum, (weighted, metrics)
 
+    if sharding is not None:
+        sharding = dataclasses.replace(sharding, cut=accumulate > 1)
     value_and_grad, finish = zero.value_and_grad(scalar, sharding, state.params)
 
     def one(batch, key):

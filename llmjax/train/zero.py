@@ -6,6 +6,9 @@ stage 3 the weights are gathered for each product and their gradients scattered 
 their gradients are held whole too, in float32, and summed once a step: the least to send where a
 batch is cut into many parts, and the most to hold. What lies outside of the layers, and experts,
 are used once or are too large, and gathered where they are used at every stage.
+
+Replicas, which split nothing, need the sum of their gradients once a step only. Where a batch is
+cut into parts, or into micro-batches of a pipeline, that sum waits for the last at every stage.
 """
 
 import dataclasses
@@ -30,48 +33,60 @@ class Sharding:
         spec: of the parameters.
         dtype: in which weights are held: that of the model's products.
         stage: of ZeRO.
+        cut: whether a batch is cut into parts.
     """
 
     spec: Any
     dtype: Any
     stage: mesh.ZeroStage
+    cut: bool = False
 
     def __post_init__(self) -> None:
         require_choices(self, "sharding")
 
-    def holds(self) -> bool:
-        """Whether anything is held whole."""
+    def gathers(self) -> bool:
+        """Whether weights are held whole."""
         return self.stage < 3 and mesh.size("embed") > 1
+
+    def waiting(self) -> dict[str, int]:
+        """The mesh axes over which gradients are summed once a step, and their sizes."""
+        sharing = _sharing()
+        if self.stage == 1:
+            return sharing
+        waits = self.cut or mesh.size("layers") > 1
+        return {name: size for name, size in sharing.items() if waits and name == "data"}
 
     def gather(self, params: Any) -> Any:
         """Whole weights; None for what is not held."""
 
         def one(param: Param, value: jax.Array) -> jax.Array | None:
-            if not is_held(param):
+            if not (self.gathers() and is_held(param)):
                 return None
             return collectives.gathered(value.astype(self.dtype), frozenset(mesh.RULES["embed"]))
 
         return jax.tree.map(one, self.spec, params, is_leaf=is_param)
 
-    def terms(self, whole: Any) -> Any:
-        """Zeros in place of each device's own gradients; None where they are summed at once."""
+    def terms(self, params: Any, whole: Any) -> Any:
+        """Zeros in place of gradients that are not summed yet; None where they are at once."""
+        names = self.waiting()
 
-        def one(param: Param, value: jax.Array | None) -> jax.Array | None:
-            if value is None or self.stage > 1:
+        def one(param: Param, split: jax.Array, whole: jax.Array | None) -> jax.Array | None:
+            if not (names and is_held(param)):
                 return None
-            at, names = _place(param), _sharing()
-            shape, spec = list(value.shape), list(jax.typeof(value).sharding.spec)
+            like = split if whole is None or self.stage > 1 else whole
+            at, shape, spec = _place(param), list(like.shape), collectives.split(like)
             shape.insert(at, math.prod(names.values()))
             spec.insert(at, tuple(names))
-            return jnp.zeros(shape, jnp.float32, out_sharding=jax.P(*spec))
+            entries = [axes or None for axes in spec]
+            return jnp.zeros(shape, jnp.float32, out_sharding=jax.P(*entries))
 
-        return jax.tree.map(one, self.spec, whole, is_leaf=is_param)
+        return jax.tree.map(one, self.spec, params, whole, is_leaf=is_param)
 
     def give(self, params: Any, whole: Any, terms: Any) -> Any:
         """Parameters as a model takes them."""
 
         def one(param, split, whole, terms):
-            return split if whole is None else Held(split, whole, terms)
+            return split if whole is None and terms is None else Held(split, whole, terms)
 
         return jax.tree.map(one, self.spec, params, whole, terms, is_leaf=is_param)
 
@@ -86,7 +101,7 @@ class Sharding:
             def term(own: jax.Array) -> jax.Array:
                 return jnp.squeeze(own, at).astype(self.dtype)
 
-            summed = collectives.sum_of_parts(term, (own,), frozenset(_sharing()), like)
+            summed = collectives.sum_of_parts(term, (own,), frozenset(self.waiting()), like)
             return grad + summed.astype(grad.dtype)
 
         return jax.tree.map(one, self.spec, grads, terms, is_leaf=is_param)
@@ -103,11 +118,11 @@ def value_and_grad(loss: Callable, sharding: Sharding | None, params: Any) -> tu
         sharding: what is held whole; None: nothing.
         params: by which.
     """
-    if sharding is None or not sharding.holds():
+    if sharding is None or not (sharding.gathers() or sharding.waiting()):
         pull = jax.value_and_grad(loss, has_aux=True)
         return lambda *rest: pull(params, *rest), lambda found: found
     whole = sharding.gather(params)
-    terms = sharding.terms(whole)
+    terms = sharding.terms(params, whole)
 
     def of_both(both, *rest):
         params, terms = both
@@ -118,7 +133,7 @@ def value_and_grad(loss: Callable, sharding: Sharding | None, params: Any) -> tu
 
 
 def is_held(param: Param) -> bool:
-    """Whether stages 1 and 2 hold a weight whole."""
+    """Whether stages 1 and 2 hold a weight whole, and sums of its gradient may wait."""
     return "embed" in param.axes
 
 
@@ -126,8 +141,8 @@ def _sharing() -> dict[str, int]:
     """The mesh axes along which devices have rows, or parts of them, of their own; their sizes."""
     names = (*mesh.RULES["batch"], *mesh.RULES["sequence"])
     current = mesh.current_mesh()
-    assert current is not None
-    sizes = {name: current.shape.get(name, 1) for name in names if name not in mesh.RULES["layers"]}
+    shape = {} if current is None else current.shape
+    sizes = {name: shape.get(name, 1) for name in names if name not in mesh.RULES["layers"]}
     return {name: size for name, size in sizes.items() if size > 1}
 
 

@@ -110,17 +110,19 @@ class Transposed:
 
 @struct.dataclass
 class Held:
-    """A weight that devices split, and that each holds whole for the time of a step.
+    """A weight of which devices hold more for the time of a step than they do between steps.
 
     Attributes:
         split: as parameters are.
-        whole: the same in the precision of products, not split over devices with rows of their own.
+        whole: the same in the precision of products, not split over devices with rows of their own;
+            None: it is gathered for each product.
         terms: [devices, ...], whose gradient is each device's own term of the weight's gradient,
-            not summed yet; None: the gradient is that of `split`, summed and scattered.
+            not summed yet over the mesh axes that split the first one; None: the gradient is that
+            of `split`, summed and scattered.
     """
 
     split: Any
-    whole: Any
+    whole: Any = None
     terms: Any = None
 
     @property

@@ -38,7 +38,7 @@ def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> 
         return _quantized(equation, x, weight, out_axes)
     if isinstance(weight, Transposed):
         return _weight_on_the_left(equation, x, weight, out_axes)
-    if isinstance(weight, Held) and weight.whole.dtype == x.dtype:
+    if isinstance(weight, Held) and (weight.whole is None or weight.whole.dtype == x.dtype):
         split = weight.split.astype(x.dtype)
         return _shared_product(equation, x, split, weight.whole, weight.terms, out_axes)
     return _of_array(equation, x, materialize(weight).astype(x.dtype), out_axes)
@@ -89,10 +89,13 @@ def _backward(equation, out_axes, kept, cotangent):
             x, cotangent = (array.reshape(-1, *array.shape[2:]) for array in (x, cotangent))
         operands, result = (merged if rows else equation).split("->")
         inputs, axes = operands.split(",")
-        wide = x.dtype if terms is None else terms.dtype
         return jnp.einsum(f"{inputs},{result}->{axes}", x, cotangent, preferred_element_type=wide)
 
+    wide = x.dtype
     if terms is not None:
+        # What travels to other devices now does so in the precision of products.
+        travels = any(over & set(names) for names in collectives.split(terms)[1:])
+        wide = x.dtype if travels else terms.dtype
         own = collectives.terms_of_sum(by_weight, (x, cotangent), over, jax.typeof(terms))
         return *pull(cotangent), None, None, own
     like = jax.typeof(weight).sharding.spec
