@@ -39,12 +39,13 @@ from llmjax import evaluation, objectives, rl
 from llmjax import spec as specs
 from llmjax.pages import charts
 from llmjax.peft import LoraConfig, MethodConfig
-from llmjax.rl import KLConfig, LearningConfig, RolloutConfig
+from llmjax.rl import GuardConfig, KLConfig, LearningConfig, RolloutConfig
 from llmjax.train.metrics import read_jsonl
 
 TUNED = ("sft", "lora", "reward")
 POLICIES = ("ppo", "grpo", "dpo", "keen", "unbound")
 PROMPTS = 256
+BUDGET = 15.0  # nats of an answer that PPO and GRPO may go from where they began
 
 
 def main() -> None:
@@ -82,6 +83,7 @@ def recipes(base: pathlib.Path, output: pathlib.Path, seed: int) -> dict[str, Tr
         rewards=rewards,
         seed=seed,
         evaluation_prompts=PROMPTS,
+        guards=GuardConfig(kl_budget=BUDGET),
     )
     grpo = dataclasses.replace(
         ppo,
@@ -109,6 +111,7 @@ def recipes(base: pathlib.Path, output: pathlib.Path, seed: int) -> dict[str, Tr
         ppo,
         rewards=(RewardSource("keen", "tools.alignment:keenness"),),
         optimizer=dataclasses.replace(ppo.optimizer, learning_rate=1e-3),
+        guards=GuardConfig(),
         steps=160,
     )
     return {
