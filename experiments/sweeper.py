@@ -3,7 +3,7 @@
 RUN_DIR/study.db      Optuna's study: what was tried and how well it did
 RUN_DIR/data/         tokenizer and shards, which all trials share
 RUN_DIR/trials/N/     a run folder for each trial (`experiments.runs`)
-RUN_DIR/sweep.png     the search as a picture
+RUN_DIR/sweep.html    the search as a page
 
 A trial that was killed goes on from its checkpoint when the sweep is started again.
 """

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llmjax.pages import charts, page
+from llmjax.pages import charts, drawing, page
 from llmjax.train import plots
 from llmjax.train.early_stopping import EarlyStoppingConfig
 from llmjax.train.metrics import Record, read_jsonl
@@ -96,9 +96,9 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
         found.append(plots.calibration(*curve))
     (folder / "plots").mkdir(exist_ok=True)
     for chart in found:
-        charts.write(chart, folder / "plots" / f"{chart.name}.png")
+        drawing.write(chart, folder / "plots" / f"{chart.name}.png")
     path = folder / "report.html"
-    path.write_text(render(run, [charts.svg(chart) for chart in found]), "utf-8")
+    path.write_text(render(run, [drawing.svg(chart) for chart in found]), "utf-8")
     return path
 
 
