@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 # Ground floor first. A module imports from its own floor and from those below.
 FLOORS = (
-    {"spec", "mesh", "parts", "collectives", "tree", "weights", "checks", "pages"},
+    {"spec", "mesh", "lookup", "parts", "collectives", "tree", "weights", "checks", "pages"},
     {"kernels"},
     {"models"},
     {"hf"},
