@@ -195,10 +195,8 @@ class Sweep:
         """Of the evaluations that a run has written down."""
         path = folder / "metrics.jsonl"
         records = read_jsonl(path) if path.exists() else []
-        values = [record.get(self.watched.metric) for record in records]
-        numbers = [float(value) for value in values if isinstance(value, int | float)]
-        choose = min if self.watched.direction == "min" else max
-        return choose(numbers, default=None)
+        best = self.watched.best_of(records)
+        return None if best is None else float(best[self.watched.metric])
 
     def _study(self) -> "optuna.Study":
         """That of the folder, or a new one.

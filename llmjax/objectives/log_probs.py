@@ -43,12 +43,12 @@ def log_probs(
             "positions".
         config: the model's.
         key: for dropout; None switches it off.
-        temperature: what logits are divided by: one number, or, of a model without `head.cap`,
-            one for each token, [B, S].
+        temperature: what logits are divided by: one number, or one for each token, [B, S], if the
+            model has no `head.cap`.
         entropy: whether entropies are wanted.
-        most_targets: of a row, where it is known; of rollouts, the limit of their new tokens. The
-            head is then computed at so many places of each row, not at its prompt's. A row with
-            more targets is not a number, at those that are too many.
+        most_targets: the most targets that a row has, if that is known: of rollouts, their limit of
+            new tokens. The head is then computed at that many positions of each row only, so not
+            at prompts. Targets beyond that number come out as NaN.
     """
     output = models.forward(
         params,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from llmjax.objectives import explained_variance
 from llmjax.pages.charts import FAINT, SERIES, Curve, Plot, thin
 from llmjax.train.metrics import Record
 
@@ -100,15 +101,13 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> Plot:
 
 
 def _explained(record: Record) -> Record:
-    """1 - Var(R - V) / Var(R) of a step's returns and values; nothing without a critic."""
+    """What values explain of a step's returns; nothing without a critic, or of equal returns."""
     names = ("return", "return_square", "value_error", "value_error_square")
     if not all(isinstance(record.get(name), int | float) for name in names):
         return {}
-    mean, square, error, error_square = (float(record[name]) for name in names)
-    spread = square - mean**2
-    if spread <= 0:
+    if record["return_square"] - record["return"] ** 2 <= 0:
         return {}
-    return {"step": record["step"], "explained": 1 - (error_square - error**2) / spread}
+    return {"step": record["step"], "explained": explained_variance(record)}
 
 
 def _curve(records: Sequence[Record], name: str, label: str = "", **options: Any) -> Curve:

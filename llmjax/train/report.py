@@ -70,8 +70,9 @@ class Run:
         if not all(_is_number(r.get(watched.metric)) for r in self.evaluations):
             known = [n for n in _EVALUATED if all(n in r for r in self.evaluations)]
             watched = EarlyStoppingConfig(metric=known[0])
-        sign = 1 if watched.direction == "min" else -1
-        return min(self.evaluations, key=lambda record: sign * record[watched.metric])
+        best = watched.best_of(self.evaluations)
+        assert best is not None, "every evaluation has the metric"
+        return best
 
 
 def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
