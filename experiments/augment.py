@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         source = ExampleSource("input", INPUT.value, fields=tuple(FIELDS.value or ()))
         files = documents.find_files(source, documents.RECORD_SUFFIXES)
         classify = _classify(pathlib.Path(CLASSIFIER.value)) if CLASSIFIER.value else None
-        checks = settings.make_checks(classify)
+        checks = settings.make_checks(classify, classify.labels if classify else ())
         with directories.progress() as bar:
             task = bar.add_task("Augmenting", total=sum(file.size for file in files))
             report = augmentation.augment_examples(

@@ -33,13 +33,13 @@ KIND = absl_flags.DEFINE_enum("kind", "sft", list(KINDS), "Of the examples.")
 FIELDS = absl_flags.DEFINE_multi_string(
     "field", None, "Where a record's part is, as part:field, unless it is found. Once for each."
 )
-LABELS = absl_flags.DEFINE_string("labels", "", "Those that there are, with commas between.")
+LABELS = absl_flags.DEFINE_list("labels", [], "Their names, in the order of their numbers.")
 SHORTEST = absl_flags.DEFINE_integer("shortest", 1, "Words of a text, question or answer.")
 LONGEST = absl_flags.DEFINE_integer("longest", 0, "The same, at most; 0 for no limit.")
 LEAK = absl_flags.DEFINE_integer(
     "leak", 5, "Words of an answer from which on it must not stand in the prompt; 0 for any."
 )
-STEPS = absl_flags.DEFINE_string("steps", "", "Steps of cleaning that texts must pass.")
+STEPS = absl_flags.DEFINE_list("steps", [], "Steps of cleaning that texts must pass.")
 CONVERT = absl_flags.DEFINE_enum("convert", None, list(forms.FORMS), "Form to write.")
 OUTPUT = absl_flags.DEFINE_string("output", None, "File for --convert, .jsonl.")
 QUESTION = absl_flags.DEFINE_string(
@@ -68,7 +68,7 @@ def _source(name: str, path: str | None) -> ExampleSource:
 def _check() -> int:
     given = {"train": TRAIN.value, "test": TEST.value}
     sources = {name: _source(name, path) for name, path in given.items() if path}
-    labels = tuple(filter(None, LABELS.value.split(",")))
+    labels = tuple(LABELS.value)
     settings = checking.CheckConfig(labels, SHORTEST.value, LONGEST.value, LEAK.value)
     with directories.progress() as bar:
         task = bar.add_task("Checking", total=_size(*sources.values()))
@@ -88,10 +88,7 @@ def _check() -> int:
 
 def _steps() -> list[Step]:
     """The steps of cleaning that are asked for, with their usual settings."""
-    names = tuple(filter(None, STEPS.value.split(",")))
-    if not names:
-        return []
-    settings = CleaningConfig(steps=names)
+    settings = CleaningConfig(steps=tuple(STEPS.value))
     for name in settings.names:
         if name in build.COMPARISONS:
             raise flags.FlagError(

@@ -17,6 +17,7 @@ what there is, and nothing about the flags of other libraries.
 """
 
 import dataclasses
+import itertools
 import shlex
 import shutil
 import sys
@@ -38,7 +39,7 @@ _HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
 
 class FlagError(ValueError):
-    """What was asked for on the command line cannot be; the message says why and what can."""
+    """The command line asks for what cannot be; the message says why, and what can."""
 
 
 class _RecipeParser(absl_flags.ArgumentParser):
@@ -171,12 +172,15 @@ def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
 
 
 def peek(name: str, choices: Collection[str], default: str) -> str:
-    """The value of --NAME=VALUE before flags are parsed: one that decides what flags there are.
+    """The value of --NAME before flags are parsed: one that decides what flags there are.
 
     Exits with 2 where it is none of the choices.
     """
-    given = [a.partition("=")[2] for a in sys.argv[1:] if a.startswith((f"--{name}=", f"-{name}="))]
-    value = given[-1] if given else default
+    value = default
+    for argument, following in itertools.pairwise([*sys.argv[1:], ""]):
+        flag, equals, said = argument.partition("=")
+        if flag in (f"--{name}", f"-{name}"):
+            value = said if equals else following
     if value not in choices:
         _exit(sys.argv, f"--{name}={value}: choose one of {', '.join(choices)}")
     return value

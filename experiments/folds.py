@@ -56,13 +56,11 @@ def best_evaluation(recipe: Tuning, folder: pathlib.Path) -> dict[str, float]:
         FlagError: there is none with it.
     """
     watched = recipe.early_stopping
-    records = [r for r in read_jsonl(folder / "metrics.jsonl") if r.get(watched.metric) is not None]
-    if not records:
+    best = watched.best_of(read_jsonl(folder / "metrics.jsonl"))
+    if best is None:
         raise flags.FlagError(
             f"{folder}: no evaluation has early_stopping.metric={watched.metric}; choose another"
         )
-    choose = min if watched.direction == "min" else max
-    best = choose(records, key=lambda record: record[watched.metric])
     # Counts are whole numbers, and no measure of a model.
     kept = {name: x for name, x in best.items() if isinstance(x, float)}
     return {watched.metric: best[watched.metric], **kept}

@@ -29,6 +29,7 @@ from experiments import flags, plan_tables, planner
 from experiments.recipes import RECIPES
 from llmjax import planning
 from llmjax.data.mixture import MixtureConfig
+from llmjax.pages import drawing
 from llmjax.planning import cost, fitting, plots, scaling
 
 ROOMY = 0.75  # share of a chip's memory, planned, that leaves a compiler room
@@ -225,7 +226,7 @@ def _plot(law: scaling.LossLaw, flops: float | None, runs: fitting.Runs | None) 
         raise flags.FlagError("--plot: there is no budget to draw curves around; say --flops")
     budgets = [share * flops for share in planner.ISOFLOPS]
     try:
-        plots.plot_isoflops(pathlib.Path(PLOT.value), law, budgets, runs)
+        drawing.write(plots.isoflops(law, budgets, runs), pathlib.Path(PLOT.value))
     except (ValueError, OSError) as error:
         raise flags.FlagError(f"--plot={PLOT.value}: {error}") from error
 

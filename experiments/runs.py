@@ -195,7 +195,7 @@ def saved_task(run_dir: pathlib.Path) -> Task:
 
 
 def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
-    """The model of a run: its best checkpoint by validation loss, or its last one.
+    """The model of a run: its best checkpoint by early_stopping.metric, or its last one.
 
     Raises:
         FlagError: the folder holds no run, or a run without a checkpoint.

@@ -7,8 +7,8 @@
 Optuna (pip install 'llmjax[sweep]') chooses the values of each trial by those before it, and ends
 trials early that do worse than others did at the same step. Run the same command again after a kill
 and it goes on, the killed trial from its checkpoint; with more --trials it adds some. Each trial is
-a run of its own in RUN_DIR/trials; RUN_DIR/sweep.png shows the search, and the last line trains the
-best recipe.
+a run of its own in RUN_DIR/trials; RUN_DIR/sweep.html shows the search, and the last line trains
+the best recipe.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from typing import cast
 from absl import flags as absl_flags
 from rich.console import Console
 
-from experiments import flags, search_space, sweep_plots
+from experiments import flags, search_space, sweep_report
 from experiments.recipe import Training
 from experiments.recipes import STAGES
 from experiments.sweeper import Pruner, Sweep, Trial
@@ -70,10 +70,10 @@ def main(argv: list[str]) -> None:
     except (SaveError, DamagedError) as error:
         sys.exit(f"{run_dir}: {error}")
     console, watched = Console(), sweep.watched
-    console.print(sweep_plots.table(trials, space, watched.metric))
-    picture = run_dir / "sweep.png"
-    sweep_plots.draw(picture, trials, space, watched.metric, watched.direction)
-    print(f"picture: {picture}")
+    console.print(sweep_report.table(trials, space, watched.metric))
+    path = run_dir / "sweep.html"
+    path.write_text(sweep_report.render(recipe.name, trials, space, watched), "utf-8")
+    print(f"report: {path}")
     if math.isnan(trials[0].value):
         sys.exit(f"no trial has a {watched.metric}; the first: {trials[0].note}")
     best = trials[0]

@@ -3,7 +3,7 @@
 RUN_DIR/study.db      Optuna's study: what was tried and how well it did
 RUN_DIR/data/         tokenizer and shards, which all trials share
 RUN_DIR/trials/N/     a run folder for each trial (`experiments.runs`)
-RUN_DIR/sweep.png     the search as a picture
+RUN_DIR/sweep.html    the search as a page
 
 A trial that was killed goes on from its checkpoint when the sweep is started again.
 """
@@ -195,10 +195,8 @@ class Sweep:
         """Of the evaluations that a run has written down."""
         path = folder / "metrics.jsonl"
         records = read_jsonl(path) if path.exists() else []
-        values = [record.get(self.watched.metric) for record in records]
-        numbers = [float(value) for value in values if isinstance(value, int | float)]
-        choose = min if self.watched.direction == "min" else max
-        return choose(numbers, default=None)
+        best = self.watched.best_of(records)
+        return None if best is None else float(best[self.watched.metric])
 
     def _study(self) -> "optuna.Study":
         """That of the folder, or a new one.

@@ -136,7 +136,8 @@ def read_prompts(path: str, *, messages: bool = False) -> list[dict[str, Any]]:
     """
     wanted = 'a text "prompt"' + (' or "messages"' if messages else "")
     try:
-        lines = pathlib.Path(path).read_text("utf-8").splitlines()
+        # Not by `splitlines`: strings of JSON may hold other ends of lines than this one.
+        lines = pathlib.Path(path).read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise flags.FlagError(f"--prompts_file={path}: {error}") from error
     records = []

@@ -273,12 +273,6 @@ def spec_of(x: jax.Array) -> PartitionSpec | None:
     return jax.typeof(x).sharding.spec
 
 
-def take_rows(x: jax.Array, rows: jax.Array, axes: Axes) -> jax.Array:
-    """The rows of x [P, ...] with these numbers [B], split as `axes` say; -1 is any row."""
-    everywhere = place(x, (None, *axes[1:]))
-    return sharded(everywhere.at[jax.numpy.maximum(rows, 0)].get, axes)()
-
-
 def size(axis: str | None) -> int:
     """Over how many devices the current mesh splits a logical axis."""
     current = current_mesh()

@@ -37,7 +37,7 @@ from experiments.tasks.reinforcing import Reinforcing, RewardSource
 from experiments.tasks.tuning import TuningTask
 from llmjax import evaluation, objectives, rl
 from llmjax import spec as specs
-from llmjax.pages import charts
+from llmjax.pages import charts, drawing
 from llmjax.peft import LoraConfig, MethodConfig
 from llmjax.rl import GuardConfig, KLConfig, LearningConfig, RolloutConfig
 from llmjax.train.metrics import read_jsonl
@@ -260,12 +260,12 @@ def draw(output: pathlib.Path, arms: Sequence[str], seeds: Sequence[int]) -> Non
         curves = []
         for seed in seeds:
             points = np.array(history(output / str(seed) / arm, metric), float).reshape(-1, 2)
-            role = ("first", "second", "muted")[seed % 3]
+            role = charts.SERIES[seed % len(charts.SERIES)]
             steps, values = points.T
-            curves.append(charts.Curve(f"seed {seed}", steps, values, role=role, dots=True))
+            curves.append(charts.Curve(f"seed {seed}", steps, values, role, "line and points"))
         title = f"{arm}: {metric.removeprefix('validation_')}, held-out"
-        chart = charts.Plot(arm, title, tuple(curves), "linear")
-        charts.write(chart, output / f"{arm}.svg")
+        chart = charts.Plot(arm, title, tuple(curves))
+        drawing.write(chart, output / f"{arm}.svg")
 
 
 if __name__ == "__main__":

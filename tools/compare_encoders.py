@@ -14,7 +14,8 @@ the validation split. After every doubling of the compute the encoder is judged 
 and by fine-tuning on the training split, both on held-out packages. `run` needs neither network nor
 tokenizer, so it can go to a machine with an accelerator; `report` draws its results.json again.
 
-Writes results.json, results.md (table, verdicts), curves.png and curves.svg after every seed.
+Writes results.json, results.md (table, verdicts) and charts of accuracy by compute (probe.svg,
+fine_tuning.svg, and the same as .png) after every seed.
 """
 
 import argparse
@@ -212,7 +213,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         sizes.add_argument(
             f"--{name}", dest="size", action="store_const", const=size, default={}, help=text
         )
-    report = stages.add_parser("report", help="write the table and the plot again")
+    report = stages.add_parser("report", help="write the table and the charts again")
     report.add_argument("--out", required=True, help="folder with results.json")
     options = parser.parse_args(arguments)
     if options.stage == "run" and options.seeds < 1:

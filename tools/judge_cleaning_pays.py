@@ -37,7 +37,7 @@ from llmjax.data.cleaning import pipeline
 from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.quality import files
 from llmjax.evaluation import summary
-from llmjax.pages import charts
+from llmjax.pages import charts, drawing
 from tools import corpora
 
 CHUNK = 3000  # characters of a document of an article, about
@@ -287,15 +287,17 @@ def chart(results: dict[str, Any]) -> charts.Plot:
     """Bits per byte by tokens: means over seeds within their 95 % intervals."""
     a_step = results["settings"]["batch_size"] * results["settings"]["length"]
     curves = []
-    for kind, role in zip(KINDS, ("second", "first"), strict=True):
+    roles: tuple[charts.Role, ...] = ("second", "first")
+    for kind, role in zip(KINDS, roles, strict=True):
         steps = list(results["runs"][kind][0])
         found = [summary.summarize([run[step] for run in results["runs"][kind]]) for step in steps]
         mean = np.array([one.mean for one in found])
-        width = np.array([one.high - one.mean for one in found])
+        band = (np.array([one.low for one in found]), np.array([one.high for one in found]))
         x = np.array(steps, float) * a_step / 1e6
-        curves.append(charts.Curve(f"{kind} text", x, mean, role=role, dots=True, width=width))
+        label = f"{kind} text"
+        curves.append(charts.Curve(label, x, mean, role, "line and points", band=band))
     title = "Held-out articles (bits per byte)"
-    return charts.Plot("pays", title, tuple(curves), "linear", x="million tokens")
+    return charts.Plot("pays", title, tuple(curves), x="million tokens")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -316,7 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = results_of(task, options.seeds, say)
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (options.out / "results.md").write_text(markdown(results))
-    charts.write(chart(results), options.out / "pays.svg")
+    drawing.write(chart(results), options.out / "pays.svg")
     print(markdown(results))
 
 

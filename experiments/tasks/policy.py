@@ -214,16 +214,19 @@ class PolicyTask(TuningTask):
         return rl.Writer(self.config, decode, rollouts, stops, self.model_spec)
 
     @functools.cached_property
-    def mixture(self) -> dict[str, rl.Weighted]:
+    def mixture(self) -> dict[str, rl.WeightedReward]:
         """What answers are worth."""
         return {
-            s.name: rl.Weighted(self._reward("rewards", s), s.weight) for s in self.recipe.rewards
+            s.name: rl.WeightedReward(self._reward("rewards", s), s.weight)
+            for s in self.recipe.rewards
         }
 
     @functools.cached_property
-    def gold(self) -> dict[str, rl.Weighted]:
+    def gold(self) -> dict[str, rl.WeightedReward]:
         """What they are really worth."""
-        return {s.name: rl.Weighted(self._reward("gold", s), s.weight) for s in self.recipe.gold}
+        return {
+            s.name: rl.WeightedReward(self._reward("gold", s), s.weight) for s in self.recipe.gold
+        }
 
     def _reward(self, flag: str, source: RewardSource) -> rl.Reward:
         try:

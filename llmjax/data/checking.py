@@ -101,8 +101,9 @@ def quality_check(
         Reasons, each with a detail or "".
     """
     found: list[tuple[str, str]] = []
-    if settings.labels and example.label is not None and str(example.label) not in settings.labels:
-        found.append(("another label", str(example.label)))
+    label, names = example.label, settings.labels
+    if names and label is not None and not examples.is_label(label, names):
+        found.append(("another label", str(label)))
     spoken = [*example.texts, *(m["content"] for m in _said(example))]
     for text in spoken:
         size = len(text.split())

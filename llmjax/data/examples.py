@@ -209,6 +209,11 @@ def _classification(parts: _Parts) -> Example:
     return Example(texts=tuple(texts), label=_label(parts.get("label")))
 
 
+def is_label(label: str | int, names: Sequence[str]) -> bool:
+    """Whether a label is one of some names, or the number of one: its place among them."""
+    return label in names or (isinstance(label, int) and label < len(names))
+
+
 def _label(label: Any) -> str | int:
     if isinstance(label, float) and label.is_integer():
         label = int(label)

@@ -233,7 +233,7 @@ def _time(value: Any) -> float:
 
 def _check_label(settings: config.ExampleConfig, label: str | int | None) -> None:
     known = settings.labels
-    if known and not (label in known or (isinstance(label, int) and label < len(known))):
+    if known and (label is None or not examples.is_label(label, known)):
         raise examples.UnfitError(f"the label is not one of {', '.join(known)}")
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.nn import initializers
 
-from llmjax import mesh
+from llmjax import lookup, mesh
 from llmjax.kernels.flash_attention import (
     Mask,
     flash_attention,
@@ -77,7 +77,7 @@ def put_rows(cache: KVCache, fresh: KVCache, origin: jax.Array) -> KVCache:
     def put(old, new):
         part = tuple(slice(size) for size in (None, *new.shape[1:]))
         taken = jnp.expand_dims(origin >= 0, range(1, old.ndim))
-        rows = jnp.where(taken, mesh.take_rows(new, origin, CACHE_AXES[: old.ndim]), old[part])
+        rows = jnp.where(taken, lookup.take_rows(new, origin, CACHE_AXES[: old.ndim]), old[part])
         return jax.lax.dynamic_update_slice(old, rows, (0,) * old.ndim)
 
     return jax.tree.map(put, cache, fresh)

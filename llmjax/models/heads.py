@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from llmjax import mesh
+from llmjax import lookup, mesh
 from llmjax.models import layers
 from llmjax.models.config import ModelConfig
 from llmjax.models.mlp import ACTIVATIONS
@@ -273,5 +273,4 @@ def _pool_each(x: jax.Array, there: jax.Array, how: str) -> jax.Array:
     at = jnp.argmax(there, axis=1)
     if how == "last":
         at = jnp.max(jnp.where(there, jnp.arange(x.shape[1])[:, None], 0), axis=1)
-    # Rows are a batch axis of this look-up, so each device finds those of its own.
-    return mesh.place(jnp.take_along_axis(x, at[..., None], axis=1), ("batch", None, None))
+    return lookup.gather_positions(x, at)

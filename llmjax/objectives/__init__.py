@@ -15,7 +15,7 @@ from llmjax.objectives.masking import Masked, MaskingConfig, mask_tokens, word_s
 from llmjax.objectives.mlm import mlm
 from llmjax.objectives.policy import explained_variance, policy
 from llmjax.objectives.preference import PreferenceConfig, preference
-from llmjax.objectives.replacement import gather_positions, sample_replacements
+from llmjax.objectives.replacement import sample_replacements
 from llmjax.objectives.reward import RewardConfig, ensemble_rewards, reward
 from llmjax.objectives.rtd import discriminator_params, generator_params, rtd, rtd_spec
 from llmjax.objectives.segments import at_tokens, segment_sums
@@ -44,7 +44,6 @@ __all__ = [
     "ensemble_rewards",
     "entropy",
     "explained_variance",
-    "gather_positions",
     "generator_config",
     "generator_params",
     "kl_divergence",

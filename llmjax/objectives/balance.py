@@ -20,8 +20,9 @@ def add_balance(
         config: the model's.
 
     Returns:
-        The loss, and the metrics with "balance", 1 or more, k where tokens are spread evenly over
-        the experts, and "dropped", the share of their choices that was one too many for an expert.
+        The loss, and the metrics with "balance", the load-balancing loss (k where tokens are spread
+        evenly over the experts), and "dropped", the share of choices that exceeded the capacity of
+        their expert.
     """
     if routing is None:
         return loss, metrics

@@ -5,20 +5,20 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-Estimator = Literal["k1", "k2", "k3"]
+KLEstimator = Literal["k1", "k2", "k3"]
 
 # Of exponents: beyond e^20 an importance ratio says only that something is wrong, and its square
 # would leave float32.
 LARGEST = 20.0
 
 
-def kl_estimate(log_ratio: jax.Array, kind: Estimator) -> jax.Array:
+def kl_estimate(log_ratio: jax.Array, kind: KLEstimator) -> jax.Array:
     """An estimate of KL(p ‖ q) from each sample of p, in nats (Schulman 2020, Approximating KL).
 
     With r = p / q, so that log r is given: k1 is log r, without bias and often below 0; k2 is
     (log r)² / 2, biased and with little variance; k3 is 1/r - 1 + log r, without bias, never below
-    0. As a term of a loss the gradient of k1 is 0 on average, that of k2 the exact divergence's,
-    and that of k3 KL(q ‖ p)'s, where samples are p's own: k1 is for rewards.
+    0. As a loss over samples of p, k1 has a gradient of 0 on average, k2 that of KL(p ‖ q) and k3
+    that of KL(q ‖ p): so k1 is for rewards only.
 
     Args:
         log_ratio: log p(x) - log q(x), any shape.
@@ -33,7 +33,7 @@ def kl_estimate(log_ratio: jax.Array, kind: Estimator) -> jax.Array:
         return 0.5 * log_ratio**2
     if kind == "k3":
         return importance(-log_ratio) - 1 + log_ratio
-    raise ValueError(f"KL estimator {kind!r}: choose one of {', '.join(get_args(Estimator))}")
+    raise ValueError(f"KL estimator {kind!r}: choose one of {', '.join(get_args(KLEstimator))}")
 
 
 def importance(log_ratio: jax.Array) -> jax.Array:

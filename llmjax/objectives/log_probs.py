@@ -5,10 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llmjax import mesh, models
+from llmjax import lookup, mesh, models
 from llmjax.kernels.linear_cross_entropy import linear_log_probs
 from llmjax.objectives.loss import Batch, Params
-from llmjax.objectives.replacement import gather_positions
 from llmjax.weights import materialize
 
 
@@ -44,12 +43,12 @@ def log_probs(
             "positions".
         config: the model's.
         key: for dropout; None switches it off.
-        temperature: what logits are divided by: one number, or, of a model without `head.cap`,
-            one for each token, [B, S].
+        temperature: what logits are divided by: one number, or one for each token, [B, S], if the
+            model has no `head.cap`.
         entropy: whether entropies are wanted.
-        most_targets: of a row, where it is known; of rollouts, the limit of their new tokens. The
-            head is then computed at so many places of each row, not at its prompt's. A row with
-            more targets is not a number, at those that are too many.
+        most_targets: the most targets that a row has, if that is known: of rollouts, their limit of
+            new tokens. The head is then computed at that many positions of each row only, so not
+            at prompts. Targets beyond that number come out as NaN.
     """
     output = models.forward(
         params,
@@ -70,7 +69,7 @@ def log_probs(
         found, entropies = linear_log_probs(hidden, weight, targets, cap=cap, entropy=entropy)
         return LogProbs(found, entropies, output)
     places = jnp.argsort(targets < 0, axis=1, stable=True)[:, :most_targets]
-    hidden, chosen = gather_positions(hidden, places), _look_up(targets, places)
+    hidden, chosen = (lookup.gather_positions(x, places) for x in (hidden, targets))
     found, entropies = linear_log_probs(hidden, weight, chosen, cap=cap, entropy=entropy)
     entropies = None if entropies is None else _spread(entropies, targets)
     return LogProbs(_spread(found, targets), entropies, output)
@@ -80,13 +79,8 @@ def _spread(values: jax.Array, targets: jax.Array) -> jax.Array:
     """Values of the first P targets of each row, [B, P], at their places, [B, S]; elsewhere 0."""
     there, most = targets >= 0, values.shape[1]
     order = jnp.cumsum(there, axis=1) - 1
-    found = _look_up(values, jnp.clip(order, 0, most - 1))
+    found = lookup.gather_positions(values, jnp.clip(order, 0, most - 1))
     return jnp.where(there, jnp.where(order < most, found, jnp.nan), 0.0)
-
-
-def _look_up(x: jax.Array, places: jax.Array) -> jax.Array:
-    """[B, P] of [B, S]; rows are a batch axis, so each device finds those of its own."""
-    return mesh.place(jnp.take_along_axis(x, places, axis=1), ("batch", None))
 
 
 def require_language_model(name: str, config: models.ModelConfig) -> None:

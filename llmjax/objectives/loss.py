@@ -39,12 +39,12 @@ Prepare = Callable[[Batch, jax.Array | None], Batch]
 class PreparedLoss:
     """A loss that needs something of the whole batch before the batch is cut.
 
-    What is drawn for a row, masks say, depends on the key and on the row's place in the batch; cut
-    into micro-batches, each with a key of its own, rows would get other ones. And a number of
-    tokens by which terms are weighed is that of the whole batch. So whoever cuts a batch calls
-    `prepare` on the whole of it first, with the key of the step, and the loss then finds what it
-    needs in the batch; the loss of a batch that is not prepared prepares it itself. Both give the
-    same of a batch that is not cut.
+    Random draws for a row (masks, say) depend on the key and on the row's place in the batch, so
+    they would change if the batch were cut into micro-batches with keys of their own first. Weights
+    that are divided by a number of tokens need that of the whole batch. So whoever cuts a batch
+    calls `prepare` on all of it first, with the step's key, and the loss finds what it needs in the
+    batch. A loss that is given an unprepared batch prepares it itself; for a batch that is not cut
+    the result is the same.
 
     Attributes:
         prepare: (batch, key) to the batch with more arrays [B, ...]; key None, for evaluation:

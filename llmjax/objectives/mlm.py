@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmjax import models, tree
+from llmjax import lookup, models, tree
 from llmjax.kernels.linear_cross_entropy import linear_cross_entropy
 from llmjax.objectives.loss import Batch, Params, Prepare, PreparedLoss, Weighted
 from llmjax.objectives.masking import MaskingConfig, mask_tokens, word_starts
-from llmjax.objectives.replacement import gather_positions
 from llmjax.weights import materialize
 
 
@@ -53,7 +52,7 @@ def mlm(
 
     def loss(params, batch: Batch, key):
         hidden = run(params, batch["masked_tokens"], config, batch, key)
-        states = gather_positions(hidden, batch["masked_positions"])
+        states = lookup.gather_positions(hidden, batch["masked_positions"])
         states = models.heads.mlm_states(params, states, config)
         targets = batch["masked_targets"]
         total, _ = linear_cross_entropy(

@@ -5,6 +5,9 @@ the whole batch before it is cut. The loss is then a sum over tokens whose weigh
 responses, and micro-batches add up to the same.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -13,7 +16,7 @@ from llmjax.objectives.balance import add_balance
 from llmjax.objectives.critic import Critic, policy_params
 from llmjax.objectives.divergence import importance, kl_estimate
 from llmjax.objectives.log_probs import log_probs, require_language_model
-from llmjax.objectives.loss import Batch, Loss, Metrics, Prepare, PreparedLoss, Weighted
+from llmjax.objectives.loss import Batch, Loss, Prepare, PreparedLoss, Weighted
 from llmjax.objectives.segments import at_tokens, segment_sums
 from llmjax.objectives.surrogate import PolicyConfig, clipped_surrogate, clipped_value_loss
 
@@ -76,11 +79,11 @@ def policy(
     return PreparedLoss(_prepare(settings), compute, "token_scale")
 
 
-def explained_variance(metrics: Metrics) -> jax.Array:
+def explained_variance(metrics: Mapping[str, Any]) -> Any:
     """1 - Var(R - V) / Var(R), of the metrics of a step of `policy` with a critic.
 
-    1 where values foretell the returns, 0 where they say no more than one number for all, and
-    below where they say less; not a number where all returns are the same.
+    1 where values predict the returns, 0 where they do no better than the mean return, and below 0
+    where they do worse. Undefined where all returns are equal.
     """
     error = metrics["value_error_square"] - metrics["value_error"] ** 2
     return 1 - error / (metrics["return_square"] - metrics["return"] ** 2)

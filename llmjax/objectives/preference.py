@@ -108,12 +108,13 @@ def preference(
         rewards, β h (β m without a reference), and the responses' log-probabilities
         "chosen_log_prob" and "rejected_log_prob".
 
-        Of kto a row has one response, segment 1, and the same prompt with a response to another,
-        segment 2, for z; and "labels" int32 [B]: 1 desirable, 0 not, -1 none. Its weight is the
-        number of labels. z is the mean over the segments 2 of a micro-batch: the only part that is
-        no sum over rows. Rows without a segment 2 are not in it; where none has one it is 0. Its
-        metrics: "kl", which is z; "desirable", the share of these rows; and "chosen" and
-        "rejected", the rewards of desirable rows and of the others, each over all rows.
+        For kto a row has one response (segment 1), for z the same prompt with a response to another
+        prompt (segment 2), and "labels" int32 [B]: 1 desirable, 0 undesirable, -1 none. The weight
+        is the number of labels. z is the mean over the second segments of a micro-batch, the only
+        part that is no sum over rows; rows without one do not count, and z is 0 if no row has one.
+        The metrics are "kl", which is z; "desirable", the share of such rows; and "chosen" and
+        "rejected", the summed rewards of desirable and of undesirable rows, both divided by the
+        number of all labels.
 
     Raises:
         ValueError: a model with another head, or a bidirectional one; a batch that lacks an array.

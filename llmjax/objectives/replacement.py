@@ -8,19 +8,6 @@ import jax.numpy as jnp
 from llmjax import mesh
 
 
-def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
-    """The hidden states at some positions of each row, [B, P, D].
-
-    Args:
-        hidden: [B, S, D].
-        positions: int32 [B, P] in [0, S), as `mask_tokens` gives them.
-    """
-    # Rows are a batch axis of this look-up, so each device finds those of its own.
-    hidden = mesh.place(jnp.asarray(hidden), ("batch", None, None))
-    found = jnp.take_along_axis(hidden, jnp.asarray(positions)[..., None], axis=1)
-    return mesh.place(found, ("batch", None, None))
-
-
 def sample_replacements(
     key: jax.Array,
     logits: jax.Array,

@@ -139,8 +139,8 @@ def ensemble_rewards(
     Args:
         rewards: [N, ...], of N models that were trained from different seeds.
         how: mean; min (the worst case: what none of them likes is not rewarded); uncertainty: the
-            mean, less `coefficient` times the variance among them.
-        coefficient: of that.
+            mean minus `coefficient` times the variance among them.
+        coefficient: weight of the variance.
 
     Raises:
         ValueError: another `how`.

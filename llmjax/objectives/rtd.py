@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
-from llmjax import mesh, models, tree
+from llmjax import lookup, mesh, models, tree
 from llmjax.objectives.loss import Batch, Metrics, Params, Prepare, PreparedLoss, Weighted
 from llmjax.objectives.masking import MaskingConfig
 from llmjax.objectives.mlm import key_for, masks, run
-from llmjax.objectives.replacement import gather_positions, sample_replacements
+from llmjax.objectives.replacement import sample_replacements
 from llmjax.spec import Tree, is_param
 
 Sharing = Literal["none", "tied", "disentangled"]
@@ -205,7 +205,7 @@ def _generator_logits(
     vocabulary costs more than holding them.
     """
     hidden = run(params, batch["masked_tokens"], config, batch, key)
-    return models.logits(params, gather_positions(hidden, batch["masked_positions"]), config)
+    return models.logits(params, lookup.gather_positions(hidden, batch["masked_positions"]), config)
 
 
 def _discriminate(

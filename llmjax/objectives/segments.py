@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from llmjax import mesh
+from llmjax import lookup, mesh
 
 
 def segment_sums(values: jax.Array, segment_ids: jax.Array, count: int) -> jax.Array:
@@ -30,8 +30,8 @@ def at_tokens(sums: jax.Array, segment_ids: jax.Array) -> jax.Array:
         sums: [B, K], as `segment_sums` gives them.
         segment_ids: int32 [B, S], at most K.
     """
-    sums, segment_ids = _whole_rows(sums, segment_ids)
-    found = jnp.take_along_axis(sums, jnp.maximum(segment_ids - 1, 0), axis=1)
+    (segment_ids,) = _whole_rows(segment_ids)
+    found = lookup.gather_positions(sums, jnp.maximum(segment_ids - 1, 0))
     return mesh.place(jnp.where(segment_ids > 0, found, 0), ("batch", "sequence"))
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llmjax.checks import require_at_least, require_choices
-from llmjax.objectives.divergence import Estimator, importance
+from llmjax.objectives.divergence import KLEstimator, importance
 
 Aggregation = Literal["token", "sequence", "constant"]
 
@@ -45,7 +45,7 @@ class PolicyConfig:
     clip_high: float = 0.2
     dual_clip: float = 0.0
     ratio: Literal["token", "sequence"] = "token"
-    kl: Estimator = "k3"
+    kl: KLEstimator = "k3"
     kl_coefficient: float = 0.0
     entropy_coefficient: float = 0.0
     aggregation: Aggregation = "token"
@@ -78,14 +78,13 @@ class PolicyConfig:
 
 
 class Surrogate(NamedTuple):
-    """Of each token.
+    """The clipped loss of each token, and which bound cuts off its gradient.
 
     Attributes:
-        losses: what it costs.
-        low: whether its ratio fell below the lower bound while its advantage is negative, so that
-            it has no gradient.
-        high: likewise, rose above the upper one while its advantage is positive.
-        dual: whether the dual clip bounds its cost.
+        losses: the negated objective.
+        low: the ratio is below the lower bound, and the advantage negative.
+        high: the ratio is above the upper bound, and the advantage positive.
+        dual: the dual clip bounds the loss.
     """
 
     losses: jax.Array

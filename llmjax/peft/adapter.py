@@ -41,6 +41,8 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         require_choices(self, "adapter")
         require_at_least(1, self, "adapter", ("dim",))
+        if not self.scale:
+            raise ValueError("adapter.scale=0: adapters would count for nothing, and not learn")
         if not self.after or not {"attention", "mlp"} >= set(self.after):
             raise ValueError(
                 f'adapter.after={self.after!r}: name "attention", "mlp", or both, in a tuple'

@@ -14,12 +14,12 @@ from llmjax.weights import Dora, Lora
 
 @dataclasses.dataclass(frozen=True)
 class LoraRule:
-    """What is another for some matrices.
+    """Another rank or alpha for some of the targets.
 
     Attributes:
         pattern: regular expression, searched for in the paths of the targets.
-        rank: of those that it finds; 0 is that of all.
-        alpha: likewise.
+        rank: of the targets that it finds; 0 keeps `LoraConfig.rank`.
+        alpha: of the targets that it finds; 0 keeps `LoraConfig.alpha`.
     """
 
     pattern: str
@@ -61,6 +61,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"lora.rank={self.rank}: a rank is 1 or more")
+        if not self.alpha > 0:
+            raise ValueError(f"lora.alpha={self.alpha}: above 0, or corrections count for nothing")
         targets.require_pattern("lora.targets", self.targets)
 
     def _rule(self, path: str) -> LoraRule | None:
@@ -81,17 +83,17 @@ class LoraConfig:
 def spec(declared: Tree, config: LoraConfig) -> Tree:
     """The spec with a `Lora`, or a `Dora` over one, in place of each target.
 
-    As in PEFT one factor is drawn, uniform within ±1/√inputs and of embeddings normal, and the
-    other is zero: that of the outputs, and of a table [V, D] that of its rows. So step 0 equals
-    the base model.
+    As in PEFT, one factor is drawn (uniform within ±1/√inputs; normal for embeddings) and the other
+    is zero: the factor of the outputs, and for a table [V, D] the factor of the rows. So step 0
+    equals the base model.
 
     Args:
         declared: the tree of `Param` of a model; weights may be quantised.
         config: of the corrections.
 
     Raises:
-        ValueError: `targets`, or the pattern of a rule, finds nothing, or `targets`
-            what is no matrix or has an adapter; magnitudes of a table.
+        ValueError: `targets` or the pattern of a rule finds nothing; `targets` finds something that
+            is no matrix, or has an adapter already; a table with `dora`.
     """
     found: list[str] = []
 

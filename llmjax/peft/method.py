@@ -21,17 +21,18 @@ class MethodConfig:
     """What of a model is trained.
 
     Attributes:
-        name: full, the model itself; or what is added to it, which then is all that trains, with
-            its head if that is new.
-        quantize: whether the projections that are not trained are held in 8 or 4 bits (QLoRA); not
-            of full.
-        only: of full, a regular expression: parameters whose path it finds are trained; "" is all.
-        frozen: of full, a regular expression: these are not.
-        frozen_layers: of full, so many of the first layers are not, and the embeddings below them.
-        lora: of lora.
-        adapter: of adapter.
-        ia3: of ia3.
-        prefix: of prefix.
+        name: full trains the model itself; any other method trains only what it adds, and the head
+            if that is new.
+        quantize: whether frozen projections are held in 8 or 4 bits (QLoRA); not with full.
+        only: with full, a regular expression: only parameters whose path it finds are trained; ""
+            trains all.
+        frozen: with full, a regular expression: parameters whose path it finds are not trained.
+        frozen_layers: with full, how many of the first layers are not trained; the embeddings below
+            them are not either.
+        lora: settings of lora.
+        adapter: settings of adapter.
+        ia3: settings of ia3.
+        prefix: settings of prefix.
     """
 
     name: Literal["full", "lora", "adapter", "ia3", "prefix"] = "full"

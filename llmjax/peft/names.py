@@ -15,8 +15,8 @@ NAMELESS: Name = ("", "", (0, 1, -1))
 def factor(param: Param, which: str) -> Name:
     """Of the factor "a" or "b" of a weight's correction.
 
-    There A, [R, inputs], is multiplied first and B, [outputs, R], then. Of a looked-up table A is
-    the factor of its rows, of one that logits are of it is that of its columns.
+    PEFT multiplies by A [R, inputs] first and by B [outputs, R] second. For an input table, A is
+    the factor of the rows; for an output table, that of the columns.
     """
     found = _sides(param)
     if found is None:
@@ -63,9 +63,9 @@ def transposed(param: Param) -> bool:
 
 
 def _sides(param: Param) -> tuple[str, str, str] | None:
-    """Module there, and the groups of axes that rows and columns are of its matrix.
+    """PEFT's module, and which groups of axes its matrix has as rows and as columns here.
 
-    None where PEFT has no such file: of experts, which it stacks, and of convolutions.
+    None for what PEFT's files cannot hold: experts, which it stacks, and convolutions.
     """
     if not param.hf.endswith(".weight") or param.hf.count("{}") > 1:
         return None

@@ -108,7 +108,7 @@ def trained(spec: Tree) -> tree.Predicate:
 
 
 def without(params: Params, spec: Tree) -> Params:
-    """The base model's parameters, the same arrays: a reference model for nothing.
+    """The base model's parameters, the same arrays: a reference model at no cost.
 
     Args:
         params: as the spec declares.
@@ -159,7 +159,7 @@ def extract(params: Params, spec: Tree) -> Params:
 def attach(base: Params, adapter: Params) -> Params:
     """Parameters with the adapter that `extract` took, in place of one that is there.
 
-    Several adapters share the arrays of one base so.
+    So several adapters can share the arrays of one base.
 
     Args:
         base: `without` an adapter; or with one of the same targets, which is taken off.

@@ -29,9 +29,9 @@ def gae(
 ) -> tuple[jax.Array, jax.Array]:
     """Generalised advantage estimation (Schulman et al. 2015, equation 16).
 
-    A_t = Σ_k (γλ)^k δ_{t+k} with δ_t = r_t + γ V_{t+1} - V_t, over the actions of a response.
-    Behind its last one there is no value: a response ends there, also one that was cut off. Tokens
-    between actions, what a tool answered say, are passed over as if they were not there.
+    A_t = Σ_k (γλ)^k δ_{t+k} with δ_t = r_t + γ V_{t+1} - V_t, over the actions of a response. The
+    value after its last action is 0, whether the response ended there or was cut off. Tokens
+    between actions, a tool's output say, are skipped.
 
     Args:
         rewards: float [B, S]; read at actions only.
@@ -89,7 +89,7 @@ def whiten(values: jax.Array, actions: jax.Array, *, center: bool = True) -> jax
     Args:
         values: float [B, S].
         actions: bool [B, S].
-        center: whether the mean goes; otherwise it stays.
+        center: whether the mean is subtracted; otherwise values are scaled around it.
 
     Returns:
         [B, S]; 0 where no action is. Of values that are all the same, only the mean is changed.

@@ -16,12 +16,12 @@ Rows = dict[str, np.ndarray]
 
 
 class Players(NamedTuple):
-    """Who has a part in what is trained.
+    """How to find each model's parameters among all that there are, trained and frozen.
 
     Attributes:
         config: of policy and reference.
-        policy: the policy's parameters, of all that there are.
-        reference: the reference's, likewise; None where nothing depends on it.
+        policy: from all parameters to the policy's.
+        reference: from all parameters to the reference's; None where nothing depends on it.
         critic: what estimates values, or None.
     """
 

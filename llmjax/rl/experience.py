@@ -20,7 +20,7 @@ from llmjax.rl import advantages, samples
 from llmjax.rl.estimates import Estimator, Players, Rows
 from llmjax.rl.kl import KLConfig
 from llmjax.rl.learning import LearningConfig, Memory, learn
-from llmjax.rl.rewards import Scores, Weighted, score
+from llmjax.rl.rewards import Scores, WeightedReward, score
 from llmjax.rl.rollouts import RolloutConfig, Writer
 from llmjax.rl.samples import Sample
 from llmjax.rl.scores import ScoreConfig
@@ -59,7 +59,7 @@ class Experience(Iterator[Rows]):
         prompts: Any,
         writer: Writer,
         players: Players,
-        mixture: Mapping[str, Weighted],
+        mixture: Mapping[str, WeightedReward],
         learning: LearningConfig,
         kl: KLConfig,
         scoring: ScoreConfig,

@@ -23,10 +23,10 @@ class GuardConfig:
         kl_budget: nats of divergence from the reference, a response, beyond which the run ends; 0
             sets no bound.
         repetition: share of an answer's runs of three tokens that it had before, on average.
-        growth: length of answers beyond so many times that of the first iteration.
+        growth: length of answers beyond so many times that of the first iteration; 1 or more.
         gold_drop: how far the gold reward may fall below its best while the reward is higher than
-            it was there; three standard errors of the difference it may fall in any case.
-        stop: whether an alarm other than the budget's ends the run too.
+            it was at that point. A fall within three standard errors is never an alarm.
+        stop: whether the other alarms end the run too, as that of the budget always does.
     """
 
     kl_budget: float = 0.0
@@ -36,7 +36,8 @@ class GuardConfig:
     stop: bool = False
 
     def __post_init__(self) -> None:
-        require_at_least(0, self, "guards", ("kl_budget", "repetition", "growth", "gold_drop"))
+        require_at_least(0, self, "guards", ("kl_budget", "repetition", "gold_drop"))
+        require_at_least(1, self, "guards", ("growth",))
 
 
 # The best of many evaluations is in part luck, from which the next ones seem to fall.

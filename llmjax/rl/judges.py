@@ -62,7 +62,7 @@ class ModelReward:
         return self.each(samples).mean(axis=0)
 
     def each(self, samples: Sequence[Sample]) -> np.ndarray:
-        """What each model says, float32 [M, N]; where they differ, none has seen the like."""
+        """What each of the M models says, float32 [M, N]."""
         whole = rows(samples, self._length)
         names = ("tokens", "segment_ids", "positions")
         found = []

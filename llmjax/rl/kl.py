@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from llmjax import mesh
 from llmjax.checks import require_at_least
-from llmjax.objectives.divergence import Estimator, kl_estimate
+from llmjax.objectives.divergence import KLEstimator, kl_estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,8 @@ class KLConfig:
             the divergence; 0 leaves β fixed.
         rate: by how much of the relative error β is adapted (Ziegler et al. 2019, section 2.2).
         bound: the largest relative error that counts.
-        watch: whether the divergence is measured where nothing is made to depend on it. If it is
-            not, such a run has no reference: a copy of the model and a pass over every answer less.
+        watch: whether the divergence is measured even if nothing depends on it. Without it such a
+            run needs no reference, which saves a copy of the model and a pass over every answer.
     """
 
     coefficient: float = 0.05
@@ -36,6 +36,11 @@ class KLConfig:
             raise ValueError(
                 f"kl.coefficient=0.0 with target={self.target}: it is adapted by factors and would "
                 "stay 0; start above 0"
+            )
+        if self.target and self.rate * self.bound >= 1:
+            raise ValueError(
+                f"kl.rate={self.rate} with bound={self.bound}: their product must be below 1, or "
+                "one step may take the coefficient to 0 or below, from where it does not return"
             )
 
 
@@ -62,7 +67,7 @@ def penalized_rewards(
     actions: jax.Array,
     segment_ids: jax.Array,
     coefficient: float | jax.Array,
-    kind: Estimator = "k1",
+    kind: KLEstimator = "k1",
 ) -> jax.Array:
     """Each action's reward: -β KL, and the score at a response's last (Ouyang et al. 2022, eq. 2).
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from llmjax.checks import require_at_least, require_choices
-from llmjax.objectives.divergence import Estimator
+from llmjax.objectives.divergence import KLEstimator
 from llmjax.rl import advantages
 from llmjax.rl.kl import KLConfig, next_coefficient, penalized_rewards
 from llmjax.rl.scores import RunningMoments, ScoreConfig, normalize_scores
@@ -39,7 +39,7 @@ class LearningConfig:
     decay: float = 0.95
     whiten: bool = True
     epochs: int = 4
-    kl: Estimator = "k1"
+    kl: KLEstimator = "k1"
     unended: float | None = None
     rounds: int = 0
 

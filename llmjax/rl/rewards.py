@@ -16,12 +16,12 @@ Reward = Callable[[Sequence[Sample]], Sequence[float] | np.ndarray]
 """Samples to a number for each; a verifier gives 1 and 0."""
 
 
-# With commas between thousands; a sign behind a number is a minus between two.
-_NUMBER = re.compile(r"(?<!\w)[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+# With commas between thousands, not in "(3,4)"; a sign behind a number is a minus between two.
+_NUMBER = re.compile(r"(?<!\w)[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 _MARKS = ".,!?:;()[]{}*\"'"
 
 
-class Weighted(NamedTuple):
+class WeightedReward(NamedTuple):
     """A part of a mixture."""
 
     reward: Reward
@@ -40,7 +40,7 @@ class Scores(NamedTuple):
     parts: dict[str, np.ndarray]
 
 
-def score(samples: Sequence[Sample], mixture: Mapping[str, Weighted]) -> Scores:
+def score(samples: Sequence[Sample], mixture: Mapping[str, WeightedReward]) -> Scores:
     """The weighted sum of rewards.
 
     Raises:

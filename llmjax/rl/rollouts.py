@@ -22,9 +22,9 @@ class RolloutConfig:
         samples: answers to each; methods that compare them need 2 or more.
         max_new_tokens: where an answer is cut off that has not ended.
         temperature: divides the logits; ratios and divergences are of the policy at it.
-        top_k: of the most likely tokens; 0 is all. What a filter cuts off is in no ratio: a policy
-            trained with one is not quite that which sampled.
-        top_p: least probability that remains; 1 is all.
+        top_k: samples from that many of the most likely tokens; 0 from all. Ratios do not know of
+            filters: with one, the policy that is trained is not quite the one that sampled.
+        top_p: samples from the most likely tokens of this total probability; 1 from all.
     """
 
     prompts: int = 16

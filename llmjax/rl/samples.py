@@ -81,7 +81,7 @@ def rows(samples: Sequence[Sample], length: int) -> dict[str, np.ndarray]:
 
 
 def parts(rows: Mapping[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
-    """So many rows at a time; where too few are left, the last one again."""
+    """Batches of `size` rows; the last batch is filled up with copies of the last row."""
     count = len(next(iter(rows.values())))
     for start in range(0, count, size):
         order = np.minimum(np.arange(start, start + size), count - 1)

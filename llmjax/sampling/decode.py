@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 from jax.experimental import multihost_utils
 
-from llmjax import mesh, models
+from llmjax import lookup, mesh, models
 from llmjax.models import ModelConfig
 from llmjax.sampling import prompts as sizes
 from llmjax.sampling import samplers, stops
@@ -144,7 +144,7 @@ def fill(
     def put(old, new, axes=("batch", None)):
         """Rows of prompts, or what all have alike."""
         if new.ndim:
-            new = mesh.take_rows(new, origin, axes[: new.ndim])
+            new = lookup.take_rows(new, origin, axes[: new.ndim])
         return jnp.where(jnp.expand_dims(origin >= 0, range(1, old.ndim)), new, old)
 
     seen = state.seen

@@ -41,7 +41,6 @@ def generate(
     stop_tokens: Sequence[int | Sequence[int]] = (),
     stop_texts: Sequence[str] = (),
     tokenizer: Tokenizer | None = None,
-    lengths: Sequence[int] | None = None,
     slots: int | None = None,
 ) -> Generated:
     """Continues prompts: the `rollouts` of the same arguments, in order.
@@ -59,7 +58,6 @@ def generate(
         stop_tokens=stop_tokens,
         stop_texts=stop_texts,
         tokenizer=tokenizer,
-        lengths=lengths,
         slots=slots,
     )
     shape = (len(prompts) * samples, max_new_tokens)

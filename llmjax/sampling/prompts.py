@@ -12,23 +12,9 @@ from llmjax.models import ModelConfig
 _SMALLEST = 16  # finer buckets would save little
 
 
-def as_rows(
-    prompts: Sequence[Sequence[int]] | np.ndarray, lengths: Sequence[int] | None = None
-) -> list[np.ndarray]:
-    """Each prompt's tokens, int32, without padding.
-
-    Raises:
-        ValueError: `lengths` do not fit the prompts.
-    """
-    rows = [np.asarray(prompt, np.int32) for prompt in prompts]
-    if lengths is None:
-        return rows
-    if len(lengths) != len(rows):
-        raise ValueError(f"there are {len(lengths)} lengths for {len(rows)} prompts")
-    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        if length > len(row):
-            raise ValueError(f"lengths[{index}]={length}, and prompt {index} has {len(row)} tokens")
-    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+def as_rows(prompts: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
+    """Each prompt's tokens, int32."""
+    return [np.asarray(prompt, np.int32) for prompt in prompts]
 
 
 def check(rows: list[np.ndarray], params: Any, config: ModelConfig, max_new_tokens: int) -> None:

@@ -26,7 +26,6 @@ def rollouts(
     stop_tokens: Sequence[int | Sequence[int]] = (),
     stop_texts: Sequence[str] = (),
     tokenizer: Tokenizer | None = None,
-    lengths: Sequence[int] | None = None,
     slots: int | None = None,
     refill: int | None = None,
 ) -> Iterator[Rollout]:
@@ -38,7 +37,7 @@ def rollouts(
 
     Args:
         params: the model's parameters; best from `models.for_decoding`, made once.
-        prompts: token ids; lists of any lengths, or an array [P, S] with its rows' `lengths`.
+        prompts: token ids, of any lengths and without padding.
         config: the model's.
         key: a typed PRNG key, or one for each prompt, [P].
         max_new_tokens: N, where a row ends that meets no stop.
@@ -48,7 +47,6 @@ def rollouts(
         stop_texts: texts that end a row with the token that completes them, however tokens spell
             them; `text_of` cuts them off. Only what is written counts, not the prompt.
         tokenizer: whose tokens these are.
-        lengths: the tokens of each row of an array; by default all.
         slots: rows that are written at a time; by default all.
         refill: how many slots must be free before prompts are read into them: more read weights
             less often, and leave slots idle longer. By default an eighth of them.
@@ -58,7 +56,7 @@ def rollouts(
             than the model has positions, keys that are not as many as prompts, or stops that mean
             nothing.
     """
-    rows = sizes.as_rows(prompts, lengths)
+    rows = sizes.as_rows(prompts)
     sizes.check(rows, params, config, max_new_tokens)
     for name, value in (("samples", samples), ("slots", slots), ("refill", refill)):
         if value is not None and value < 1:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmjax.checks import require_choices
 from llmjax.train.loop import Pause
+from llmjax.train.metrics import Record
 
 if TYPE_CHECKING:
     from llmjax.train.checkpoint import Checkpointer
@@ -59,6 +61,12 @@ class EarlyStoppingConfig:
             f"early_stopping.metric={self.metric}: its name does not tell whether the lowest or "
             "the highest is the best; set early_stopping.mode to min or max"
         )
+
+    def best_of(self, records: Iterable[Record]) -> Record | None:
+        """The first of the records that have the best value of the metric; None if none has one."""
+        known = [r for r in records if isinstance(r.get(self.metric), int | float)]
+        choose = min if self.direction == "min" else max
+        return choose(known, key=lambda record: record[self.metric], default=None)
 
 
 class EarlyStopping:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from llmjax.pages.charts import Curve, Plot, thin
+from llmjax.objectives import explained_variance
+from llmjax.pages.charts import FAINT, SERIES, Curve, Plot, thin
 from llmjax.train.metrics import Record
 
 
@@ -21,12 +22,14 @@ def plots(
         rollouts: of iterations of reinforcement learning.
     """
     loss = _curve(training, "loss", "training")
-    validation = _curve(evaluations, "validation_loss", "validation", role="second", dots=True)
+    validation = _curve(
+        evaluations, "validation_loss", "validation", role="second", mark="line and points"
+    )
     rate = _curve(training, "learning_rate")
     speed = _curve(training[1:], "tokens_per_s")  # the first step of a run compiles
     norm = _curve(training, "grad_norm")
     found = [
-        Plot("loss", "Loss (nats per token)", (*_with_mean(loss), validation), "linear"),
+        Plot("loss", "Loss (nats per token)", (*_with_mean(loss), validation)),
         Plot("learning_rate", "Learning rate", (thin(rate),), "small"),
         Plot("throughput", "Throughput (tokens per second)", _with_mean(speed), "from zero"),
         Plot("grad_norm", "Gradient norm", _with_mean(norm), "log"),
@@ -40,10 +43,11 @@ def _of_rollouts(
     training: Sequence[Record], evaluations: Sequence[Record], rollouts: Sequence[Record]
 ) -> list[Plot]:
     """What practitioners watch: what answers earn, how far the policy is gone, and how it moves."""
-    held_out: dict[str, Any] = {"role": "second", "dots": True}
+    pointed: dict[str, Any] = {"mark": "line and points"}
+    held_out = pointed | {"role": "second"}
     rewards = (
-        _curve(rollouts, "reward", "rollouts", faint=True),
-        _curve(evaluations, "validation_reward", "held-out prompts", dots=True),
+        _curve(rollouts, "reward", "rollouts", strength=FAINT),
+        _curve(evaluations, "validation_reward", "held-out prompts", **pointed),
         _curve(evaluations, "validation_gold", "gold, held-out prompts", **held_out),
     )
     lengths = (
@@ -52,44 +56,36 @@ def _of_rollouts(
     )
     parts = sorted({name for record in rollouts for name in record if name.startswith("reward/")})
     clipped = (
-        _curve(training, "clipped_high", "above", faint=True),
-        _curve(training, "clipped_low", "below", role="second", faint=True),
+        *_with_mean(_curve(training, "clipped_high", "above")),
+        *_with_mean(_curve(training, "clipped_low", "below", role="second")),
     )
     found = [
-        Plot("reward", "Reward of an answer", rewards, "linear"),
-        Plot(
-            "kl",
-            "From the reference (nats an answer)",
-            (_curve(rollouts, "kl_per_response"),),
-            "linear",
-        ),
+        Plot("reward", "Reward of an answer", rewards),
+        Plot("kl", "From the reference (nats an answer)", (_curve(rollouts, "kl_per_response"),)),
         Plot("answer_tokens", "Tokens of an answer", lengths, "from zero"),
         Plot(
             "repetition",
             "Repetition (share of answers)",
             (_curve(rollouts, "repetition"),),
-            "from zero",
+            "share",
         ),
-        Plot(
-            "entropy", "Entropy (nats per token)", _with_mean(_curve(training, "entropy")), "linear"
-        ),
-        Plot("clipped", "Ratios clipped (share of tokens)", clipped, "from zero"),
+        Plot("entropy", "Entropy (nats per token)", _with_mean(_curve(training, "entropy"))),
+        Plot("clipped", "Ratios clipped (share of tokens)", clipped, "share"),
     ]
     if explained := [record for record in map(_explained, training) if record]:
         both = _with_mean(_curve(explained, "explained"))
-        found.append(Plot("explained", "Variance that values explain", both, "linear"))
+        found.append(Plot("explained", "Variance that values explain", both))
     if len(parts) > 1:
-        roles = ("first", "second")
         curves = tuple(
-            _curve(rollouts, name, name.removeprefix("reward/"), role=roles[i % 2], faint=i > 1)
+            _curve(rollouts, name, name.removeprefix("reward/"), role=SERIES[i % len(SERIES)])
             for i, name in enumerate(parts)
         )
-        found.insert(1, Plot("reward_parts", "Rewards by part", curves, "linear"))
+        found.insert(1, Plot("reward_parts", "Rewards by part", curves))
     return found
 
 
 def calibration(confidence: np.ndarray, right: np.ndarray) -> Plot:
-    """How often a reward model is right beside how sure of it it is; where it should lie is faint.
+    """How often a reward model is right beside how sure of it it is; where it should lie is dashed.
 
     Args:
         confidence: [bins], NaN of a bin without pairs.
@@ -98,28 +94,26 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> Plot:
     there = np.isfinite(confidence)
     ends = np.array([0.5, 1.0])
     curves = (
-        Curve("as sure as right", ends, ends, role="second", faint=True),
-        Curve("held-out pairs", confidence[there], right[there], dots=True),
+        Curve("as sure as right", ends, ends, "muted", "dashes"),
+        Curve("held-out pairs", confidence[there], right[there], mark="line and points"),
     )
-    return Plot("calibration", "Comparisons right (share)", curves, "linear", "confidence")
+    return Plot("calibration", "Comparisons right (share)", curves, x="confidence")
 
 
 def _explained(record: Record) -> Record:
-    """1 - Var(R - V) / Var(R) of a step's returns and values; nothing without a critic."""
+    """What values explain of a step's returns; nothing without a critic, or of equal returns."""
     names = ("return", "return_square", "value_error", "value_error_square")
     if not all(isinstance(record.get(name), int | float) for name in names):
         return {}
-    mean, square, error, error_square = (float(record[name]) for name in names)
-    spread = square - mean**2
-    if spread <= 0:
+    if record["return_square"] - record["return"] ** 2 <= 0:
         return {}
-    return {"step": record["step"], "explained": 1 - (error_square - error**2) / spread}
+    return {"step": record["step"], "explained": explained_variance(record)}
 
 
 def _curve(records: Sequence[Record], name: str, label: str = "", **options: Any) -> Curve:
     pairs = [(r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)]
     steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-    return Curve(label or name, steps, values, **options)
+    return Curve(label, steps, values, **options)
 
 
 def _with_mean(curve: Curve) -> tuple[Curve, Curve]:
@@ -129,5 +123,6 @@ def _with_mean(curve: Curve) -> tuple[Curve, Curve]:
     low, high = np.maximum(index - size // 100, 0), np.minimum(index + size // 100 + 1, size)
     sums = np.concatenate([[0.0], np.cumsum(curve.y)])
     mean = (sums[high] - sums[low]) / (high - low)
-    smooth = dataclasses.replace(curve, y=mean, label=f"{curve.label}, smoothed")
-    return thin(dataclasses.replace(curve, faint=True)), thin(smooth)
+    label = f"{curve.label}, smoothed" if curve.label else ""
+    smooth = dataclasses.replace(curve, y=mean, label=label)
+    return thin(dataclasses.replace(curve, label="", strength=FAINT)), thin(smooth)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llmjax.pages import charts, page
+from llmjax.pages import charts, drawing, page
 from llmjax.train import plots
 from llmjax.train.early_stopping import EarlyStoppingConfig
 from llmjax.train.metrics import Record, read_jsonl
@@ -70,8 +70,9 @@ class Run:
         if not all(_is_number(r.get(watched.metric)) for r in self.evaluations):
             known = [n for n in _EVALUATED if all(n in r for r in self.evaluations)]
             watched = EarlyStoppingConfig(metric=known[0])
-        sign = 1 if watched.direction == "min" else -1
-        return min(self.evaluations, key=lambda record: sign * record[watched.metric])
+        best = watched.best_of(self.evaluations)
+        assert best is not None, "every evaluation has the metric"
+        return best
 
 
 def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
@@ -96,9 +97,9 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
         found.append(plots.calibration(*curve))
     (folder / "plots").mkdir(exist_ok=True)
     for chart in found:
-        charts.write(chart, folder / "plots" / f"{chart.name}.png")
+        drawing.write(chart, folder / "plots" / f"{chart.name}.png")
     path = folder / "report.html"
-    path.write_text(render(run, [charts.svg(chart) for chart in found]), "utf-8")
+    path.write_text(render(run, [drawing.svg(chart) for chart in found]), "utf-8")
     return path
 
 

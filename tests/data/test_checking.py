@@ -33,6 +33,8 @@ LONG = "because the light of the sun is scattered"
     [
         (labelled("A film to see."), CheckConfig(("good", "bad")), []),
         (labelled("A film.", "god"), CheckConfig(("good", "bad")), ["another label"]),
+        (labelled("A film.", 1), CheckConfig(("good", "bad")), []),  # the number of a name
+        (labelled("A film.", 2), CheckConfig(("good", "bad")), ["another label"]),
         (labelled("A film."), CheckConfig(shortest=3), ["too few words"]),
         (labelled("One two three four."), CheckConfig(longest=3), ["too many words"]),
         (labelled("lo que es"), CheckConfig(), ["another language"]),

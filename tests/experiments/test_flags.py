@@ -196,6 +196,28 @@ def test_the_command_line_of_another_program_leaves_out_values_too(monkeypatch):
     assert said == "python -m other --steps 40 --mesh.data -1"
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ([], "pretrain"),
+        (["--stage=reward", "--trials=3"], "reward"),
+        (["--trials", "3", "--stage", "reward"], "reward"),
+        (["-stage", "reward", "--stage=finetune"], "finetune"),
+    ],
+)
+def test_a_flag_can_be_read_before_the_others_are_defined(monkeypatch, typed, expected):
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *typed])
+    assert flags.peek("stage", ("pretrain", "finetune", "reward"), "pretrain") == expected
+
+
+@pytest.mark.parametrize("typed", [["--stage=no"], ["--stage", "no"], ["--stage"]])
+def test_a_flag_read_before_the_others_is_checked(monkeypatch, capsys, typed):
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *typed])
+    with pytest.raises(SystemExit, match="2"):
+        flags.peek("stage", ("pretrain", "finetune"), "pretrain")
+    assert "choose one of pretrain, finetune" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["9", "9:", ":9", "0:3", "5:4", "a:b", "1:2:3", "-1:4"])
 def test_a_range_of_steps_to_trace_is_two_numbers(text):
     with pytest.raises(flags.FlagError, match=f"--profile={text}: two numbers of steps"):

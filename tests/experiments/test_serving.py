@@ -243,6 +243,9 @@ def test_prompts_with_messages_are_for_templates(tmp_path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n{"prompt": "Ho"}\n')
     assert len(writing.read_prompts(str(path), messages=True)) == 2
+    lines = path.with_name("lines.jsonl")
+    lines.write_text('{"prompt": "one\u2028two\x85three"}\r\n\n', "utf-8", newline="")
+    assert writing.read_prompts(str(lines)) == [{"prompt": "one\u2028two\x85three"}]
     with pytest.raises(flags.FlagError, match=r":1: no object with a text \"prompt\"$"):
         writing.read_prompts(str(path))
 

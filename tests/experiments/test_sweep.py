@@ -10,11 +10,12 @@ import sys
 import pytest
 from rich.console import Console
 
-from experiments import search_space, sweep, sweep_plots
+from experiments import search_space, sweep, sweep_report
 from experiments.flags import FlagError
 from experiments.recipes import RECIPES
 from experiments.sweeper import Sweep
 from llmjax.train.loop import DivergedError, Pause
+from tests.pages import Page, check_charts, check_self_contained
 from tests.train.toy import Counting, start
 
 pytest.importorskip("optuna")
@@ -157,12 +158,23 @@ def test_the_search_is_shown_and_ends_with_a_command(tmp_path, monkeypatch):
     searched = make(tmp_path, Toy(), "median")
     trials = searched.run(4)
     text = io.StringIO()
-    Console(file=text, width=120).print(sweep_plots.table(trials, searched.space, "loss", rows=3))
+    Console(file=text, width=120).print(sweep_report.table(trials, searched.space, "loss", rows=3))
     assert "3 best of 4 trials" in text.getvalue()
     assert f"{trials[0].value:.4f}" in text.getvalue()
-    picture = tmp_path / "sweep.png"
-    sweep_plots.draw(picture, trials, searched.space, "loss", "min")
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    page = sweep_report.render("tiny", trials, searched.space, searched.watched)
+    assert Page(page).tags.count("svg") == 2 + len(SPACE)
+    assert f"Best validation_loss{trials[0].value:.4f}trial {trials[0].number}" in Page(page).text
+    check_self_contained(page)
+    check_charts(page)
+    history, evaluations, rates, names = sweep_report.charts_of(
+        trials, searched.space, searched.watched
+    )
+    assert history.curves[0].y[-1] == trials[0].value
+    assert evaluations.curves[-1].y.tolist() == list(trials[0].curve)
+    assert rates.log_x
+    assert names.ticks == ("adamw", "muon")
+    for chart in (rates, names):
+        assert sum(curve.x.size for curve in chart.curves) == 4
     typed = ["sweep", "--recipe=tiny", "--steps", "40", "--trials", "8", f"--sweep={SPACE[0]}"]
     monkeypatch.setattr(sys, "argv", typed)
     words = shlex.split(sweep.command(searched, trials[0]))

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 # Ground floor first. A module imports from its own floor and from those below.
 FLOORS = (
-    {"spec", "mesh", "parts", "collectives", "tree", "weights", "checks", "pages"},
+    {"spec", "mesh", "lookup", "parts", "collectives", "tree", "weights", "checks", "pages"},
     {"kernels"},
     {"models"},
     {"hf"},
@@ -83,6 +83,15 @@ def test_imports_only_go_down(path: pathlib.Path) -> None:
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_library_reads_no_flags(path: pathlib.Path) -> None:
     assert not {name for name in imported(path) if name.partition(".")[0] in {"absl", "argparse"}}
+
+
+def test_pictures_are_drawn_in_one_place() -> None:
+    """All charts have one style, and follow a page's colours."""
+    code = [
+        path for name in ("llmjax", "experiments", "tools") for path in (ROOT / name).rglob("*.py")
+    ]
+    drawing = {path for path in code if any(n.startswith("matplotlib") for n in imported(path))}
+    assert drawing == {ROOT / "llmjax" / "pages" / "drawing.py"}
 
 
 def test_importing_is_cheap() -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmjax import mesh
+from llmjax import lookup, mesh
 from llmjax.objectives import masking, replacement
 
 B, S, D, V = 16, 24, 8, 32
@@ -81,11 +81,11 @@ def test_draws_follow_the_softmax(dtype):
 
 def test_positions_are_gathered_and_their_gradient_returns_to_them(masked):
     hidden, positions = masked["hidden"], masked["positions"]
-    found = jax.jit(replacement.gather_positions)(hidden, positions)
+    found = jax.jit(lookup.gather_positions)(hidden, positions)
     expected = np.stack([row[at] for row, at in zip(hidden, positions, strict=True)])
     np.testing.assert_array_equal(found, expected)
     weights = np.random.default_rng(6).normal(size=found.shape).astype(np.float32)
-    gradient = jax.grad(lambda x: jnp.sum(weights * replacement.gather_positions(x, positions)))
+    gradient = jax.grad(lambda x: jnp.sum(weights * lookup.gather_positions(x, positions)))
     back = np.zeros_like(hidden)
     for row in range(B):
         np.add.at(back[row], positions[row], weights[row])
@@ -106,10 +106,10 @@ def test_no_gradient_reaches_the_generator(masked):
 def test_every_mesh_equals_one_device(sizes, masked):
     def both(key, hidden, logits, tokens, positions, targets_at):
         def total(hidden):
-            return jnp.sum(replacement.gather_positions(hidden, positions) ** 2)
+            return jnp.sum(lookup.gather_positions(hidden, positions) ** 2)
 
         drawn = replacement.sample_replacements(key, logits, tokens, positions, targets_at)
-        return drawn, replacement.gather_positions(hidden, positions), jax.grad(total)(hidden)
+        return drawn, lookup.gather_positions(hidden, positions), jax.grad(total)(hidden)
 
     names = ("hidden", "logits", "tokens", "positions", "targets_at")
     alone = jax.jit(both)(jax.random.key(8), *(masked[name] for name in names))

@@ -200,6 +200,8 @@ def test_bad_wishes_are_errors(llama):
         AdapterConfig(4, after=("heads",))
     with pytest.raises(ValueError, match="adapter.dim=0"):
         AdapterConfig(0)
+    with pytest.raises(ValueError, match="adapter.scale=0"):
+        AdapterConfig(4, scale=0.0)
     once = adapter.spec(models.spec(llama), llama, SMALL)
     with pytest.raises(ValueError, match="attention_adapter, mlp_adapter already"):
         adapter.spec(once, llama, SMALL)

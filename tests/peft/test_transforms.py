@@ -368,6 +368,9 @@ def test_what_cannot_be_adapted_is_named(case):
 def test_bad_configs_and_parameters_are_named():
     with pytest.raises(ValueError, match="lora.rank=0"):
         LoraConfig(rank=0)
+    for alpha in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="lora.alpha="):
+            LoraConfig(alpha=alpha)
     with pytest.raises(ValueError, match=r"lora.targets='\(' is no regular expression"):
         LoraConfig(targets="(")
     spec, base, _, _ = adapted("scanned", "lora")

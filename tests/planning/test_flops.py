@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmjax import models, objectives, planning
+from llmjax import lookup, models, objectives, planning
 from llmjax import spec as specs
 
 
@@ -199,7 +199,7 @@ def test_the_compiler_counts_as_much_of_encoders(family) -> None:
 
     def forward(params, tokens, positions):
         hidden, _ = models.apply(params, tokens, config)
-        return models.logits(params, objectives.gather_positions(hidden, positions), config)
+        return models.logits(params, lookup.gather_positions(hidden, positions), config)
 
     params = specs.abstract(models.spec(config))
     arguments = (jax.ShapeDtypeStruct((64, n), jnp.int32) for n in (64, 16))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from llmjax.planning import scaling
+from llmjax.planning import plots, scaling
 from llmjax.planning.scaling import Allocation, Frontier, LossLaw
 
 # Hoffmann et al. 2022, tables 3 and A3: parameters, and FLOPs and tokens by approach 1, 2 and 3.
@@ -161,3 +161,13 @@ def test_overtraining() -> None:
 def test_what_cannot_be_is_said(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_isoflop_curves_are_lowest_at_their_best_size():
+    budgets = (1e21, 1e19, 1e20)
+    *curves, best = plots.isoflops(scaling.BESIROGLU, budgets).curves
+    assert [curve.label for curve in curves] == ["1e+19 FLOPs", "1e+20 FLOPs", "1e+21 FLOPs"]
+    for curve, size, loss in zip(curves, best.x, best.y, strict=True):
+        lowest = int(np.argmin(curve.y))
+        assert curve.x[lowest] == pytest.approx(size, rel=0.03)
+        assert loss == pytest.approx(curve.y[lowest], rel=1e-6)

@@ -16,7 +16,7 @@ from llmjax.rl import (
     RolloutConfig,
     Sample,
     ScoreConfig,
-    Weighted,
+    WeightedReward,
 )
 from llmjax.train.state import TrainState
 from tests.rl.small import CONFIG, Asked
@@ -77,7 +77,7 @@ def experience(**changes) -> Experience:
         "batch_size": 4,
         "seed": 0,
         "steps": 100,
-        "mixture": {"varied": Weighted(variety)},
+        "mixture": {"varied": WeightedReward(variety)},
         "kl": KLConfig(0.1, target=1.0),
     } | changes
     rollouts, learning = settings.pop("rollouts"), settings.pop("learning")
@@ -202,7 +202,7 @@ def test_dynamic_sampling_keeps_groups_that_teach_something(state, rounds):
         return variety(samples)
 
     learning = LearningConfig("dr_grpo", epochs=1, rounds=rounds, whiten=False)
-    mixture = {"varied": Weighted(counted)}
+    mixture = {"varied": WeightedReward(counted)}
     found = experience(learning=learning, mixture=mixture, kl=KLConfig(0.0))
     batches = iteration(found, state)
     written = found._writer.calls
@@ -225,7 +225,7 @@ def test_dynamic_sampling_keeps_groups_that_teach_something(state, rounds):
 def test_an_answer_without_an_end_may_be_settled(state):
     """Then groups differ by that, too."""
     learning = LearningConfig("dr_grpo", epochs=1, rounds=1, unended=-1.0, whiten=False)
-    same = {"same": Weighted(lambda samples: np.zeros(len(samples)))}
+    same = {"same": WeightedReward(lambda samples: np.zeros(len(samples)))}
     found = experience(learning=learning, mixture=same, kl=KLConfig(0.0))
     batches = iteration(found, state)
     rows = {k: np.concatenate([b[k] for b in batches]) for k in ("targets", "advantages")}

@@ -101,3 +101,5 @@ def test_a_budget_that_was_spent_stays_so_until_it_is_raised():
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="guards.kl_budget=-1"):
         GuardConfig(kl_budget=-1.0)
+    with pytest.raises(ValueError, match="guards.growth=0.5: must be at least 1"):
+        GuardConfig(growth=0.5)

@@ -16,7 +16,7 @@ from llmjax.rl import (
     Players,
     RolloutConfig,
     ScoreConfig,
-    Weighted,
+    WeightedReward,
 )
 from llmjax.train.loop import fit
 from tests.rl.small import CONFIG, Asked, share, writer
@@ -43,7 +43,7 @@ def iterate(draw):
         Asked(8),
         writer(RolloutConfig(prompts=8, max_new_tokens=6)),
         Players(CONFIG, CRITIC.policy, lambda _: reference, CRITIC),
-        {"model": Weighted(ModelReward([judge], REWARD, batch_size=8, length=16))},
+        {"model": WeightedReward(ModelReward([judge], REWARD, batch_size=8, length=16))},
         LearningConfig("gae", epochs=1),
         KLConfig(0.1),
         ScoreConfig(),
@@ -100,7 +100,7 @@ def test_a_policy_learns_what_is_rewarded(name, seed):
         Asked(16),
         writer(RolloutConfig(prompts=16, samples=4, max_new_tokens=6)),
         Players(CONFIG, own, lambda _: reference, critic),
-        {"share": Weighted(share)},
+        {"share": WeightedReward(share)},
         learning,
         KLConfig(0.01 if critic else 0.0),
         ScoreConfig(),

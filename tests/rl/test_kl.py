@@ -74,5 +74,7 @@ def test_bad_settings_are_refused():
         KLConfig(0.0, target=1.0)
     with pytest.raises(ValueError, match="kl.target=-1"):
         KLConfig(target=-1.0)
+    with pytest.raises(ValueError, match="their product must be below 1"):
+        KLConfig(target=1.0, rate=2.0, bound=0.5)
     with pytest.raises(ValueError, match="scores.clip=-1"):
         ScoreConfig(clip=-1.0)

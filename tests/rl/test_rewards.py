@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from llmjax.rl import Prompt, Sample, Weighted, load_function, score
+from llmjax.rl import Prompt, Sample, WeightedReward, load_function, score
 from llmjax.rl.rewards import matches_answer
 
 
@@ -20,7 +20,10 @@ def length(samples):
 
 def test_a_mixture_is_a_weighted_sum():
     samples = answers("a", "bcd")
-    mixture = {"length": Weighted(length, -0.5), "one": Weighted(lambda samples: np.ones(2), 3.0)}
+    mixture = {
+        "length": WeightedReward(length, -0.5),
+        "one": WeightedReward(lambda samples: np.ones(2), 3.0),
+    }
     found = score(samples, mixture)
     np.testing.assert_allclose(found.total, [2.5, 1.5])
     assert found.total.dtype == np.float32
@@ -42,7 +45,7 @@ def test_a_mixture_is_a_weighted_sum():
 )
 def test_what_is_no_number_for_each_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        score(answers("first", "second"), {"mine": Weighted(lambda samples: given)})
+        score(answers("first", "second"), {"mine": WeightedReward(lambda samples: given)})
 
 
 def test_functions_are_loaded_by_name():
@@ -65,9 +68,10 @@ def test_functions_are_loaded_by_name():
     ("answer", "right", "wrong"),
     [
         ("42", ("42", "It is 42.", "6*7=42", "$42.00", "**42**", r"\boxed{42}"), ("42 or 43", "x")),
-        (1000, ("1,000", "first 3, then 1000!"), ("1,000 - 1", "1.000")),
+        (1000, ("1,000", "first 3, then 1000!"), ("1,000 - 1", "1.000", "1,0000")),
         ("0.5", (".5", "0.50", "5e0? no: +.5"), ("5", "-0.5")),
         ("-3", ("-3", "x = -3"), ("3", "7-3")),  # a minus between two numbers is no sign
+        (4, ("(3,4)", "3,4", "f(1,000,4)"), ("34", "3,004")),
         ("yes", ("Yes.", "I say 3 times: yes!"), ("no", "", "yes, 4")),
     ],
 )

@@ -168,14 +168,6 @@ def test_a_key_for_each_prompt(llama, prompts):
         sampling.generate(params, prompts, llama, keys[:3], **arguments)
 
 
-def test_an_array_with_lengths_is_its_rows(llama, prompts):
-    padded = np.full((4, 9), 63, np.int32)
-    for index, prompt in enumerate(prompts):
-        padded[index, : len(prompt)] = prompt
-    found = write(llama, padded, lengths=[len(prompt) for prompt in prompts])
-    np.testing.assert_array_equal(found.tokens, write(llama, prompts).tokens)
-
-
 def test_rows_end_at_stop_tokens(llama, prompts):
     free = write(llama, prompts)
     stops = (int(free.tokens[0, 2]), int(free.tokens[2, 4]))
@@ -277,9 +269,6 @@ def test_half_precision_is_cast_once(llama):
         ([[1]], {"stop_texts": "ab", "tokenizer": ByteTokenizer()}, "a list of texts"),
         ([[1]], {"samples": 0}, "samples=0"),
         ([[1]], {"slots": 0}, "slots=0"),
-        (np.ones((1, 2), np.int32), {"lengths": [3]}, r"lengths\[0\]=3"),
-        (np.ones((1, 2), np.int32), {"lengths": [0]}, "prompt 0 has no tokens"),
-        (np.ones((1, 2), np.int32), {"lengths": [1, 1]}, "2 lengths for 1 prompts"),
     ],
 )
 def test_what_cannot_be_is_refused(gpt2, prompts, changes, message):

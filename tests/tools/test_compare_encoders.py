@@ -177,7 +177,7 @@ def test_the_whole_tool(prepared, tmp_path, capsys) -> None:
     assert {r["seed"] for r in untrained} == {0, 1}
     for name in ("linear probe:", "fine-tuning:", "bag of tokens"):
         assert name in printed
-    assert (tmp_path / "curves.svg").read_text().count("RTD") >= 1
+    assert all((tmp_path / f"{name}.svg").read_text().count("RTD") == 1 for name in report.PLOTTED)
     assert (tmp_path / "results.md").read_text() in printed
     compare_encoders.main(["report", f"--out={tmp_path}"])
     assert capsys.readouterr().out == printed

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("datatrove")
 pytest.importorskip("rensa")
 
-from llmjax.pages import charts
+from llmjax.pages import drawing
 from tools import corpora
 from tools import judge_cleaning_pays as judge
 
@@ -86,5 +86,5 @@ def test_runs_and_what_is_said_of_them(task, tmp_path):
     assert "| raw | 40 |" in text
     curves = judge.chart(results).curves
     assert [curve.y[-1] for curve in curves] == pytest.approx([2.1, 1.6])
-    charts.write(judge.chart(results), tmp_path / "pays.svg")
+    drawing.write(judge.chart(results), tmp_path / "pays.svg")
     assert (tmp_path / "pays.svg").read_text().count("million tokens") == 1

@@ -129,3 +129,12 @@ def test_bad_settings_are_named():
         EarlyStopping(EarlyStoppingConfig(metric="accuracy"))(
             Pause(1, {"loss": 1.0}, 0.1, state=start(), batches=Counting())
         )
+
+
+def test_the_best_of_records_is_the_first_that_has_the_best_value():
+    losses = [None, 3.0, 2.0, 2.0, "x"]
+    records = [{"step": 0}, *({"step": i, "validation_loss": x} for i, x in enumerate(losses, 1))]
+    lowest, highest = (EarlyStoppingConfig(mode=mode).best_of(records) for mode in ("min", "max"))
+    assert lowest is records[3]
+    assert highest is records[2]
+    assert EarlyStoppingConfig().best_of(records[:2]) is None

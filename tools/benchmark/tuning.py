@@ -68,7 +68,7 @@ def reinforce(
             (lambda tree: tree["reference"]) if ppo else None,
             critic,
         ),
-        {"low": rl.Weighted(_low)},
+        {"low": rl.WeightedReward(_low)},
         rl.LearningConfig("gae" if ppo else "grpo", whiten=ppo, epochs=1),
         rl.KLConfig(0.05 if ppo else 0.0),
         rl.ScoreConfig(),

@@ -1,4 +1,4 @@
-"""From scores to curves, to the ratio of compute to equal accuracy, to a table and a plot."""
+"""From scores to curves, to the ratio of compute to equal accuracy, to a table and charts."""
 
 import itertools
 import json
@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llmjax.pages import charts, drawing
+
 MEASURES = {
     "probe": "linear probe",
     "probe_balanced": "linear probe, balanced",
@@ -16,8 +18,7 @@ MEASURES = {
 }
 MARGIN = 1.05  # steps are whole, so checkpoints of both differ in compute by up to so much
 PLOTTED = ("probe", "fine_tuning")
-_COLOURS = {"mlm": "#2f6fde", "rtd": "#d9480f"}
-_MARKS = {"mlm": "o", "rtd": "s"}
+_ROLES: dict[str, charts.Role] = {"mlm": "first", "rtd": "second"}
 
 Record = dict[str, Any]
 
@@ -140,61 +141,31 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def write(results: dict[str, Any], directory: pathlib.Path) -> None:
-    """results.json, results.md and, where matplotlib is installed, curves.svg and curves.png."""
+    """results.json, results.md, and each of `PLOTTED` as .svg and .png."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (directory / "results.md").write_text(markdown(results))
-    try:
-        from matplotlib.figure import Figure  # slow to import
-    except ImportError:
-        return
-    figure = Figure(figsize=(4.5 * len(PLOTTED), 3.2), layout="constrained")
-    for axes, measure in zip(figure.subplots(1, len(PLOTTED)), PLOTTED, strict=True):
-        _draw(axes, results["records"], measure)
-        known = 100 * results["baselines"]["bag of tokens"]["accuracy"]
-        axes.axhline(known, color="#667085", linewidth=0.9, linestyle="--")
-        axes.annotate(
-            "bag of tokens, no encoder",
-            (1, known),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color="#667085",
-        )
-    figure.savefig(directory / "curves.png", dpi=160, facecolor="white")
-    figure.savefig(directory / "curves.svg", facecolor="white", metadata={"Date": None})
+    known = results["baselines"]["bag of tokens"]["accuracy"]
+    for measure in PLOTTED:
+        for suffix in (".svg", ".png"):
+            drawn = chart(results["records"], measure, known)
+            drawing.write(drawn, (directory / measure).with_suffix(suffix))
 
 
-def _draw(axes: Any, records: Sequence[Record], measure: str) -> None:
-    for objective, colour in _COLOURS.items():
+def chart(records: Sequence[Record], measure: str, known: float) -> charts.Plot:
+    """Accuracy by compute: means over seeds within their range, and what needs no encoder."""
+    shown = []
+    for objective, role in _ROLES.items():
         flops, accuracy = curves(records, objective, measure)
-        mean = 100 * accuracy.mean(axis=0)
-        axes.fill_between(
-            flops,
-            100 * accuracy.min(axis=0),
-            100 * accuracy.max(axis=0),
-            color=colour,
-            alpha=0.18,
-            linewidth=0,
-        )
-        axes.plot(
-            flops,
-            mean,
-            color=colour,
-            marker=_MARKS[objective],
-            markersize=3.5,
-            label=objective.upper(),
-        )
-    axes.set_xscale("log")
-    title = f"{MEASURES[measure].capitalize()}: accuracy (%), mean and range of seeds"
-    axes.set_title(title, loc="left", fontsize=9, weight="bold")
-    axes.set_xlabel("compute of pretraining (FLOPs)", fontsize=9)
-    axes.grid(axis="y", color="#e4e7ec", linewidth=0.8)
-    axes.tick_params(labelsize=8.5, length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5)
+        band = (accuracy.min(axis=0), accuracy.max(axis=0))
+        mean = accuracy.mean(axis=0)
+        label = objective.upper()
+        shown.append(charts.Curve(label, flops, mean, role, "line and points", band=band))
+    ends = np.array([min(curve.x[0] for curve in shown), max(curve.x[-1] for curve in shown)])
+    shown.append(charts.Curve("bag of tokens", ends, np.full(2, known), "muted", "dashes"))
+    title = f"{MEASURES[measure].capitalize()} (accuracy; range of seeds)"
+    x = "compute of pretraining (FLOPs)"
+    return charts.Plot(measure, title, tuple(shown), "percent", x=x, log_x=True)
 
 
 def _columns() -> itertools.product:

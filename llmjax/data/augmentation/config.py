@@ -1,7 +1,7 @@
 """Which methods write which copies of examples, and which of them are kept: typed settings."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llmjax.data.augmentation.control import (
@@ -90,14 +90,21 @@ class AugmentationConfig:
         """The methods, in order."""
         return [_MAKERS[name](self) for name in self.methods]
 
-    def make_checks(self, classify: Classify | None = None) -> list[Check]:
-        """The checks, the cheapest first; with a classifier its agreement too."""
+    def make_checks(
+        self, classify: Classify | None = None, labels: Sequence[str] = ()
+    ) -> list[Check]:
+        """The checks, the cheapest first; with a classifier its agreement too.
+
+        Args:
+            classify: texts to labels, or None.
+            labels: names by number, for examples whose label is the number of one.
+        """
         control = self.control
         checks: list[Any] = [LengthRatio(control.shortest, control.longest)]
         if control.embedder:
             checks.append(Similarity(Embedder(control.embedder), control.similarity))
         if classify is not None:
-            checks.append(LabelAgreement(classify))
+            checks.append(LabelAgreement(classify, labels))
         return checks
 
 

@@ -95,9 +95,11 @@ class LabelAgreement:
 
     Attributes:
         classify: texts to labels. Where an example has none, that of its own text counts.
+        labels: names by number, for examples whose label is the number of one.
     """
 
     classify: Classify
+    labels: Sequence[str] = ()
     name: ClassVar[str] = "label_agreement"
     reason: ClassVar[str] = "another label"
 
@@ -106,9 +108,14 @@ class LabelAgreement:
         found = self.classify([p.written for p in pairs])
         bare = [p.text for p in pairs if p.label is None]
         own = iter(self.classify(bare) if bare else ())
-        wanted = [next(own) if p.label is None else p.label for p in pairs]
+        wanted = [next(own) if p.label is None else self._named(p.label) for p in pairs]
         agree = [one == other for one, other in zip(found, wanted, strict=True)]
         return agree, [float(same) for same in agree]
+
+    def _named(self, label: Label) -> Label:
+        if isinstance(label, int) and label < len(self.labels):
+            return self.labels[label]
+        return label
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,9 +55,10 @@ class _Original:
     places: tuple[examples.Place, ...]
     label: str | int | None
 
-    @property
-    def text(self) -> str:
-        return "\n".join(_get(self.record.fields, place) for place in self.places)
+    def text(self, fields: Mapping[str, Any] | None = None) -> str:
+        """What a model reads of it; of other fields, of the same form, what it would read there."""
+        fields = self.record.fields if fields is None else fields
+        return "\n".join(_get(fields, place) for place in self.places)
 
 
 def augment_examples(
@@ -163,12 +164,11 @@ def _with_copies(
 ) -> Iterator[dict[str, Any]]:
     """The records of a lot, each followed by its copies."""
     followers: list[list[dict[str, Any]]] = [[] for _ in lot]
-    seen = [{original.text} for original in lot]
+    seen = [{original.text()} for original in lot]
     for method, copy in itertools.product(methods, range(copies)):
         made = _written(lot, method, copy, seed)
-        texts = [_Original(dataclasses.replace(o.record, fields=m), o.places, o.label).text
-                 for o, m in zip(lot, made, strict=True)]  # fmt: skip
-        pairs = [Pair(o.text, text, o.label) for o, text in zip(lot, texts, strict=True)]
+        texts = [original.text(fields) for original, fields in zip(lot, made, strict=True)]
+        pairs = [Pair(o.text(), text, o.label) for o, text in zip(lot, texts, strict=True)]
         for i, judgement in enumerate(judge(pairs, checks)):
             reason = judgement.dropped or ("written before" if texts[i] in seen[i] else "")
             if reason:

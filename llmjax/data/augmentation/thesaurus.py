@@ -44,7 +44,7 @@ class Thesaurus:
     """
 
     def __init__(self, data: bytes, name: str = "thesaurus") -> None:
-        head, *self._lines = data.splitlines()
+        head, *self._lines = data.splitlines() or [b""]
         try:
             self._encoding = codecs.lookup(head.decode("ascii").strip()).name
         except (LookupError, UnicodeDecodeError) as error:

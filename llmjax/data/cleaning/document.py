@@ -32,8 +32,12 @@ class Document:
 
     @property
     def language(self) -> str:
-        """The language's ISO 639-1 code: what a step found, or English."""
-        return self.metadata.get("language", DEFAULT_LANGUAGE)
+        """The language's ISO 639-1 code: what a step found, or English.
+
+        Records have fields of this name that hold something else: null, or a list.
+        """
+        found = self.metadata.get("language")
+        return found if isinstance(found, str) and found else DEFAULT_LANGUAGE
 
     @functools.cached_property
     def lines(self) -> tuple[str, ...]:

@@ -22,7 +22,12 @@ class Clusters:
     survivors: np.ndarray
 
     def joined(self, left: np.ndarray, right: np.ndarray) -> "Clusters":
-        """The clusters when each of `left` is like that of `right`, uint64 [M] both, too."""
+        """The clusters once each document of `left` is also like its peer in `right`.
+
+        Args:
+            left: keys, uint64 [M].
+            right: keys, uint64 [M].
+        """
         # Half a second to import.
         from scipy import sparse
         from scipy.sparse import csgraph

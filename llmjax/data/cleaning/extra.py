@@ -1,4 +1,4 @@
-"""What cleaning, measuring and augmenting stand on and plain llmjax leaves out."""
+"""Libraries that cleaning, measuring and augmenting text need, of the extra `llmjax[data]`."""
 
 import contextlib
 from collections.abc import Iterator

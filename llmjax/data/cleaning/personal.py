@@ -83,27 +83,32 @@ class PersonalData:
             return counted
         if self.mode == "drop" and len(found) > self.most:
             return Rejected(counted, "personal data", float(len(found)))
-        return counted.with_text(self._masked(document.text, found))
+        return counted.with_text(_replaced(document.text, found, self._placeholder))
 
-    def _masked(self, text: str, found: Iterable[Found]) -> str:
-        parts, end = [], 0
-        for item in found:
-            parts += [text[end : item.start], self.placeholder.format(kind=item.kind.upper())]
-            end = item.end
-        return "".join([*parts, text[end:]])
+    def _placeholder(self, item: Found) -> str:
+        return self.placeholder.format(kind=item.kind.upper())
 
 
 def find(text: str, kinds: Iterable[str] = tuple(FINDERS)) -> list[Found]:
     """Personal data in a text, from left to right; no two overlap."""
     wanted = set(kinds)
-    found = []
+    found: list[Found] = []
     for kind, finder in FINDERS.items():
         spans = set(finder(text)) if kind in wanted else set()
-        end = 0
+        own: list[Found] = []
         for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
-            if start >= end:
-                found.append(Found(kind, start, stop))
-                # Those that come later do not see it.
-                text = f"{text[:start]}{_TAKEN * (stop - start)}{text[stop:]}"
-                end = stop
+            if not own or start >= own[-1].end:
+                own.append(Found(kind, start, stop))
+        # Finders that come later do not see it.
+        text = _replaced(text, own, lambda item: _TAKEN * (item.end - item.start))
+        found += own
     return sorted(found, key=lambda item: item.start)
+
+
+def _replaced(text: str, found: Iterable[Found], by: Callable[[Found], str]) -> str:
+    """The text with something else in place of what was found, from left to right."""
+    parts, end = [], 0
+    for item in found:
+        parts += [text[end : item.start], by(item)]
+        end = item.end
+    return "".join([*parts, text[end:]])

@@ -157,7 +157,7 @@ class Task:
                 result = Rejected(result, FAILED + reason, step=list(counts.rejected)[-1])
             count = result.count if isinstance(result, documents.Rejected) else 1
             if isinstance(result, documents.Rejected):
-                result = _unread(result, self.part.source.name)
+                result = unread(result, self.part.source.name)
             rejected.write(stored.encode_rejected(result, count))
             counts.reject(result, count)
 
@@ -187,7 +187,7 @@ def _compared(path: Path, modified_ns: int) -> Step:
         return pickle.load(stream)
 
 
-def _unread(item: documents.Rejected, source: str) -> Rejected:
+def unread(item: documents.Rejected, source: str) -> Rejected:
     """What could not be read, as if a step had turned it away."""
     text = item.raw.decode(errors="backslashreplace")
     document = Document(text, f"{item.file}:{item.position}", source, {"unit": item.unit})

@@ -128,5 +128,6 @@ def _parents(host: str) -> list[str]:
 
 
 def _bare(url: str) -> str:
-    """An address without what makes no other page of it."""
-    return url.partition("#")[0].partition("://")[2].removeprefix("www.").rstrip("/") or url
+    """An address without what makes no other page of it: scheme, "www.", last slash, fragment."""
+    page = url.partition("#")[0]
+    return (page.partition("://")[2] or page).removeprefix("www.").rstrip("/")

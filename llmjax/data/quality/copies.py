@@ -1,12 +1,12 @@
 """Duplication: documents, lines and passages that were there before."""
 
-import collections
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from llmjax.data.cleaning import exact, minhash, shingles
+from llmjax.data.cleaning.duplicates import no_clusters
 from llmjax.data.quality.metrics import metric
 from llmjax.data.quality.sketches import Distinct, hash_text
 from llmjax.data.quality.view import View
@@ -183,21 +183,11 @@ class _Key:
 
 def groups(signatures: Sequence[bytes]) -> int:
     """How many are left of documents, each as its bands, once those that share one are one."""
-    parents = list(range(len(signatures)))
-
-    def root(place: int) -> int:
-        while parents[place] != place:
-            parents[place] = parents[parents[place]]
-            place = parents[place]
-        return place
-
-    firsts: dict[tuple[int, bytes], int] = collections.defaultdict(lambda: -1)
-    for place, signature in enumerate(signatures):
-        for band in range(_ALIKE.bands):
-            at = (band, signature[8 * band : 8 * band + 8])
-            first = firsts[at]
-            if first < 0:
-                firsts[at] = place
-            else:
-                parents[root(place)] = root(first)
-    return sum(parent == place for place, parent in enumerate(parents))
+    table = np.frombuffer(b"".join(signatures), np.uint64).reshape(-1, _ALIKE.bands)
+    firsts = []
+    for band in table.T:
+        _, first, bucket = np.unique(band, return_index=True, return_inverse=True)
+        firsts.append(first[bucket])
+    left = np.concatenate(firsts).astype(np.uint64)
+    right = np.tile(np.arange(len(table), dtype=np.uint64), _ALIKE.bands)
+    return len(table) - len(no_clusters().joined(left, right).dropped)

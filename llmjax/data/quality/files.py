@@ -9,8 +9,6 @@ from typing import Literal
 
 from llmjax.data import config, documents
 from llmjax.data.cleaning import pipeline, stored, task
-from llmjax.data.cleaning.counts import READ
-from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.quality.measuring import QualityConfig
 from llmjax.data.quality.survey import Survey
 
@@ -54,9 +52,7 @@ class Piece:
     def _read_raw(self, survey: Survey, advance: documents.Advance) -> None:
         for item in documents.read(self.file, self.source, advance, metadata=True):
             if isinstance(item, documents.Rejected):
-                text = item.raw.decode(errors="backslashreplace")
-                unread = Document(text, f"{item.file}:{item.position}", self.source.name)
-                survey.add_rejected(Rejected(unread, item.reason, step=READ), item.count)
+                survey.add_rejected(task.unread(item, self.source.name), item.count)
             else:
                 survey.add_before(item)
 

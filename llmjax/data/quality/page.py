@@ -8,7 +8,7 @@ from llmjax.data.quality import metrics, pictures
 from llmjax.data.quality.measuring import FAMILIES, Amount, Quality
 from llmjax.data.quality.metrics import Metric
 from llmjax.data.quality.survey import REPORT_FILE, Edits, Report, Source, Step
-from llmjax.pages import charts, page
+from llmjax.pages import drawing, page
 
 _WORDS = re.compile(r"\s+|[^\s]+")
 _CONTEXT = 12  # words shown around an edit
@@ -16,7 +16,7 @@ _CONTEXT = 12  # words shown around an edit
 
 def render(report: Report, title: str) -> str:
     """The page's HTML."""
-    drawn = [charts.svg(chart) for chart in pictures.charts_of(report)]
+    drawn = [drawing.svg(chart) for chart in pictures.charts_of(report)]
     cleaned = len(report.total.stages) > 1
     names = ", ".join(source.name or "unnamed" for source in report.sources[:6])
     more = f" and {len(report.sources) - 6} more" if len(report.sources) > 6 else ""

@@ -1,5 +1,6 @@
 """The charts of a report."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,10 +8,10 @@ import numpy as np
 from llmjax.data.quality import metrics
 from llmjax.data.quality.measuring import FAMILIES, Quality
 from llmjax.data.quality.survey import Report
-from llmjax.pages.charts import Bars, Chart, Curve, Plot
+from llmjax.pages.charts import FAINT, Bars, Chart, Curve, Plot, Role, Scale
 
 # What is drawn over the steps, by family and name, and how.
-_OVER_STEPS = (
+_OVER_STEPS: tuple[tuple[str, str, Scale], ...] = (
     ("language", "unknown_words", "share"),
     ("duplication", "near_copies", "share"),
     ("density", "compression", "linear"),
@@ -59,7 +60,7 @@ def _lengths(report: Report) -> Plot:
         counts = np.array(quality.lengths[1:], float)
         if total := counts.sum():
             middle = 2.0 ** (np.arange(len(counts)) + 0.5)  # of [2^n, 2^(n+1))
-            curves.append(Curve(label, middle, counts / total, role=role, dots=True))
+            curves.append(Curve(label, middle, counts / total, role, "line and points"))
     title = "Lengths (share of documents)"
     return Plot("lengths", title, tuple(curves), "share", x="words", log_x=True)
 
@@ -70,31 +71,33 @@ def _growth(report: Report) -> Plot:
         if len(quality.growth.words) > 1:
             words = np.array(quality.growth.words, float)
             vocabulary = np.array(quality.growth.vocabulary, float)
-            curves.append(Curve(label, words, vocabulary, role=role, dots=True))
+            curves.append(Curve(label, words, vocabulary, role, "line and points"))
     title = "Vocabulary (different words)"
     return Plot("growth", title, tuple(curves), "log", x="words of text", log_x=True)
 
 
-def _over_steps(report: Report, family: str, name: str, scale: str) -> Plot | None:
+def _over_steps(report: Report, family: str, name: str, scale: Scale) -> Plot | None:
     """A number behind each step: of all sources together, and faintly of each."""
     (one,) = (m for m in metrics.of(FAMILIES[family][1]) if m.name == name)
     curves = []
     several = len(report.sources) > 1
     for number, source in enumerate(report.sources if several else ()):
-        label = "_" if number else "each source"  # one of them stands in the legend
-        curves.append(_course(label, [s.quality for s in source.stages], family, name, "muted"))
+        label = "" if number else "each source"  # one of them stands in the legend
+        qualities = [stage.quality for stage in source.stages]
+        course = _course(label, qualities, family, name)
+        curves.append(dataclasses.replace(course, role="muted", strength=FAINT))
     qualities = [stage.quality for stage in report.total.stages]
-    curves.append(_course("all", qualities, family, name, "first"))
+    curves.append(_course("all", qualities, family, name))
     known = tuple(curve for curve in curves if len(curve.x))
     ticks = tuple(stage.name for stage in report.total.stages)
-    return Plot(name, one.title, known, scale, x="", ticks=ticks) if known else None  # type: ignore[arg-type]
+    return Plot(name, one.title, known, scale, x="", ticks=ticks) if known else None
 
 
-def _course(label: str, qualities: Sequence[Quality], family: str, name: str, role: str) -> Curve:
+def _course(label: str, qualities: Sequence[Quality], family: str, name: str) -> Curve:
     values = [getattr(getattr(quality, family), name) for quality in qualities]
     known = [(place, value) for place, value in enumerate(values) if value is not None]
     x, y = np.array(known, float).reshape(-1, 2).T
-    return Curve(label, x, y, role=role, faint=role == "muted")
+    return Curve(label, x, y)
 
 
 def _topics(report: Report) -> Bars:
@@ -105,7 +108,7 @@ def _topics(report: Report) -> Bars:
     return Bars("topics", "Topics (share of a sample)", labels, series, share=True)
 
 
-def _both(report: Report) -> list[tuple[str, str, Quality]]:
+def _both(report: Report) -> list[tuple[str, Role, Quality]]:
     """(legend, colour, quality) as it left, if it was cleaned, and as it came."""
     if len(report.total.stages) == 1:
         return [("raw", "first", report.total.raw)]

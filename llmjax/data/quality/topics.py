@@ -121,7 +121,7 @@ def vendi_score(vectors: Any) -> float:
     """The Vendi score (Friedman and Dieng 2023, equation 2) of vectors [N, D], dense or sparse.
 
     Exp of the entropy of the eigenvalues of K / N, K being the cosines of the vectors: 1 where all
-    point the same way, N where all are orthogonal. Vectors of zeros are like none, and each other.
+    point the same way, N where all are orthogonal. A vector of zeros is like no other vector.
     """
     unit = _directions(vectors.toarray() if hasattr(vectors, "toarray") else vectors)
     cosines = unit @ unit.T

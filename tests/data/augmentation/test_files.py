@@ -150,6 +150,15 @@ def test_labels_agree_with_the_example_or_its_text() -> None:
     ]
 
 
+def test_a_label_may_be_the_number_of_a_name() -> None:
+    check = LabelAgreement(
+        lambda texts: ["good" if "good" in t else "bad" for t in texts], ("bad", "good")
+    )
+    pairs = [Pair("a", text, label) for label in (0, 1, "bad", 2) for text in ("a good b", "b")]
+    kept = [not one.dropped for one in judge(pairs, [check])]
+    assert kept == [False, True, True, False, False, True, False, False]
+
+
 def test_a_check_sees_only_what_is_left() -> None:
     seen = []
 

@@ -35,7 +35,7 @@ def test_other_encodings_and_parts_without_a_name() -> None:
 )
 def test_what_is_no_thesaurus(data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Thesaurus(data or b"\n", "mine.dat")
+        Thesaurus(data, "mine.dat")
 
 
 def test_a_file_that_is_not_there() -> None:

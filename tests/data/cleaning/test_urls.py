@@ -27,11 +27,13 @@ def test_domains_are_refused_with_those_below_them() -> None:
 
 
 def test_addresses_are_refused_however_they_are_written() -> None:
-    step = Urls(urls=("http://www.example.org/a?b=1", "plain.test/x"))
+    step = Urls(urls=("http://www.example.org/a?b=1", "plain.test/x", "www.bare.test/#top"))
     for url in (
         "https://example.org/a?b=1",
         "http://example.org/A?b=1#part",
         "https://plain.test/x/",
+        "https://bare.test",
+        "www.bare.test",
     ):
         assert reason(step, url) == "refused address", url
     for url in ("https://example.org/a?b=2", "https://example.org/", "https://plain.test/xy"):

@@ -11,7 +11,7 @@ pytest.importorskip("datatrove")
 from datatrove.utils.text import split_into_sentences
 from datatrove.utils.word_tokenizers import load_word_tokenizer
 
-from llmjax.data.cleaning import words
+from llmjax.data.cleaning import Document, words
 
 TEXTS = {
     "en": "Mr. O'Neill's 3.5km run cost US$5... \"Why?\" he'd ask (e.g. on walks at 2 a.m.); don't!"
@@ -42,6 +42,13 @@ def test_as_datatrove_cuts_smileys_and_spaces(text: str) -> None:
 
 def test_a_language_without_a_tokenizer_is_cut_as_english() -> None:
     assert words.split(TEXTS["en"], "no such language") == words.split(TEXTS["en"], "en")
+
+
+@pytest.mark.parametrize("said", [None, "", ["en"], {"code": "en"}, 7])
+def test_records_that_say_their_language_in_another_form_are_cut_as_english(said) -> None:
+    document = Document("It's fine.", metadata={"language": said})
+    assert document.language == "en"
+    assert document.words == ("It", "'s", "fine", ".")
 
 
 def test_broken_unicode_is_cut_too() -> None:
