@@ -1,3 +1,3 @@
-"""llmjax: the training process of language models, in JAX."""
+"""llmjax: language model training in JAX."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Checks that configurations share, and what to say of a name that is wrong."""
+"""Checks shared by configurations, and suggestions for misspelled names."""
 
 import difflib
 import typing
@@ -11,7 +11,7 @@ def require_choices(config: Any, prefix: str) -> None:
 
     Args:
         config: the dataclass instance.
-        prefix: what its fields are called by in messages, "model" say.
+        prefix: prefix of its fields in messages, such as "model".
     """
     for name, annotation in typing.get_type_hints(type(config)).items():
         if typing.get_origin(annotation) is not typing.Literal:
@@ -23,7 +23,7 @@ def require_choices(config: Any, prefix: str) -> None:
 
 
 def require_at_least(least: int, config: Any, prefix: str, names: tuple[str, ...]) -> None:
-    """Raises ValueError unless these fields of a dataclass are numbers from `least` up."""
+    """Raises ValueError unless these fields of a dataclass are at least `least`."""
     for name in names:
         value = getattr(config, name)
         if not value >= least:
@@ -32,7 +32,7 @@ def require_at_least(least: int, config: Any, prefix: str, names: tuple[str, ...
 
 
 def nearest(name: str, names: Sequence[str], count: int = 3, separator: str = ".") -> list[str]:
-    """Those of `names` that are most like `name`, best first; dotted names also by their end.
+    """The entries of `names` most similar to `name`, best first; dotted names also match by suffix.
 
     >>> nearest("learning_rate", ["steps", "optimizer.learning_rate"])
     ['optimizer.learning_rate']

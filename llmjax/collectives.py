@@ -1,8 +1,8 @@
-"""What devices that split a weight and have rows of their own send each other.
+"""Collectives for weights that are split over devices with different rows of the batch.
 
-They gather the weight before they use it, and scatter its gradient (ZeRO-3, Rajbhandari et al.
-2020, section 5). Both are written out, by stages: left to itself XLA:TPU does either, on all chips
-of a torus, by a sum on all of them, which sends twice as much.
+Devices gather a weight before use and scatter its gradient (ZeRO-3, Rajbhandari et al. 2020,
+section 5). Both are explicit and run in stages: XLA:TPU on its own would implement either by an
+all-reduce over all chips of a torus, which sends twice as much.
 """
 
 import functools
@@ -19,16 +19,16 @@ from llmjax import mesh
 def sum_of_parts(
     op: Callable, arrays: tuple[jax.Array, ...], over: frozenset[str], like: PartitionSpec
 ) -> jax.Array:
-    """`op(*arrays)`, of which every device has a term of a sum; each keeps its part of the sum.
+    """Sums `op(*arrays)` over devices that each compute one term; each keeps its part of the sum.
 
-    A gradient of what fsdp splits, by arrays that it splits too.
+    Used for gradients of weights split by fsdp, computed from arrays that fsdp splits too.
 
     Args:
-        op: of the parts that a device has.
+        op: function of a device's parts of the arrays.
         arrays: on an Explicit mesh.
         over: the mesh axes that are summed over.
-        like: how the result is split. Of an axis that other mesh axes split besides, along which
-            devices have all the same, each keeps its part too.
+        like: sharding of the result. Dimensions may also be split over mesh axes along which all
+            devices have the same sum; each of them keeps its part too.
     """
     rest = tuple(sorted(over - {name for names in _entries(like) for name in names}))
 
@@ -44,15 +44,16 @@ def sum_of_parts(
 def terms_of_sum(
     op: Callable, arrays: tuple[jax.Array, ...], over: frozenset[str], like: jax.core.ShapedArray
 ) -> jax.Array:
-    """The terms of `sum_of_parts`, below each other and on the devices that have them.
+    """The terms of `sum_of_parts`, stacked along a new axis and kept on the devices that have them.
 
     Args:
-        op: of the parts that a device has.
+        op: function of a device's parts of the arrays.
         arrays: on an Explicit mesh.
         over: the mesh axes that are summed over.
-        like: the type of the result, whose first axis is split over those of them that wait, and
-            over others along which devices have all the same: the first one's counts. Over the
-            rest of `over` terms are summed here, and of what splits other axes each keeps its part.
+        like: the type of the result. Its first axis is split over those axes of `over` whose sum is
+            deferred, and over axes along which all devices have the same term, of which only the
+            first is nonzero. Terms are summed over the rest of `over`, and scattered over the axes
+            that split other dimensions.
     """
     waiting, *entries = _entries(like.sharding.spec)
     alike = tuple(name for name in waiting if name not in over)
@@ -73,9 +74,9 @@ def terms_of_sum(
 
 
 def gathered(x: jax.Array, over: frozenset[str]) -> jax.Array:
-    """x, of which no axis is split any more that some axes of an Explicit mesh split.
+    """Gathers every dimension of x that any of the mesh axes in `over` splits (Explicit mesh).
 
-    It has no gradient. Take it within a function whose gradient is `sum_of_parts`.
+    Not differentiable: use it within a function whose gradient is `sum_of_parts`.
     """
     spec = jax.typeof(x).sharding.spec
     whole = PartitionSpec(*(None if over & set(names) else names or None for names in split(x)))
@@ -87,15 +88,15 @@ def gathered(x: jax.Array, over: frozenset[str]) -> jax.Array:
         return part
 
     free = mesh.free_axes(jax.sharding.get_abstract_mesh())
-    # That all devices end with the same is not seen by the types.
+    # The types cannot express that all devices end up with the same values.
     joined = jax.shard_map(join, in_specs=spec, out_specs=whole, axis_names=free, check_vma=False)
     return joined(x)
 
 
 def gather(x: jax.Array, axes: mesh.Axes) -> jax.Array:
-    """Within `on_parts`: a part of an array with these logical axes, joined to the whole.
+    """Within `on_parts`: gathers the whole array from its parts along these logical axes.
 
-    The gradient is scattered as `sum_of_parts` does; axes that are None stay as they are.
+    The gradient is scattered as in `sum_of_parts`; dimensions with None are left unchanged.
     """
     current = jax.sharding.get_abstract_mesh()
     if current.empty:
@@ -107,9 +108,9 @@ def gather(x: jax.Array, axes: mesh.Axes) -> jax.Array:
 
 
 def scatter(x: jax.Array, logical: str, axis: int) -> jax.Array:
-    """Within `on_parts`: sums over what splits a logical axis; each device keeps its part.
+    """Within `on_parts`: sums over the mesh axes of a logical axis.
 
-    That is its part along an axis of x.
+    Each device keeps its part of the sum along dimension `axis` of x.
     """
     current = jax.sharding.get_abstract_mesh()
     for name in () if current.empty else mesh.RULES[logical]:
@@ -118,13 +119,13 @@ def scatter(x: jax.Array, logical: str, axis: int) -> jax.Array:
 
 
 def index(axis: str | None) -> jax.Array | int:
-    """Within `on_parts`: which part of a logical axis a device has."""
+    """Within `on_parts`: the index of this device's part along a logical axis."""
     names = () if axis is None else mesh.RULES[axis]
     return jax.lax.axis_index(names) if names and mesh.size(axis) > 1 else 0
 
 
 def split(x: jax.Array) -> list[tuple[str, ...]]:
-    """The mesh axes over which each dimension of an array is split, as far as its type says."""
+    """The mesh axes over which each dimension of an array is split, according to its type."""
     spec = jax.typeof(x).sharding.spec if not jax.sharding.get_abstract_mesh().empty else ()
     return _entries(spec) + [()] * (x.ndim - len(spec))
 
@@ -141,16 +142,16 @@ _gather.defvjp(
 
 
 def _join(x: jax.Array, name: str, axis: int) -> jax.Array:
-    """The parts of all devices along a mesh axis, joined along an axis of x."""
+    """Gathers the parts of all devices along a mesh axis, and concatenates them along `axis`."""
     for groups in reversed(_stages(name)):
         x = jax.lax.all_gather(x, name, axis=axis, tiled=True, axis_index_groups=groups)
     return x
 
 
 def _scatter(x: jax.Array, name: str, axis: int) -> jax.Array:
-    """Sums over a mesh axis, of which each device keeps its part along an axis of x."""
-    # TPUs have no parts of less than 128 numbers along the last axis, and of more than two axes
-    # XLA makes a sum on all devices.
+    """Sums over a mesh axis; each device keeps its part along dimension `axis` of x."""
+    # TPUs cannot split the last dimension below 128 elements, and XLA turns a scatter of arrays of
+    # more than two dimensions into an all-reduce.
     x = jnp.moveaxis(x, axis, 0)
     rest = x.shape[1:]
     x = x.reshape(len(x), -1)
@@ -162,7 +163,7 @@ def _scatter(x: jax.Array, name: str, axis: int) -> jax.Array:
 def _scatter_like(
     total: jax.Array, entries: list[tuple[str, ...]], over: frozenset[str]
 ) -> jax.Array:
-    """Each device's part of a sum over mesh axes, of which some split the axes of the result."""
+    """Scatters a sum over mesh axes to the devices that split the dimensions of the result."""
     for axis, names in enumerate(entries):
         for name in names if over & set(names) else ():
             total = (_scatter if name in over else _own)(total, name, axis)
@@ -170,16 +171,16 @@ def _scatter_like(
 
 
 def _own(x: jax.Array, name: str, axis: int) -> jax.Array:
-    """The part along an axis of x of a device of a mesh axis, along which all have the same."""
+    """This device's part along `axis` of x, which is equal on all devices of a mesh axis."""
     length = x.shape[axis] // jax.lax.axis_size(name)
     start = jax.lax.axis_index(name) * length
     return jax.lax.dynamic_slice_in_dim(x, start, length, axis)
 
 
 def _stages(name: str) -> list[list[list[int]] | None]:
-    """Groups of devices that exchange among each other, one stage after the other; None: all.
+    """The device groups of each stage of a collective; None for one group of all devices.
 
-    Two stages of about √n devices; GPUs need no stages.
+    There are two stages with groups of about √n devices; GPUs need no stages.
     """
     count = jax.lax.axis_size(name)
     first = min((n for n in range(1, count + 1) if count % n == 0 and n * n >= count), default=1)

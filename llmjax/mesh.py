@@ -1,9 +1,8 @@
-"""The device mesh and the one table from logical axes to mesh axes.
+"""The device mesh, and the table that maps logical axes to mesh axes.
 
-Parameters and activations name only logical axes ("batch", "embed", "heads"); `RULES` says which
-mesh axes they are split over. `sharded` is the single place where that turns into something that
-JAX understands, so the same model functions run on plain arrays in a notebook (no mesh), under
-Explicit meshes (the default here) and under Auto meshes.
+Parameters and activations only name logical axes ("batch", "embed", "heads"); `RULES` maps these
+to mesh axes. Only `sharded` translates them to JAX shardings, so the same model functions run
+without a mesh (in a notebook), under Explicit meshes (the default here) and under Auto meshes.
 """
 
 import dataclasses
@@ -24,19 +23,20 @@ Axes = tuple[str | None, ...]
 Rules = Mapping[str, tuple[str, ...]]
 ZeroStage = Literal[1, 2, 3]
 
-# The outermost first, whose devices may be farthest apart: they talk least.
+# Outermost first: devices along the first axes communicate least and may be farthest apart.
 AXES = ("stage", "data", "fsdp", "context", "tensor", "expert")
 
 RULES: Rules = {
-    # Outside of the layers, where no stage has to wait for another, stages share the rows too.
+    # Outside of the layers, stages need not wait for each other, so they split the rows too.
     "batch": ("stage", "data", "fsdp", "expert"),
     "sequence": ("context",),
-    # Between blocks, devices that split heads share the positions (Korthikanti et al. 2022).
+    # Between blocks, devices that split heads split the positions (Korthikanti et al. 2022).
     "stream": ("context", "tensor"),
     "tokens": ("context", "stage", "data", "fsdp", "expert"),  # rows and sequences together
     "layers": ("stage",),
-    # The model width of weights, over all devices with tokens of their own; that of activations is
-    # never split. Then the same of weights that are of no layer, and of experts', split themselves.
+    # The model width of weights is split over all devices that hold different tokens; that of
+    # activations is never split. "outer_embed" is for weights outside the layers, "expert_embed"
+    # for those of experts, which the axis expert already splits.
     "embed": ("fsdp", "context", "expert"),
     "outer_embed": ("stage", "fsdp", "context", "expert"),
     "expert_embed": ("fsdp", "context"),
@@ -50,20 +50,20 @@ RULES: Rules = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices share each kind of work.
+    """The number of devices along each mesh axis.
 
     Attributes:
-        data: replicas, each with its part of the batch and a copy of the parameters; -1, for one
-            axis, means all the devices that the others leave.
+        data: replicas, each with its part of the batch and a copy of the parameters. One axis may
+            be -1: all remaining devices.
         fsdp: devices that share the batch and split parameters, gradients and optimizer state.
         tensor: devices that split heads, MLP and vocabulary of every layer.
-        expert: devices that share the batch and split the experts of every layer: tokens travel to
-            their experts and back. The other parameters are split as over fsdp.
+        expert: devices that share the batch and split the experts of every layer: tokens are sent
+            to their experts and back. The other parameters are split as over fsdp.
         stage: stages of a pipeline, each with some of the layers.
-        context: devices that share every sequence (ring attention), and split the parameters as
+        context: devices that share every sequence (ring attention) and split the parameters as
             over fsdp.
-        zero: what devices split during a step, too (`train.zero`): 1 the optimizer state, 2 and the
-            gradients, 3 and the parameters of layers.
+        zero: what stays split even during a step (`train.zero`): 1, the optimizer state; 2, also
+            the gradients; 3, also the parameters of layers.
     """
 
     data: int = -1
@@ -79,13 +79,13 @@ class MeshConfig:
         sizes = {name: getattr(self, name) for name in AXES}
         for name, size in sizes.items():
             if size < 1 and size != -1:
-                raise ValueError(f"mesh.{name}={size}: a mesh axis has 1 or more devices, or -1")
+                raise ValueError(f"mesh.{name}={size}: must be at least 1, or -1")
         if list(sizes.values()).count(-1) > 1:
             raise ValueError(f"mesh {sizes}: only one axis may be -1 (all remaining devices)")
 
 
 def axis_sizes(config: MeshConfig, count: int) -> dict[str, int]:
-    """The devices along each axis of a mesh of `count`; -1 takes what the other axes leave.
+    """The size of each mesh axis for `count` devices; -1 takes all remaining devices.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
@@ -97,8 +97,8 @@ def axis_sizes(config: MeshConfig, count: int) -> dict[str, int]:
     if math.prod(sizes) != count:
         wanted = " × ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
         raise ValueError(
-            f"mesh {wanted} needs {math.prod(sizes)} devices and there are {count}; "
-            "choose sizes whose product is that, or -1 for one of them"
+            f"mesh {wanted} needs {math.prod(sizes)} devices, but there are {count}; "
+            f"choose sizes whose product is {count}, or -1 for one of them"
         )
     return dict(zip(AXES, sizes, strict=True))
 
@@ -106,12 +106,12 @@ def axis_sizes(config: MeshConfig, count: int) -> dict[str, int]:
 def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.Mesh:
     """An Explicit mesh over `devices`, by default all.
 
-    Of several slices of TPUs, which only the data center's network joins, the outermost axes cross
-    that network: stage, then data, then fsdp, as far as the number of slices needs.
+    With several TPU slices, the outermost axes cross the data-center network between them: stage,
+    then data, then fsdp, as needed for the number of slices.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices, or those of these axes do
-            not divide over the slices.
+        ValueError: the product of the sizes is not the number of devices, or the sizes of these
+            axes do not divide over the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(config, len(devices))
@@ -127,13 +127,13 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.M
         )
     try:
         placed = place()
-    except NotImplementedError:  # A size that no product of a torus' lengths is, 8 of 4×4×4 say.
+    except NotImplementedError:  # A size that is no product of torus lengths, such as 8 of 4×4×4.
         placed = place(allow_split_physical_axes=True)
     return jax.sharding.Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def _across(sizes: dict[str, int], slices: int) -> dict[str, int]:
-    """How many slices each axis crosses."""
+    """The number of slices along each axis."""
     across, left = dict.fromkeys(sizes, 1), slices
     for name in ("stage", "data", "fsdp"):
         across[name] = math.gcd(sizes[name], left)
@@ -141,7 +141,7 @@ def _across(sizes: dict[str, int], slices: int) -> dict[str, int]:
     if left > 1:
         raise ValueError(
             f"mesh stage={sizes['stage']} × data={sizes['data']} × fsdp={sizes['fsdp']} does not "
-            f"divide over {slices} slices: choose sizes of these axes that do"
+            f"divide over {slices} slices: choose sizes whose product is a multiple of {slices}"
         )
     return across
 
@@ -149,13 +149,13 @@ def _across(sizes: dict[str, int], slices: int) -> dict[str, int]:
 def abstract_mesh(
     config: MeshConfig, count: int, kind: str, platform: str
 ) -> jax.sharding.AbstractMesh:
-    """The Explicit mesh over `count` devices that are not here, to trace programs for them.
+    """An Explicit mesh over `count` absent devices, to trace programs for them.
 
     Args:
-        config: of the axes.
-        count: of the devices.
-        kind: what they call themselves.
-        platform: "tpu" say.
+        config: sizes of the axes.
+        count: number of devices.
+        kind: their `device_kind`.
+        platform: such as "tpu".
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
@@ -170,9 +170,9 @@ def abstract_mesh(
 
 
 def for_decoding(made: jax.sharding.Mesh) -> jax.sharding.Mesh:
-    """The same devices for a model that writes, which has neither stages nor long sequences.
+    """A mesh of the same devices for decoding, which supports neither stages nor context.
 
-    Those of the axes stage and context join fsdp's, and go on sharing the parameters.
+    The devices of the axes stage and context move to fsdp, where they still split the parameters.
     """
     if made.empty or made.shape["stage"] == made.shape["context"] == 1:
         return made
@@ -187,7 +187,7 @@ def partition_spec(axes: Axes, rules: Rules = RULES) -> PartitionSpec:
     """The `PartitionSpec` of an array whose dimensions have these logical axes.
 
     Raises:
-        ValueError: an axis that the rules do not know, or two that claim one mesh axis.
+        ValueError: an axis is missing from the rules, or two axes use the same mesh axis.
     """
     unknown = [axis for axis in axes if axis is not None and axis not in rules]
     if unknown:
@@ -202,15 +202,16 @@ def partition_spec(axes: Axes, rules: Rules = RULES) -> PartitionSpec:
 
 
 def current_mesh() -> jax.sharding.AbstractMesh | None:
-    """That which is set, or None."""
+    """The mesh that is set, or None."""
     current = jax.sharding.get_abstract_mesh()
     return None if current.empty else current
 
 
 def visible_spec(axes: Axes, current: jax.sharding.AbstractMesh) -> PartitionSpec:
-    """The spec over those mesh axes that split anything and are not manual (inside `shard_map`).
+    """The spec over mesh axes of more than one device that are not manual (inside `shard_map`).
 
-    An axis of one device splits nothing, and a loop over layers may not run over one that does.
+    Axes of one device are left out, as they split nothing, and as a loop over layers may not scan
+    a dimension whose spec names a mesh axis.
     """
     free = {name for name in free_axes(current) if current.shape[name] > 1}
     rules = {name: tuple(m for m in target if m in free) for name, target in RULES.items()}
@@ -224,7 +225,7 @@ def axis_names(spec: PartitionSpec) -> set[str]:
 
 
 def free_axes(current: jax.sharding.AbstractMesh) -> set[str]:
-    """The mesh axes that no `shard_map` around here has taken."""
+    """The mesh axes that no enclosing `shard_map` has made manual."""
     axes = zip(current.axis_names, current.axis_types, strict=True)
     return {name for name, kind in axes if kind != AxisType.Manual}
 
@@ -240,10 +241,10 @@ def named_sharding(axes: Axes) -> NamedSharding | None:
 
 
 def sharded(op: Callable, axes: Axes) -> Callable:
-    """`op`, which takes `out_sharding`, with its result placed by logical axes.
+    """Wraps `op`, which takes `out_sharding`, to shard its result by logical axes.
 
-    Without a mesh it is `op` itself; on an Explicit mesh the result's type says where it lies;
-    on an Auto mesh the compiler is told by a constraint.
+    Without a mesh this is `op` itself; an Explicit mesh uses `out_sharding`, an Auto mesh a
+    sharding constraint.
     """
     current = current_mesh()
     if current is None:
@@ -257,7 +258,7 @@ def sharded(op: Callable, axes: Axes) -> Callable:
 
 
 def place(x: jax.Array, axes: Axes) -> jax.Array:
-    """`x`, moved to where an array with these logical axes lies."""
+    """Reshards `x` by logical axes."""
     return sharded(_identity, axes)(x)
 
 
@@ -266,7 +267,7 @@ def _identity(x: jax.Array, out_sharding: PartitionSpec | None = None) -> jax.Ar
 
 
 def spec_of(x: jax.Array) -> PartitionSpec | None:
-    """How an array is split over an Explicit mesh, which its type says; None without one."""
+    """The spec of an array on an Explicit mesh, from its type; None without such a mesh."""
     current = current_mesh()
     if current is None or AxisType.Explicit not in current.axis_types:
         return None
@@ -274,7 +275,7 @@ def spec_of(x: jax.Array) -> PartitionSpec | None:
 
 
 def size(axis: str | None) -> int:
-    """Over how many devices the current mesh splits a logical axis."""
+    """The number of devices over which the current mesh splits a logical axis."""
     current = current_mesh()
     if current is None or axis is None:
         return 1
@@ -282,19 +283,19 @@ def size(axis: str | None) -> int:
 
 
 def devices() -> int:
-    """Of the current mesh; 1 without one."""
+    """The number of devices of the current mesh; 1 without one."""
     current = current_mesh()
     return 1 if current is None else current.size
 
 
 def platform() -> str:
-    """Of the current mesh's devices, which need not be here; without one, of the default device."""
+    """The platform of the current mesh's devices (real or abstract), or of the default device."""
     device = _abstract_device()
     return jax.default_backend() if device is None else device.platform
 
 
 def device_kind() -> str:
-    """What the same devices call themselves, "NVIDIA H100 80GB HBM3" say."""
+    """The `device_kind` of the same devices, such as "NVIDIA H100 80GB HBM3"."""
     device = _abstract_device()
     return jax.devices()[0].device_kind if device is None else device.device_kind
 
@@ -307,18 +308,18 @@ def _abstract_device() -> jax.sharding.AbstractDevice | None:
 def row_share() -> tuple[int, int]:
     """(i, n): this process reads the i-th of n equal shares of a batch's rows.
 
-    Processes whose devices share all their rows, since what they split is heads or sequences,
-    read the same share.
+    Processes whose devices hold the same rows, because they split heads or sequences, read the
+    same share.
 
     Raises:
-        ValueError: processes that share some of their rows and not all.
+        ValueError: processes share some of their rows but not all.
     """
     mine, shares = _shares()
     return shares.index(mine), len(shares)
 
 
 def _shares() -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """The parts of the rows that this process's devices have, and those of every share."""
+    """The row parts that this process's devices hold, and those of every share."""
     if current_mesh() is None:
         return (0,), [(0,)]
     return row_shares(jax.sharding.get_mesh(), jax.process_index())
@@ -327,14 +328,14 @@ def _shares() -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
 def row_shares(
     made: jax.sharding.Mesh, process: int
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """The parts of the rows that a process's devices have, and those of every share.
+    """The row parts that a process's devices hold, and those of every share.
 
     Args:
         made: the mesh.
-        process: its number.
+        process: index of the process.
 
     Raises:
-        ValueError: processes that share some of their rows and not all.
+        ValueError: processes share some of their rows but not all.
     """
     axes = [made.axis_names.index(name) for name in RULES["batch"] if name in made.axis_names]
     by_part = np.moveaxis(made.devices, axes, range(len(axes)))
@@ -346,15 +347,15 @@ def row_shares(
     shares = sorted({tuple(sorted(of)) for of in parts.values()})
     if sum(map(len, shares)) != count or len({*map(len, shares)}) > 1:
         raise ValueError(
-            f"mesh {dict(made.shape)} cuts rows into {count} parts, of which processes share some "
-            "and not all: choose sizes so that a process's devices have all parts of their rows, "
-            "or all processes the same number of them"
+            f"mesh {dict(made.shape)} splits rows into {count} parts that processes share only "
+            "partly: choose sizes so that any two processes hold either the same rows or different "
+            "ones, and all processes equally many"
         )
     return tuple(sorted(parts[process])), shares
 
 
 def place_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Host arrays [B, ...] of every process, where `shard_batch` puts them, in their order."""
+    """Shards host arrays [B, ...] as `shard_batch` does; every process passes all rows."""
     axes = ("batch", "sequence")
     return {
         name: jax.device_put(value, named_sharding(axes[: value.ndim]))
@@ -363,13 +364,13 @@ def place_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Host arrays [B/n, ...] as device arrays [B, ...], split by rows over the mesh.
+    """Turns host arrays [B/n, ...] into device arrays [B, ...], split by rows over the mesh.
 
-    Every process gives the rows of its share (`row_share`): tokens [B/n, S], or labels, say.
+    Every process passes the rows of its share (`row_share`), such as tokens [B/n, S] or labels.
     Without a mesh, the arrays go to the default device.
 
     Raises:
-        ValueError: the rows do not divide over the devices.
+        ValueError: the rows do not divide evenly over the devices.
     """
     if current_mesh() is None:
         return {name: jax.numpy.asarray(value) for name, value in batch.items()}
@@ -378,7 +379,7 @@ def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     if rows % size("batch"):
         raise ValueError(
             f"a batch of {rows} rows does not divide over {size('batch')} devices "
-            f"(mesh {' × '.join(RULES['batch'])}); choose a batch_size that does"
+            f"(mesh {' × '.join(RULES['batch'])}); choose a multiple as batch_size"
         )
     share = rows // size("batch")
 

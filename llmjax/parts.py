@@ -1,4 +1,4 @@
-"""Functions that every device runs on its parts of arrays."""
+"""Functions that every device runs on its own parts of arrays."""
 
 import functools
 from collections.abc import Callable
@@ -19,17 +19,17 @@ def on_parts(
     *,
     check: bool = True,
 ) -> Callable:
-    """`op`, run by every device on its parts of the arguments (`jax.shard_map`).
+    """Makes every device run `op` on its parts of the arguments (`jax.shard_map`).
 
-    As an einsum's, a result is summed over what splits an argument and not the result. Without
-    a mesh it is `op` itself.
+    As in an einsum, results are summed over the mesh axes that split an argument but not the
+    result. Without a mesh this is `op` itself.
 
     Args:
-        op: of arrays to one array or a tuple of them; it sees the lengths that a device has.
-        in_axes: the logical axes of each argument, which is moved there first.
-        out_axes: those of the result, or of each.
-        check: whether jax checks what varies over devices, of which Pallas' interpreter knows
-            nothing.
+        op: maps arrays to one array or a tuple of arrays; it sees a device's local shapes.
+        in_axes: the logical axes of each argument, which is resharded to them first.
+        out_axes: the logical axes of the result, or of each result.
+        check: whether jax checks which values vary over devices (`check_vma`), which Pallas'
+            interpreter does not support.
     """
     current = mesh.current_mesh()
     if current is None:
@@ -54,7 +54,7 @@ def _mapped(op, in_axes, out_axes, check: bool) -> Callable:
         return tuple(sorted(names - mesh.axis_names(spec)))
 
     def part(*parts):
-        # The gradient of what several devices hold alike is summed over them.
+        # Makes autodiff sum the gradient over the devices that hold the same values.
         alike = [others(spec) for spec in specs]
         varying = [
             jax.lax.pcast(x, over, to="varying") if over and check else x
@@ -75,11 +75,11 @@ def _mapped(op, in_axes, out_axes, check: bool) -> Callable:
 
 
 def _within(op, in_axes, out_axes, check: bool) -> Callable:
-    """`on_parts` within another `shard_map`, where jax (0.10 to 0.12) cannot take it apart.
+    """`on_parts` within another `shard_map`, which jax (0.10 to 0.12) cannot differentiate.
 
-    To find a gradient, or what a loop need not do again, it cuts an inner `shard_map` in two, and
-    says of what passes from one to the other that it is split over the outer one's axes, too;
-    unless it is not to check that. And the gradient is a `shard_map` of its own.
+    For a gradient, or to hoist code out of a loop, jax splits an inner `shard_map` in two, and
+    marks the values passed between them as split over the outer one's axes too, unless checks are
+    off. So they are off here, and the gradient is a `shard_map` of its own.
     """
     current = mesh.current_mesh()
     assert current is not None
@@ -89,7 +89,7 @@ def _within(op, in_axes, out_axes, check: bool) -> Callable:
     @jax.custom_vjp
     def run(*args):
         found = _mapped(op, in_axes, out_axes, check=False)(*args)
-        # What was not checked is not known to vary.
+        # Without the check, jax does not know that the results vary.
         return jax.tree.map(lambda x: jax.lax.pcast(x, outer, to="varying"), found)
 
     def forward(*args):
@@ -119,20 +119,20 @@ def _within(op, in_axes, out_axes, check: bool) -> Callable:
 
 
 def over_axes(op: Callable, in_specs: Any, out_specs: Any, axes: set[str]) -> Callable:
-    """`jax.shard_map` over some axes of an Explicit mesh, along the others of which arrays stay.
+    """`jax.shard_map` over some axes of an Explicit mesh; arrays stay split along the others.
 
-    Before jax 0.12 XLA was told that what goes in and comes out is whole along the others: all of
-    it was gathered, weights and what is kept for the backward pass too, of which a 70B model's
-    pipeline has no room for.
+    Before jax 0.12, XLA was told that inputs and outputs are whole along the other axes, so it
+    gathered all of them, including weights and residuals, which do not fit for the pipeline of a
+    70B model.
     """
     if jax.__version_info__ < (0, 12):
-        _say_how_arrays_are_split()
+        _patch_shard_map_shardings()
     return jax.shard_map(op, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
 
 
 @functools.cache
-def _say_how_arrays_are_split() -> None:
-    """Makes `shard_map` of jax 0.10 and 0.11 do as that of 0.12: what a type says is told."""
+def _patch_shard_map_shardings() -> None:
+    """Makes `shard_map` of jax 0.10 and 0.11 pass XLA the shardings of types, as 0.12 does."""
     from jax._src import shard_map
 
     told = shard_map._shardy_shard_map_sharding

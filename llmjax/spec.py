@@ -1,8 +1,8 @@
 """Parameter declarations: one `Param` per weight, from which everything else is derived.
 
 A model declares a tree of `Param`. Initial values, shardings, abstract shapes, counts, names and
-layouts in Hugging Face checkpoints, weight-decay groups and adapter targets all read that tree,
-so none of them can disagree with another.
+layouts in Hugging Face checkpoints, weight-decay groups and adapter targets are all derived from
+that tree, so they cannot disagree.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from jax.nn.initializers import Initializer
 from llmjax import mesh
 from llmjax import tree as trees
 
-Tree = Any  # a nested dict; which leaves it has is said where it is used
-STACKING = ("layers", "experts")  # logical axes along which matrices lie side by side
+Tree = Any  # a nested dict; the type of its leaves depends on the use
+STACKING = ("layers", "experts")  # logical axes along which matrices are stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +28,19 @@ class Param:
         shape: its dimensions.
         axes: a logical axis name (a key of `mesh.RULES`) or None for each dimension.
         init: draws its initial value, as `jax.nn.initializers` do.
-        hf: its name in a Hugging Face checkpoint; each `{}` stands for a number along one of the
-            leading axes, in order: the layer's of a stacked weight, the expert's. Empty when it
-            has no counterpart there.
-        layout: an einops pattern from the layout there to the one here, "(h c) d -> d h c" say,
-            without the numbered axes.
-        part: (i, n, a) for the i-th of n equal parts, along axis a, of the tensor there.
-        inputs: how many axes, behind those of stacking, are the rows of the matrix that products
-            read it as, the rest being its columns; 0 of what is no matrix: norms and biases.
-            Products contract the rows; of a table, [V, D], they contract the columns.
-        table: "input" where rows are looked up by number, "output" where they are of a vocabulary's
-            logits; empty for a projection.
-        dtype: of its values, whatever the others' precision; None: as the others.
-        added: whether it belongs to no model, and a method of `llmjax.peft` added it.
+        hf: its name in a Hugging Face checkpoint; each `{}` stands for an index along one of the
+            leading axes, in order: the layer of a stacked weight, the expert. Empty if it has no
+            counterpart in checkpoints.
+        layout: an einops pattern from the checkpoint's layout to ours, such as "(h c) d -> d h c",
+            without the indexed axes.
+        part: (i, n, a) for the i-th of n equal parts of the checkpoint's tensor along axis a.
+        inputs: number of axes, after those of stacking, that form the rows of the weight as a
+            matrix; the rest form its columns. 0 for norms and biases. Products contract the rows,
+            or, for a table [V, D], the columns.
+        table: "input" for a look-up table, "output" for the table of a vocabulary's logits; empty
+            for a projection.
+        dtype: its own dtype; None means the one of the other parameters.
+        added: whether a method of `llmjax.peft` added it to the model.
     """
 
     shape: tuple[int, ...]
@@ -56,11 +56,14 @@ class Param:
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.axes):
-            raise ValueError(f"Param {self.hf or self.shape}: {self.shape} needs an axis name each")
+            raise ValueError(
+                f"Param {self.hf or self.shape}: axes {self.axes} must name each dimension of "
+                f"{self.shape}"
+            )
 
     @property
     def stacked(self) -> int:
-        """How many leading axes number matrices: of layers, of experts."""
+        """The number of leading axes that stack matrices: layers, experts."""
         return sum(axis in STACKING for axis in self.axes)
 
     def stack(self, count: int) -> "Param":
@@ -71,7 +74,7 @@ class Param:
 
 
 def _stacked(init: Initializer) -> Initializer:
-    """Draws one layer at a time, so that fan-in is counted within a layer."""
+    """Draws one layer at a time, so that fan-in is computed within a layer."""
 
     def stacked(key, shape, dtype=jnp.float32, out_sharding=None):
         keys = jax.random.split(key, shape[0])
@@ -92,13 +95,13 @@ def map_params(function, spec: Tree) -> Tree:
 
 
 def init(key: jax.Array, spec: Tree, dtype: Any = jnp.float32) -> Tree:
-    """Draws initial parameters, each sharded from birth on the current mesh.
+    """Draws initial parameters, created sharded on the current mesh.
 
-    Every weight has a key of its own, derived from its path, so that adding a parameter to a
-    model leaves the others' values as they were. Values do not depend on the mesh.
+    Every weight's key is derived from its path, so adding a parameter to a model does not change
+    the values of the others. Values do not depend on the mesh.
 
     Raises:
-        ValueError: an axis that does not divide over the devices that split it.
+        ValueError: an axis does not divide evenly over the devices that split it.
     """
     trees.map_with_path(_check_divides, spec, is_leaf=is_param)
 
@@ -118,8 +121,8 @@ def _check_divides(path: str, param: Param) -> None:
         if axis is not None and length % mesh.size(axis):
             raise ValueError(
                 f"{path} {param.shape}: its axis {axis!r} of {length} does not divide over "
-                f"{mesh.size(axis)} devices (mesh {' × '.join(mesh.RULES[axis])}); choose a "
-                "mesh or a model that does"
+                f"{mesh.size(axis)} devices (mesh {' × '.join(mesh.RULES[axis])}); change the "
+                "mesh or the model"
             )
 
 
@@ -134,7 +137,7 @@ def abstract(spec: Tree, dtype: Any = jnp.float32) -> Tree:
 
 
 def move(params: Tree, spec: Tree) -> Tree:
-    """Parameters that lie anywhere, on another mesh say, to where the current one has them."""
+    """Moves parameters, from another mesh for example, to their shardings on the current one."""
 
     def one(param: Param, value: jax.Array) -> jax.Array:
         return jax.device_put(value, mesh.named_sharding(param.axes))

@@ -18,12 +18,12 @@ def path_name(path: tuple) -> str:
 
 
 def path_hash(path: str) -> int:
-    """A 31-bit number that stays the same for a path across processes and versions."""
+    """A 31-bit hash of a path that is stable across processes and versions."""
     return zlib.crc32(path.encode()) & 0x7FFFFFFF
 
 
 def map_with_path(function: Callable, tree: Tree, *rest: Tree, is_leaf=None) -> Tree:
-    """`jax.tree.map`, with the path's text as the first argument of `function`."""
+    """`jax.tree.map` with the path as the first argument of `function`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(path_name(path), *leaves), tree, *rest, is_leaf=is_leaf
     )
@@ -36,16 +36,16 @@ def paths(tree: Tree, is_leaf=None) -> list[str]:
 
 
 def matches(pattern: str) -> Predicate:
-    """A predicate: whether the regular expression is found in a leaf's path."""
+    """A predicate that is true if the regular expression is found in a leaf's path."""
     compiled = re.compile(pattern)
     return lambda path, leaf: compiled.search(path) is not None
 
 
 def partition(tree: Tree, predicate: Predicate) -> tuple[Tree, Tree]:
-    """Splits a tree into the leaves that the predicate picks and the rest.
+    """Splits a tree into the leaves that the predicate selects and the rest.
 
-    Both halves keep the structure, with None where the other half has the leaf. Differentiate
-    with respect to the first and close over the second to train only a part of a model.
+    Both halves keep the structure, with None in place of the other half's leaves. To train only
+    part of a model, differentiate with respect to the first and close over the second.
     """
     picked = map_with_path(lambda path, leaf: leaf if predicate(path, leaf) else None, tree)
     others = map_with_path(lambda path, leaf: None if predicate(path, leaf) else leaf, tree)
@@ -60,7 +60,7 @@ def combine(first: Tree, second: Tree) -> Tree:
 
 
 def cast(tree: Tree, dtype: Any) -> Tree:
-    """Floating-point leaves converted to `dtype`, the others as they are."""
+    """Casts floating-point leaves to `dtype`; others are unchanged."""
 
     def one(leaf):
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -69,10 +69,10 @@ def cast(tree: Tree, dtype: Any) -> Tree:
 
 
 def unstack(tree: Tree) -> list[Tree]:
-    """Splits the leading axis of every leaf: a list of trees, one for each layer.
+    """Splits the leading axis of every leaf into a list of trees, one per layer.
 
-    `lax.split` rather than indexing, since its transpose is one concatenation, where that of
-    indexing adds a zero-padded copy of the whole stack for each layer.
+    Uses `lax.split` because its transpose is one concatenation; that of indexing adds a
+    zero-padded copy of the whole stack for each layer.
     """
     leaves, structure = jax.tree.flatten(tree)
     if not leaves:

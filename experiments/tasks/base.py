@@ -18,7 +18,7 @@ class Base(abc.ABC):
 
     Attributes:
         path: its folder.
-        config: the model's.
+        config: model configuration.
     """
 
     path: pathlib.Path

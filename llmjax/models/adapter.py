@@ -1,4 +1,4 @@
-"""The bottleneck behind attention or MLP that `peft.adapter` adds to blocks."""
+"""The bottleneck adapter that `peft.adapter` adds to a block's attention or MLP."""
 
 from typing import Any, Literal
 
@@ -16,18 +16,18 @@ PLACES = ("attention_adapter", "mlp_adapter")  # names in a block
 
 @struct.dataclass
 class Adapter:
-    """The weights of one, or their declarations.
+    """The weights of an adapter, or their declarations.
 
     Attributes:
         down: [D, R].
         down_bias: [R].
-        up: [R, D]; zero at the start, as its bias is, so that step 0 equals the base model.
+        up: [R, D]; initialized to zero, like its bias, so that step 0 equals the base model.
         up_bias: [D].
-        norm: "scale" and "bias" [D] of a LayerNorm of what it reads; None: there is none.
+        norm: "scale" and "bias" [D] of a LayerNorm on the adapter's input; None for no norm.
         activation: a name in `mlp.ACTIVATIONS`.
-        scale: of what it adds.
-        reads: "output" of attention or MLP, or its "sum" with the residual stream, behind the norm
-            that models with norms after the sum have there.
+        scale: factor on the adapter's output.
+        reads: "output", that of attention or MLP, or "sum", that output plus the residual stream
+            (in post-norm models, after the norm).
     """
 
     down: Any
@@ -47,17 +47,17 @@ def adapted(
     after: dict[str, Any] | None,
     config: ModelConfig,
 ) -> jax.Array:
-    """What attention or MLP add to the residual stream, h + scale · up(activation(down(norm y))).
+    """The adapted update of the residual stream, h + scale · up(activation(down(norm y))).
 
-    It comes last before the sum: behind dropout and the norm that some models have behind attention
-    and MLP. Each device adapts the positions that it has of the stream.
+    The adapter runs last before the residual addition: after dropout, and after the output norm of
+    models that have one. Each device adapts its own positions of the stream.
 
     Args:
-        adapter: its weights; None: h stays.
+        adapter: the adapter's weights; None returns h unchanged.
         x: the residual stream [B, S, D].
-        added: h [B, S, D].
-        after: the parameters of the norm behind the sum; None: there is none.
-        config: the model's.
+        added: h [B, S, D], the output of attention or MLP.
+        after: parameters of the norm after the residual addition; None for no norm.
+        config: model configuration.
 
     Returns:
         [B, S, D].

@@ -24,12 +24,12 @@ CACHE_AXES = ("batch", "kv_heads", None, None)
 
 @struct.dataclass
 class KVCache:
-    """Keys and values of the tokens so far, and how many each row has.
+    """Keys and values of the tokens so far, and the number of tokens in each row.
 
     Attributes:
-        layers: for each layer {"key": [B, K, T, C], "value": [B, K, T, C]}; on CPUs a key is a
-            column, [B, K, C, T], as the products with a single query read it fastest.
-        length: int32 [B], tokens in each row; what lies beyond is never attended to.
+        layers: for each layer {"key": [B, K, T, C], "value": [B, K, T, C]}; on CPUs keys are
+            stored transposed, [B, K, C, T], the fastest layout for products with a single query.
+        length: int32 [B], tokens in each row; entries beyond it are never attended to.
     """
 
     layers: list[dict[str, jax.Array]]
@@ -37,15 +37,15 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """T, the tokens that fit in a row."""
+        """T, the maximum number of tokens in a row."""
         return self.layers[0]["value"].shape[2]
 
 
 def empty_cache(config: ModelConfig, batch_size: int, capacity: int) -> KVCache:
-    """A cache for `batch_size` rows of up to `capacity` tokens, split over the mesh.
+    """An empty cache for `batch_size` rows of up to `capacity` tokens, sharded over the mesh.
 
     Raises:
-        ValueError: a bidirectional model, whose earlier tokens depend on later ones.
+        ValueError: the model is bidirectional: its earlier tokens depend on later ones.
     """
     require_causal(config)
 
@@ -66,12 +66,12 @@ def empty_cache(config: ModelConfig, batch_size: int, capacity: int) -> KVCache:
 
 
 def put_rows(cache: KVCache, fresh: KVCache, origin: jax.Array) -> KVCache:
-    """The cache with rows of another one, of no more capacity, in place of its own.
+    """Replaces rows of a cache by rows of another cache, whose capacity is no larger.
 
     Args:
-        cache: of B rows.
-        fresh: of any number of rows.
-        origin: int32 [B], which of them each row becomes; -1: it stays.
+        cache: a cache of B rows.
+        fresh: a cache of any number of rows.
+        origin: int32 [B], the row of `fresh` that replaces each row; -1 keeps the row.
     """
 
     def put(old, new):
@@ -129,21 +129,21 @@ def attention(
     where: layers.Where = layers.EVERYWHERE,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
-    """Self-attention over norm x, of x [B, S, D].
+    """Self-attention over norm(x), for x [B, S, D].
 
     Args:
-        params: as `attention_spec` declares, and a prefix where there is one.
-        norm: the parameters of the norm before it; None: none is.
+        params: as declared by `attention_spec`, with an optional prefix.
+        norm: parameters of the norm before attention; None for no norm.
         x: activations.
-        config: the model's.
-        mask: which pairs attend; with a cache, its offset says where in the cache x begins.
+        config: model configuration.
+        mask: which pairs attend; with a cache, its offset is where x begins in the cache.
         rope_tables: from `layers.rope_tables`, or None for no rotation.
         cache: one layer of a `KVCache`.
-        where: of the activations, for dropout.
-        key: for dropout; None switches it off.
+        where: row and position numbers of the activations, for dropout.
+        key: dropout key; None disables dropout.
 
     Returns:
-        [B, S, D], and the layer's cache with the new keys and values, or None.
+        The output [B, S, D], and the layer's cache with the new keys and values, or None.
     """
 
     def prepare(x, params, norm, rope_tables):
@@ -179,13 +179,13 @@ def attention(
 
 
 def project(params: dict[str, Any], name: str, x: jax.Array, heads: str = "heads") -> jax.Array:
-    """x [B, S, D] to [B, S, H, C], or [B, S, K, C] with `heads` "kv_heads"."""
+    """Projects x [B, S, D] to [B, S, H, C], or to [B, S, K, C] with `heads` "kv_heads"."""
     out = einsum("bsd,dhc->bshc", x, params[name], ("batch", "sequence", heads, None))
     return layers.add_bias(out, params, name)
 
 
 def _in_columns() -> bool:
-    """Whether a cache holds keys in columns."""
+    """Whether a cache stores keys transposed."""
     return mesh.platform() == "cpu"
 
 
@@ -195,12 +195,12 @@ def cached(layer: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
 
 
 def _turned(keys: jax.Array) -> jax.Array:
-    """Keys [B, K, T, C] as a cache holds them, or the other way around."""
+    """Converts keys [B, K, T, C] to the layout of a cache, or back."""
     return jnp.swapaxes(keys, 2, 3) if _in_columns() else keys
 
 
 def _append(cache, keys, values, offset):
-    """Writes keys and values [B, K, S, C] behind the `offset` tokens that each row has."""
+    """Writes keys and values [B, K, S, C] after the `offset` tokens of each row."""
 
     def write(axis, row, update, start):
         return jax.lax.dynamic_update_slice_in_dim(row, update, start, axis)

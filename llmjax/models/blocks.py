@@ -1,4 +1,4 @@
-"""One block: attention and MLP, each added to the residual stream, with its norms around them."""
+"""One block: attention and MLP with their norms, each added to the residual stream."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ from llmjax.models.mlp import mlp, mlp_spec
 
 @struct.dataclass
 class Context:
-    """What all blocks of a kind share.
+    """Inputs shared by all blocks of a kind.
 
     Attributes:
         mask: which pairs attend.
-        rope: from `layers.rope_tables`; None: nothing is rotated.
-        relative: from `disentangled.relative_states`; None: attention is ordinary.
-        where: of the activations, for dropout.
+        rope: from `layers.rope_tables`; None for no rotation.
+        relative: from `disentangled.relative_states`; None for ordinary attention.
+        where: row and position numbers of the activations, for dropout.
     """
 
     mask: Mask
@@ -33,11 +33,11 @@ class Context:
 
 @struct.dataclass
 class Out:
-    """What a block gives besides activations.
+    """Outputs of a block besides its activations.
 
     Attributes:
-        cache: its layer of the cache, with the new keys and values.
-        routing: where its experts' tokens came from.
+        cache: the layer's cache, with the new keys and values.
+        routing: the routing of tokens to the block's experts.
     """
 
     cache: dict[str, jax.Array] | None = None
@@ -45,7 +45,7 @@ class Out:
 
 
 def block_spec(config: ModelConfig, *, first: bool = False) -> dict[str, Any]:
-    """The parameters of a block; of the first one where that differs."""
+    """The parameters of a block, or of the first block, which may differ."""
     spec: dict[str, Any] = {"attention": attention_spec(config)}
     if config.disentangled.terms:
         spec["attention"] |= disentangled.disentangled_spec(config)
@@ -70,15 +70,15 @@ def block(
     context: Context,
     seen: jax.Array | None = None,
 ) -> tuple[jax.Array, Out]:
-    """x [B, S, D] with what attention and MLP add.
+    """Applies attention and MLP to x [B, S, D], each with its residual connection.
 
     Args:
-        config: the model's.
+        config: model configuration.
         x: activations.
         layer: the block's "params", its "key" for dropout or None, its "cache" or None.
-        context: what blocks of the kind share.
-        seen: the states that attention looks at, where they are others than x: those before
-            DeBERTa's mask decoder.
+        context: inputs shared by blocks of the kind.
+        seen: the states that attention reads if they differ from x: in DeBERTa's mask decoder,
+            those that enter it.
     """
     params, key, cache = layer["params"], layer["key"], layer["cache"]
     keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
@@ -144,12 +144,12 @@ def _attend(params, x, config, context, cache, key, seen):
 
 
 def _norm_before(params, name, config):
-    """The parameters of the norm before attention or MLP; None where none is."""
+    """The parameters of the norm before attention or MLP, or None."""
     return params.get(f"{name}_norm") if config.norm_order in ("pre", "both") else None
 
 
 def _add(params, name, x, added, config, key, where):
-    """x + added, with the norms that come behind, and an adapter before the sum."""
+    """x + added, with the norms after attention or MLP and the adapter before the addition."""
     if config.norm_order in ("both", "output"):
         added = layers.norm(params[f"{name}_out_norm"], added, config)
     after = params[f"{name}_norm"] if config.norm_order == "post" else None

@@ -1,4 +1,4 @@
-"""What a model is made of."""
+"""The model configuration."""
 
 import dataclasses
 import math
@@ -40,10 +40,10 @@ Family = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A transformer, decoder or encoder.
+    """Configuration of a transformer, decoder or encoder.
 
     Attributes:
-        family: whose names its weights have in Hugging Face checkpoints.
+        family: the Hugging Face architecture whose weight names its checkpoints use.
         vocab_size: V, token ids.
         num_layers: L, blocks.
         embed_dim: D, width of the residual stream.
@@ -51,36 +51,37 @@ class ModelConfig:
         num_kv_heads: K, key and value heads, each shared by H/K query heads; 0 means H.
         head_dim: C, channels of a head; 0 means D/H.
         mlp_dim: F, width inside the MLP; 0 means 4·D.
-        max_length: longest sequence; learned positions have this many rows, and the offset's.
-        embedding: from tokens to the residual stream.
+        max_length: longest sequence; the table of learned positions has this many rows, plus the
+            offset.
+        embedding: options of the input embedding.
         position: learned position embeddings (GPT-2), rotary ones (Su et al. 2021), or none.
-        rope: of rotary positions.
-        attention: who attends to whom.
-        disentangled: relative positions of DeBERTa.
-        norm: LayerNorm, RMSNorm (Zhang & Sennrich 2019), or rmsnorm1p, whose scale is stored less
-            one (Gemma).
-        norm_order: norms before attention and MLP (pre, GPT-2), after the sum with the residual
-            stream (post, BERT), before and behind them (both, Gemma 2), or behind them only
+        rope: options of rotary positions.
+        attention: options of attention.
+        disentangled: options of DeBERTa's relative positions.
+        norm: LayerNorm, RMSNorm (Zhang & Sennrich 2019), or rmsnorm1p, which stores scale - 1
+            (Gemma).
+        norm_order: norms before attention and MLP (pre, GPT-2), after the residual addition
+            (post, BERT), before and after attention and MLP (both, Gemma 2), or only after them
             (output, OLMo 2).
         norm_epsilon: added to the variance.
-        first_norm: whether the first layer's attention has a norm before it; ModernBERT's, which
-            follows that of the embedding, has not.
+        first_norm: whether the first layer's attention has a norm before it; ModernBERT's has
+            none, as it follows the embedding's norm.
         activation: of the MLP; gelu_tanh is GPT-2's approximation.
         gated: whether a second projection gates the MLP: SwiGLU with silu (Shazeer 2020).
         experts: a mixture of experts in place of the MLP.
         bias: which projections have biases: none, qkv (Qwen2), or all, and LayerNorms too.
         tied: whether the language-model head is the embedding table.
-        head: what is read off the hidden states.
-        dropout: shares dropped in training.
+        head: the output head.
+        dropout: dropout rates.
         init_std: standard deviation of initial weights; projections back into the residual
-            stream have init_std / sqrt(2·L) (Radford et al. 2019, section 2.3).
+            stream use init_std / sqrt(2·L) (Radford et al. 2019, section 2.3).
         dtype: compute precision; auto is bfloat16 on TPU and GPU and float32 on CPU; float64 is
             for checking gradients.
-        remat: what the backward pass computes again: none; dots (all but products with weights
+        remat: what the backward pass recomputes: none; dots (all but products with weights
             and attention, for less memory at the same speed); full (all but the blocks' inputs).
         scan_layers: whether layers run as one compiled loop (short compile) or unrolled (10-20 %
             faster on CPU).
-        pipeline: how the layers run where the mesh has several stages.
+        pipeline: the pipeline schedule on a mesh with several stages.
     """
 
     family: Family
@@ -142,7 +143,7 @@ class ModelConfig:
         different = not self.first_norm or self.disentangled.convolution
         if self.scan_layers and different:
             raise ValueError(
-                "model.scan_layers=True: the first layer is not like the others (first_norm or "
+                "model.scan_layers=True: the first layer differs from the others (first_norm or "
                 "disentangled.convolution), so layers cannot be stacked; set it to False"
             )
         if not self.first_norm and self.norm_order != "pre":
@@ -189,12 +190,12 @@ class ModelConfig:
 
     @property
     def scale_dim(self) -> int:
-        """What the square root of which attention scores are divided by."""
+        """Attention scores are divided by the square root of this."""
         return self.attention.scale_dim or self.channels
 
     @property
     def score_scale(self) -> float:
-        """What attention scores are multiplied by, before terms of position."""
+        """The factor on attention scores: 1 / √(`scale_dim` · terms of the score)."""
         terms = 1 + len(self.disentangled.terms)
         return 1 / math.sqrt(self.scale_dim * terms)
 

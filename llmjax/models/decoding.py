@@ -1,4 +1,4 @@
-"""Parameters laid out for decoding, where every product is one of a few rows with a weight."""
+"""Parameters laid out for decoding, which multiplies weights by only a few rows at a time."""
 
 import functools
 import re
@@ -12,14 +12,14 @@ from llmjax.models import adapter, blocks, prefix
 from llmjax.models.config import ModelConfig
 from llmjax.spec import is_param
 
-ROUTER = "experts/router"  # whose product is never in less than float32
+ROUTER = "experts/router"  # always multiplied in at least float32
 
 
 def for_decoding(params: Any, config: ModelConfig) -> Any:
-    """Parameters for `apply` with a cache, made once and read for every token.
+    """Lays out parameters for `apply` with a cache, once for all tokens.
 
-    Layers are a list; what is multiplied is in the compute precision and, on CPUs, `Transposed`.
-    Prefixes are in their layers. Parameters that are so already are returned as they are.
+    Layers become a list, and prefixes move into their layers. Matrices are cast to the compute
+    precision and, on CPUs, `Transposed`. Parameters already laid out are returned unchanged.
     """
     params = prefix.unfolded(params, config)
     if _is_ready(params["layers"], config):
@@ -34,7 +34,7 @@ def for_decoding(params: Any, config: ModelConfig) -> Any:
 
 
 def _is_ready(layers: Any, config: ModelConfig) -> bool:
-    """Whether these layers come from here: a list may as well be of a model trained unrolled."""
+    """Whether layers are laid out already; models trained unrolled have a list of layers too."""
     if not isinstance(layers, list):
         return False
     if _on_cpu():
@@ -53,12 +53,12 @@ def _lay_out(layers: Any, config: ModelConfig) -> list[Any]:
     inputs |= {f"{place}/{name}": 1 for place in adapter.PLACES for name in ("down", "up")}
 
     def one(path, leaf):
-        # What adapters are around lies as the weight alone does.
+        # The base weight under adapters is laid out as the bare weight is.
         name = re.sub(r"(/base)+$", "", path)
         if not inputs.get(name) or not isinstance(leaf, jax.Array) or name == ROUTER:
             return leaf
         leaf = leaf.astype(config.compute_dtype)
-        # Experts are read one by one, as they lie.
+        # Experts are read one by one, untransposed.
         if not _on_cpu() or name.startswith("experts/"):
             return leaf
         return weights.transpose(leaf, tuple(range(inputs[name])))

@@ -1,7 +1,7 @@
-"""DeBERTa: attention to content and relative positions, its convolution and its mask decoder.
+"""DeBERTa's disentangled attention, convolution and mask decoder.
 
-He et al. 2021 (DeBERTa) and 2023 (DeBERTaV3), with what the released v2 and v3 models add:
-distances in logarithmic buckets, positions projected by the content's weights, a convolution.
+He et al. 2021 (DeBERTa) and 2023 (DeBERTaV3), with the additions of the released v2 and v3 models:
+distances in logarithmic buckets, positions projected with the content weights, a convolution.
 """
 
 import functools
@@ -25,17 +25,17 @@ from llmjax.weights import einsum, materialize
 
 
 def disentangled_spec(config: ModelConfig) -> dict[str, Param]:
-    """What attention projects positions with, beside its own parameters.
+    """The parameters that project positions, in addition to those of attention.
 
-    Nothing where positions are projected by the content's weights (`disentangled.shared`).
+    Empty if positions are projected with the content weights (`disentangled.shared`).
 
     Raises:
-        ValueError: options of attention that disentangled scores have no meaning for.
+        ValueError: attention options that disentangled attention does not support.
     """
     if config.attention.cap or config.attention.qk_norm != "none":
         raise ValueError(
             f"model.attention.cap={config.attention.cap}, qk_norm={config.attention.qk_norm}: "
-            "disentangled attention has neither; leave them out, or disentangled.terms"
+            "disentangled attention supports neither; unset them, or unset disentangled.terms"
         )
     spec: dict[str, Param] = {}
     if config.disentangled.shared:
@@ -52,7 +52,7 @@ def disentangled_spec(config: ModelConfig) -> dict[str, Param]:
 
 
 def relative_spec(config: ModelConfig) -> dict[str, Any]:
-    """The table of relative positions, a row for each that is told apart; all layers share it."""
+    """The table of relative positions, one row per distinct distance, shared by all layers."""
     rows = 2 * config.disentangled.span
     normal = initializers.normal(config.init_std)
     shape, axes = (rows, config.embed_dim), (None, "outer_embed")
@@ -63,7 +63,7 @@ def relative_spec(config: ModelConfig) -> dict[str, Any]:
 
 
 def relative_states(params: dict[str, Any], config: ModelConfig) -> jax.Array:
-    """The states of relative positions that attention projects, [2·span, D]."""
+    """The relative position states [2·span, D] that attention projects."""
     table = mesh.place(
         jnp.asarray(materialize(params["table"]), config.compute_dtype), (None, None)
     )
@@ -71,17 +71,17 @@ def relative_states(params: dict[str, Any], config: ModelConfig) -> jax.Array:
 
 
 def relative_rows(length: int, config: ModelConfig) -> np.ndarray:
-    """The row of the table for each distance, query less key, from length - 1 down to 1 - length.
+    """The table row of each distance (query - key), from length - 1 down to 1 - length.
 
-    δ of He et al. 2021, equation 3. With buckets, distances of up to half of them on either side
-    keep a row each, and farther ones share rows by their logarithm, the last being of
-    `max_distance` - 1 and beyond. In float32, so that ties round as in the released models.
+    δ of He et al. 2021, equation 3. With buckets, distances up to half the bucket count have a row
+    each; larger ones share logarithmic buckets, the last of which starts at `max_distance` - 1.
+    Computed in float32, so that ties round as in the released models.
 
     Returns:
         int32 [2·length - 1], each in [0, 2·span).
 
     Raises:
-        ValueError: buckets that reach as far as max_distance without a logarithm.
+        ValueError: half the bucket count is 0 or reaches max_distance - 1.
     """
     options = config.disentangled
     distance = np.arange(length - 1, -length, -1)
@@ -115,21 +115,21 @@ def disentangled_attention(
 ) -> jax.Array:
     """Self-attention by content and relative position (He et al. 2021, equation 4).
 
-    The score of query i and key j is the scaled sum of content to content, Qᶜ_i · Kᶜ_j, content
-    to position, Qᶜ_i · Kʳ_δ(i,j), and position to content, Kᶜ_j · Qʳ_δ(i,j), as far as
-    `disentangled.terms` names the last two. The paper writes δ(j,i) in the last; the models its
-    authors released have δ(i,j).
+    The score of query i and key j is the scaled sum of content-to-content, Qᶜ_i · Kᶜ_j,
+    content-to-position, Qᶜ_i · Kʳ_δ(i,j), and position-to-content, Kᶜ_j · Qʳ_δ(i,j);
+    `disentangled.terms` selects among the last two. The paper writes δ(j,i) in the last; the
+    released models use δ(i,j).
 
     Args:
-        params: as `attention_spec` and `disentangled_spec` declare.
-        norm: the parameters of the norm before it; None: none is.
-        x: activations [B, S, D], which keys and values are of.
-        config: the model's.
-        mask: which pairs attend, without an offset. Rows that see nothing are zero.
+        params: as declared by `attention_spec` and `disentangled_spec`.
+        norm: parameters of the norm before attention; None for no norm.
+        x: activations [B, S, D], the source of keys and values.
+        config: model configuration.
+        mask: which pairs attend, without an offset. Queries that see no key give zero.
         relative: from `relative_states`, [2·span, D].
-        queries: activations [B, S, D] that attend, where they are others than x.
-        where: of the activations, for dropout.
-        key: for dropout, of attention weights and of relative positions; None switches it off.
+        queries: activations [B, S, D] that queries are projected from; None means x.
+        where: row and position numbers of the activations, for dropout.
+        key: key for dropout of attention weights and relative positions; None disables both.
 
     Returns:
         [B, S, D].
@@ -170,7 +170,7 @@ def _attend(config, content, positions, mask, key, rows) -> jax.Array:
 
 
 def _project_positions(params, relative, config) -> dict[str, jax.Array]:
-    """The keys (c2p) and queries (p2c) of relative positions, [H, 2·span, C] each."""
+    """The keys (c2p) and queries (p2c) of relative positions, each [H, 2·span, C]."""
     shared = config.disentangled.shared
     names = {
         "c2p": "key" if shared else "position_key",
@@ -209,17 +209,17 @@ def convolution(
 ) -> jax.Array:
     """norm(outputs + activation(dropout(inputs * kernel + bias))), zero at padding.
 
-    As in the released v2-xlarge, which no paper describes. A token's neighbours are zero beyond
-    the ends of its row and segment.
+    As in the released v2-xlarge model, which no paper describes. Neighbours outside a token's row
+    or segment count as zero.
 
     Args:
-        params: as `convolution_spec` declares.
-        inputs: [B, S, D], what enters the first layer.
-        outputs: [B, S, D], what leaves it.
-        config: the model's.
-        segment_ids: int32 [B, S], 0 for padding; None: a row is one segment.
-        where: of the activations, for dropout.
-        key: for dropout; None switches it off.
+        params: as declared by `convolution_spec`.
+        inputs: [B, S, D], input of the first layer.
+        outputs: [B, S, D], output of the first layer.
+        config: model configuration.
+        segment_ids: int32 [B, S], 0 for padding; None if each row is one segment.
+        where: row and position numbers of the activations, for dropout.
+        key: dropout key; None disables dropout.
 
     Returns:
         [B, S, D].
@@ -259,18 +259,18 @@ def mask_decoder(
 ) -> jax.Array:
     """The enhanced mask decoder (He et al. 2021, section 3.2): absolute positions enter late.
 
-    The last layer is applied `disentangled.mask_decoder` times, with the same weights. Keys and
-    values are the states that enter it; the first queries are these with absolute positions
-    added, later ones what the application before gave.
+    The last layer is applied `disentangled.mask_decoder` times with the same weights. Its input
+    provides the keys and values each time. The first queries are that input plus absolute
+    positions; later queries are the previous output.
 
     Args:
         block: (queries, hidden) → [B, S, D], a whole layer, whose residual stream is the queries.
         positions: embeddings of absolute positions, [B or 1, S, D].
-        hidden: [B, S, D], what enters the last layer.
-        config: the model's.
+        hidden: [B, S, D], input of the last layer.
+        config: model configuration.
 
     Returns:
-        [B, S, D], what the head of masked tokens reads.
+        [B, S, D], the input of the mlm head.
     """
     queries = hidden + positions
     for _ in range(config.disentangled.mask_decoder):

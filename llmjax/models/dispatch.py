@@ -1,7 +1,7 @@
-"""Sending tokens to the devices that have their experts, and back (Lepikhin et al. 2020).
+"""Sends tokens to the devices that hold their experts, and back (Lepikhin et al. 2020).
 
-All within `on_parts`: devices along the mesh axis expert have tokens of their own, and some of the
-experts.
+All functions run within `on_parts`: each device along the mesh axis expert holds its own tokens and
+some of the experts.
 """
 
 import functools
@@ -21,14 +21,14 @@ def devices() -> int:
 
 
 def elsewhere(compute: Callable, count: int) -> Callable:
-    """`compute(rows [N, D], experts [N, 1])`, done for each copy where its expert is.
+    """Runs `compute(rows [N, D], experts [N, 1])` for each copy on the device of its expert.
 
     Args:
-        compute: gives [N, 1, D]; rows whose expert is none of the `count` here do not matter.
-        count: experts of a device.
+        compute: returns [N, 1, D]; rows with an expert index of `count` are ignored.
+        count: experts per device.
 
     Returns:
-        A function of tokens [T, D] and experts [T, k], numbered among all, to copies [T, k, D].
+        A function of tokens [T, D] and global expert indices [T, k] that returns [T, k, D].
     """
 
     def run(tokens, experts):
@@ -37,10 +37,10 @@ def elsewhere(compute: Callable, count: int) -> Callable:
         order = jnp.argsort(flat)
         ends = jnp.searchsorted(flat[order], jnp.arange(1, devices() * count + 1, dtype=flat.dtype))
         counts = jnp.diff(ends, prepend=0).astype(flat.dtype)
-        # From each device, to each, for each of its experts.
+        # Indexed by source device, target device and expert of the target.
         everyones = jax.lax.all_gather(counts, AXIS).reshape(devices(), devices(), count)
         sizes = jnp.sum(everyones, axis=2)
-        # No token goes to one device more often than it has experts.
+        # A token goes to a device at most once per expert there.
         room = devices() * len(tokens) * min(k, count)
         rows = exchange(tokens[order // k], sizes, room)
         group, _ = origins(everyones[:, jax.lax.axis_index(AXIS)].reshape(-1), room)
@@ -53,17 +53,17 @@ def elsewhere(compute: Callable, count: int) -> Callable:
 
 
 def exchange(rows: jax.Array, sizes: jax.Array, room: int) -> jax.Array:
-    """Rows sorted by the device they go to, for rows sorted by the device they come from.
+    """Exchanges rows sorted by target device; returns them sorted by source device.
 
-    As many travel as there are (`jax.lax.ragged_all_to_all`). Its gradient is the way back.
+    Only actual rows are sent (`jax.lax.ragged_all_to_all`). The gradient is the reverse exchange.
 
     Args:
-        rows: [N, D], those for the first device first, without gaps; what is behind them stays.
-        sizes: int32 [n, n], how many go from each device to each; the same on all devices.
-        room: for how many rows there is room. No more may arrive.
+        rows: [N, D], sorted by target device without gaps; rows after the last are not sent.
+        sizes: int32 [n, n], rows sent from device i to device j; the same on all devices.
+        room: capacity of the result. No more rows may arrive.
 
     Returns:
-        [room, D]: what arrives, without gaps; zeros behind it.
+        [room, D]: the received rows without gaps, followed by zeros.
     """
     return _exchange(rows, sizes, room)
 
@@ -73,8 +73,8 @@ def _exchange(rows, sizes, room):
     here = jax.lax.axis_index(AXIS)
     if mesh.platform() == "cpu":
         return _exchange_by_gather(rows, sizes, room, here)
-    starts = jnp.cumsum(sizes, axis=1) - sizes  # of what goes to each, where it comes from
-    places = jnp.cumsum(sizes, axis=0) - sizes  # of what comes from each, where it goes to
+    starts = jnp.cumsum(sizes, axis=1) - sizes  # offsets at the source
+    places = jnp.cumsum(sizes, axis=0) - sizes  # offsets at the target
     return jax.lax.ragged_all_to_all(
         rows,
         jax.lax.full_like(rows, 0, shape=(room, rows.shape[1])),
@@ -87,7 +87,7 @@ def _exchange(rows, sizes, room):
 
 
 def _exchange_by_gather(rows, sizes, room, here):
-    """The same where XLA has no such instruction."""
+    """The same exchange for CPUs, where XLA does not implement `ragged_all_to_all`."""
     everything = jax.lax.all_gather(rows, AXIS)
     source, offset = origins(sizes[:, here], room)
     first = (jnp.cumsum(sizes, axis=1) - sizes)[:, here]
@@ -102,9 +102,9 @@ _exchange.defvjp(
 
 
 def origins(sizes: jax.Array, room: int) -> tuple[jax.Array, jax.Array]:
-    """For rows in groups, without gaps: the group of each [room], and its number there.
+    """For rows in contiguous groups: the group of each [room], and its index in the group.
 
-    Rows behind the last group's have a group that does not exist, the one behind it.
+    Rows after the last group get a group index one past it.
     """
     ends = jnp.cumsum(sizes)
     rows = jnp.arange(room, dtype=sizes.dtype)
@@ -113,7 +113,7 @@ def origins(sizes: jax.Array, room: int) -> tuple[jax.Array, jax.Array]:
 
 
 def to_experts(rows: jax.Array) -> jax.Array:
-    """[E, C, D], a device's C rows for each expert, to [E/n, n·C, D], all rows for its experts."""
+    """[E, C, D], a device's C rows per expert, to [E/n, n·C, D], all rows of its experts."""
     if devices() == 1:
         return rows
     return jax.lax.all_to_all(rows, AXIS, split_axis=0, concat_axis=1, tiled=True)

@@ -1,4 +1,4 @@
-"""From tokens to the residual stream."""
+"""The input embedding: tokens to the residual stream."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from llmjax.weights import Lora, Weight, einsum, materialize
 
 
 def embedding_spec(config: ModelConfig) -> dict[str, Any]:
-    """The tables of tokens, positions and token types, and what follows them."""
+    """The tables of tokens, positions and token types, and the norm and projection after them."""
     width, normal = config.table_dim, initializers.normal(config.init_std)
 
     def table(rows: int, axis: str | None = None) -> Param:
@@ -40,7 +40,7 @@ def embedding_spec(config: ModelConfig) -> dict[str, Any]:
 
 
 def has_positions(config: ModelConfig) -> bool:
-    """Whether there is a table of absolute positions: for the input, or DeBERTa's mask decoder."""
+    """Whether the model has a position table, for the input or for DeBERTa's mask decoder."""
     return config.position == "learned" or config.disentangled.mask_decoder > 0
 
 
@@ -53,16 +53,16 @@ def embed(
     key: jax.Array | None,
     where: layers.Where = layers.EVERYWHERE,
 ) -> jax.Array:
-    """The sum of a token's embeddings, normed and projected where the model does, [B, S, D].
+    """The sum of a token's embeddings, with the model's norm and projection, [B, S, D].
 
     Args:
-        params: as `embedding_spec` declares.
+        params: as declared by `embedding_spec`.
         tokens: int32 [B, S].
         positions: int32 [B or 1, S].
-        token_types: int32 [B, S]; None: all are of type 0.
-        config: the model's.
-        key: for dropout; None switches it off.
-        where: of the tokens, for that.
+        token_types: int32 [B, S]; None means type 0 for all.
+        config: model configuration.
+        key: dropout key; None disables dropout.
+        where: row and position numbers of the tokens, for dropout.
     """
     x = look_up(params["embedding"], tokens, config.compute_dtype, ("vocab", None), layers.HIDDEN)
     if config.embedding.scaled:
@@ -85,7 +85,7 @@ def embed(
 def embed_positions(
     params: Any, positions: jax.Array, batch_size: int, config: ModelConfig
 ) -> jax.Array:
-    """The embeddings of absolute positions [B or 1, S], of the tables' width."""
+    """The embeddings of absolute positions [B or 1, S], as wide as the tables."""
     return _look_up(params["positions"], positions + config.embedding.offset, batch_size, config)
 
 
@@ -100,14 +100,14 @@ def _look_up(table, rows, batch_size, config):
 def look_up(
     table: Weight, rows: jax.Array, dtype: jnp.dtype, table_axes: mesh.Axes, axes: mesh.Axes
 ) -> jax.Array:
-    """Rows [B, S] of a table [V, D] of any kind, in `dtype`.
+    """Looks up rows [B, S] of a table [V, D] of any leaf type.
 
     Args:
         table: the table.
-        rows: int32, their numbers.
-        dtype: of the result.
-        table_axes: the logical axes that the table keeps while it is read.
-        axes: those of the result, [B, S, D].
+        rows: int32, row indices.
+        dtype: dtype of the result.
+        table_axes: logical axes along which the table stays sharded during the look-up.
+        axes: logical axes of the result, [B, S, D].
     """
     if isinstance(table, Lora):
         low = look_up(table.a, rows, dtype, (table_axes[0], None), axes)
@@ -120,13 +120,13 @@ def look_up(
 def _rows(
     table: jax.Array, rows: jax.Array, dtype: jnp.dtype, table_axes: mesh.Axes, axes: mesh.Axes
 ) -> jax.Array:
-    """Rows [...] of a table [V, D], in `dtype`; their gradients add up in the table's own.
+    """Rows [...] of a table [V, D] in `dtype`; gradients accumulate in the table's dtype.
 
-    A row that occurs thousands of times would lose most of its gradient to rounding in bfloat16,
-    and GPUs have no fast addition for it. Where devices split the table, each rounds its sums to
+    In bfloat16, a row that occurs thousands of times would lose most of its gradient to rounding,
+    and GPUs lack a fast bfloat16 addition. If devices split the table, each rounds its sums to
     `dtype` before they are scattered, as products do.
     """
-    # The width is gathered first, so that the look-up crosses the vocabulary's devices only.
+    # The width is gathered first, so that the look-up only crosses devices along the vocabulary.
     table = jnp.asarray(table, dtype)
     over = _over(rows)
     table = collectives.gathered(table, over) if _shared(table, over) else table
@@ -161,9 +161,10 @@ def _look_up_backward(dtype, table_axes, axes, kept, grad):
 
 
 def _add_up(at: jax.Array, values: jax.Array, count: int, dtype: jnp.dtype) -> jax.Array:
-    """The sums of values [N, D] that have the same place, in `dtype`: [count, D].
+    """Sums values [N, D] by their index, in `dtype`: [count, D].
 
-    They are added up beside each other first, so that no table of their precision is needed.
+    Equal indices are summed in a compact array first, so no table of the values' precision is
+    needed.
     """
     order = jnp.argsort(at)
     at, values = at[order], values[order]
@@ -171,7 +172,7 @@ def _add_up(at: jax.Array, values: jax.Array, count: int, dtype: jnp.dtype) -> j
     group = jnp.cumsum(begins) - 1
     zeros = jax.lax.full_like(values, 0)
     sums = zeros.at[group].add(values, indices_are_sorted=True)
-    # Groups that are not there keep a place that is not there.
+    # Unused groups keep an index out of bounds, which `mode="drop"` skips.
     place = jnp.full_like(at, count).at[group].set(at, indices_are_sorted=True)
     table = jax.lax.full_like(values, 0, dtype, (count, values.shape[1]))
     return table.at[place].set(sums.astype(dtype), mode="drop", indices_are_sorted=False)
@@ -183,7 +184,7 @@ def _over(rows):
 
 
 def _shared(table, over):
-    """Whether devices with rows of their own split the table."""
+    """Whether the table is split over mesh axes that also split the rows."""
     return bool(over & {name for names in collectives.split(table) for name in names})
 
 

@@ -1,4 +1,4 @@
-"""The mixture of experts of a block, in place of its MLP."""
+"""The mixture of experts that replaces a block's MLP."""
 
 import functools
 import math
@@ -25,13 +25,13 @@ BACK = ("experts", "mlp", "expert_embed")
 
 @struct.dataclass
 class Routing:
-    """Where tokens went, as sums: those of layers and of parts of a batch add up.
+    """Routing statistics, as sums that add up over layers and parts of a batch.
 
     Attributes:
-        copies: float32 [E], tokens that each expert was chosen for.
-        probabilities: float32 [E], the router's probabilities, summed over tokens.
-        tokens: float32, their number; padding is not counted.
-        dropped: float32, copies that were one too many for their expert.
+        copies: float32 [E], tokens routed to each expert.
+        probabilities: float32 [E], router probabilities summed over tokens.
+        tokens: float32, the number of tokens without padding.
+        dropped: float32, copies dropped because their expert was full.
     """
 
     copies: jax.Array
@@ -67,25 +67,24 @@ def experts(
 ) -> tuple[jax.Array, Routing]:
     """Σ p_e · down_e(activation(gate_e y) · up_e y) over the experts e chosen for y = norm x.
 
-    The k experts with the largest probabilities p, a softmax of the router's logits, are chosen
-    (Shazeer et al. 2017, equation 2, without noise). With a capacity an expert takes no more than
-    ⌈capacity · S · k / E⌉ tokens of a row: first choices before second ones, then earlier tokens
-    before later ones (Lepikhin et al. 2020, algorithm 1). Without one no token is dropped.
+    Each token chooses the k experts with the largest probabilities p, a softmax of the router's
+    logits (Shazeer et al. 2017, equation 2, without noise). With a capacity, an expert takes at
+    most ⌈capacity · S · k / E⌉ tokens of a row: first choices before second ones, then earlier
+    tokens before later ones (Lepikhin et al. 2020, algorithm 1). Otherwise no token is dropped.
 
     Args:
-        params: as `experts_spec` declares; weights are made into arrays, except for
-            `Lora`.
-        norm: of the norm before; None has none.
+        params: as declared by `experts_spec`; weights are materialized, except `Lora`.
+        norm: parameters of the norm before the experts; None for no norm.
         x: [B, S, D].
-        config: the model's.
-        segment_ids: int32 [B, S]; 0 is padding, which `Routing` does not count and which takes
-            nobody's place.
-        positions: int32 [S], the number of each position in its row; None: 0, 1, …
-        limited: whether the model's capacity counts; a row that is written token by token has none.
-        implementation: of the products where there is no capacity, see `grouped.fastest`.
+        config: model configuration.
+        segment_ids: int32 [B, S]; 0 is padding, which is not counted in `Routing` and uses no
+            capacity.
+        positions: int32 [S], the number of each position in its row; None means 0, 1, …
+        limited: whether to apply the model's capacity; decoding does not.
+        implementation: of the products without a capacity, see `grouped.fastest`.
 
     Returns:
-        The sum [B, S, D], and where the tokens went.
+        The sum [B, S, D], and the routing.
     """
     y = layers.from_stream(layers.norm(norm, jnp.asarray(x), config))
     probabilities, weights, chosen = _route(params["router"], y, config)
@@ -97,7 +96,7 @@ def experts(
         sent = _first_come(chosen, there, positions, capacity, config.experts.count)
         compute = functools.partial(_limited, capacity=capacity)
     routing = _count(probabilities, chosen, sent, there)
-    # Converted before they are gathered, which halves what travels.
+    # Weights are cast before the gather, which halves its traffic.
     named = {"gate": INTO, "up": INTO, "down": BACK}
     ready = [_ready(params[name], y.dtype) for name in named]
     arrays, structure = jax.tree.flatten(ready)
@@ -106,24 +105,24 @@ def experts(
 
     def on_device(y, weights, sent, *parts):
         out = compute(y, weights, sent, jax.tree.unflatten(structure, parts), config=config)
-        # Devices have parts of what is inside of experts, and so terms of a sum.
+        # Devices split the experts' inner width, so each has a term of a sum.
         return out if stream == layers.HIDDEN else collectives.scatter(out, "mlp", 1)
 
     return on_parts(on_device, axes, stream)(y, weights, sent, *arrays), routing
 
 
 def balance_loss(routing: Routing, config: ModelConfig) -> jax.Array:
-    """E · Σ_e f_e P_e, as small as k where tokens are spread evenly.
+    """E · Σ_e f_e P_e, which is k for evenly spread tokens.
 
     f_e is the share of tokens that go to an expert and P_e its mean probability, over all tokens
     and layers (Fedus et al. 2022, equations 4 to 6, where k is 1). Only P has a gradient.
 
     Args:
         routing: the sum over layers.
-        config: the model's.
+        config: model configuration.
 
     Returns:
-        A float32 number; 0 without any token.
+        A float32 scalar; 0 without tokens.
     """
     tokens = jnp.maximum(routing.tokens, 1.0)
     shares = jax.lax.stop_gradient(routing.copies) / tokens
@@ -131,7 +130,7 @@ def balance_loss(routing: Routing, config: ModelConfig) -> jax.Array:
 
 
 def _ready(weight: Weight, dtype: jnp.dtype) -> jax.Array | Lora:
-    """An array in this precision; a correction stays apart, so that its base has no gradient."""
+    """The weight in this precision; `Lora` stays factored, so that its base has no gradient."""
     if isinstance(weight, Lora):
         base, a, b = (_ready(part, dtype) for part in (weight.base, weight.a, weight.b))
         return Lora(base, a, b, weight.scale)
@@ -147,7 +146,7 @@ def _split(weight: jax.Array | Lora, axes: mesh.Axes) -> list[mesh.Axes]:
 
 
 def _times(product: Callable, rows, weight, plan, axes: mesh.Axes) -> jax.Array:
-    """`product` with what is ready of a weight."""
+    """`product` of rows with a weight from `_ready`."""
     if not isinstance(weight, Lora):
         return product(rows, weight, plan, axes=axes)
     experts, inputs, outputs = axes
@@ -157,7 +156,7 @@ def _times(product: Callable, rows, weight, plan, axes: mesh.Axes) -> jax.Array:
 
 
 def _route(router, y, config):
-    """Probabilities [B, S, E]; weights and numbers of the chosen experts [B, S, k]."""
+    """Probabilities [B, S, E]; weights and indices of the chosen experts [B, S, k]."""
     wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
     probabilities = jax.nn.softmax(einsum("bsd,de->bse", wide, router, layers.HIDDEN))
     weights, chosen = jax.lax.top_k(probabilities, config.experts.per_token)
@@ -167,13 +166,13 @@ def _route(router, y, config):
 
 
 def _capacity(length: int, config: ModelConfig) -> int:
-    """The tokens of a row of this length that an expert takes."""
+    """The maximum number of tokens that an expert takes from a row of this length."""
     mean = length * config.experts.per_token / config.experts.count
     return min(math.ceil(config.experts.capacity * mean), length)
 
 
 def _first_come(chosen, there, positions, capacity: int, count: int) -> jax.Array:
-    """The experts [B, S, k], or E for copies that are not the first of their row and expert."""
+    """The experts [B, S, k], or E for copies beyond the capacity of their row and expert."""
     _, length, k = chosen.shape
     if positions is None:
         positions = jnp.arange(length, dtype=jnp.int32)
@@ -193,7 +192,7 @@ def _first_come(chosen, there, positions, capacity: int, count: int) -> jax.Arra
 
 
 def _ranks(experts: jax.Array, count: int) -> jax.Array:
-    """How many of the same expert come before each one of [N]."""
+    """For each entry of experts [N], the number of earlier entries with the same expert."""
     order = jnp.argsort(experts)
     ordered = experts[order]
     starts = jnp.searchsorted(ordered, jnp.arange(count + 1, dtype=experts.dtype))
@@ -214,7 +213,7 @@ def _count(probabilities, chosen, sent, there) -> Routing:
 
 
 def _dropless(y, weights, chosen, parts, *, config, implementation):
-    """What a device's tokens get from all experts, however many choose one."""
+    """The experts' outputs for a device's tokens, without a capacity."""
     tokens, chosen = y.reshape(-1, y.shape[-1]), chosen.reshape(-1, chosen.shape[-1])
     count, copies = len(jax.tree.leaves(parts)[0]), chosen.size
 
@@ -235,7 +234,7 @@ def _dropless(y, weights, chosen, parts, *, config, implementation):
 
 
 def _limited(y, weights, chosen, parts, *, config, capacity):
-    """What a device's tokens get from all experts, none of which takes more of a row."""
+    """The experts' outputs for a device's tokens, with at most `capacity` per row and expert."""
     count, room = config.experts.count, min(capacity, y.shape[1])
     tokens = y.reshape(-1, y.shape[-1])
     ranks = jax.vmap(functools.partial(_ranks, count=count))(chosen.reshape(len(chosen), -1))
@@ -262,9 +261,9 @@ def _by_expert(rows, weight, plan):
 
 
 def _mlps(rows, parts, plan, config, arrange, product):
-    """down(activation(gate x) · up x) of rows x, each by its expert."""
+    """down(activation(gate x) · up x) for rows x, each with its own expert's weights."""
     activation, again = ACTIVATIONS[config.activation], remat.at_level(config, "dots")
-    # A device needs all of its experts' outer width.
+    # A device gathers the full outer width of its experts.
     into, back = (tuple(a if a == "expert_embed" else None for a in axes) for axes in (INTO, BACK))
     gate, up, down = parts
 

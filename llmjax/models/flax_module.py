@@ -1,7 +1,7 @@
-"""A view of a model as a Flax NNX module, for the trainers and tools of Flax.
+"""A Flax NNX module that wraps a model, for use with Flax trainers and tools.
 
-The weights stay the same arrays in both forms, and a module that was trained, resharded or
-restored gives them back:
+Both forms share the same weight arrays, and a module that was trained, resharded or restored gives
+them back:
 
     module = Transformer(config, params)
     optimizer = nnx.Optimizer(module, optax.adamw(1e-3), wrt=nnx.Param)
@@ -18,8 +18,9 @@ restored gives them back:
 
     hf.save(directory, module.config, module.params)
 
-A loss of this library needs no logits: `objectives.clm(config)(module.params, batch, key)` inside
-`loss` has the gradient by the module, too. Paths of weights are those of `models.spec`.
+The losses of this library need no logits: `objectives.clm(config)(module.params, batch, key)`
+inside `loss` is differentiable with respect to the module, too. Weight paths are those of
+`models.spec`.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ class Weights(nnx.Module):
     """A node of the parameter tree; its attributes are `nnx.Param` and further nodes."""
 
     def __init__(self, declared: dict[str, Any], values: dict[str, Any], rules: mesh.Rules):
-        # By name, as tools attach state of their own to modules: qwix does.
+        # Listed by name, as tools such as qwix attach state of their own to modules.
         self.names = tuple(declared)
         for name, child in declared.items():
             setattr(self, name, _node(child, values[name], rules))
@@ -50,22 +51,22 @@ class Weights(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A model of any family, as (config, params).
+    """An NNX view of any model, made from (config, params).
 
     Every weight is an `nnx.Param` with the metadata `out_sharding`, its logical axes, and
-    `sharding_rules`, what these mean on the mesh: `nnx.get_partition_spec` gives what
-    `spec.shardings` does. Weights are neither copied nor moved. Optimizers of Flax hand the
-    metadata on to their own state.
+    `sharding_rules`, the mesh axes they map to: `nnx.get_partition_spec` agrees with
+    `spec.shardings`. Weights are neither copied nor moved. Flax optimizers copy the metadata to
+    their own state.
 
     Args:
-        config: the model's.
-        params: as `models.spec` declares, of arrays or `jax.ShapeDtypeStruct`; `params["layers"]`
-            may be stacked or a list of L trees, whatever `config.scan_layers` says.
+        config: model configuration.
+        params: as declared by `models.spec`, of arrays or `jax.ShapeDtypeStruct`;
+            `params["layers"]` may be stacked or a list of L trees, whatever `config.scan_layers`.
         rules: from logical axes to mesh axes.
 
     Raises:
-        TypeError: a leaf type of `llmjax.weights`, of which Flax would see the parts.
-        ValueError: weights that the model does not have, or lacks, or of another shape.
+        TypeError: a leaf type of `llmjax.weights`, which Flax would see as several parts.
+        ValueError: weights are missing, unexpected or of the wrong shape.
     """
 
     def __init__(self, config: ModelConfig, params: Any, rules: mesh.Rules = mesh.RULES):
@@ -79,7 +80,7 @@ class Transformer(nnx.Module):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The tree of arrays that this is a view of, as they are now."""
+        """The current parameter tree, as `models.apply` reads it."""
         return {name: _arrays(getattr(self, name)) for name in self.names}
 
     def __call__(
@@ -91,21 +92,21 @@ class Transformer(nnx.Module):
         token_types: jax.Array | None = None,
         rngs: nnx.Rngs | jax.Array | None = None,
     ) -> jax.Array:
-        """Tokens to what the head computes, as `models.logits` does.
+        """Computes the outputs of the model's head from tokens, as `models.logits` does.
 
         Args:
             tokens: int32 [B, S].
             segment_ids: int32 [B, S]; tokens attend within equal ones, 0 is padding.
             positions: int32 [B, S]; by default 0, 1, … from the row's start.
-            token_types: int32 [B, S], for models that tell types apart.
-            rngs: of dropout: `nnx.Rngs`, whose stream `dropout` is drawn from, or a key; None
-                switches it off. `Module.train` and `Module.eval` change nothing.
+            token_types: int32 [B, S], for models with token types.
+            rngs: for dropout: an `nnx.Rngs`, whose `dropout` stream is used, or a key; None
+                disables dropout. `Module.train` and `Module.eval` have no effect.
 
         Returns:
-            [B, S, V] of heads lm and mlm; see `models.logits` for the others.
+            [B, S, V] for heads lm and mlm; see `models.logits` for the others.
 
         Raises:
-            ValueError: the model has no head; and as `models.apply`.
+            ValueError: the model has no head, or as in `models.apply`.
         """
         key, head_key = _key(rngs), None
         if key is not None and self.config.head.kind not in ("lm", "mlm"):
@@ -131,9 +132,9 @@ class Transformer(nnx.Module):
         token_types: jax.Array | None = None,
         rngs: nnx.Rngs | jax.Array | None = None,
     ) -> transformer.Output:
-        """Tokens to hidden states [B, S, D], and the routing of experts, without a head.
+        """Computes hidden states [B, S, D] and the routing of experts, without the head.
 
-        Arguments and errors are those of a call.
+        Arguments and errors are those of `__call__`.
         """
         return transformer.forward(
             self.params,
@@ -161,7 +162,7 @@ def _node(declared: Any, value: Any, rules: mesh.Rules) -> Any:
 
 def _variable(declared: Param, value: Any, rules: mesh.Rules) -> nnx.Param:
     meaning = {axis: mesh.partition_spec((axis,), rules)[0] for axis in declared.axes if axis}
-    # Not eager: the array lies where whoever made it put it, and stays the same array.
+    # Eager sharding would move the array; it stays the same array, where its maker put it.
     return nnx.Param(
         value,
         out_sharding=declared.axes,
@@ -171,24 +172,24 @@ def _variable(declared: Param, value: Any, rules: mesh.Rules) -> nnx.Param:
 
 
 def _arrays(node: Any) -> Any:
-    """Inverts `_node`; what a tool put in a weight's place is left as it is."""
+    """Inverts `_node`; whatever a tool put in place of a weight is left unchanged."""
     if isinstance(node, nnx.Variable):
         return node.get_value()
     if isinstance(node, nnx.List):
         return [_arrays(child) for child in node]
-    # A call, as `nnx.tabulate` has a row for every module that was called.
+    # Called, because `nnx.tabulate` only lists modules that were called.
     return node() if isinstance(node, Weights) else node
 
 
 def _check(spec: Any, params: Any) -> None:
-    """Raises unless `params` are arrays as `spec` declares."""
+    """Raises unless `params` are arrays as declared by `spec`."""
     leaves = jax.tree.leaves(params, is_leaf=is_kind)
     given = dict(zip(tree.paths(params, is_leaf=is_kind), leaves, strict=True))
     for path, leaf in given.items():
         if is_kind(leaf):
             raise TypeError(
-                f"{path} is of type {type(leaf).__name__}, and a Flax view holds arrays: make it "
-                "one with weights.materialize"
+                f"{path} has type {type(leaf).__name__}, but a Flax view holds arrays: convert it "
+                "with weights.materialize"
             )
     declared = dict(
         zip(
@@ -198,10 +199,10 @@ def _check(spec: Any, params: Any) -> None:
     missing, unexpected = sorted(declared.keys() - given), sorted(given.keys() - declared)
     if missing or unexpected:
         raise ValueError(
-            f"params are not those of the config: missing {missing}, unexpected {unexpected}"
+            f"params do not match the config: missing {missing}, unexpected {unexpected}"
         )
     for path, param in declared.items():
         if given[path].shape != param.shape:
             raise ValueError(
-                f"{path}: shape {given[path].shape}, where the config declares {param.shape}"
+                f"{path}: shape {given[path].shape}, but the config declares {param.shape}"
             )

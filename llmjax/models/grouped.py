@@ -1,4 +1,4 @@
-"""Products of rows with weights of which each row has its own: an expert's."""
+"""Grouped matrix products: each row is multiplied by the weight of its own expert."""
 
 import functools
 from collections.abc import Callable
@@ -10,20 +10,20 @@ from flax import struct
 
 from llmjax import collectives, mesh
 
-MAX_BLOCK = 128  # rows of a block on CPUs; longer ones pad more and multiply no faster
+MAX_BLOCK = 128  # rows of a block on CPUs; larger blocks pad more and are no faster
 
 Implementation = Literal["blocks", "ragged", "gathered"]
 
 
 @struct.dataclass
 class Plan:
-    """Rows in order of their experts, of whom each begins a block of rows.
+    """A layout of rows sorted by expert; each expert starts a new block of rows.
 
     Attributes:
-        tokens: int32 [N], the token of each row; beyond the last token where a row has none.
-        rows: int32 [T, k], the row of each copy; beyond the last row where others have the expert.
+        tokens: int32 [N], the token of each row; out of range for padding rows.
+        rows: int32 [T, k], the row of each copy; out of range if another device has the expert.
         owners: int32 [blocks], the expert of each block.
-        sizes: int32 [E], rows of each expert, those that fill its last block too.
+        sizes: int32 [E], rows of each expert, including the padding of its last block.
     """
 
     tokens: jax.Array
@@ -33,10 +33,10 @@ class Plan:
 
 
 def fastest(copies: int, count: int) -> Implementation:
-    """The implementation for so many copies of tokens and experts on a device.
+    """The fastest implementation for `copies` of tokens and `count` experts on a device.
 
-    "blocks", a loop over blocks of rows with one expert, on CPUs; elsewhere "ragged"
-    (`jax.lax.ragged_dot`), or, where rows are so few that most weights are not needed, "gathered".
+    On CPUs it is "blocks", a loop over blocks of rows with one expert each. Elsewhere it is
+    "ragged" (`jax.lax.ragged_dot`), or "gathered" for so few rows that most weights are unused.
     """
     if mesh.platform() == "cpu":
         return "blocks"
@@ -44,7 +44,7 @@ def fastest(copies: int, count: int) -> Implementation:
 
 
 def block_size(copies: int, count: int, implementation: Implementation) -> int:
-    """Rows of a block: a power of two, up to an expert's mean number of rows, or 1."""
+    """Rows per block: a power of two of at most an expert's mean number of rows, or 1."""
     if implementation != "blocks":
         return 1
     return min(MAX_BLOCK, 1 << max(copies // count, 1).bit_length() - 1)
@@ -61,9 +61,9 @@ def product(
 
     Args:
         rows: in the order of the plan.
-        part: what this device has of the weights.
-        plan: whose row is whose.
-        implementation: one of those of `fastest`.
+        part: this device's part of the weights.
+        plan: from `plan`.
+        implementation: see `fastest`.
         axes: as in `joined`.
     """
     return joined(_PRODUCTS[implementation], rows, part, plan, axes)
@@ -73,17 +73,17 @@ def product(
 def joined(
     function: Callable, rows: jax.Array, part: jax.Array, plan: Plan | None, axes: mesh.Axes
 ) -> jax.Array:
-    """`function(rows, weight, plan)` with a part of the weight, within `on_parts`.
+    """`function(rows, weight, plan)` from a part of the weight, within `on_parts`.
 
-    The parts are joined in both passes, so that nothing keeps them whole in between, and the
-    gradient is scattered.
+    Both passes gather the weight, so that it is not kept whole in between, and the gradient is
+    scattered.
 
     Args:
         function: linear in rows and in the weight.
-        rows: what it multiplies.
-        part: what this device has of the weight.
-        plan: what else it needs.
-        axes: the logical axes along which parts are joined; None stays.
+        rows: its first argument.
+        part: this device's part of the weight.
+        plan: its last argument.
+        axes: the logical axes along which parts are gathered; None dimensions are not.
     """
     return function(rows, collectives.gather(part, axes), plan)
 
@@ -107,7 +107,7 @@ joined.defvjp(
 
 
 def plan(chosen: jax.Array, count: int, size: int) -> Plan:
-    """For experts [T, k], of which those in [0, count) are here, and blocks of `size` rows."""
+    """The plan for experts [T, k] and blocks of `size` rows; [0, count) are on this device."""
     flat = chosen.reshape(-1)
     flat = jnp.where((flat >= 0) & (flat < count), flat, count)
     order = jnp.argsort(flat)
@@ -129,7 +129,7 @@ def plan(chosen: jax.Array, count: int, size: int) -> Plan:
 
 def _ragged(rows: jax.Array, weight: jax.Array, plan: Plan) -> jax.Array:
     product = jax.lax.ragged_dot(rows, weight, plan.sizes)
-    # What lies behind the last expert's rows is not defined.
+    # The values after the last expert's rows are undefined.
     return jnp.where(jnp.arange(len(rows))[:, None] < jnp.sum(plan.sizes), product, 0)
 
 
@@ -144,11 +144,11 @@ def _in_blocks(rows: jax.Array, weight: jax.Array, plan: Plan) -> jax.Array:
 
 @jax.custom_vjp
 def _loop(rows: jax.Array, weight: jax.Array, owners: jax.Array, used: jax.Array) -> jax.Array:
-    """Each block of rows [N, D] times its owner's weight of [E, D, F], for the first `used` blocks.
+    """Multiplies the first `used` blocks of rows [N, D] by their owners' weights of [E, D, F].
 
-    XLA:CPU makes of `ragged_dot` one product of all rows with every expert, and of a gather of
-    weights a slow copy; here it slices. The loop ends with the last block that holds rows, so a
-    device with few of the experts does only its share of the work.
+    XLA:CPU compiles `ragged_dot` to products of all rows with every expert, and a gather of weights
+    to a slow copy; the loop slices instead. It ends with the last block that holds rows, so a
+    device with few of the experts only does its share of the work.
     """
     size = len(rows) // len(owners)
 
@@ -165,7 +165,7 @@ def _forward(rows, weight, owners, used):
 
 
 def _backward(kept, cotangent):
-    """In place: the transpose of a slice within a loop would add all weights' zeros each time."""
+    """Updates gradients in place; autodiff would add a full-size array of zeros per block."""
     rows, weight, owners, used = kept
     size = len(rows) // len(owners)
 

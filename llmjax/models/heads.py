@@ -1,8 +1,8 @@
-"""Heads: functions of hidden states.
+"""Output heads: functions of hidden states.
 
-Heads of sequences read one state for each row, so a row holds one sequence; `segment_rewards` reads
-one for each segment of a row. Which state that is follows from `segment_ids` (0 is padding), so
-padding may be left, right or absent.
+Sequence heads read one state per row, so a row holds one sequence; `segment_rewards` reads one
+state per segment. `segment_ids` (0 is padding) determine which state that is, so padding may be
+left, right or absent.
 """
 
 from typing import Any
@@ -19,14 +19,14 @@ from llmjax.spec import Param
 from llmjax.weights import Weight, einsum, scaled_bias
 
 VOCAB = ("batch", "sequence", "vocab")  # logical axes of logits [B, S, V]
-SEQUENCE_KINDS = ("classification", "reward")  # with one output for a row
+SEQUENCE_KINDS = ("classification", "reward")  # one output per row
 
 
 def head_spec(config: ModelConfig) -> Any:
-    """What `params["head"]` holds: a tree of `Param`; for kind lm one, [V, D]; None for nothing.
+    """The declaration of `params["head"]`: a tree of `Param`, one [V, D] for kind lm, or None.
 
     Raises:
-        ValueError: a head that cannot be made so.
+        ValueError: the head does not fit the embedding width.
     """
     head = config.head
     if head.kind == "lm":
@@ -50,8 +50,8 @@ def head_spec(config: ModelConfig) -> Any:
 def _lm_spec(config: ModelConfig) -> Param | None:
     if config.tied and config.table_dim != config.embed_dim:
         raise ValueError(
-            f"model.tied=True: embeddings of width {config.table_dim} cannot be the head of hidden "
-            f"states of {config.embed_dim}; leave embedding.dim at 0, or do not tie"
+            f"model.tied=True: embeddings of width {config.table_dim} cannot be the head for "
+            f"hidden states of width {config.embed_dim}; leave embedding.dim at 0, or do not tie"
         )
     return None if config.tied else _table(config, config.embed_dim)
 
@@ -59,8 +59,8 @@ def _lm_spec(config: ModelConfig) -> Param | None:
 def _vocabulary_spec(config: ModelConfig) -> dict[str, Param]:
     if config.table_dim != config.embed_dim and not config.head.dense:
         raise ValueError(
-            f"head.dense=False: hidden states of width {config.embed_dim} need the dense layer to "
-            f"become as wide as the embeddings, {config.table_dim}"
+            f"head.dense=False: the dense layer is needed to project hidden states of width "
+            f"{config.embed_dim} to the embeddings' width {config.table_dim}"
         )
     spec = {} if config.tied else {"out": _table(config, config.table_dim)}
     if config.head.bias:
@@ -93,16 +93,16 @@ def _linear_spec(config: ModelConfig, outputs: int, *, bias: bool) -> dict[str, 
 
 
 def _outputs(config: ModelConfig) -> int:
-    """N, numbers for a sequence or a token: labels, or start and end, or one."""
+    """N, outputs per sequence or token: the labels, start and end, or one."""
     if config.head.kind in ("classification", "tokens"):
         return config.head.labels
     return 2 if config.head.kind == "span" else 1
 
 
 def lm_weight(params: Any, config: ModelConfig) -> Weight:
-    """The rows of the vocabulary [V, D], of an lm or mlm head: the embeddings when tied.
+    """The output table [V, D] of an lm or mlm head: the embeddings when tied.
 
-    Of an mlm head their width is that of the embeddings.
+    For an mlm head, it is as wide as the embeddings.
     """
     if config.tied:
         return params["embedding"]
@@ -117,19 +117,19 @@ def logits(
     segment_ids: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """What the model's head makes of hidden states, in float32.
+    """Applies the model's head to hidden states; the result is float32.
 
     Args:
-        params: the model's.
-        hidden: [B, S, D]; for lm and mlm S may also be some positions of the rows.
-        config: the model's; its head says which.
-        segment_ids: int32 [B, S], 0 is padding; by default there is none. Only heads of sequences
-            read it. A row of padding has finite logits that mean nothing.
-        key: for dropout before the output, of heads other than lm and mlm; None switches it off.
+        params: model parameters.
+        hidden: [B, S, D]; for lm and mlm, S may be a subset of the rows' positions.
+        config: model configuration.
+        segment_ids: int32 [B, S], 0 is padding; no padding by default. Only sequence heads read
+            it. A row of only padding has finite, meaningless logits.
+        key: key for dropout before the output, in heads other than lm and mlm; None disables it.
 
     Returns:
-        [B, S, V] of lm and mlm, [B, S] of rtd (of that the token was replaced) and value, [B, N] of
-        classification, [B, S, N] of tokens, [B, S, 2] of span (start, end), and [B] of reward.
+        [B, S, V] for lm and mlm, [B, S] for rtd (logit of "replaced") and value, [B, N] for
+        classification, [B, S, N] for tokens, [B, S, 2] for span (start, end), and [B] for reward.
 
     Raises:
         ValueError: the model has no head.
@@ -154,22 +154,22 @@ def segment_rewards(
     *,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """A number for each segment of a row, by a head of kind reward.
+    """A score for each segment of a row, from a head of kind reward.
 
     Args:
-        params: the model's.
+        params: model parameters.
         hidden: [B, S, D].
-        config: the model's.
-        segment_ids: int32 [B, S]: 1 to K, wherever in the row; 0 is padding.
+        config: model configuration.
+        segment_ids: int32 [B, S]: 1 to K, anywhere in the row; 0 is padding.
         count: K.
-        key: for dropout before the output; None switches it off.
+        key: key for dropout before the output; None disables it.
 
     Returns:
-        Float32 [B, K], segment k + 1's at k, and whether there is such a segment, bool [B, K];
-        where there is none the number means nothing.
+        Float32 scores [B, K], that of segment k + 1 at index k, and bool [B, K], whether the
+        segment exists; the scores of absent segments are meaningless.
 
     Raises:
-        ValueError: a model with another head.
+        ValueError: the model has another head.
     """
     if config.head.kind != "reward":
         raise ValueError(
@@ -181,7 +181,7 @@ def segment_rewards(
 
 
 def _outputs_of(head: Any, x: jax.Array, config: ModelConfig, key: jax.Array | None) -> jax.Array:
-    """[B, S, N] of states [B, S, D], by a head that is no table; [B, S] of one number each."""
+    """Applies a linear head to states [B, S, D]: [B, S, N], or [B, S] for scalar heads."""
     x = _transform(head, x, config)
     x = layers.dropout(x, config.dropout.classifier, key, axes=layers.hidden_axes(x))
     out = _capped(_linear(head, "out", x), config)
@@ -198,20 +198,21 @@ def _vocabulary_logits(params: Any, hidden: jax.Array, config: ModelConfig) -> j
 
 
 def mlm_states(params: Any, hidden: jax.Array, config: ModelConfig) -> jax.Array:
-    """What an mlm head multiplies by `lm_weight`: [B, S, D] to the embeddings' width."""
+    """The mlm head's states before `lm_weight`: [B, S, D] to the embeddings' width."""
     return _transform(params.get("head"), hidden, config)
 
 
 def pooled(
     params: Any, hidden: jax.Array, config: ModelConfig, *, segment_ids: jax.Array | None = None
 ) -> jax.Array:
-    """BERT's pooler (Devlin et al. 2019, section 3.1): a state for each row, [B, D].
+    """BERT's pooler (Devlin et al. 2019, section 3.1): one state per row, [B, D].
 
     Args:
-        params: of a model of head kind none with a dense layer, or with `head.next_sentence`.
+        params: parameters of a model with `head.next_sentence`, or with head kind none and a dense
+            layer.
         hidden: [B, S, D].
-        config: the model's.
-        segment_ids: int32 [B, S], 0 is padding; by default there is none.
+        config: model configuration.
+        segment_ids: int32 [B, S], 0 is padding; no padding by default.
 
     Raises:
         ValueError: the model has no pooler.
@@ -222,14 +223,14 @@ def pooled(
         return jnp.tanh(states)[:, 0].astype(hidden.dtype)
     if head.kind != "none" or not head.dense:
         raise ValueError(
-            f"head.kind={head.kind}: the model has no pooler; it belongs to kind none with "
-            "head.dense, and to head.next_sentence"
+            f"head.kind={head.kind}: the model has no pooler; set head.next_sentence, or "
+            "head.kind=none with head.dense"
         )
     return _transform(params["head"], _pool(hidden, segment_ids, head.pool), config)[:, 0]
 
 
 def _transform(head: Any, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """norm(activation(dense x)), as far as the head has them."""
+    """norm(activation(dense x)), with the layers that the head has."""
     if not config.head.dense:
         return x
     x = ACTIVATIONS[config.head.activation](_linear(head, "dense", x)).astype(x.dtype)
@@ -237,7 +238,7 @@ def _transform(head: Any, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def _linear(params: Any, name: str, x: jax.Array) -> jax.Array:
-    """x [B, S, D] times a weight and plus its bias, in float32."""
+    """x [B, S, D] times a weight plus its bias, in float32."""
     out = einsum("bsd,de->bse", x, params[name], layers.hidden_axes(x))
     out = out.astype(_wide(out))
     bias = params.get(f"{name}_bias")
@@ -254,7 +255,7 @@ def _wide(x: jax.Array) -> jnp.dtype:
 
 
 def _pool(x: jax.Array, segment_ids: jax.Array | None, how: str) -> jax.Array:
-    """The state that stands for each row, [B, 1, D]: never simply that at position 0 or -1."""
+    """The pooled state of each row, [B, 1, D]; padding is skipped on either side."""
     if segment_ids is not None:
         return _pool_each(x, (jnp.asarray(segment_ids) != 0)[..., None], how)
     x = mesh.place(x, ("batch", None, None))
@@ -264,7 +265,7 @@ def _pool(x: jax.Array, segment_ids: jax.Array | None, how: str) -> jax.Array:
 
 
 def _pool_each(x: jax.Array, there: jax.Array, how: str) -> jax.Array:
-    """The states [B, K, D] that stand for K sets of tokens of each row, there [B, S, K]."""
+    """The pooled states [B, K, D] of K sets of tokens per row, given as masks [B, S, K]."""
     x, there = (mesh.place(array, ("batch", None, None)) for array in (x, there))
     if how == "mean":
         weights = there.astype(_wide(x))

@@ -1,4 +1,4 @@
-"""Norms, positions, dropout and the MLP: specs and the functions over them."""
+"""Norms, rotary positions, biases and dropout: specs and functions."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,15 +14,15 @@ from llmjax.spec import Param
 from llmjax.weights import scaled_bias
 
 HIDDEN = ("batch", "sequence", None)  # logical axes of activations [B, S, D] within blocks
-STREAM = ("batch", "stream", None)  # of the residual stream between them, and its norms
+STREAM = ("batch", "stream", None)  # the same for the residual stream between blocks
 
 
 class Where(NamedTuple):
-    """Which part of a batch activations are of, for dropout.
+    """Where activations are in their batch, for dropout.
 
     Attributes:
-        rows: int32 [B], the number of each row among all of its batch; None: 0, 1, …
-        positions: int32 [S], the number of each position in its row; None: 0, 1, …
+        rows: int32 [B], the number of each row in the whole batch; None means 0, 1, …
+        positions: int32 [S], the number of each position in its row; None means 0, 1, …
     """
 
     rows: jax.Array | None = None
@@ -33,27 +33,27 @@ EVERYWHERE = Where()
 
 
 def hidden_axes(x: jax.Array) -> mesh.Axes:
-    """Logical axes of x [B, S, D], which may have too few positions to be split by them."""
+    """Logical axes of x [B, S, D]; positions are not split if there are too few of them."""
     return HIDDEN if x.shape[1] % mesh.size("sequence") == 0 else (HIDDEN[0], None, None)
 
 
 def stream_axes(length: int) -> mesh.Axes:
-    """Logical axes of the residual stream [B, S, D] of this length, which may be too short."""
+    """Logical axes of the residual stream [B, S, D]; short sequences are not split."""
     return STREAM if length % mesh.size("stream") == 0 else HIDDEN
 
 
 def to_stream(x: jax.Array) -> jax.Array:
-    """What a block adds, [B, S, D], as the residual stream lies."""
+    """Reshards an update [B, S, D] like the residual stream."""
     return mesh.place(x, stream_axes(x.shape[1]))
 
 
 def from_stream(x: jax.Array) -> jax.Array:
-    """The residual stream, [B, S, D], as products within a block need it."""
+    """Reshards the residual stream [B, S, D] for the products within a block."""
     return mesh.place(x, HIDDEN)
 
 
 def residual_init(config: ModelConfig) -> initializers.Initializer:
-    """Of projections into the residual stream, whose variance 2·L of them add up to."""
+    """Initializer of projections into the residual stream, to which 2·L of them add."""
     return initializers.normal(config.init_std / math.sqrt(2 * config.num_layers))
 
 
@@ -65,9 +65,9 @@ def norm_spec(
     """The parameters of a norm.
 
     Args:
-        config: the model's.
-        shape: of what is normed; by default [D].
-        axes: the logical axes of these dimensions; by default none has one.
+        config: model configuration.
+        shape: the normalized dimensions; by default [D].
+        axes: the logical axes of these dimensions; none by default.
     """
     shape = (config.embed_dim,) if shape is None else shape
     axes = (None,) * len(shape) if axes is None else axes
@@ -79,12 +79,12 @@ def norm_spec(
 
 
 def norm(params: dict[str, Any] | None, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """The model's norm of x [..., D]; without parameters x itself."""
+    """The model's norm of x [..., D]; x itself without parameters."""
     return x if params is None else normalize(params, x, config.norm, config.norm_epsilon)
 
 
 def normalize(params: dict[str, Any], x: jax.Array, kind: str, epsilon: float) -> jax.Array:
-    """LayerNorm or RMSNorm, by `ModelConfig.norm`, of x in float32, over the axes of the scale."""
+    """LayerNorm or RMSNorm (a `ModelConfig.norm`) over the scale's axes, computed in float32."""
     scale = params["scale"]
     over = tuple(range(-scale.ndim, 0))
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -101,17 +101,17 @@ def normalize(params: dict[str, Any], x: jax.Array, kind: str, epsilon: float) -
 def rope_tables(
     positions: jax.Array, config: ModelConfig, kind: str = "global"
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, S, C/2] of the rotation at positions [B, S] in layers of a kind."""
+    """Cosines and sines [B, S, C/2] of the rotations at positions [B, S], by kind of layer."""
     angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config, kind)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rope_frequencies(config: ModelConfig, kind: str = "global") -> jax.Array:
-    """Radians by which a step turns each pair of channels, [C/2] (Su et al. 2021, equation 15).
+    """The rotation of each channel pair per position, [C/2] radians (Su et al. 2021, equation 15).
 
-    Stretched in global layers: position interpolation (Chen et al. 2023, equation 4), or Llama
-    3.1's, between full and none for wavelengths that fit the original length between
-    `low_frequency` and `high_frequency` times.
+    Global layers may scale them: by position interpolation (Chen et al. 2023, equation 4), or by
+    Llama 3.1's ramp, from full scaling for wavelengths that fit the original length up to
+    `low_frequency` times to none for those that fit it `high_frequency` times.
     """
     rope, local = config.rope, kind == "local"
     theta = rope.local_theta if local and rope.local_theta else rope.theta
@@ -137,7 +137,7 @@ def rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def add_bias(x: jax.Array, params: dict[str, Any], name: str) -> jax.Array:
-    """x plus the bias of the projection `name`, where it has one."""
+    """x plus the bias of the projection `name`, if it has one."""
     bias = params.get(f"{name}_bias")
     return x if bias is None else x + scaled_bias(params[name], bias).astype(x.dtype)
 
@@ -149,16 +149,16 @@ def dropout(
     where: Where = EVERYWHERE,
     axes: mesh.Axes = HIDDEN,
 ) -> jax.Array:
-    """Zeroes a share of x and scales up the rest; the identity without a key.
+    """Zeroes a random share of x and scales up the rest; the identity without a key.
 
-    What is dropped depends on a number's row, position and channel alone: however a batch is cut,
-    over devices, stages or in time, the same numbers are.
+    The mask depends only on an element's row, position and channel, so it is the same however a
+    batch is split over devices, pipeline stages or accumulation steps.
 
     Args:
         x: activations [B, S, D], or [S, D].
-        rate: the share.
-        key: for the draw; None switches it off.
-        where: what the numbers of its rows and positions are.
+        rate: the probability that an element is zeroed.
+        key: dropout key; None disables dropout.
+        where: row and position numbers of x.
         axes: the logical axes of x.
     """
     if key is None or rate == 0.0:

@@ -17,13 +17,13 @@ from llmjax.weights import einsum
 
 @jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
-    """x·Φ(x), Φ being the normal distribution function (Hendrycks & Gimpel 2016)."""
+    """x·Φ(x), where Φ is the standard normal CDF (Hendrycks & Gimpel 2016)."""
     return jax.nn.gelu(x, approximate=False)
 
 
 @gelu.defjvp
 def _gelu_slope(primals, tangents):
-    """Φ(x) + x·φ(x), written out: jax 0.12 has no derivative of erf within a `shard_map`."""
+    """Φ(x) + x·φ(x), explicit because jax 0.12 cannot differentiate erf within a `shard_map`."""
     (x,), (tangent,) = primals, tangents
     below = 0.5 * jax.lax.erfc(-x * math.sqrt(0.5))
     density = jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)

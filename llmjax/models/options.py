@@ -1,4 +1,4 @@
-"""The parts of a model's configuration."""
+"""Groups of options in a model's configuration."""
 
 import dataclasses
 from typing import Literal
@@ -10,13 +10,13 @@ Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh"]
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-    """Shares of activations that training drops, by place.
+    """Dropout rates in training.
 
     Attributes:
         embedding: of the embedded tokens.
         attention: of the attention weights.
-        hidden: of what attention and MLP add to the residual stream.
-        classifier: of what the output of a head other than a language model's reads.
+        hidden: of the outputs of attention and MLP.
+        classifier: of the inputs of output layers, except in heads lm and mlm.
     """
 
     embedding: float = 0.0
@@ -27,22 +27,22 @@ class Dropout:
     def __post_init__(self) -> None:
         for name, rate in dataclasses.asdict(self).items():
             if not 0.0 <= rate < 1.0:
-                raise ValueError(f"dropout.{name}={rate}: a share dropped is in [0, 1)")
+                raise ValueError(f"dropout.{name}={rate}: a dropout rate must be in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """How layers run in stages, on a mesh that has several.
+    """The pipeline schedule, on a mesh with several stages.
 
-    With P stages, M micro-batches and V rounds each device waits for (P-1) / (V·M + P-1) of the
-    time: more of either shortens that.
+    With P stages, M micro-batches and V rounds, each device is idle for (P-1) / (V·M + P-1) of the
+    time: more micro-batches or rounds reduce this.
 
     Attributes:
         microbatches: M, parts of the batch that follow each other through the stages, a multiple of
-            P; 0 means 4·P, or the most below it that the rows divide into.
+            P; 0 means 4·P, or the largest smaller number that the rows divide into.
         rounds: V, how often a micro-batch passes each stage, with 1/V of its layers each time
-            (interleaved schedule, Narayanan et al. 2021, section 2.2); more rounds talk more, and
-            the backward pass holds the rounded weights of every step.
+            (interleaved schedule, Narayanan et al. 2021, section 2.2); more rounds communicate
+            more, and the backward pass holds the rounded weights of every step.
     """
 
     microbatches: int = 0
@@ -55,14 +55,14 @@ class Pipeline:
 
 @dataclasses.dataclass(frozen=True)
 class Embedding:
-    """From tokens to the residual stream.
+    """The input embedding.
 
     Attributes:
-        dim: width of the tables, projected to D where it is another (ELECTRA); 0 means D.
+        dim: width of the tables, projected to D if they differ (ELECTRA); 0 means D.
         scaled: whether token embeddings are multiplied by √D (Vaswani et al. 2017, section 3.4).
         norm: whether a norm follows (BERT).
-        token_types: how many kinds of token have an embedding: BERT's two sentences.
-        offset: row of the learned positions that the first token has; RoBERTa's is 2.
+        token_types: number of token types with an embedding; 2 for BERT's sentence pairs.
+        offset: row of the first token in the table of learned positions; 2 in RoBERTa.
     """
 
     dim: int = 0
@@ -77,17 +77,17 @@ class Embedding:
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """Who attends to whom, and how scores are formed.
+    """Which tokens attend to which, and how scores are computed.
 
     Attributes:
-        causal: whether a token sees itself and what is before it only.
+        causal: whether a token only sees itself and earlier tokens.
         pattern: kinds of attention, repeated over the layers: global sees the whole sequence,
             local only tokens at a distance below the window.
-        window: of local layers.
+        window: window of local layers, in tokens.
         scale_dim: scores are divided by its square root; 0 means C.
-        cap: scores are bent into ±cap by a hyperbolic tangent (Gemma 2); 0 leaves them.
-        qk_norm: RMSNorm of queries and keys: over a head's channels (Qwen3, Gemma 3), or all
-            heads' together (OLMo 2).
+        cap: soft-caps scores to ±cap with tanh (Gemma 2); 0 disables it.
+        qk_norm: RMSNorm of queries and keys, over each head's channels (head: Qwen3, Gemma 3) or
+            over all heads together (width: OLMo 2).
     """
 
     causal: bool = True
@@ -111,18 +111,18 @@ class Attention:
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions (Su et al. 2021), of global layers and of local ones.
+    """Rotary positions (Su et al. 2021) of global and local layers.
 
     Attributes:
         theta: base of the wavelengths.
-        local_theta: base of local layers'; 0 means theta.
-        scaling: how global layers' wavelengths are stretched for long sequences: linear, all by
+        local_theta: base in local layers; 0 means theta.
+        scaling: how wavelengths of global layers are stretched for long sequences: linear, all by
             the factor (Chen et al. 2023); llama3, only those that are long for the original
             length, with a ramp between (the Llama team 2024).
-        factor: of the stretching.
-        low_frequency: of llama3: wavelengths above original_length over this are stretched.
-        high_frequency: of llama3: wavelengths below original_length over this are left.
-        original_length: of llama3: the length that the model was first trained for.
+        factor: by which wavelengths are stretched.
+        low_frequency: for llama3: wavelengths above original_length over this are stretched.
+        high_frequency: for llama3: wavelengths below original_length over this are unchanged.
+        original_length: for llama3: the sequence length of the original training.
     """
 
     theta: float = 10000.0
@@ -151,17 +151,17 @@ class Disentangled:
     """Disentangled attention to content and relative position (He et al. 2021, DeBERTa).
 
     Attributes:
-        terms: of scores besides content-to-content: c2p, content to position, and p2c, position
+        terms: score terms besides content-to-content: c2p, content to position, and p2c, position
             to content; none means ordinary attention.
-        max_distance: farthest relative position; farther ones are taken for it.
-        buckets: relative positions on each side of 0 that are told apart, the near half exactly
-            and the far half by logarithm (DeBERTa v2); 0 tells all max_distance apart.
-        shared: whether positions are projected by the content's weights.
+        max_distance: largest relative position; larger ones are clipped to it.
+        buckets: distinct relative positions on each side of 0, exact in the near half and
+            logarithmic in the far half (DeBERTa v2); 0 keeps all max_distance distinct.
+        shared: whether positions are projected with the content weights.
         norm: whether a LayerNorm follows the table of relative positions.
-        convolution: width of the convolution beside the first layer (v2-xlarge); 0 has none.
-        convolution_activation: behind the convolution.
+        convolution: width of the convolution beside the first layer (v2-xlarge); 0 for none.
+        convolution_activation: activation after the convolution.
         mask_decoder: applications of the last layer in the enhanced mask decoder of an mlm head,
-            which brings absolute positions in (section 3.2; 2 there); 0 has none.
+            which adds absolute positions (section 3.2; 2 there); 0 for none.
     """
 
     terms: tuple[Literal["c2p", "p2c"], ...] = ()
@@ -180,13 +180,11 @@ class Disentangled:
         if set(self.terms) - {"c2p", "p2c"} or len(set(self.terms)) < len(self.terms):
             raise ValueError(f"disentangled.terms={','.join(self.terms)}: name c2p, p2c or both")
         if self.convolution and self.convolution % 2 == 0:
-            raise ValueError(
-                f"disentangled.convolution={self.convolution}: an odd width has a middle"
-            )
+            raise ValueError(f"disentangled.convolution={self.convolution}: the width must be odd")
 
     @property
     def span(self) -> int:
-        """Relative positions told apart on each side of 0; the table has twice as many rows."""
+        """Distinct relative positions on each side of 0; the table has twice as many rows."""
         return self.buckets or self.max_distance
 
 
@@ -195,13 +193,13 @@ class Experts:
     """A mixture of experts in place of every MLP (Shazeer et al. 2017; Fedus et al. 2022).
 
     Attributes:
-        count: E, experts of a layer; 0 has a plain MLP.
+        count: E, experts of a layer; 0 for a plain MLP.
         per_token: experts that each token goes to.
         dim: width inside an expert; 0 means mlp_dim.
         normalized: whether the chosen experts' weights sum to one.
         balance: weight of the load-balancing loss.
-        capacity: how many times an expert's mean number of tokens it takes of a sequence in
-            training; others pass it by. 0 drops none (GShard's 2, Switch's 1.25).
+        capacity: most tokens of a sequence that an expert takes in training, as a multiple of the
+            mean; the rest skip it. 0 means no limit (GShard uses 2, Switch 1.25).
     """
 
     count: int = 0
@@ -221,21 +219,21 @@ class Experts:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What is read off the hidden states.
+    """The output head.
 
     Attributes:
         kind: none; lm, the next token; mlm, masked tokens; rtd, whether a token was replaced;
-            classification, a label for a sequence; tokens, a label for each token; span, where
-            an answer starts and ends; reward, a number for a sequence; value, one for each token.
-        labels: N, of classification and tokens.
-        pool: the token whose state stands for a sequence, or the mean over its tokens.
+            classification, a label per sequence; tokens, a label per token; span, start and end
+            of an answer; reward, a number per sequence; value, a number per token.
+        labels: N, number of labels for classification and tokens.
+        pool: the token whose state represents a sequence, or the mean over its tokens.
         dense: whether a dense layer comes before the output.
         activation: of the dense layer.
         norm: whether a norm follows the dense layer.
-        bias: whether the output has one.
-        cap: logits are bent into ±cap by a hyperbolic tangent (Gemma 2); 0 leaves them.
-        next_sentence: whether BERT's pooler and next-sentence output are there too; they are
-            kept and never trained, as they do not help (Liu et al. 2019, section 4.2).
+        bias: whether the output layer has a bias.
+        cap: soft-caps logits to ±cap with tanh (Gemma 2); 0 disables it.
+        next_sentence: whether to keep BERT's pooler and next-sentence output; they are never
+            trained, as they do not help (Liu et al. 2019, section 4.2).
     """
 
     kind: Literal[
@@ -257,8 +255,8 @@ class Head:
         for name in ("dense", "bias", "next_sentence"):
             if self.kind == "lm" and getattr(self, name):
                 raise ValueError(
-                    f"head.{name}=True: a head of kind lm is a table and nothing else; choose kind "
-                    "mlm or leave it out"
+                    f"head.{name}=True: a head of kind lm is only a table; choose kind mlm, or "
+                    f"leave {name} unset"
                 )
         if self.norm and not self.dense:
             raise ValueError("head.norm=True: the norm follows a dense layer; set head.dense")

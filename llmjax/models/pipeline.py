@@ -1,19 +1,19 @@
-"""Layers in stages, each on devices of its own, through which micro-batches follow each other.
+"""Pipeline parallelism: stages of layers, each on its own devices, process micro-batches in turn.
 
 One round is GPipe's schedule (Huang et al. 2019). With V rounds a stage has V groups of layers, and
 micro-batches go around the ring of P stages V times, P of them at a time (Narayanan et al. 2021,
-section 2.2): the time to fill and to drain the pipeline is that of fewer layers. In step t, stage p
-works on item n = t - p of V·M, whose place says which micro-batch and which round it is:
+section 2.2): filling and draining the pipeline takes the time of fewer layers. In step t, stage p
+works on item n = t - p of V·M, which encodes its round and micro-batch:
 
     n = chunk · P·V + round · P + place        micro-batch = chunk · P + place
 
-The item of the next round then arrives at the first stage just when its turn comes. In
-V·M + P - 1 steps each stage works in V·M; in the others it computes what nobody reads.
+An item of the next round thus arrives at the first stage exactly when it is due. Of the V·M + P - 1
+steps, each stage works in V·M; the results of its other steps are discarded.
 
 Between steps every stage holds M/P micro-batches of the stream, before they enter and after they
-leave: those of a chunk move one stage towards the first in each step, which swaps one that has come
-out for one that goes in. So no stage has more of the stream than another, and the embedding and
-the head, which are outside, are computed by all stages, each for its own rows.
+leave: those of a chunk move one stage towards the first in each step, and the first stage swaps a
+finished micro-batch for the next one. So all stages hold equal shares of the stream. The embedding
+and the head are outside the pipeline: every stage computes them for its own rows.
 """
 
 import functools
@@ -33,7 +33,7 @@ AXIS = "stage"
 
 
 class Schedule(NamedTuple):
-    """P, V and M of the head of this file."""
+    """P, V and M of the module docstring."""
 
     stages: int
     rounds: int
@@ -41,7 +41,7 @@ class Schedule(NamedTuple):
 
     @property
     def chunk(self) -> int:
-        """Steps in which P micro-batches pass a stage in all rounds."""
+        """Steps in which P micro-batches pass a stage in all rounds, P·V."""
         return self.stages * self.rounds
 
     @property
@@ -51,26 +51,26 @@ class Schedule(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """All of them."""
+        """All steps, including those in which a stage is idle."""
         return self.items + self.stages - 1
 
     @property
     def bubble(self) -> float:
-        """The share of the steps in which a stage waits."""
+        """The share of steps in which a stage is idle."""
         return 1 - self.items / self.steps
 
 
 def schedule(config: Pipeline, rows: int, layers: int, period: int = 1) -> Schedule:
-    """That of a batch on the current mesh.
+    """The schedule of a batch on the current mesh.
 
     Args:
-        config: the wishes.
+        config: pipeline options.
         rows: B.
         layers: L.
-        period: of the pattern of layers.
+        period: length of the layers' pattern.
 
     Raises:
-        ValueError: the layers or the rows do not divide.
+        ValueError: the layers or the rows do not divide evenly.
     """
     stages = mesh.size("layers")
     groups = stages * config.rounds
@@ -79,17 +79,17 @@ def schedule(config: Pipeline, rows: int, layers: int, period: int = 1) -> Sched
         raise ValueError(
             f"{layers} layers do not divide into {groups} equal groups{patterns} "
             f"(mesh.stage={stages} × model.pipeline.rounds={config.rounds}): choose stages and "
-            "rounds that do"
+            "rounds that divide them"
         )
-    # A micro-batch has a row for every device that shares the batch of a stage.
+    # A micro-batch needs a row for every data-parallel device of a stage.
     most = rows // (mesh.size("batch") // stages)
     fits = [m for m in range(stages, most + 1, stages) if most % m == 0]
     wanted = config.microbatches
     if not fits:
         raise ValueError(
             f"a batch of {rows} rows does not divide into micro-batches for {stages} stages "
-            f"(mesh.stage) of {mesh.size('batch') // stages} devices that share each: choose a "
-            "batch_size that their product divides"
+            f"(mesh.stage) of {mesh.size('batch') // stages} data-parallel devices: choose a "
+            "batch_size that is a multiple of the product"
         )
     if wanted and wanted not in fits:
         raise ValueError(
@@ -111,20 +111,20 @@ def run(
     """Applies all layers, in the stages of the current mesh.
 
     Args:
-        body: (x [b, S, D], layers [k, ...], rows [b, ...], shared) to the activations behind a
+        body: (x [b, S, D], layers [k, ...], rows [b, ...], shared) to the activations after a
             group of layers, and sums over its rows, stacked by layer.
         x: activations [B, S, D].
         layers: a tree of arrays [L, ...].
-        rows: a tree of integers [B, ...] or [B, S, ...], what the body knows of the rows.
+        rows: a tree of integers [B, ...] or [B, S, ...], per-row inputs of the body.
         shared: a tree of arrays that all layers read.
-        config: how.
-        period: of the pattern of layers.
+        config: pipeline options.
+        period: length of the layers' pattern.
 
     Returns:
         The last activations, and the sums over all rows, by stage.
 
     Raises:
-        ValueError: as `schedule`.
+        ValueError: as in `schedule`.
     """
     plan = schedule(config, x.shape[0], jax.tree.leaves(layers)[0].shape[0], period)
     layers, restore = _without_keys(layers)
@@ -140,20 +140,20 @@ def run(
 
 
 def _stage(body, plan: Schedule, x, layers, rows, shared):
-    """What one stage does."""
+    """The program of one stage."""
     here = jax.lax.axis_index(AXIS)
     columns = plan.microbatches // plan.stages
     positions = stream_axes(x.shape[1])[1]
     stream = _cut(x, columns, positions)
-    # A chunk comes out while the next one goes in, and takes its place.
+    # A finished chunk takes the place of the next one as that enters.
     stream = jnp.concatenate([stream, jnp.zeros_like(stream[:1])])
     groups = jax.tree.map(lambda leaf: _deal(leaf, plan), layers)
-    # Every stage works on all rows: those of all stages, one behind the other.
+    # Every micro-batch passes every stage, so each needs the rows of all stages.
     gather = functools.partial(jax.lax.all_gather, axis_name=AXIS, tiled=True)
     rows = jax.tree.map(lambda leaf: gather(_cut(leaf, columns, "sequence")), rows)
 
     def swap(time, passed, stream):
-        """At the first stage, what has come out for what goes in; then moves the column on."""
+        """Swaps the finished for the entering micro-batch at stage 0, then moves the column on."""
         chunk = time // plan.chunk
         column = _at(stream, chunk)
         entering = jnp.where(here == 0, column, passed)
@@ -169,7 +169,7 @@ def _stage(body, plan: Schedule, x, layers, rows, shared):
         chunk, rest = jnp.divmod(jnp.clip(item, 0, plan.items - 1), plan.chunk)
         turn, place = jnp.divmod(rest, plan.stages)
         own = jax.tree.map(lambda leaf: _at(leaf, place * columns + chunk), rows)
-        # A group that is the same in all steps is kept for the backward pass once.
+        # With one round, an index per step would keep a copy of the group for every step.
         pick = (lambda leaf: leaf[0]) if plan.rounds == 1 else functools.partial(_at, index=turn)
         x, sums = body(x, jax.tree.map(pick, groups), own, shared)
         sums = jax.tree.map(lambda found: jnp.where(live, found, 0), sums)
@@ -181,7 +181,7 @@ def _stage(body, plan: Schedule, x, layers, rows, shared):
 
 
 def _move(x, plan: Schedule, by: int):
-    """To the next stage, or to the one before; around the ring."""
+    """Sends x to the next stage of the ring (by = 1) or the previous one (by = -1)."""
     ring = [(stage, (stage + by) % plan.stages) for stage in range(plan.stages)]
     return jax.lax.ppermute(x, AXIS, ring)
 
@@ -191,7 +191,7 @@ def _at(x, index):
 
 
 def _cut(x, columns: int, positions: str | None):
-    """A stage's rows [B/P, ...] as micro-batches [columns, b, ...], each over all its devices."""
+    """A stage's rows [B/P, ...] as micro-batches [columns, b, ...], each on all its devices."""
     axes = ("batch", None, positions, None)[: x.ndim + 1]
     split = mesh.sharded(jnp.reshape, axes)
     return jnp.swapaxes(split(x, (x.shape[0] // columns, columns, *x.shape[1:])), 0, 1)
@@ -205,10 +205,10 @@ def _join(x, positions: str | None):
 
 
 def _deal(leaf, plan: Schedule):
-    """The groups of layers that a stage works with, [V, k, ...], of the layers [V·k, ...] it holds.
+    """Exchanges the layers a stage holds, [V·k, ...], for the groups it runs, [V, k, ...].
 
-    Parameters lie in the order of the layers, whatever the schedule. So group g, which stage g // V
-    holds, has to get to stage g mod P, for its round g // P: once a step, V groups each.
+    Parameters are stored in layer order, whatever the schedule. So group g, held by stage g // V,
+    must be sent to stage g mod P for its round g // P: V groups per stage, once a step.
     """
     held = leaf.reshape(plan.rounds, -1, *leaf.shape[1:])
     if plan.rounds == 1:
@@ -225,10 +225,10 @@ def _deal(leaf, plan: Schedule):
 
 
 def deals(plan: Schedule) -> list[list[tuple[int, int]]]:
-    """V turns, in each of which every stage sends one group and gets one: their numbers, by stage.
+    """V turns in which every stage sends one group and receives one: (sent, received) by stage.
 
-    Stage p holds the groups from p·V on, so stages p and p + P/d, d being gcd(P, V), have groups
-    for the same d stages in a row: in one turn they send different ones of these.
+    Stage p holds the groups from p·V on. With d = gcd(P, V), stages p and p + P/d hold groups for
+    the same d stages in a row: in one turn they send to different ones of these.
     """
     stages, rounds = plan.stages, plan.rounds
     common = math.gcd(stages, rounds)
@@ -245,7 +245,7 @@ def deals(plan: Schedule) -> list[list[tuple[int, int]]]:
 
 
 def _without_keys(layers: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Layers with the integers of PRNG keys in their place, and what makes keys of them again."""
+    """Layers with PRNG keys replaced by their integers, and a function that restores the keys."""
 
     def is_key(leaf):
         return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

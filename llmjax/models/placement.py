@@ -1,4 +1,4 @@
-"""What a model and a batch must be like for the current mesh."""
+"""Checks that a model and a batch fit the current mesh."""
 
 from llmjax import mesh
 from llmjax.models import pipeline
@@ -9,16 +9,16 @@ def require_fits(config: ModelConfig, rows: int, length: int, *, cached: bool = 
     """Raises ValueError unless the current mesh can run the model on rows [B, S].
 
     Args:
-        config: the model's.
+        config: model configuration.
         rows: B.
         length: S.
-        cached: whether there is a cache.
+        cached: whether the model runs with a cache.
     """
     stages, devices = mesh.size("layers"), mesh.size("sequence")
     if cached and (stages > 1 or devices > 1):
         raise ValueError(
-            f"a cache has no stages (mesh.stage={stages}) and is not shared by devices "
-            f"(mesh.context={devices}): write with a mesh from `mesh.for_decoding`"
+            f"a cache supports neither stages (mesh.stage={stages}) nor context parallelism "
+            f"(mesh.context={devices}): decode with a mesh from `mesh.for_decoding`"
         )
     if stages > 1:
         _require_stages(config, rows, stages)
@@ -41,7 +41,7 @@ def _require_stages(config: ModelConfig, rows: int, stages: int) -> None:
     decodes = config.disentangled.mask_decoder and config.head.kind == "mlm"
     if decodes or not config.scan_layers:
         raise ValueError(
-            f"mesh.stage={stages}: stages need layers that are alike and stacked, without "
-            "DeBERTa's mask decoder; set model.scan_layers=True, or mesh.stage=1"
+            f"mesh.stage={stages}: stages need identical, stacked layers without DeBERTa's mask "
+            "decoder; set model.scan_layers=True, or mesh.stage=1"
         )
     pipeline.schedule(config.pipeline, rows, config.num_layers, len(config.attention.pattern))

@@ -1,9 +1,8 @@
-"""Keys and values before all tokens, which `peft.prefix` adds to attention (Li & Liang 2021).
+"""Prefix keys and values before all tokens, added by `peft.prefix` (Li & Liang 2021).
 
 A layer has "prefix_key" and "prefix_value" [K, P, C] among the parameters of its attention. Every
-query sees all of them, whatever its segment, its window and its direction. They are used as they
-are, neither rotated nor normed, and tokens have the positions from P on: as where `transformers`
-finds them in the cache.
+query sees all of them, regardless of segment, window and direction. They are neither rotated nor
+normalized, and token positions start at P, as in `transformers`, which puts prefixes in the cache.
 """
 
 import functools
@@ -23,13 +22,13 @@ _ROWS = ("batch", "kv_heads", None, "sequence", None)  # [B, K, G, S, ...]
 
 
 def length_of(attention: dict[str, Any]) -> int:
-    """P of a layer's attention, or of a stack of them; 0 without a prefix."""
+    """P of one layer's attention or of stacked layers; 0 without a prefix."""
     key = attention.get("prefix_key")
     return 0 if key is None else key.shape[-2]
 
 
 def length(params: Any) -> int:
-    """P of a model's parameters; 0 without any."""
+    """P of a model's parameters; 0 without a prefix."""
     if "prefix" in params:
         return len(params["prefix"]["embedding"])
     blocks = params["layers"]
@@ -37,14 +36,14 @@ def length(params: Any) -> int:
 
 
 def longest_row(params: Any, config: ModelConfig) -> int | None:
-    """The most tokens in a row that a model has positions for; None: it takes any number."""
+    """The maximum number of tokens in a row that the model has positions for; None: no limit."""
     return config.max_length - length(params) if config.position == "learned" else None
 
 
 def unfolded(params: Any, config: ModelConfig) -> Any:
-    """A model's parameters with the prefixes of all layers in their attention.
+    """A model's parameters with each layer's prefix among those of its attention.
 
-    Those of a reparametrisation ("prefix") are computed here, once for all layers; it is left out.
+    Computes the prefixes of a reparametrisation (entry "prefix") for all layers, and removes it.
     """
     if "prefix" not in params:
         return params
@@ -80,18 +79,18 @@ def joined(
     where: layers.Where = layers.EVERYWHERE,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention over the prefix and what else there is, [B, H, S, C].
+    """Attention over the prefix and all other keys, [B, H, S, C].
 
-    Softmaxes over parts of the keys add up by their log-sum-exps (He et al. 2022, equation 7).
-    Dropout is one over all pairs, of the same key: those with the prefix are numbered from -P on.
+    Softmaxes over parts of the keys are combined by their log-sum-exps (He et al. 2022, equation
+    7). Both parts share one dropout mask, in which prefix keys are numbered from -P on.
 
     Args:
-        params: of the layer's attention.
+        params: parameters of the layer's attention.
         queries: [B, H, S, C].
         result: attention over the rest, [B, H, S, C], and its log-sum-exps [B, H, S].
-        config: the model's.
-        where: of the queries, for dropout.
-        key: that of attention's dropout; None switches it off.
+        config: model configuration.
+        where: row and position numbers of the queries, for dropout.
+        key: the key of attention dropout; None disables dropout.
     """
 
     def join(given, key, value, where, draw):
@@ -130,7 +129,7 @@ def _attend(queries, key, value, config, where, draw) -> tuple[jax.Array, jax.Ar
 
 
 def _survivors(weights, config, where, key) -> jax.Array:
-    """Weights [B, K, G, S, P] with what dropout takes set to 0, and the others scaled up."""
+    """Applies dropout to weights [B, K, G, S, P]."""
     rate = config.dropout.attention
     if key is None or not rate:
         return weights

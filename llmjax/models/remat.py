@@ -1,4 +1,4 @@
-"""Computing activations again in the backward pass, to hold fewer of them in between."""
+"""Rematerialization: recomputing activations in the backward pass, to store fewer of them."""
 
 import functools
 import math
@@ -15,15 +15,16 @@ VECTOR = 1 << 15  # elements of the longest scale or bias; weights have more
 
 
 def recompute(function: Callable) -> Callable:
-    """`function(x, *rest)`, of which the backward pass keeps the arguments alone.
+    """`function(x, *rest)`, for which the backward pass only keeps the arguments.
 
-    As `jax.checkpoint`, whose barriers XLA:CPU removes: it then finds the second computation
-    equal to the first and keeps every value after all, or does it long before it is needed. On
-    one device x waits for the cotangent by way of a zero, which no compiler can take out.
+    XLA:CPU removes the barriers of `jax.checkpoint`: it then merges the second computation with the
+    first and keeps every value after all, or runs it long before it is needed. On one device this
+    version therefore makes x depend on the cotangent through an added zero, which no compiler can
+    remove.
 
     Args:
         function: pure; x is a tree of activations, the rest anything. Products whose results only
-            enter linearly are not done again: nobody needs them.
+            enter linearly are not recomputed, as no gradient needs them.
     """
 
     @jax.custom_vjp
@@ -45,7 +46,7 @@ def recompute(function: Callable) -> Callable:
 
 
 def _wait(kept: tuple, cotangent: Any) -> tuple:
-    """(x, rest), not known before the cotangent is: a zero that comes from it is added."""
+    """Makes (x, rest) depend on the cotangent by adding a zero computed from it."""
     first = jax.tree.leaves(cotangent)[0]
     zero = 0 * jnp.squeeze(first[(slice(0, 1),) * first.ndim])
 
@@ -54,11 +55,11 @@ def _wait(kept: tuple, cotangent: Any) -> tuple:
         return leaf + zero.astype(leaf.dtype) if waits else leaf
 
     x, rest = kept
-    # Scales and biases too: one that both passes broadcast is stored as large as what it scales.
-    # A whole weight would be copied.
+    # Scales and biases wait too: XLA stores one that both passes broadcast at its broadcast size.
+    # Weights do not, as the addition would copy them.
     return jax.tree.map(wait, x), jax.tree.map(functools.partial(wait, limit=VECTOR), rest)
 
 
 def at_level(config: ModelConfig, level: str) -> Callable[[Callable], Callable]:
-    """`recompute` where the model's `remat` is this level; else functions are left as they are."""
+    """`recompute` if the model's `remat` is this level; otherwise the identity."""
     return recompute if config.remat == level else lambda function: function

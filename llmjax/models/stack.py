@@ -60,7 +60,7 @@ def _unrolled(block, x, layers, pattern):
 
 
 def _group(leaf, period):
-    """[L, ...] to [L/p, p, ...]; layers are never split over devices, so the rest stays so."""
+    """[L, ...] to [L/p, p, ...]; the layer axis is never sharded here, so shardings are kept."""
     return leaf.reshape(-1, period, *leaf.shape[1:])
 
 

@@ -1,4 +1,4 @@
-"""The transformer: its spec, and tokens to hidden states."""
+"""The transformer: its spec, and the forward pass from tokens to hidden states."""
 
 import functools
 from typing import Any, NamedTuple
@@ -30,13 +30,13 @@ Params = Any
 
 
 class Rows(NamedTuple):
-    """What blocks know of the rows they work on.
+    """Per-row inputs of the blocks.
 
     Attributes:
         positions: int32 [B or 1, S].
         segment_ids: int32 [B, S], or None.
-        offset: int32 [B], the tokens that a cache holds of each; None without a cache.
-        where: for dropout.
+        offset: int32 [B], tokens of each row in the cache; None without a cache.
+        where: row and position numbers for dropout.
     """
 
     positions: jax.Array
@@ -46,12 +46,12 @@ class Rows(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a model computes.
+    """The outputs of a model.
 
     Attributes:
         hidden: [B, S, D], after the final norm.
-        cache: that which was given, with the tokens in it.
-        routing: where a mixture of experts sent the tokens, summed over the layers; else None.
+        cache: the given cache with the tokens appended, or None.
+        routing: routing statistics of a mixture of experts, summed over the layers, or None.
     """
 
     hidden: jax.Array
@@ -60,7 +60,7 @@ class Output(NamedTuple):
 
 
 def spec(config: ModelConfig) -> Any:
-    """The tree of `Param` of a model."""
+    """The tree of `Param` that declares a model's parameters."""
     declared = {**embedding.embedding_spec(config), "layers": _layers(config)}
     if config.disentangled.terms:
         declared["relative"] = disentangled.relative_spec(config)
@@ -73,9 +73,10 @@ def spec(config: ModelConfig) -> Any:
 
 
 def _layers(config: ModelConfig) -> Any:
-    """The blocks stacked, for a loop over them; a list where they are unrolled.
+    """The blocks' parameters: stacked for a scan, or a list if layers are unrolled.
 
-    Slicing a stack, and stacking the gradients again, would copy every weight twice a step.
+    Unrolled layers are not stacked, as slicing the stack and stacking the gradients again would
+    copy every weight twice a step.
     """
     block = blocks.block_spec(config)
     if config.scan_layers:
@@ -94,27 +95,27 @@ def apply(
     cache: KVCache | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
-    """Tokens to the hidden states that the heads read.
+    """Computes the hidden states that the heads read.
 
     Args:
-        params: as `spec` declares; `params["layers"]` may also be a list of L trees.
+        params: as declared by `spec`; `params["layers"]` may also be a list of L trees.
         tokens: int32 [B, S].
-        config: the model's.
-        segment_ids: int32 [B, S]; tokens attend within equal ones, 0 is padding. With a cache:
+        config: model configuration.
+        segment_ids: int32 [B, S]; tokens attend within equal ones, 0 is padding. With a cache,
             padding must be on the right, and is not counted.
-        positions: int32 [B, S]; by default 0, 1, … from the row's start, or behind its cache. A
-            prefix moves them all by its length.
-        token_types: int32 [B, S], for models that tell types apart; by default all 0.
+        positions: int32 [B, S]; by default 0, 1, … from the row's start, or from the end of its
+            cache. A prefix shifts them all by its length.
+        token_types: int32 [B, S], for models with token types; by default all 0.
         cache: from `empty_cache` or an earlier call; the tokens are appended to it.
-        key: for dropout; None switches it off.
+        key: dropout key; None disables dropout.
 
     Returns:
-        Hidden states [B, S, D], after the final norm, and the cache with the tokens in it.
+        Hidden states [B, S, D], after the final norm, and the cache with the tokens appended.
 
     Raises:
-        ValueError: shapes that do not fit, more tokens than learned positions or than the cache
-            has room for when it is empty (how full it is is not known before the program runs),
-            token types for a model that has none, or a cache for an encoder.
+        ValueError: shapes do not match; there are more tokens than learned positions, or more than
+            the capacity of the cache (its fill level is unknown at trace time); token types for a
+            model without them; or a cache for an encoder.
     """
     output = forward(
         params,
@@ -140,7 +141,7 @@ def forward(
     cache: KVCache | None = None,
     key: jax.Array | None = None,
 ) -> Output:
-    """As `apply`, with everything that a model computes."""
+    """Like `apply`, but returns all outputs of the model."""
     params = prefix.unfolded(params, config)
     ahead = prefix.length(params)
     _check(tokens, config, segment_ids, positions, token_types, cache, ahead)
@@ -177,12 +178,12 @@ def forward(
 
 
 def _is_balanced(config: ModelConfig) -> bool:
-    """Whether sequences are in the order of `balance`: causal ones that devices share."""
+    """Whether sequences are reordered by `balance`: causal ones split over devices."""
     return config.attention.causal and mesh.size("sequence") > 1
 
 
 def _in_order(config, tokens, token_types, rows: Rows) -> tuple[jax.Array, Any, Rows]:
-    """Tokens, their types and what is known of their rows, as devices share them."""
+    """Tokens, token types and rows, in the order in which devices share a sequence."""
     if mesh.size("sequence") == 1:
         return tokens, token_types, rows
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
@@ -203,30 +204,29 @@ def _check(tokens, config, segment_ids, positions, token_types, cache, ahead) ->
     given = {"segment_ids": segment_ids, "positions": positions, "token_types": token_types}
     for name, array in given.items():
         if array is not None and array.shape != tokens.shape:
-            raise ValueError(f"{name} {array.shape} must be as tokens are, {tokens.shape}")
+            raise ValueError(f"{name} {array.shape} must have the shape of tokens, {tokens.shape}")
     if token_types is not None and not config.embedding.token_types:
         raise ValueError(
-            "token_types are given, and the model tells no types of token apart: leave them out, "
-            "or set model.embedding.token_types"
+            "token_types are given, but the model has no token types: leave them out, or set "
+            "model.embedding.token_types"
         )
     if cache is not None:
         require_causal(config)
         if tokens.shape[1] > cache.capacity:
             raise ValueError(
-                f"{tokens.shape[1]} tokens are more than the cache holds, {cache.capacity}"
+                f"{tokens.shape[1]} tokens exceed the cache's capacity of {cache.capacity}"
             )
     require_fits(config, *tokens.shape, cached=cache is not None)
     longest = tokens.shape[1] if cache is None else cache.capacity
     if embedding.has_positions(config) and longest + ahead > config.max_length:
-        behind = f" behind a prefix of {ahead}" if ahead else ""
+        after = f" after a prefix of {ahead}" if ahead else ""
         raise ValueError(
-            f"{longest} tokens{behind} exceed the {config.max_length} learned positions of the "
-            "model"
+            f"{longest} tokens{after} exceed the {config.max_length} learned positions of the model"
         )
 
 
 def _contexts(rows: Rows, relative, config) -> dict[str, blocks.Context]:
-    """What blocks share, by kind of attention."""
+    """The blocks' shared inputs, by kind of attention."""
     contexts = {}
     for kind in dict.fromkeys(config.attention.pattern):
         window = config.attention.window if kind == "local" else 0
@@ -239,7 +239,7 @@ def _contexts(rows: Rows, relative, config) -> dict[str, blocks.Context]:
 
 
 def _per_layer(stacked, cache, keys, config) -> Any:
-    """What each block needs: its parameters, cache and dropout key.
+    """Each block's parameters, cache and dropout key.
 
     With a cache the layers are unrolled, so that each layer's cache is updated in place rather
     than copied through a loop's inputs and outputs.
@@ -258,7 +258,7 @@ def _per_layer(stacked, cache, keys, config) -> Any:
 
 
 def _run(params, x, inputs, rows: Rows, config) -> tuple[jax.Array, Any]:
-    """All blocks, the last of them as DeBERTa's mask decoder where the head asks for it."""
+    """Runs all blocks, the last one as DeBERTa's mask decoder if the head needs it."""
     block = remat.at_level(config, "full")(functools.partial(blocks.block, config))
     pattern = config.attention.pattern
     relative = None
@@ -296,7 +296,7 @@ def _run(params, x, inputs, rows: Rows, config) -> tuple[jax.Array, Any]:
 
 
 def _in_stages(run, x, inputs, rows: Rows, relative, config) -> tuple[jax.Array, Any]:
-    """All blocks, in the stages of a pipeline, in which every row keeps its number."""
+    """Runs all blocks in the stages of a pipeline, in which every row keeps its number."""
     tokens = layers.HIDDEN[:2]
     by_row = rows._replace(
         positions=mesh.place(jnp.broadcast_to(rows.positions, x.shape[:2]), tokens),
@@ -314,7 +314,7 @@ def _in_stages(run, x, inputs, rows: Rows, relative, config) -> tuple[jax.Array,
 
 
 def _routing(outs) -> Routing:
-    """Of all layers together."""
+    """The routing summed over all layers."""
     if isinstance(outs, list):
         return jax.tree.map(lambda *layers: sum(layers), *(out.routing for out in outs))
     return jax.tree.map(lambda layers: jnp.sum(layers, axis=0), outs.routing)

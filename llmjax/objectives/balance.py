@@ -17,7 +17,7 @@ def add_balance(
         metrics: its metrics.
         routing: where the model sent the batch's tokens; None of one without experts, whose loss
             stays as it is.
-        config: the model's.
+        config: model configuration.
 
     Returns:
         The loss, and the metrics with "balance", the load-balancing loss (k where tokens are spread

@@ -61,7 +61,7 @@ def classification(
       loss of a row is the mean of both, each over the places that are not padding.
 
     Args:
-        config: the model's.
+        config: model configuration.
         options: smoothing, and weights of labels; the loss is then that of PyTorch's
             `cross_entropy`.
         confusion: whether the metrics have "confusion" [N, N], how often each label (row) was taken

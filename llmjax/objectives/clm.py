@@ -14,7 +14,7 @@ def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: flo
     """-Σ log P(x_i | x_<i) over the targets of a batch (Radford et al. 2018, equation 1).
 
     Args:
-        config: the model's.
+        config: model configuration.
         label_smoothing: share of the target spread evenly over the vocabulary.
         z_loss: weight of the squared log-sum-exp.
 

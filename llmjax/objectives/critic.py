@@ -68,7 +68,7 @@ class Critic:
             params: all that is trained.
             batch: int32 [B, S] "tokens", and optionally "segment_ids" and "positions".
             hidden: the policy's, [B, S, D]; only a head on a shared backbone reads them.
-            key: for dropout; None switches it off.
+            key: dropout key; None disables dropout.
         """
         if self.shared:
             assert hidden is not None

@@ -38,11 +38,11 @@ def log_probs(
     """log P(target | the tokens up to it) for every target, without B·S×V logits in memory.
 
     Args:
-        params: the model's.
+        params: model parameters.
         batch: int32 [B, S] "tokens", "targets" (-1: none), and optionally "segment_ids" and
             "positions".
-        config: the model's.
-        key: for dropout; None switches it off.
+        config: model configuration.
+        key: dropout key; None disables dropout.
         temperature: what logits are divided by: one number, or one for each token, [B, S], if the
             model has no `head.cap`.
         entropy: whether entropies are wanted.

@@ -93,7 +93,7 @@ def preference(
     """The loss of comparisons under a language model; `PreferenceConfig` has the formulas.
 
     Args:
-        config: the model's.
+        config: model configuration.
         settings: which loss.
         reference: (params) to the reference model's parameters, a part of what is trained or
             frozen beside it; no gradient flows into them. None: the batch has what it says.

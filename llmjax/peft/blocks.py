@@ -14,7 +14,7 @@ def with_blocks(spec: Any, config: ModelConfig, extend: Callable[[Block], Block]
 
     Args:
         spec: the model's, with its layers stacked or in a list.
-        config: the model's.
+        config: model configuration.
         extend: from what a block has, of which only the names may be read, to what it has then;
             what is new is of one layer.
     """

@@ -36,8 +36,8 @@ def test_sizes_and_what_is_left_for_minus_one(config, sizes):
         ({"tensor": -2}, "mesh.tensor=-2"),
         ({"expert": 0}, "mesh.expert=0"),
         ({"data": -1, "fsdp": -1}, "only one axis"),
-        ({"data": 3}, "data=3 × fsdp=1 × context=1 × tensor=1 × expert=1 needs 3 devices and"),
-        ({"data": -1, "tensor": 3}, "needs 6 devices and there are 8"),
+        ({"data": 3}, "data=3 × fsdp=1 × context=1 × tensor=1 × expert=1 needs 3 devices, but"),
+        ({"data": -1, "tensor": 3}, "needs 6 devices, but there are 8"),
         ({"data": -1, "tensor": 16}, "there are 8"),
     ],
 )
@@ -175,5 +175,5 @@ def test_processes_that_share_some_rows_and_not_all_are_refused():
     made = types.SimpleNamespace(
         axis_names=("fsdp", "tensor"), shape={"fsdp": 2, "tensor": 3}, devices=devices
     )
-    with pytest.raises(ValueError, match="processes share some and not all"):
+    with pytest.raises(ValueError, match="that processes share only"):
         mesh.row_shares(made, 0)

@@ -110,7 +110,7 @@ def test_count_and_shardings():
 
 
 def test_an_axis_for_each_dimension():
-    with pytest.raises(ValueError, match="an axis name each"):
+    with pytest.raises(ValueError, match="must name each dimension"):
         Param((2, 3), ("embed",), NORMAL)
 
 

@@ -269,7 +269,7 @@ def test_bad_wishes_are_errors(gpt2, with_prefix):
     for wanted in (PLAIN, MADE):
         with pytest.raises(ValueError, match="has a prefix already"):
             prefix.spec(once, gpt2, wanted)
-    with pytest.raises(ValueError, match="14 tokens behind a prefix of 3 exceed the 16"):
+    with pytest.raises(ValueError, match="14 tokens after a prefix of 3 exceed the 16"):
         models.apply(params, np.zeros((1, 14), np.int32), gpt2)
     with pytest.raises(ValueError, match=r"\(4,\) tokens for a plain prefix of 3"):
         prefix.from_tokens(params, np.zeros(4, np.int32), gpt2)

@@ -47,14 +47,14 @@ def name_params(spec: Any, config: ModelConfig) -> Any:
 
 
 def with_head(config: ModelConfig, kind: str, **changes: Any) -> ModelConfig:
-    """The model with another head, made as its family's checkpoints make it.
+    """The model with another head, in the form that its family's checkpoints use.
 
-    A head of the kind that it has stays as it is, but for the changes.
+    If the model already has a head of this kind, only the changes apply.
 
     Args:
-        config: the model's.
-        kind: of `Head`.
-        **changes: to the fields of the head: labels, say.
+        config: model configuration.
+        kind: a kind of `Head`.
+        **changes: fields of the head to set, such as labels.
 
     Raises:
         ValueError: the family has no such head.

@@ -1,4 +1,4 @@
-"""Decoders: configurations of the one transformer, and their names in checkpoints."""
+"""Decoder families: model configurations and names in checkpoints."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ _LLAMA = "model.layers.{}."
 
 
 def _gpt2_third(name: str, index: int) -> Names:
-    """A third of the fused projection, whose weight is stored as Conv1D does: from, to."""
+    """A third of the fused projection, whose weight is [in, out] as in transformers' Conv1D."""
     layouts = "d (h c) -> d h c", "(h c) -> h c"
     return linear(f"layers/attention/{name}", f"{_GPT2}attn.c_attn", *layouts, (index, 3, -1))
 
@@ -74,7 +74,7 @@ _LM = (Head(), {"head": ("lm_head.weight", "v d -> v d")})
 
 
 def _heads(tokens: str) -> dict[str, tuple[Head, Names]]:
-    """The heads that transformers puts on decoders; `tokens` names that for labels of tokens."""
+    """The heads of decoders in transformers; `tokens` names that for token classification."""
     outputs = {
         "classification": Head("classification"),
         "reward": Head("reward"),
@@ -130,17 +130,17 @@ def llama(**fields: Any) -> ModelConfig:
 
 
 def mistral(**fields: Any) -> ModelConfig:
-    """Mistral (Jiang et al. 2023): Llama whose tokens see a window of 4096."""
+    """Mistral (Jiang et al. 2023): Llama with a sliding window of 4096 tokens."""
     return _make("mistral", fields, attention=Attention(pattern=("local",), window=4096))
 
 
 def qwen2(**fields: Any) -> ModelConfig:
-    """Qwen 2 (Yang et al. 2024): Llama with biases of queries, keys and values."""
+    """Qwen 2 (Yang et al. 2024): Llama with biases on queries, keys and values."""
     return _make("qwen2", fields, bias="qkv", norm_epsilon=1e-6, rope=Rope(1e6))
 
 
 def qwen3(**fields: Any) -> ModelConfig:
-    """Qwen 3 (Qwen team 2025): Llama with norms of queries and keys."""
+    """Qwen 3 (Qwen team 2025): Llama with norms on queries and keys."""
     attention = Attention(qk_norm="head")
     return _make("qwen3", fields, attention=attention, norm_epsilon=1e-6, rope=Rope(1e6))
 
@@ -158,7 +158,7 @@ def qwen3_moe(**fields: Any) -> ModelConfig:
 
 
 def gemma2(**fields: Any) -> ModelConfig:
-    """Gemma 2 (Gemma team 2024): local and global layers in turn, capped scores and logits."""
+    """Gemma 2 (Gemma team 2024): alternating local and global layers, capped scores and logits."""
     return _make(
         "gemma2",
         fields,
@@ -174,7 +174,7 @@ def gemma2(**fields: Any) -> ModelConfig:
 
 
 def gemma3(**fields: Any) -> ModelConfig:
-    """Gemma 3's language model (Gemma team 2025): five local layers to a global one, qk-norm."""
+    """Gemma 3's language model (Gemma team 2025): five local layers per global one, qk-norm."""
     pattern: Any = ("local",) * 5 + ("global",)
     return _make(
         "gemma3_text",
@@ -191,7 +191,7 @@ def gemma3(**fields: Any) -> ModelConfig:
 
 
 def olmo2(**fields: Any) -> ModelConfig:
-    """OLMo 2 (OLMo team 2024): norms behind attention and MLP, and over whole queries and keys."""
+    """OLMo 2 (OLMo team 2024): norms after attention and MLP, and over whole queries and keys."""
     return _make(
         "olmo2",
         fields,

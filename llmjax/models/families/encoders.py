@@ -1,4 +1,4 @@
-"""Encoders: configurations of the one transformer, and their names in checkpoints."""
+"""Encoder families: model configurations and names in checkpoints."""
 
 import dataclasses
 from typing import Any
@@ -19,11 +19,11 @@ _MODERN = "model.layers.{}."
 
 
 def _bert_names(model: str, projections: str = "{}") -> Names:
-    """Names below "bert." and the like.
+    """Checkpoint names of a BERT-like model without its head.
 
     Args:
-        model: with the dot at its end.
-        projections: how the names of queries, keys and values are made: "{}_proj" say.
+        model: prefix with its dot, such as "bert.".
+        projections: pattern for the names of queries, keys and values, such as "{}_proj".
     """
     layer = f"{model}{_BERT}"
     into = {
@@ -72,7 +72,7 @@ DEBERTA_NAMES: Names = {
         INTO_HEADS,
         "(h c) -> h c",
     ),
-    # What the convolution maps to stands first there: [out, in, width].
+    # Checkpoints store the convolution kernel as [out, in, width].
     "layers/convolution/kernel": ("deberta.encoder.conv.conv.weight", "o i k -> k i o"),
     "layers/convolution/bias": ("deberta.encoder.conv.conv.bias", "d -> d"),
     **norm("layers/convolution/norm", "deberta.encoder.conv.LayerNorm"),
@@ -110,22 +110,22 @@ def _out(theirs: str) -> Names:
 
 
 def _vocabulary(bias: str, table: str = "") -> Names:
-    """The rows of an untied head, and the bias.
+    """Names of an untied head's table (if given) and of the bias.
 
-    Untied, most of transformers' classes have a second bias beside the one that they compute with,
-    so these have no names: such a model is not exported.
+    Most untied classes in transformers have a second, unused bias. Their tables therefore have no
+    names, and such models cannot be exported.
     """
     rows = {"head/out": (table, "v d -> v d")} if table else {}
     return rows | {"head/bias": (bias, "v -> v")}
 
 
 def _label_heads(sequence: tuple[Head, Names], tokens: tuple[Head, Names], span: Names) -> Any:
-    """The heads for labels, made alike for any number of them.
+    """The classification, reward, token, value and span heads.
 
     Args:
-        sequence: for labels of sequences, its kind aside.
-        tokens: for labels of tokens.
-        span: names of that for answers, which is made as that for tokens.
+        sequence: head and names for sequence labels; the kind is replaced for rewards.
+        tokens: head and names for token labels.
+        span: names of the span head, which has the form of the token head.
     """
     replace = dataclasses.replace
     return {
@@ -259,32 +259,32 @@ _BERT_MODEL: dict[str, Any] = {
 
 
 def bert(**fields: Any) -> ModelConfig:
-    """BERT (Devlin et al. 2019): bidirectional, learned positions, norms behind the sums.
+    """BERT (Devlin et al. 2019): bidirectional, learned positions, post-norm.
 
-    Its second objective, whether a sentence follows, is not trained here: RoBERTa did better
-    without (Liu et al. 2019, section 4.2). `Head.next_sentence` keeps the weights of a checkpoint.
+    Next-sentence prediction is not trained: RoBERTa did better without it (Liu et al. 2019,
+    section 4.2). `Head.next_sentence` keeps the weights of a checkpoint.
     """
     return ModelConfig(family="bert", **(_BERT_MODEL | fields))
 
 
 def roberta(**fields: Any) -> ModelConfig:
-    """RoBERTa (Liu et al. 2019): BERT, whose positions start behind the padding token's row."""
+    """RoBERTa (Liu et al. 2019): BERT with positions that start after the padding token's row."""
     embedding = Embedding(norm=True, token_types=1, offset=2)
     defaults = _BERT_MODEL | {"embedding": embedding, "norm_epsilon": 1e-5}
     return ModelConfig(family="roberta", **(defaults | fields))
 
 
 def electra(**fields: Any) -> ModelConfig:
-    """ELECTRA's discriminator (Clark et al. 2020): BERT that tells which tokens were replaced.
+    """ELECTRA's discriminator (Clark et al. 2020): BERT that detects replaced tokens.
 
-    Its generator is the same model with a head of kind mlm, and a third or less of the width.
+    The generator is the same model with a head of kind mlm and at most a third of the width.
     """
     defaults = _BERT_MODEL | {"head": _ELECTRA_HEADS["rtd"][0]}
     return ModelConfig(family="electra", **(defaults | fields))
 
 
 def modernbert(**fields: Any) -> ModelConfig:
-    """ModernBERT (Warner et al. 2024): rotary positions, a global layer in three, GeGLU."""
+    """ModernBERT (Warner et al. 2024): rotary positions, every third layer global, GeGLU."""
     defaults: dict[str, Any] = {
         "max_length": 8192,
         "embedding": Embedding(norm=True),
@@ -303,7 +303,7 @@ def modernbert(**fields: Any) -> ModelConfig:
 def deberta(**fields: Any) -> ModelConfig:
     """DeBERTa v3 (He et al. 2023): attention to content and relative positions, 256 buckets.
 
-    v2-xlarge is the same with a convolution of width 3. Pretraining by masked tokens wants
+    v2-xlarge adds a convolution of width 3. For pretraining on masked tokens, set
     `Disentangled.mask_decoder=2`, which checkpoints in transformers lack.
     """
     defaults = _BERT_MODEL | {

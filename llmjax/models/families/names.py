@@ -1,4 +1,4 @@
-"""From our parameters to names and layouts in Hugging Face checkpoints."""
+"""Names and layouts of parameters in Hugging Face checkpoints."""
 
 import dataclasses
 import re
@@ -13,21 +13,21 @@ from llmjax.spec import is_param
 # path here → (name there, layout there -> here[, Param.part])
 Names = dict[str, tuple]
 
-# nn.Linear stores what it maps to before what it maps from; heads and channels are one axis.
+# nn.Linear stores weights as [out, in], with heads and channels in one axis.
 INTO_HEADS = "(h c) d -> d h c"
 OUT_OF_HEADS = "d (h c) -> h c d"
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How a family's checkpoints name parameters, and which heads they have.
+    """The parameter names and heads of a family's checkpoints.
 
     Attributes:
-        names: of all but the head.
-        heads: kind of head → what it is made of, and the names of its parameters.
-        prefix: of the names of the model without its head.
-        prefixes: kind of head → prefix where checkpoints with that head have another.
-        one_activation: whether an mlm head's dense layer has the activation of the MLPs.
+        names: names of all parameters except the head's.
+        heads: kind of head → its configuration and the names of its parameters.
+        prefix: prefix of names outside the head.
+        prefixes: kind of head → prefix, if checkpoints with that head use another one.
+        one_activation: whether an mlm head's dense layer uses the activation of the MLPs.
     """
 
     names: Names
@@ -40,7 +40,7 @@ class Family:
 def linear(
     ours: str, theirs: str, layout: str, bias: str, part: tuple[int, int, int] | None = None
 ) -> Names:
-    """A projection and its bias, `theirs`.weight and .bias, with the layout of each."""
+    """Names of a projection and its bias, `theirs`.weight and .bias, with their layouts."""
     rest = () if part is None else (part,)
     return {
         ours: (f"{theirs}.weight", layout, *rest),
@@ -49,7 +49,7 @@ def linear(
 
 
 def norm(ours: str, theirs: str, layout: str = "d -> d") -> Names:
-    """A norm: `theirs`.weight and .bias."""
+    """Names of a norm: `theirs`.weight and .bias."""
     return {
         f"{ours}/scale": (f"{theirs}.weight", layout),
         f"{ours}/bias": (f"{theirs}.bias", layout),
@@ -59,8 +59,8 @@ def norm(ours: str, theirs: str, layout: str = "d -> d") -> Names:
 def name_params(spec: Any, config: ModelConfig, family: Family) -> Any:
     """The spec with the family's checkpoint names and layouts filled in.
 
-    A parameter that the family does not have (a bias of a Llama, say) stays nameless: the model
-    trains, and export says that it has no place for it.
+    A parameter that the family lacks, such as a bias in Llama, stays unnamed: the model can be
+    trained, but export raises an error.
     """
     kind = config.head.kind
     _, of_head = family.heads.get(kind, (None, {}))
@@ -68,7 +68,7 @@ def name_params(spec: Any, config: ModelConfig, family: Family) -> Any:
     prefix = family.prefixes.get(kind, family.prefix)
 
     def one(path, param):
-        number = re.match(r"layers/(\d+)/", path)  # of a layer that is not stacked with the others
+        number = re.match(r"layers/(\d+)/", path)  # of an unstacked layer
         path = re.sub(r"^layers/\d+/", "layers/", path)
         if path not in names:
             return param
