@@ -1,1 +1,1 @@
-"""Operations on the hot paths: one folder each, with one public function and a reference."""
+"""Performance-critical operations: one folder each, with a public API and a reference."""

@@ -1,14 +1,14 @@
-"""What kernels that work by tiles have in common."""
+"""Helpers shared by tiled kernels."""
 
 import jax
 import jax.numpy as jnp
 
 LANES = 128
-LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: differences of it are no NaN
+LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite, so that differences are not NaN
 
 
 def product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
-    """A matrix product over one axis of each, in float32."""
+    """A matrix product over one axis of each operand, accumulated in float32."""
     exact = left.dtype == jnp.float32
     return jax.lax.dot_general(
         left,
@@ -20,7 +20,7 @@ def product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) 
 
 
 def pad(x: jax.Array, axis: int, block: int, value: int = 0) -> jax.Array:
-    """With `value`, to whole blocks."""
+    """Pads an axis with `value` to whole blocks."""
     short = -x.shape[axis] % block
     if not short:
         return x
@@ -30,5 +30,5 @@ def pad(x: jax.Array, axis: int, block: int, value: int = 0) -> jax.Array:
 
 
 def column(row: jax.Array) -> jax.Array:
-    """[1, n] as [n, 1]."""
+    """Turns [1, n] into [n, 1]."""
     return jnp.broadcast_to(row, (8, row.shape[1])).T[:, :1]

@@ -1,10 +1,10 @@
-"""Sizes of tiles that were measured to be the fastest, by kind of device.
+"""Tile sizes that were measured to be the fastest, by kind of device.
 
-`tools/tune_kernels.py` finds them on a device and writes them into `tuned.json`:
+`tools/tune_kernels.py` measures them on a device and writes them to `tuned.json`:
 
     {device kind: {kernel: {case: {field: size}}}}
 
-Elsewhere, and for other cases, kernels have defaults of their own.
+On other devices and for other cases, kernels use their own defaults.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ _trial: contextvars.ContextVar[Mapping[str, dict[str, int]]] = contextvars.Conte
 
 
 def case(dtype: Any, channels: int) -> str:
-    """What sizes depend on: the precision, and the channels up to a power of two."""
+    """The key for sizes: the precision, and the channels rounded up to a power of two."""
     return f"{jnp.dtype(dtype).name}, {1 << max(0, channels - 1).bit_length()} channels"
 
 
 def sizes(kernel: str, case: str, default: Sizes) -> Sizes:
-    """Those of a kernel on the current kind of device.
+    """The sizes of a kernel on the current kind of device.
 
     Args:
-        kernel: its operation, its implementation and, if there are several, its result, with dots.
+        kernel: operation.implementation, or operation.implementation.result if there are several.
         case: from `case`.
-        default: a named tuple of sizes, for what was not measured.
+        default: a named tuple of sizes, for those that were not measured.
 
     Raises:
-        ValueError: the table has a size that the kernel does not.
+        ValueError: the table has a size that the kernel does not have.
     """
     found = _trial.get({}).get(kernel)
     if found is None:
@@ -51,7 +51,7 @@ def sizes(kernel: str, case: str, default: Sizes) -> Sizes:
 
 @contextlib.contextmanager
 def trial(kernel: str, found: dict[str, int]) -> Iterator[None]:
-    """Within it a kernel that is traced has these sizes."""
+    """A context in which a kernel is traced with these sizes."""
     token = _trial.set({**_trial.get({}), kernel: found})
     try:
         yield
@@ -61,5 +61,5 @@ def trial(kernel: str, found: dict[str, int]) -> Iterator[None]:
 
 @functools.cache
 def table(file: pathlib.Path) -> dict[str, Any]:
-    """What the file holds."""
+    """The contents of the file."""
     return json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Optimizers: optax chains by path rules."""
+"""Optimizers: optax chains with rules by parameter path."""
 
 from llmjax.optim.config import OptimizerConfig
 from llmjax.optim.optimizer import make, schedule

@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba 2015), written so that a step stores nothing but its moments."""
+"""Adam (Kingma & Ba 2015), written so that a step stores nothing except its moments."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ import optax
 def scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
     """Replaces gradients by m̂ / (√v̂ + ε), algorithm 1.
 
-    As `optax.scale_by_adam`, with its state, but the bias corrections are factors. A quotient that
-    two need, XLA stores, and a corrected mean is as large as the parameters.
+    Like `optax.scale_by_adam`, with the same state, but bias corrections are multiplied as factors:
+    XLA stores a quotient with two uses, and a corrected moment is as large as the parameters.
     """
 
     def init(params):

@@ -1,4 +1,4 @@
-"""What an optimizer is made of."""
+"""The optimizer configuration."""
 
 import dataclasses
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from llmjax.checks import require_choices
 from llmjax.optim.rules import Rule
 
-# Biases, norms and tables of embeddings; of a model without some of them, those that it has.
+# Biases, norms and embedding tables; models may lack some of them.
 NO_DECAY = (
     Rule(r"bias$|norm/|(^|/)(embedding|positions|token_types|table|magnitude|factors)$", 0.0),
 )
@@ -14,31 +14,31 @@ NO_DECAY = (
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Muon, with a schedule, rates and decay by path, and clipping.
+    """AdamW or Muon, with a schedule, learning rates and decay by path, and clipping.
 
-    A rule is a regular expression and a factor for the parameters whose paths it finds; the first
-    that does decides, and one that decides nothing is an error (`Rule`).
+    A rule is a regular expression and a factor for the parameters whose paths it matches (`Rule`).
+    The first match applies, and a rule that applies to no parameter is an error.
 
     Attributes:
-        name: adamw (Loshchilov & Hutter 2019); muon orthogonalises the update of every matrix
-            inside the layers (Jordan 2024) and leaves the rest to AdamW.
+        name: adamw (Loshchilov & Hutter 2019); muon orthogonalizes the update of every matrix
+            inside the layers (Jordan 2024) and uses AdamW for the rest.
         learning_rate: the peak.
         schedule: after the warm-up: constant; linear or cosine to the final rate; wsd, constant
             and then linear over the last decay_steps (Hu et al. 2024); inverse_sqrt, the peak
             times sqrt(warmup_steps / step) (Vaswani et al. 2017).
         warmup_steps: steps over which the rate rises linearly from 0.
         decay_steps: length of the wsd decay; 0 means a fifth of the run.
-        final_share: of the peak, left at the end of linear, cosine and wsd.
+        final_share: final rate of linear, cosine and wsd, as a share of the peak.
         beta1: decay of Adam's first moment.
         beta2: decay of Adam's second moment.
         epsilon: added to Adam's denominator.
-        momentum: of Muon.
+        momentum: momentum of Muon.
         weight_decay: decoupled, scaled by the learning rate.
         rates: rules for factors of the learning rate.
-        layer_decay: factor of the learning rate for each layer down from the heads, which have 1;
-            the embeddings have the least (`layer_factors`).
+        layer_decay: factor of the learning rate per layer below the heads, which have 1; the
+            embeddings have the smallest rate (`layer_factors`).
         decays: rules for factors of weight_decay; by default 0 for biases, norms and embeddings.
-        clip_norm: largest global norm of the gradient; 0 does not clip.
+        clip_norm: maximum global norm of the gradient; 0 disables clipping.
     """
 
     name: Literal["adamw", "muon"] = "adamw"

@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalised (Jordan 2024; Liu et al. 2025)."""
+"""Muon: orthogonalized momentum (Jordan 2024; Liu et al. 2025)."""
 
 import math
 from typing import Any, NamedTuple
@@ -10,9 +10,9 @@ import optax
 from llmjax import mesh
 from llmjax.spec import Param
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at 0, so few iterations
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic, steep at 0 for fast convergence
 ITERATIONS = 5
-ADAM_RMS = 0.2  # Liu et al., equation 4: updates then have AdamW's size and share its rate
+ADAM_RMS = 0.2  # Liu et al., equation 4: updates match AdamW's size and can share its rate
 
 
 class MuonState(NamedTuple):
@@ -22,11 +22,11 @@ class MuonState(NamedTuple):
 
 
 def scale_by_muon(momentum: float, spec: Any) -> optax.GradientTransformation:
-    """Replaces gradients by orthogonalised Nesterov momentum.
+    """Replaces gradients by orthogonalized Nesterov momentum.
 
     Args:
         momentum: decay of the mean.
-        spec: the tree of `Param` of what it is applied to (`MaskedNode` where optax masks). A
+        spec: the tree of `Param` of the updated weights (`MaskedNode` where optax masks). A
             weight is the matrix of its rows and columns (`Param.inputs`); stacked layers and
             experts are a batch of such matrices.
     """
@@ -51,14 +51,14 @@ def _orthogonal(update: jax.Array, param: Param) -> jax.Array:
     """The update with its singular values near 1, times 0.2 √(larger side)."""
     count, sides = math.prod(update.shape[: param.stacked]), update.shape[param.stacked :]
     rows = math.prod(sides[: param.inputs])
-    # Whole matrices on every device: products of sharded ones would cross devices at each step.
+    # Gathered on every device, as products of sharded matrices would communicate at each step.
     matrices = mesh.place(update, (None,) * update.ndim).reshape(count, rows, -1)
     result = orthogonalize(matrices) * (ADAM_RMS * max(matrices.shape[1:]) ** 0.5)
     return mesh.place(result.reshape(update.shape), param.axes)
 
 
 def orthogonalize(matrices: jax.Array) -> jax.Array:
-    """Newton-Schulz towards U Vᵀ of each matrix [N, m, n].
+    """Newton-Schulz iteration towards U Vᵀ of each matrix [N, m, n].
 
     Singular values above a fiftieth of the Frobenius norm end in (0.65, 1.2).
     """

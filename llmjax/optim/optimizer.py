@@ -26,7 +26,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """The learning rate at each step of a run of `steps` steps.
 
     Raises:
-        ValueError: a warm-up, or a decay, that does not fit into the run.
+        ValueError: the warm-up or the decay does not fit into the run.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     final = peak * config.final_share
@@ -34,7 +34,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     decay = config.decay_steps or max(1, steps // 5)
     if config.schedule in ("linear", "cosine", "wsd") and after < 1:
         raise ValueError(
-            f"optimizer.warmup_steps={warmup} leaves nothing of {steps} steps for the "
+            f"optimizer.warmup_steps={warmup} leaves none of the {steps} steps for the "
             f"{config.schedule} schedule"
         )
     if config.schedule == "wsd" and decay > after:
@@ -55,7 +55,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def scale_by_learning_rate(rate: optax.Schedule) -> optax.GradientTransformation:
-    """Multiplies by minus the scheduled rate, and keeps the rate in the state to be read."""
+    """Multiplies by minus the scheduled rate, and keeps the rate in the state for logging."""
 
     def init(params):
         del params
@@ -80,7 +80,7 @@ def scale_by_factors(by: Any) -> optax.GradientTransformation:
 
 
 def add_decay(decays: Any) -> optax.GradientTransformation:
-    """Adds to each update its parameter, times a number."""
+    """Adds each parameter, times its decay, to its update."""
 
     def one(update: jax.Array, param: jax.Array, decay: float) -> jax.Array:
         return update + decay * param if decay else update
@@ -92,12 +92,12 @@ def make(config: OptimizerConfig, spec: Any, steps: int) -> optax.GradientTransf
     """The optimizer for parameters declared by `spec`, in a run of `steps` steps.
 
     Args:
-        config: the optimizer's.
-        spec: the tree of `Param` of what is trained; a part of a model has None for the rest.
-        steps: of the run.
+        config: optimizer configuration.
+        spec: the tree of `Param` of the trained parameters, with None for frozen ones.
+        steps: number of steps of the run.
 
     Raises:
-        ValueError: a rule decides nothing, or the schedule does not fit into the run.
+        ValueError: a rule applies to no parameter, or the schedule does not fit into the run.
     """
     adam = scale_by_adam(config.beta1, config.beta2, config.epsilon)
     rates = factors(config.rates, spec, name="optimizer.rates")
@@ -123,9 +123,9 @@ def make(config: OptimizerConfig, spec: Any, steps: int) -> optax.GradientTransf
 
 
 def _kind(path: str, param: Param) -> str:
-    """Muon takes the matrices of the layers; embeddings, heads, norms and biases go to Adam.
+    """Muon updates the matrices of the layers; Adam updates embeddings, heads, norms and biases.
 
-    So does what was added to a model, low-rank factors say.
+    Adam also updates parameters added to a model, such as low-rank factors.
     """
     inside = "layers" in path.split("/") and "embed" in param.axes and not param.added
     return "muon" if inside else "adam"

@@ -1,4 +1,4 @@
-"""What differs between parameters by where they stand in the tree: rules by path, and layers."""
+"""Factors that depend on a parameter's place in the tree: rules by path, and layer-wise decay."""
 
 import dataclasses
 import math
@@ -12,18 +12,18 @@ from llmjax import tree
 from llmjax.checks import nearest
 from llmjax.spec import Param, is_param
 
-# What stands below the layers; all else outside of them, final norm and heads, stands above.
+# Parameters below the layers; all others outside the layers (final norm, heads) are above.
 _BELOW = re.compile(r"/(embedding|positions|token_types|relative)")
 _STACKED = -1  # all layers in one array
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A factor for the parameters whose path a regular expression finds.
+    """A factor for the parameters whose path matches a regular expression.
 
     Attributes:
         pattern: the expression, searched for in paths such as layers/attention/query.
-        factor: what is theirs is multiplied by it.
+        factor: the factor on these parameters' value.
     """
 
     pattern: str
@@ -33,7 +33,7 @@ class Rule:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ValueError(f"pattern={self.pattern}: no regular expression: {error}") from None
+            raise ValueError(f"pattern={self.pattern}: not a regular expression: {error}") from None
         if not 0 <= self.factor < math.inf:
             raise ValueError(f"factor={self.factor} of pattern={self.pattern}: must be 0 or more")
 
@@ -41,17 +41,17 @@ class Rule:
 def factors(
     rules: Sequence[Rule], spec: Any, *, name: str = "rules", spare: Sequence[Rule] = ()
 ) -> Any:
-    """The factor of each parameter: that of the first rule that finds its path; 1 without one.
+    """The factor of each parameter: that of the first rule that matches its path, otherwise 1.
 
     Args:
         rules: in the order in which they are tried.
         spec: a tree of `Param`.
-        name: what the rules are called in messages.
-        spare: those that need not find anything: defaults, made for any model.
+        name: name of the rules in messages.
+        spare: rules that need not match anything, such as defaults for any model.
 
     Raises:
-        ValueError: a rule that decides nothing, since it finds no path, or only what others before
-            it find.
+        ValueError: a rule applies to no parameter, because it matches no path, or only paths that
+            earlier rules match.
     """
     paths, used = tree.paths(spec, is_param), set()
 
@@ -71,32 +71,32 @@ def factors(
 
 
 def _idle(pattern: str, paths: Sequence[str]) -> str:
-    """What is wrong with a rule that decided nothing."""
+    """The error message for a rule that applies to no parameter."""
     if any(re.search(pattern, path) for path in paths):
-        return f"every parameter that pattern={pattern} finds is found by a rule before it"
+        return f"every parameter that pattern={pattern} matches is matched by an earlier rule"
     parts = {part for path in paths for part in path.split("/")}
     plain = re.sub(r"[^\w/]+", "", pattern)
     near = nearest(plain, sorted({*paths, *parts}), separator="/") or list(paths[:3])
-    return f"pattern={pattern} finds none of the {len(paths)} parameters; near: {', '.join(near)}"
+    return f"pattern={pattern} matches none of the {len(paths)} parameters; near: {', '.join(near)}"
 
 
 def layer_factors(decay: float, spec: Any) -> Any:
-    """decay^d for what stands d layers below the heads: 1 for these and the final norm.
+    """decay^d for parameters d layers below the heads; 1 for the heads and the final norm.
 
     d is 1 for the last of L layers, L for the first and L + 1 for the embeddings (Bao et al. 2022,
     table 8; Clark et al. 2020, appendix B; ULMFiT has decay = 1/2.6 between layers, Howard & Ruder
-    2018, section 3.2). Layers count by model, where there are several, and whether all of them are
-    in the tree or only some.
+    2018, section 3.2). Layers are counted per model if there are several; the tree may hold only
+    some of them.
 
     Args:
         decay: in (0, 1].
         spec: a tree of `Param`.
 
     Returns:
-        A factor for each: a float, or for stacked layers [L, ...] a float32 [L, 1, ...].
+        A factor for each parameter: a float, or float32 [L, 1, ...] for stacked layers [L, ...].
 
     Raises:
-        ValueError: no layer is in the tree.
+        ValueError: the tree contains no layer.
     """
     counts: dict[str, int] = {}  # layers of each model
 
@@ -109,7 +109,7 @@ def layer_factors(decay: float, spec: Any) -> Any:
     tree.map_with_path(count, spec, is_leaf=is_param)
     if not counts:
         raise ValueError(
-            f"optimizer.layer_decay={decay}: no layer is trained, so there is none to count from; "
+            f"optimizer.layer_decay={decay}: no layer is trained, so layers cannot be counted; "
             "set it to 1"
         )
 
@@ -128,7 +128,7 @@ def layer_factors(decay: float, spec: Any) -> Any:
 
 
 def _place(path: str) -> tuple[str, int | None]:
-    """The model that a parameter is of, by the beginning of its path, and its layer or None."""
+    """The model of a parameter, from the start of its path, and its layer or None."""
     model, inside, rest = f"/{path}".partition("/layers/")
     if not inside:
         return _BELOW.split(f"/{path}")[0], None

@@ -1,4 +1,4 @@
-"""Learning rates of fine-tuning, by method: how many parameters move decides how far each may."""
+"""Learning rates for fine-tuning, by method: the fewer parameters train, the larger the rate."""
 
 import typing
 import warnings
@@ -26,17 +26,17 @@ RATES: dict[Method, tuple[float, float, float]] = {
     # Liu et al. 2022 (T-Few), section 3.3: 3e-3.
     "ia3": (1e-3, 3e-3, 1e-2),
 }
-FAR = 10.0  # beyond either end, by which factor a rate is far
+FAR = 10.0  # factor beyond either end of the range from which a rate is far
 
 
 def suggested(method: Method, steps: int = 1000) -> OptimizerConfig:
-    """AdamW for a fine-tuning method; larger models want smaller rates of its range.
+    """AdamW for a fine-tuning method; larger models need smaller rates of its range.
 
-    After a warm-up over 6 % of the steps (Hu et al. 2021, table 9) the rate falls linearly to 0;
-    decay and moments are the chapter's and Devlin et al.'s.
+    After a warm-up over 6 % of the steps (Hu et al. 2021, table 9) the rate decays linearly to 0;
+    decay and moments follow the chapter and Devlin et al.
 
     Raises:
-        ValueError: there is no such method.
+        ValueError: the method is unknown.
     """
     _, usual, _ = _range(method)
     return OptimizerConfig(
@@ -50,16 +50,16 @@ def suggested(method: Method, steps: int = 1000) -> OptimizerConfig:
 
 
 def warn_if_far(learning_rate: float, method: Method) -> None:
-    """Warns where a rate is ten times beyond an end of the method's range.
+    """Warns if a rate is more than a factor of ten outside the method's range.
 
     Raises:
-        ValueError: there is no such method.
+        ValueError: the method is unknown.
     """
     low, usual, high = _range(method)
     if not low / FAR <= learning_rate <= high * FAR:
         warnings.warn(
-            f"optimizer.learning_rate={learning_rate:g} is far from what {method} is trained with, "
-            f"{low:g} to {high:g}: the usual is {usual:g}",
+            f"optimizer.learning_rate={learning_rate:g} is far from the usual range for {method}, "
+            f"{low:g} to {high:g}: a typical value is {usual:g}",
             stacklevel=2,
         )
 

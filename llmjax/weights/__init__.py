@@ -1,7 +1,7 @@
-"""Kinds of weights, and the one multiplication that knows them all.
+"""Leaf types for weights, and the one product that handles them all.
 
 A weight in a parameter tree is an array or one of the leaf types here. Models multiply by weights
-only through `einsum`, so low-rank adapters and quantised weights need no change to any model. Leaf
+only through `einsum`, so low-rank adapters and quantized weights need no change to any model. Leaf
 types nest: `Lora` over `Nf4` is QLoRA, `Dora` over `Lora` is DoRA.
 """
 

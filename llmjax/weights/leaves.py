@@ -1,4 +1,4 @@
-"""The kinds of weights."""
+"""Leaf types for weights."""
 
 from typing import Any, Literal
 
@@ -18,11 +18,11 @@ _AXES = "abcdefghijklmnop"
 class Lora:
     """A frozen weight with a trained low-rank correction: base + scale · a b (Hu et al. 2021).
 
-    It is a matrix of rows by columns, either of which may be several axes. Stacked ones, of layers
-    or experts, have leading axes in common.
+    The weight is a matrix [rows, columns], each of which may be several axes. Weights that are
+    stacked over layers or experts share leading axes with a and b.
 
     Attributes:
-        base: the weight, of any kind, [stacked..., rows..., columns...].
+        base: the weight, of any leaf type, [stacked..., rows..., columns...].
         a: [stacked..., rows..., R].
         b: [stacked..., R, columns...].
         scale: α/R.
@@ -40,22 +40,22 @@ class Lora:
 
     @property
     def stacked(self) -> int:
-        """How many axes number matrices."""
+        """The number of leading axes that stack matrices."""
         return self.a.ndim + self.b.ndim - 2 - self.ndim
 
     @property
     def inputs(self) -> int:
-        """How many axes the rows are."""
+        """The number of axes that form the rows."""
         return self.a.ndim - 1 - self.stacked
 
 
 @struct.dataclass
 class Dora:
-    """A weight in magnitude and direction: magnitude · W / ‖W‖ by columns (Liu et al. 2024).
+    """A weight as magnitude and direction: magnitude · W / ‖W‖ by columns (Liu et al. 2024).
 
     Attributes:
         base: W, a `Lora`.
-        magnitude: [stacked..., 1..., columns...]; at the start the base's norms.
+        magnitude: [stacked..., 1..., columns...]; initialized to the base's column norms.
     """
 
     base: Any
@@ -72,9 +72,9 @@ class Scaled:
     """A weight whose inputs or outputs are multiplied by learned factors (Liu et al. 2022, IA³).
 
     Attributes:
-        base: the weight, of any kind.
-        factors: broadcastable to it, with an axis of 1 for each of the other side.
-        over: which side they multiply. Of outputs, a bias beside the weight is multiplied as well.
+        base: the weight, of any leaf type.
+        factors: broadcastable to the weight, of length 1 along each axis of the other side.
+        over: the side that they multiply. Factors of outputs also multiply the bias.
     """
 
     base: Any
@@ -89,10 +89,10 @@ class Scaled:
 
 @struct.dataclass
 class Transposed:
-    """A weight with its output axes before its input axes, for products of a few rows.
+    """A weight with its output axes before its input axes, for products with a few rows.
 
-    Decoding reads every weight once a token. XLA:CPU does so at the memory's rate where the weight
-    is the left operand and its rows are the outputs, and up to ten times slower elsewhere.
+    Decoding reads every weight once per token. XLA:CPU reaches memory bandwidth if the weight is
+    the left operand and its rows are the outputs, and is up to ten times slower otherwise.
 
     Attributes:
         values: [outputs..., inputs...].
@@ -110,15 +110,15 @@ class Transposed:
 
 @struct.dataclass
 class Held:
-    """A weight of which devices hold more for the time of a step than they do between steps.
+    """A weight that is held in a less sharded form during a step than between steps.
 
     Attributes:
-        split: as parameters are.
-        whole: the same in the precision of products, not split over devices with rows of their own;
-            None: it is gathered for each product.
-        terms: [devices, ...], whose gradient is each device's own term of the weight's gradient,
-            not summed yet over the mesh axes that split the first one; None: the gradient is that
-            of `split`, summed and scattered.
+        split: the weight, sharded like the parameters.
+        whole: the weight in the precision of products, not split over devices with different rows;
+            None if it is gathered for each product.
+        terms: [devices, ...], an array whose gradient is each device's own term of the weight's
+            gradient, not yet summed over the mesh axes that split its first axis; None if `split`
+            gets the gradient, summed and scattered.
     """
 
     split: Any
@@ -132,7 +132,7 @@ class Held:
 
 
 Weight = jax.Array | Int8 | Nf4 | Lora | Dora | Scaled | Transposed | Held
-WRAPPERS = (Lora, Dora, Scaled)  # kinds that add to a base
+WRAPPERS = (Lora, Dora, Scaled)  # types that wrap a base
 KINDS = (Int8, Nf4, *WRAPPERS, Transposed, Held)
 
 
@@ -142,13 +142,13 @@ def is_kind(node: Any) -> bool:
 
 
 def transpose(weight: jax.Array, inputs: tuple[int, ...]) -> Transposed:
-    """Moves the axes that products contract behind the others."""
+    """Moves the axes that products contract after the others."""
     axes = (*(axis for axis in range(weight.ndim) if axis not in inputs), *inputs)
     return Transposed(jnp.transpose(weight, axes), axes)
 
 
 def materialize(weight: Weight) -> jax.Array:
-    """The weight as one array; for export, tests and reading."""
+    """The weight as one array, for export, tests and inspection."""
     if isinstance(weight, Lora):
         base = materialize(weight.base)
         return (base + weight.scale * _product(weight, base)).astype(base.dtype)
@@ -166,7 +166,7 @@ def materialize(weight: Weight) -> jax.Array:
 
 
 def norms(weight: Lora) -> jax.Array:
-    """Of the weight's columns, [stacked..., 1..., columns...], without a gradient."""
+    """The norms of the weight's columns, [stacked..., 1..., columns...], without a gradient."""
     whole = jax.lax.stop_gradient(materialize(weight))
     wide = whole.astype(jnp.promote_types(whole.dtype, jnp.float32))
     over = tuple(range(weight.stacked, weight.stacked + weight.inputs))
@@ -174,7 +174,7 @@ def norms(weight: Lora) -> jax.Array:
 
 
 def _product(weight: Lora, base: jax.Array) -> jax.Array:
-    """a b, laid out as the base is."""
+    """a b, with the shape and sharding of the base."""
     stacked, rows = weight.stacked, weight.inputs
     axes = _AXES[: weight.ndim]
     split = mesh.spec_of(base)

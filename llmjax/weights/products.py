@@ -1,4 +1,4 @@
-"""The one multiplication that knows all kinds of weights."""
+"""Products of activations with weights of any leaf type."""
 
 import functools
 
@@ -20,10 +20,10 @@ from llmjax.weights.quantized import Int8, Nf4
 
 
 def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> jax.Array:
-    """`jnp.einsum(equation, x, weight)` in the precision of `x`, placed by logical axes.
+    """`jnp.einsum(equation, x, weight)` in the precision of `x`, sharded by logical axes.
 
     Args:
-        equation: two operands and an explicit result, "bsd,dhc->bshc" say.
+        equation: two operands and an explicit result, such as "bsd,dhc->bshc".
         x: activations.
         weight: an array or a leaf type of this module.
         out_axes: a logical axis name or None for each dimension of the result.
@@ -63,10 +63,10 @@ def _plain(equation: str, x: jax.Array, weight: jax.Array, out_axes: mesh.Axes) 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
 def _shared_product(equation, x, weight, whole, terms, out_axes):
-    """Of a weight that is split over devices which have rows of their own.
+    """The product with a weight that is split over devices with different rows.
 
-    Unless it is held whole it is gathered before both passes, and its gradient scattered: XLA would
-    do either by sums on all devices.
+    Unless it is held whole, it is gathered in both passes, and its gradient is scattered: XLA on
+    its own would implement either by an all-reduce.
     """
     del terms
     whole = collectives.gathered(weight, _rows_over(equation, x)) if whole is None else whole
@@ -93,7 +93,7 @@ def _backward(equation, out_axes, kept, cotangent):
 
     wide = x.dtype
     if terms is not None:
-        # What travels to other devices now does so in the precision of products.
+        # Terms that are sent to other devices now are in the precision of the product.
         travels = any(over & set(names) for names in collectives.split(terms)[1:])
         wide = x.dtype if travels else terms.dtype
         own = collectives.terms_of_sum(by_weight, (x, cotangent), over, jax.typeof(terms))
@@ -107,7 +107,7 @@ _shared_product.defvjp(_forward, _backward)
 
 
 def _rows_over(equation: str, x: jax.Array) -> frozenset[str]:
-    """The mesh axes that split those axes of an operand that a product keeps."""
+    """The mesh axes that split the axes of an operand that the product does not contract."""
     _, _, contracted, _, _ = _roles(equation)
     inputs = equation.split(",")[0]
     split = zip(inputs, collectives.split(x), strict=True)
@@ -115,10 +115,10 @@ def _rows_over(equation: str, x: jax.Array) -> frozenset[str]:
 
 
 def _merge_rows(equation: str) -> tuple[str, str]:
-    """("bs", "bd,df->bf") of "bsd,df->bsf": the two leading axes, and the rest over one.
+    """("bs", "bd,df->bf") for "bsd,df->bsf": the two leading axes, and the equation with one.
 
-    The gradient by the weight contracts all rows; over one axis that is a plain matrix product,
-    over two XLA:CPU writes a transposed copy of the activations first (a third of a step).
+    The gradient of the weight contracts all rows. Over one axis this is a plain matrix product;
+    over two, XLA:CPU first writes a transposed copy of the activations (a third of a step).
     """
     operands, result = equation.split("->")
     inputs, axes = operands.split(",")
@@ -129,9 +129,9 @@ def _merge_rows(equation: str) -> tuple[str, str]:
 
 
 def _roles(equation: str) -> tuple[str, str, str, str, str]:
-    """("bsd", "bsf", "d", "f", "bs") of "bsd,df->bsf": operand, result, and axes by role.
+    """("bsd", "bsf", "d", "f", "bs") for "bsd,df->bsf": operand, result, and axes by role.
 
-    The roles are: contracted, the weight's own, and the operand's own.
+    The roles are: contracted, only in the weight, and only in the operand.
     """
     operands, result = equation.split("->")
     inputs, axes = operands.split(",")
@@ -144,7 +144,7 @@ def _roles(equation: str) -> tuple[str, str, str, str, str]:
 def _weight_on_the_left(
     equation: str, x: jax.Array, weight: Transposed, out_axes: mesh.Axes
 ) -> jax.Array:
-    """The product as a `dot_general`, since `jnp.einsum` chooses the order of operands itself."""
+    """The product as a `dot_general`, because `jnp.einsum` may reorder the operands."""
     inputs, result, contracted, outputs, kept = _roles(equation)
     axis_of = dict(zip(result, out_axes, strict=True))
     axes = tuple(axis_of[axis] for axis in outputs + kept)
@@ -156,7 +156,7 @@ def _weight_on_the_left(
 
 
 def _quantized(equation: str, x: jax.Array, weight: Int8 | Nf4, out_axes: mesh.Axes) -> jax.Array:
-    """Nothing keeps the array for the backward pass, which makes it again."""
+    """The product with the dequantized weight, which the backward pass recomputes."""
 
     def product(x, weight):
         return einsum(equation, x, weight.dequantize(x.dtype), out_axes)
@@ -165,9 +165,9 @@ def _quantized(equation: str, x: jax.Array, weight: Int8 | Nf4, out_axes: mesh.A
 
 
 def _low_rank(equation: str, x: jax.Array, weight: Lora, out_axes: mesh.Axes) -> jax.Array:
-    """scale · (x a) b: the equation with its weight cut in two at the rank.
+    """scale · (x a) b, or scale · (x bᵀ) aᵀ if the equation contracts the columns.
 
-    Where the columns are contracted, as those of a table [V, D], scale · (x bᵀ) aᵀ.
+    Products with a table [V, D] contract its columns.
     """
     inputs, result, contracted, _, kept = _roles(equation)
     axes = equation.split("->")[0].split(",")[1]
@@ -177,7 +177,8 @@ def _low_rank(equation: str, x: jax.Array, weight: Lora, out_axes: mesh.Axes) ->
         first, second = second, first
     elif set(contracted) != set(rows):
         raise ValueError(
-            f"{equation}: a product with a Lora contracts its rows, {rows}, or its columns"
+            f"{equation}: a product with a Lora must contract its rows, {rows}, or its columns, "
+            f"{columns}"
         )
     axis_of = dict(zip(result, out_axes, strict=True))
     low_axes = (*(axis_of[axis] for axis in kept), None)
@@ -186,7 +187,7 @@ def _low_rank(equation: str, x: jax.Array, weight: Lora, out_axes: mesh.Axes) ->
 
 
 def _decomposed(equation: str, x: jax.Array, weight: Dora, out_axes: mesh.Axes) -> jax.Array:
-    """(x W) · magnitude / ‖W‖, of which the norm has no gradient (Liu et al. 2024, section 4.3)."""
+    """(x W) · magnitude / ‖W‖, without a gradient of the norm (Liu et al. 2024, section 4.3)."""
     out = einsum(equation, x, weight.base, out_axes)
     return out * _along(equation, weight.magnitude / norms(weight.base), out, out_axes)
 
@@ -205,7 +206,7 @@ def _scaled(equation: str, x: jax.Array, weight: Scaled, out_axes: mesh.Axes) ->
 
 
 def _along(equation: str, factors: jax.Array, out: jax.Array, out_axes: mesh.Axes) -> jax.Array:
-    """Factors of a weight's outputs, broadcastable to it, as broadcastable to the product."""
+    """Reshapes factors of a weight's outputs, broadcastable to it, to broadcast to the product."""
     _, result, contracted, outputs, _ = _roles(equation)
     axes = equation.split("->")[0].split(",")[1]
     factors = jnp.squeeze(factors, tuple(map(axes.index, contracted)))
@@ -217,7 +218,7 @@ def _along(equation: str, factors: jax.Array, out: jax.Array, out_axes: mesh.Axe
 
 
 def scaled_bias(weight: Weight | None, bias: jax.Array) -> jax.Array:
-    """The bias beside a weight; one whose outputs are scaled scales it, too."""
+    """The bias of a weight's projection, scaled if the weight's outputs are."""
     if not isinstance(weight, Scaled) or weight.over != "outputs":
         return bias
     return bias * weight.factors.reshape(bias.shape).astype(bias.dtype)

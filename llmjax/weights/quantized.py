@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from llmjax import mesh
 
 BLOCK = 64  # weights that share a scale in 4 bits
-GROUP = 256  # the most scales that share one of theirs
+GROUP = 256  # maximum number of scales that share a scale of their own
 
 # The 16 values of NormalFloat: quantiles of the normal distribution between -1 and 1, with one 0
 # (Dettmers et al. 2023, appendix E).
@@ -60,17 +60,17 @@ class Int8:
 
 @struct.dataclass
 class Nf4:
-    """A weight in 4-bit NormalFloats, whose scales are quantised, too (Dettmers et al. 2023, 3).
+    """A weight in 4-bit NormalFloats with quantized scales (Dettmers et al. 2023, section 3).
 
-    A block of 64 weights, along the last axis or along the last few together, shares a scale. The
-    scales less their mean are 8-bit integers times a number that up to 256 of them share, along
-    the axis before the blocks. The paper has 8-bit floats there, whose steps are coarser.
+    A block of 64 weights, along the last axis or the last few axes together, shares a scale. The
+    scales minus their mean are 8-bit integers times a step that up to 256 of them share, along the
+    axis before the blocks. The paper uses 8-bit floats instead, which are coarser.
 
     Attributes:
-        codes: uint8, the weight's shape with half of its last axis; even places in the low bits.
-        scales: int8, one for each block: [..., N/64], of the axes that blocks lie along as one.
-        steps: float32, one for each group of them: [..., G, N/64].
-        mean: float32, that of all scales of a matrix, with as many axes.
+        codes: uint8, the weight's shape with half of its last axis; even indices in the low bits.
+        scales: int8, one per block: [..., N/64], where N is the size of the axes that blocks span.
+        steps: float32, one per group of scales: [..., G, N/64].
+        mean: float32, the mean scale of each matrix, with as many axes.
     """
 
     codes: Any
@@ -93,17 +93,17 @@ class Nf4:
         rows = self.scales.shape[-2]
         steps = jnp.repeat(self.steps, rows // self.steps.shape[-2], axis=-2)
         scales = jnp.repeat(self.scales * steps + self.mean, BLOCK, axis=-1)
-        # Devices may split what blocks lie along, and blocks themselves: all know all scales there.
+        # Devices may split the axes that blocks span, even within a block: all hold all scales.
         return (values * _reshape(scales, shape, _whole(split, kept))).astype(dtype)
 
 
 class Layout(NamedTuple):
-    """How a weight lies in 4 bits.
+    """The layout of a 4-bit weight.
 
     Attributes:
-        kept: its axes before those that blocks lie along.
-        blocks: along these.
-        groups: of scales, along the axis before.
+        kept: number of axes before those that blocks span.
+        blocks: number of blocks along the spanned axes.
+        groups: number of groups of scales along the axis before.
     """
 
     kept: int
@@ -112,10 +112,10 @@ class Layout(NamedTuple):
 
 
 def layout(shape: tuple[int, ...], stacked: int = 0) -> Layout:
-    """Of a weight of this shape, whose first `stacked` axes number matrices.
+    """The layout of a weight of this shape, whose first `stacked` axes stack matrices.
 
     Raises:
-        ValueError: no block of 64 divides its last axes.
+        ValueError: blocks of 64 do not divide its last axes.
     """
     for kept in range(len(shape) - 1, stacked, -1):
         length = math.prod(shape[kept:])
@@ -124,8 +124,8 @@ def layout(shape: tuple[int, ...], stacked: int = 0) -> Layout:
             group = max(n for n in range(1, min(rows, GROUP) + 1) if rows % n == 0)
             return Layout(kept, length // BLOCK, rows // group)
     raise ValueError(
-        f"a weight {shape}: 4 bits need blocks of {BLOCK} along its last axes; leave it as it is, "
-        "or choose 8 bits"
+        f"a weight {shape}: 4 bits need blocks of {BLOCK} along its last axes; leave it "
+        "unquantized, or use 8 bits"
     )
 
 
@@ -134,8 +134,8 @@ def quantize(weight: jax.Array, inputs: int = 1, stacked: int = 0) -> Int8:
 
     Args:
         weight: [stacked..., inputs..., outputs...].
-        inputs: how many axes products contract.
-        stacked: how many axes before them number weights.
+        inputs: number of axes that products contract.
+        stacked: number of axes before them that stack weights.
     """
     over = tuple(range(stacked, stacked + inputs))
     largest = jnp.max(jnp.abs(weight), axis=over, keepdims=True)
@@ -148,14 +148,14 @@ def quantize_nf4(weight: jax.Array, stacked: int = 0) -> Nf4:
 
     Args:
         weight: [stacked..., ...].
-        stacked: how many leading axes number weights.
+        stacked: number of leading axes that stack weights.
 
     Raises:
-        ValueError: no block of 64 divides its last axes.
+        ValueError: blocks of 64 do not divide its last axes.
     """
     kept, count, groups = layout(weight.shape, stacked)
     shape, rows = weight.shape, weight.shape[kept - 1]
-    # Groups may be fewer than the devices that split their rows.
+    # There may be fewer groups than devices that split their rows.
     split = _whole(mesh.spec_of(weight), kept - 1)
     weight = _reshape(weight.astype(jnp.float32), shape, split)
     values = weight.reshape(*shape[:kept], count, BLOCK)
@@ -167,7 +167,7 @@ def quantize_nf4(weight: jax.Array, stacked: int = 0) -> Nf4:
     steps = jnp.maximum(steps, jnp.finfo(jnp.float32).tiny)
     repeated = jnp.repeat(steps, rows // groups, axis=-2)
     scales = jnp.round(less / repeated).astype(jnp.int8)
-    # Codes by the scales that dequantising finds.
+    # Codes relative to the scales that `dequantize` will compute.
     found = values / jnp.maximum(scales * repeated + mean, jnp.finfo(jnp.float32).tiny)[..., None]
     borders = (np.array(NORMAL_FLOAT[1:]) + np.array(NORMAL_FLOAT[:-1])) / 2
     codes = sum((found > border).astype(jnp.uint8) for border in borders)
@@ -176,7 +176,7 @@ def quantize_nf4(weight: jax.Array, stacked: int = 0) -> Nf4:
 
 
 def _whole(split: PartitionSpec | None, kept: int) -> PartitionSpec | None:
-    """How a weight is split whose axes behind the first few are not."""
+    """The sharding of a weight with only its first `kept` axes split."""
     return None if split is None else PartitionSpec(*split[:kept])
 
 

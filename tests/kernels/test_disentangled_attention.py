@@ -153,9 +153,9 @@ def test_every_implementation_and_mesh_drops_the_same_weights(implementation):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": np.zeros(S, int)}, r"rows \(11,\) are not \(21,\)"),
-        ({"c2p": np.zeros((H, R, C + 1))}, r"c2p \(4, 7, 7\) is not \(4, R, 6\)"),
-        ({"mask": Mask(offset=np.zeros(B, np.int32))}, "no cache"),
+        ({"rows": np.zeros(S, int)}, r"rows \(11,\) must have shape \(21,\)"),
+        ({"c2p": np.zeros((H, R, C + 1))}, r"c2p \(4, 7, 7\) must have shape \(4, R, 6\)"),
+        ({"mask": Mask(offset=np.zeros(B, np.int32))}, "not support a cache"),
         ({"implementation": "fastest"}, "'fastest' is none of xla"),
     ],
 )

@@ -205,7 +205,7 @@ def test_the_kernel_takes_its_room_into_account():
         lambda: (jnp.zeros((1, 8, 2**15)), jnp.zeros((16, 2**15)), jnp.zeros((1, 8), jnp.int32))
     )
     run = functools.partial(linear_cross_entropy, implementation="pallas_tpu")
-    with pytest.raises(ValueError, match=r"room for \d+ channels of float32, not for 32768"):
+    with pytest.raises(ValueError, match=r"supports up to \d+ channels of float32, not 32768"):
         jax.eval_shape(run, hidden, weight, targets)
 
 

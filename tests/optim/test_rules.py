@@ -177,11 +177,11 @@ def test_rules_hold_on_a_mesh():
     ("settings", "message"),
     [
         ({"rates": (optim.Rule("layers/upp$", 2.0),)}, r"optimizer.rates: .*near: layers/up"),
-        ({"rates": (optim.Rule("qqq", 2.0),)}, "finds none of the 5 parameters"),
+        ({"rates": (optim.Rule("qqq", 2.0),)}, "matches none of the 5 parameters"),
         ({"decays": (optim.Rule("^heed$", 0.0),)}, "optimizer.decays: .*near: head"),
         (
             {"rates": (optim.Rule("layers", 2.0), optim.Rule("up$", 3.0))},
-            "pattern=up\\$ finds is found by a rule before it",
+            "pattern=up\\$ matches is matched by an earlier rule",
         ),
     ],
 )
@@ -191,7 +191,7 @@ def test_a_rule_that_decides_nothing_is_named(settings, message):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match=r"pattern=\(: no regular expression"):
+    with pytest.raises(ValueError, match=r"pattern=\(: not a regular expression"):
         optim.Rule("(", 1.0)
     with pytest.raises(ValueError, match="factor=-1.0 of pattern=head"):
         optim.Rule("head", -1.0)
@@ -213,7 +213,7 @@ def test_suggested_rates_are_in_the_chapters_ranges(method, low, high):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optim.warn_if_far(high, method)
-    with pytest.warns(UserWarning, match=f"far from what {method} is trained with"):
+    with pytest.warns(UserWarning, match=f"far from the usual range for {method}"):
         optim.warn_if_far(high * 100, method)
     with pytest.raises(ValueError, match="method='lore': choose one of full, lora"):
         optim.suggested("lore")

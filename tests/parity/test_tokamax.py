@@ -73,5 +73,5 @@ def test_every_device_does_its_rows_and_heads():
 )
 def test_what_it_cannot_is_said(change):
     given = {"mask": Mask()} | change
-    with pytest.raises(ValueError, match="implementation='tokamax' (takes|has) no"):
+    with pytest.raises(ValueError, match="implementation='tokamax' does not support"):
         flash_attention(*arrays(2, 2)[:3], implementation="tokamax", **given)

@@ -1,4 +1,4 @@
-"""DeBERTa's attention to content and relative position."""
+"""DeBERTa's disentangled attention to content and relative position."""
 
 from llmjax.kernels.disentangled_attention.api import disentangled_attention
 

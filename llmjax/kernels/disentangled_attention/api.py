@@ -42,24 +42,24 @@ def disentangled_attention(
         key: [B, H, S, C].
         value: [B, H, S, C].
         rows: int [2·S - 1], δ: the row of c2p and p2c for each distance from S - 1 down to 1 - S.
-        mask: which pairs attend, without an offset. Rows that see nothing are zero.
+        mask: which pairs attend, without an offset. Queries that see no key give zero.
         c2p: keys of relative positions, [H, R, C]; None leaves the term out.
         p2c: queries of relative positions, [H, R, C]; None leaves the term out.
-        scale: of the sum.
-        dropout_rate: share of the attention weights that is dropped.
-        dropout_key: randomness for that; None switches dropout off.
-        dropout_rows: int32 [B], the number of each row among all of its batch; by default 0, 1, …
+        scale: factor on the sum.
+        dropout_rate: dropout rate of the attention weights.
+        dropout_key: dropout key; None disables dropout.
+        dropout_rows: int32 [B], the number of each row in the whole batch; by default 0, 1, …
         implementation: "xla" (the weights of all pairs in memory), "pallas_tpu" (TPUs),
             "pallas_gpu" (NVIDIA GPUs), or "reference", which gathers a position for every pair.
-            Elsewhere, Pallas' are interpreted, slowly. By default "pallas_tpu" on
-            TPUs and "xla" anywhere else: "pallas_gpu" compiles for GPUs, and takes less memory the
-            longer the rows are, but was never timed on one.
+            Pallas kernels are interpreted, slowly, on other devices. The default is "pallas_tpu" on
+            TPUs and "xla" elsewhere: "pallas_gpu" compiles for GPUs and saves more memory for
+            longer rows, but has not been timed.
 
     Returns:
         [B, H, S, C].
 
     Raises:
-        ValueError: shapes that do not fit together, or a mask with an offset.
+        ValueError: shapes do not match, or the mask has an offset.
     """
     implementations.check("disentangled_attention", implementation, get_args(Implementation))
     _check(query, key, value, rows, mask, c2p, p2c)
@@ -81,7 +81,7 @@ def disentangled_attention(
 
 
 def _on_parts(kernel, query, key, value, mask, draw, tables, options) -> jax.Array:
-    """A Pallas kernel, on every device's rows and heads."""
+    """Runs a Pallas kernel on every device's rows and heads."""
     rest, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, (mask, tables)))
 
     def attend(query, key, value, seeds, heads, *rest):
@@ -99,16 +99,21 @@ def _on_parts(kernel, query, key, value, mask, draw, tables, options) -> jax.Arr
 def _check(query, key, value, rows, mask, c2p, p2c) -> None:
     if query.ndim != 4 or not query.shape == key.shape == value.shape:
         raise ValueError(
-            f"disentangled_attention needs [B,H,S,C] three times, not {query.shape}, {key.shape} "
-            f"and {value.shape}"
+            "disentangled_attention needs query, key and value [B,H,S,C], not "
+            f"{query.shape}, {key.shape} and {value.shape}"
         )
     _, heads, length, channels = query.shape
     if rows.shape != (2 * length - 1,):
-        raise ValueError(f"disentangled_attention: rows {rows.shape} are not {(2 * length - 1,)}")
+        raise ValueError(
+            f"disentangled_attention: rows {rows.shape} must have shape {(2 * length - 1,)}"
+        )
     for name, table in (("c2p", c2p), ("p2c", p2c)):
         if table is not None and (table.ndim, *table.shape[::2]) != (3, heads, channels):
             raise ValueError(
-                f"disentangled_attention: {name} {table.shape} is not ({heads}, R, {channels})"
+                f"disentangled_attention: {name} {table.shape} must have shape "
+                f"({heads}, R, {channels})"
             )
     if mask.offset is not None:
-        raise ValueError("disentangled_attention has no cache: leave the mask's offset out")
+        raise ValueError(
+            "disentangled_attention does not support a cache: leave the mask's offset out"
+        )

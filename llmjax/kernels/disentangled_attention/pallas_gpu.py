@@ -1,15 +1,15 @@
 """Disentangled attention by tiles on a GPU's tensor cores, in Triton.
 
-A program of the forward pass, and of the queries' gradient, has a block of queries and goes over
-the blocks of keys that the mask leaves; one of the keys' and values' gradients has a block of keys
-and goes over the queries; one of the tables' gradients has a diagonal of tiles, which all see the
-same positions, and goes over it in all rows. Scores by distance are slid through a slab of memory
-that each program has of its own, which `tile_gpu` tells about.
+For the forward pass and the queries' gradient, a program takes a block of queries and loops over
+the blocks of keys that the mask allows. For the keys' and values' gradients it takes a block of
+keys and loops over queries. For the tables' gradients it takes a diagonal of tiles, which all use
+the same positions, and loops over it in all rows. Scores by distance are shifted through a slab of
+memory that belongs to the program (see `tile_gpu`).
 
-There are only about as many programs as a GPU runs at once: each does one block after another in
-the same slab, which therefore stays in the cache, and the slabs' size depends on neither rows nor
-length. Nothing of S×S or S×2S is ever written, no two programs add to one number, and the result is
-the same every time.
+There are only about as many programs as a GPU runs at once. Each processes one block after another
+with the same slab, which therefore stays in the cache, and the size of the slabs depends neither on
+the number of rows nor on their length. No S×S or S×2S array is ever written, no two programs add to
+the same number, and results are deterministic.
 """
 
 import functools
@@ -26,19 +26,19 @@ from llmjax.kernels.flash_attention.tile_gpu import LOG2E, Arrays, Part, channel
 from llmjax.kernels.flash_attention.tiles import Options, Tiles
 from llmjax.kernels.tiling import LOWEST, product
 
-# For heads of 64 channels, as DeBERTa's are: longer ones compile, but spill registers to memory.
-BLOCK = 64  # queries, and keys, of a tile; of float32 half: exact products take more registers
+# For heads of 64 channels, as in DeBERTa: wider ones compile, but spill registers to memory.
+BLOCK = 64  # queries, and keys, of a tile; half for float32, whose products take more registers
 WARPS = 8  # of a program
-PROGRAMS = 2 * 132  # at most two to a multiprocessor of an H100
+PROGRAMS = 2 * 132  # at most two per multiprocessor of an H100
 
 
 def block(query: jax.Array) -> int:
-    """Queries, and keys, of a tile."""
+    """The number of queries, and of keys, in a tile."""
     return BLOCK if query.dtype.itemsize < 4 else BLOCK // 2
 
 
 def padding(query: jax.Array) -> tuple[int, int]:
-    """What tables by distance need in front and behind to be whole blocks."""
+    """The padding before and after the tables of `by_distance` that makes whole blocks."""
     short = -query.shape[2] % block(query)
     return short, short + 1
 
@@ -47,7 +47,7 @@ def padding(query: jax.Array) -> tuple[int, int]:
 def attention(
     query, key, value, mask, draw: dropout.Draw, tables: Tables, options: Options
 ) -> jax.Array:
-    """As `api.disentangled_attention`, of tables by distance with `padding`."""
+    """Computes `api.disentangled_attention` from tables of `by_distance` with `padding`."""
     return _forward(query, key, value, mask, draw, tables, options)[0]
 
 
@@ -84,7 +84,7 @@ def _backward(options, residuals, grad):
     found: dict[str, jax.Array] = {}
     if inputs.terms:
         size, count = inputs.tiles.query_block, 2 * inputs.tiles.query_blocks - 1
-        # Few heads of few distances would leave most of a GPU idle: programs share the rows.
+        # With few heads and distances most of a GPU would be idle, so programs split the rows.
         parts = min(rows // heads, pl.cdiv(2 * PROGRAMS, heads * count))
         shape = (parts, heads, count, 2 * size, query.shape[3])
         windows = inputs.call(
@@ -134,7 +134,7 @@ class _Inputs:
         self.tables = Tables(*(None if x is None else x.astype(query.dtype) for x in tables))
 
     def call(self, kernel, *, items: int, outs) -> list[jax.Array]:
-        """Runs a kernel, which finds so many results of a block each."""
+        """Runs a kernel that computes `items` results, each for one block."""
         programs, size = min(items, PROGRAMS), self.tiles.query_block
         slabs = ((programs, max(1, len(self.terms)), size, 2 * size), self.arrays.query.dtype)
         static = Kernel(self.tiles, self.options, self.terms, self.heads, items)
@@ -160,7 +160,7 @@ class _Inputs:
 
 
 def _each(items: int, body) -> None:
-    """Runs `body(item)` for what of so many items is this program's."""
+    """Runs `body(item)` for this program's share of the items."""
     program, programs = pl.program_id(0), min(items, PROGRAMS)
     count, _ = divide(items - program + programs - 1, programs)
     jax.lax.fori_loop(0, count, lambda i, _: body(program + i * programs), None)
@@ -181,7 +181,7 @@ def _forward_kernel(kernel: Kernel, refs: Refs, out, log_sums) -> None:
             key = load(tile.arrays.key, keys)
             scores, _ = tile.scores(query, key, queries, keys, masked)
             peak = jnp.maximum(highest, jnp.max(scores, axis=1))
-            # While a row has seen nothing, its weights must come out as exp2(LOWEST - 0) = 0.
+            # Until a row has seen a key, its weights must be exp2(LOWEST - 0) = 0.
             base = jnp.where(peak == LOWEST, 0.0, peak) if masked else peak
             weights = jnp.exp2(scores - base[:, None])
             shrink = jnp.exp2(highest - base)
@@ -197,7 +197,7 @@ def _forward_kernel(kernel: Kernel, refs: Refs, out, log_sums) -> None:
         seen = total > 0
         divisor = jnp.where(seen, total, 1.0)
         store(View(out, row), queries, mixed / divisor[:, None])
-        # The row that sees nothing gets +inf, for which the backward pass finds weights of 0.
+        # A row that sees no key gets +inf, which gives weights of 0 in the backward pass.
         log_sum = jnp.where(seen, highest / LOG2E + jnp.log(divisor), jnp.inf)
         store(View(log_sums, row), queries, log_sum)
 
@@ -257,15 +257,15 @@ def _key_kernel(kernel: Kernel, refs: Refs, grad_key, grad_value) -> None:
 
 
 def _distance_kernel(parts: int, kernel: Kernel, refs: Refs, *grad_tables) -> None:
-    """Tiles whose queries are a number of blocks ahead of their keys see the same positions.
+    """The tables' gradients: one item per number of blocks that queries are ahead of keys.
 
-    They are gone through together, those of all rows or of a part of them.
+    All such tiles use the same positions; an item covers them in all rows, or in part of the rows.
     """
     tiles, heads = kernel.tiles, kernel.heads
     batch = refs.arrays.key.shape[0] // heads
 
     def add_up(item):
-        # The most tiles are no blocks ahead, then those that are one block ahead, or behind.
+        # Longest diagonals first: 0 blocks ahead, then 1 ahead, 1 behind, and so on.
         step, rest = divide(item, heads * parts)
         head, part = divide(rest, parts)
         ahead, behind = divide(step + 1, 2)

@@ -1,10 +1,10 @@
 """Disentangled attention by tiles that stay in a TPU core's memory.
 
-The n queries and n keys of a tile lie at 2n - 1 distances from each other, whose positions are two
-neighbouring blocks of the tables. Their products with the queries, or with the keys, [n, 2n], hold
-the scores of all pairs in rows that start one column farther left each: sliding the rows over one
-another puts each score where it belongs, and sliding them back is the gradient. Nothing is gathered
-or scattered, and nothing of S×S or S×2S is ever written.
+The n queries and n keys of a tile are at 2n - 1 distances from each other, whose positions are two
+adjacent blocks of the tables. The products of these positions with the queries, or with the keys,
+[n, 2n], hold the scores of all pairs; each row starts one column farther left. Shifting the rows
+puts every score in its place, and the reverse shift gives the gradient. There are no gathers or
+scatters, and no S×S or S×2S array is ever written.
 """
 
 import functools
@@ -30,19 +30,19 @@ from llmjax.kernels.flash_attention.tile_tpu import (
 from llmjax.kernels.flash_attention.tiles import Tiles
 from llmjax.kernels.tiling import LANES, pad, product
 
-BLOCK = 512  # the most queries, and keys, of a tile
+BLOCK = 512  # maximum number of queries, and of keys, in a tile
 SUBLANES = 8
 MEMORY_BYTES = 60 * 2**20  # every chip has 64 MB or more
 
 
 class Sizes(NamedTuple):
-    """What `tuning` knows of: the most queries, and keys, of a tile."""
+    """Sizes for `tuning`: the maximum number of queries, and of keys, in a tile."""
 
     block: int
 
 
 def block(query: jax.Array) -> int:
-    """Queries, and keys, of a tile: as few tiles as `BLOCK` allows, of equal size."""
+    """The number of queries, and of keys, in a tile: the fewest tiles of equal size."""
     *_, length, channels = query.shape
     case = tuning.case(query.dtype, channels)
     most = tuning.sizes("disentangled_attention.pallas_tpu", case, Sizes(BLOCK)).block
@@ -51,7 +51,7 @@ def block(query: jax.Array) -> int:
 
 
 def padding(query: jax.Array) -> tuple[int, int]:
-    """What tables by distance need in front and behind to be whole blocks."""
+    """The padding before and after the tables of `by_distance` that makes whole blocks."""
     short = -query.shape[2] % block(query)
     return short, short + 1
 
@@ -60,7 +60,7 @@ def padding(query: jax.Array) -> tuple[int, int]:
 def attention(
     query, key, value, mask, draw: dropout.Draw, tables: Tables, options: Options
 ) -> jax.Array:
-    """As `api.disentangled_attention`, of tables by distance with `padding`."""
+    """Computes `api.disentangled_attention` from tables of `by_distance` with `padding`."""
     return _forward(query, key, value, mask, draw, tables, options)[0]
 
 
@@ -108,9 +108,9 @@ attention.defvjp(_forward, _backward)
 
 
 def _walks(inputs: "_Inputs") -> list[tuple[str, tuple[str, ...]]]:
-    """The ways through the tiles, and which gradients each finds."""
+    """The orders in which to visit the tiles, and the gradients that each computes."""
     if inputs.tiles.query_blocks == 1:
-        # All pairs of a head are one tile, which is then computed once.
+        # All pairs of a head are in one tile, which a single walk visits once.
         return [("distances", ("query", "key", "value", *inputs.terms))]
     walks: list[tuple[str, tuple[str, ...]]] = [("queries", ("query",)), ("keys", ("key", "value"))]
     return [*walks, ("distances", inputs.terms)] if inputs.terms else walks
@@ -126,11 +126,11 @@ def _overlap(windows: jax.Array) -> jax.Array:
 
 
 class _Result(NamedTuple):
-    """A gradient that a kernel finds.
+    """A gradient that a kernel computes.
 
     Attributes:
-        scratch: the shape of its sum.
-        products: matrix products of a tile's size that it takes.
+        scratch: shape of its accumulator.
+        products: number of matrix products of a tile's size that it takes.
     """
 
     scratch: tuple[int, int]
@@ -141,7 +141,7 @@ class _Inputs:
     """The arrays in the kernels' layouts, padded to whole blocks, and how to run a kernel on them.
 
     "query" arrays are [B, H, 1, S, C], "key" and "value" arrays [B, H, S, C], tables [H, 2·S, C],
-    and what a query has one of, "per_query", is [B, H, blocks, 1, n].
+    and "per_query" arrays, with one number per query, [B, H, blocks, 1, n].
     """
 
     def __init__(self, query, key, value, mask, draw, tables) -> None:
@@ -180,7 +180,7 @@ class _Inputs:
     def call(
         self, kernel: Callable, options: Options, walk: str, *, more=(), outs, scratch, products
     ) -> list[jax.Array]:
-        """Runs a kernel on each tile, in the order of a walk."""
+        """Runs a kernel on every tile, in the order of a walk."""
         blocks = self.tiles.query_blocks
         by_distance = walk == "distances"
         arrays = [*self.arrays, *more]
@@ -223,7 +223,7 @@ class _Inputs:
 
         def index(head, x, y, z, *_):
             batch, queries, keys, _ = _where(walk, blocks, x, y, z)
-            # The tables' first blocks are of the last keys and the first queries, or the reverse.
+            # The first block of c2p is for the last keys and first queries; p2c is the reverse.
             c2p, p2c = keys - queries + blocks - 1, queries - keys + blocks - 1
             return {
                 "query": (batch, head, 0, queries, 0),
@@ -270,10 +270,10 @@ class _Inputs:
 
 
 def _where(walk: str, blocks: int, x, y, z):
-    """Row, block of queries, block of keys, and whether there is such a tile.
+    """The row, block of queries and block of keys of a step, and whether the tile exists.
 
-    All tiles whose queries are a number of blocks ahead of their keys see the same positions:
-    "distances" goes through them together, over all rows. Steps behind the last repeat it.
+    All tiles whose queries are the same number of blocks ahead of their keys use the same
+    positions: "distances" visits these together, over all rows. Steps after the last repeat it.
     """
     if walk == "queries":
         return x, y, z, True
@@ -286,7 +286,7 @@ def _where(walk: str, blocks: int, x, y, z):
 
 
 class _Tile(Tile):
-    """Of content and of positions, which come in two blocks for each term."""
+    """A tile with content and position terms; each term reads two blocks of positions."""
 
     def __init__(self, tiles: Tiles, options: Options, walk: str, terms, refs) -> None:
         head, x, y, z = (pl.program_id(axis) for axis in range(4))
@@ -302,11 +302,11 @@ class _Tile(Tile):
         self.refs = self.refs[count:]
 
     def positions(self, term: str) -> jax.Array:
-        """[2·n, C], by distance."""
+        """The tile's positions [2·n, C], in order of distance."""
         return jnp.concatenate([ref[0] for ref in self._positions[term]])
 
     def products(self) -> jax.Array:
-        """Of content and positions, [keys, queries]."""
+        """The unscaled scores of content and positions, [keys, queries]."""
         scores = super().products()
         if "p2c" in self._positions:
             scores += _slide(product(self.key[0, 0], self.positions("p2c"), 1, 1))
@@ -315,14 +315,14 @@ class _Tile(Tile):
         return scores
 
     def ends(self, result: str):
-        """Whether the step is the first, and the last, that adds to a gradient."""
+        """Whether the step is the first, and whether it is the last, that adds to a gradient."""
         first, last = self.place.is_first, self.place.is_last
         if result in self._positions:
             return first & (self._row == 0), last & (self._row == pl.num_programs(2) - 1)
         return first, last
 
     def gradients(self, wanted, weights, grad_scores, grad) -> dict[str, jax.Array]:
-        """This tile's part of each: keys and queries [n, C], positions [C, 2·n]."""
+        """This tile's contribution to each gradient: keys, queries [n, C], positions [C, 2·n]."""
         query, key = self.query(), self.key[0, 0]
         by_query = grad_scores.T
         slid = {"c2p": by_query, "p2c": grad_scores}
@@ -373,16 +373,16 @@ def _backward_kernel(wanted, tiles: Tiles, options: Options, walk: str, terms, *
 
 
 def _slide(x: jax.Array) -> jax.Array:
-    """[n, 2·n] to [n, n], whose row i starts at column n - 1 - i."""
+    """[n, 2·n] to [n, n]: row i of the result starts at column n - 1 - i."""
     size = x.shape[0]
     return pltpu.roll(x, size + 1, 1, stride=1, stride_axis=0)[:, :size]
 
 
 def _unslide(x: jax.Array) -> jax.Array:
-    """[n, n] to [n, 2·n], whose row i holds that of x from column n - 1 - i on, and zeros.
+    """[n, n] to [n, 2·n]: row i of the result is row i of x from column n - 1 - i on, else zeros.
 
-    Rows can be rolled ever farther right, but not ever less far: whole groups of sublanes can, and
-    the rows of a group are rolled by the bits of what is left.
+    A strided roll can only increase from row to row, and here it must decrease. So groups of
+    sublanes are rolled as a whole, and rows within a group by the bits of the remaining distance.
     """
     size = x.shape[0]
     wide = jnp.concatenate([x, jnp.zeros_like(x)], axis=1)

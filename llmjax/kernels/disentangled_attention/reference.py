@@ -1,11 +1,11 @@
-"""Disentangled attention in a few lines, with all that is gathered in memory: the oracle."""
+"""Reference implementation of disentangled attention, with all gathered positions in memory."""
 
 import jax
 import jax.numpy as jnp
 
 
 def attention(query, key, value, rows, mask, c2p, p2c, scale) -> jax.Array:
-    """As `api.disentangled_attention`."""
+    """Computes `api.disentangled_attention`."""
     length = query.shape[2]
     wide = jnp.promote_types(query.dtype, jnp.float32)
     at = jnp.arange(length)

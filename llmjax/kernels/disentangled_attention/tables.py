@@ -1,4 +1,4 @@
-"""Positions by distance."""
+"""Tables of relative positions in order of distance."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from llmjax import mesh
 
 
 class Tables(NamedTuple):
-    """Positions by distance, float32 [H, 2·S - 1, C] each, or None.
+    """Positions in order of distance, each float32 [H, 2·S - 1, C] or None.
 
     Attributes:
         c2p: from distance S - 1 down to 1 - S.
@@ -27,13 +27,13 @@ def by_distance(
     rows: np.ndarray,
     padding: tuple[int, int] = (0, 0),
 ) -> Tables:
-    """From tables [H, R, C]. Many distances share a row: its gradient is summed in float32.
+    """Expands tables [H, R, C]. Distances may share a row, whose gradient is summed in float32.
 
     Args:
         c2p: keys of relative positions.
         p2c: queries of relative positions.
         rows: int [2·S - 1], as in `api.disentangled_attention`.
-        padding: how often the first and the last position of each table are repeated.
+        padding: number of extra copies of each table's first and last position.
     """
 
     def spread(table, rows):

@@ -1,19 +1,19 @@
-"""The tiles of disentangled attention that a program on a GPU goes over.
+"""The tiles of disentangled attention on a GPU.
 
-The n queries and n keys of a tile lie at 2n - 1 distances from each other, whose positions are two
-neighbouring blocks of the tables. Their products with the queries, or with the keys, [n, 2n], hold
-the scores of all pairs in rows that start one column farther left each. Triton cannot slide rows in
-registers: a program writes these products to a slab of global memory, and reads every score from
-where it is. The gradient by the scores goes the same way back.
+The n queries and n keys of a tile are at 2n - 1 distances from each other, whose positions are two
+adjacent blocks of the tables. The products of these positions with the queries, or with the keys,
+[n, 2n], hold the scores of all pairs; each row starts one column farther left. Triton cannot shift
+rows in registers: a program writes these products to a slab of global memory, and reads each score
+from its place there. The gradient with respect to the scores takes the reverse path.
 
-Why that is safe:
+Why this is safe:
 
-- A slab belongs to one program, by its number in the grid: no other ever reads or writes it.
-- A program's threads meet between writing and reading, which makes what one has written visible to
-  all, and again between reading and writing anew. They take the same way through the kernel, whose
-  bounds and branches are the same for all of them, so that all come to every barrier.
-- The reads are volatile, and loops have one stage: no compiler moves a read across a barrier, or
-  into the iteration before.
+- A slab belongs to one program, by its index in the grid: no other program reads or writes it.
+- A barrier between writes and reads makes the writes visible to all threads of the program; another
+  one separates the reads from the next writes. Bounds and branches of the kernel are uniform over
+  threads, so all of them reach every barrier.
+- The reads are volatile, and loops have one stage, so the compiler moves no read across a barrier
+  or into the previous iteration.
 """
 
 import copy
@@ -31,13 +31,13 @@ from llmjax.kernels.tiling import LOWEST, product
 
 
 def divide(x, by) -> tuple[jax.Array, jax.Array]:
-    """Quotient and remainder of numbers that are not negative, without a word about signs."""
+    """Quotient and remainder of non-negative integers, without the instructions for signs."""
     by = jnp.asarray(by, x.dtype)
     return jax.lax.div(x, by), jax.lax.rem(x, by)
 
 
 class View:
-    """A part of a reference, of the places on its first axes: Triton takes one index at a time."""
+    """A reference with its first axes indexed: Pallas' Triton takes a single indexer."""
 
     def __init__(self, ref, *place) -> None:
         self._ref, self._place = ref, place
@@ -46,7 +46,7 @@ class View:
 
     @property
     def at(self) -> "View":
-        """Itself: as of a reference, parts of it are references."""
+        """Itself, because indexing a view already gives a reference."""
         return self
 
     def __getitem__(self, index):
@@ -54,14 +54,14 @@ class View:
 
 
 class Kernel(NamedTuple):
-    """What a kernel is compiled for.
+    """The static parameters of a kernel.
 
     Attributes:
-        tiles: of one head of one row.
-        options: of the attention.
+        tiles: the tiles of one head of one row.
+        options: attention options.
         terms: names of the tables that are not None.
         heads: H.
-        items: how many results the programs share.
+        items: number of results that are distributed over the programs.
     """
 
     tiles: Tiles
@@ -72,12 +72,12 @@ class Kernel(NamedTuple):
 
 
 class Refs(NamedTuple):
-    """What kernels read.
+    """References that kernels read, and the slab.
 
     Attributes:
-        arrays: query [B·H, 1, S, C], key [B·H, S, C] and so on; their first axis is "rows" here.
-        tables: [H, 2·N·n, C] each of N blocks' positions, or None.
-        slab: the program's own, [terms, n, 2·n].
+        arrays: query [B·H, 1, S, C], key [B·H, S, C] and so on; the first axis is called "rows".
+        tables: each [H, 2·N·n, C], the positions for N blocks, or None.
+        slab: the program's slab, [terms, n, 2·n].
     """
 
     arrays: Arrays
@@ -86,9 +86,9 @@ class Refs(NamedTuple):
 
 
 class Tile(Program):
-    """Queries by keys of one row and head, whose scores are of content and of positions.
+    """A tile of queries and keys of one row and head, scored by content and positions.
 
-    It is anywhere until `ahead` says where its positions are.
+    `ahead` sets which positions it uses.
     """
 
     def __init__(self, kernel: Kernel, refs: Refs, row) -> None:
@@ -108,25 +108,25 @@ class Tile(Program):
         self._ahead = 0
 
     def ahead(self, blocks) -> "Tile":
-        """The tile whose queries are so many blocks ahead of its keys."""
+        """The tile whose queries are `blocks` blocks ahead of its keys."""
         tile = copy.copy(self)
         tile._ahead = blocks
         return tile
 
     def window(self, term: str) -> Any:
-        """Which of a table's windows of two blocks has the tile's positions."""
-        # The first is of the last keys and the first queries, or the reverse.
+        """The index of the table's window of two blocks with the tile's positions."""
+        # The first window is for the last keys and the first queries (c2p), or the reverse (p2c).
         return self.tiles.query_blocks - 1 + (-self._ahead if term == "c2p" else self._ahead)
 
     def positions(self, term: str) -> jax.Array:
-        """[2·n, C], by distance."""
+        """The tile's positions [2·n, C], in order of distance."""
         size = self.tiles.query_block
         numbers = self.window(term) * size + jnp.arange(2 * size, dtype=jnp.int32)
         return load(View(self._tables[term], self._head), Part(None, numbers, None, None))
 
     def scores(self, query, key, queries: Part, keys: Part, masked: bool) -> tuple[Any, Any]:
         """As `Program.scores`."""
-        # One after another: few numbers at a time are in registers.
+        # One term after another, to limit register use.
         states = {"c2p": query, "p2c": key}
         for slot, term in enumerate(self._terms):
             self._write(slot, self._whole(), product(states[term], self.positions(term), 1, 1))
@@ -138,14 +138,15 @@ class Tile(Program):
         return (jnp.where(self._allowed(queries, keys), scores, LOWEST) if masked else scores), 1.0
 
     def over_keys(self, block, body: Callable, carry) -> Any:
-        """`over` the blocks of keys that a block of queries sees."""
+        """Runs `over` the blocks of keys that a block of queries sees."""
         first, last = self.tiles.keys_of(block, 0)
         return self.over((first, last + 1), self.tiles.whole_keys_of(block, 0), body, carry)
 
     def unslide(self, grad_scores, *terms: str) -> dict[str, jax.Array]:
-        """What `scores` slides, slid back: [n, 2·n] of each of these terms that there is.
+        """Inverts the shift in `scores`: the gradient [n, 2·n] of each of these terms.
 
-        What scores do not come from is zero, whatever was in the slab.
+        Terms without a table are left out. Entries without a score are zero, whatever the slab
+        held.
         """
         slots = [slot for slot, term in enumerate(self._terms) if term in terms]
         for slot in slots:
@@ -162,13 +163,13 @@ class Tile(Program):
         return found
 
     def _whole(self):
-        """Rows and columns of a slab."""
+        """Indices of the rows and columns of a slab."""
         size = self.tiles.query_block
         rows, columns = (jnp.arange(count, dtype=jnp.int32) for count in (size, 2 * size))
         return rows[:, None], columns[None]
 
     def _slid(self, slot: int):
-        """Rows and columns of a slab where the tile's pairs are, queries by keys."""
+        """Rows and columns of the tile's pairs in a slab, [queries, keys]."""
         size = self.tiles.query_block
         numbers = jnp.arange(size, dtype=jnp.int32)
         row, other = numbers[:, None], numbers[None]
@@ -183,6 +184,6 @@ class Tile(Program):
         return plgpu.load(self._slab[(slot, *where)], volatile=True)
 
     def _meet(self) -> None:
-        """Waits for all threads of the program, if there are any to wait for."""
+        """A barrier over the program's threads; skipped if interpreted or without a slab."""
         if not self.options.interpret and self._terms:
             plgpu.debug_barrier()

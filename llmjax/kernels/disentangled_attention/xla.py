@@ -1,7 +1,7 @@
 """Disentangled attention with the weights of all pairs in memory.
 
-Products with the positions at all distances in turn are slid over one another, row by row: nothing
-of S×S is gathered or, in the backward pass, scattered.
+Queries and keys are multiplied by the positions in order of distance, and the rows of the product
+are shifted into place: no S×S gather is needed, nor a scatter in the backward pass.
 """
 
 import jax
@@ -17,7 +17,7 @@ SCORES = ("batch", "heads", None, None)  # logical axes of [B, H, n, m]
 
 
 def attention(query, key, value, mask, draw, tables: Tables, scale, rate) -> jax.Array:
-    """As `api.disentangled_attention`."""
+    """Computes `api.disentangled_attention`."""
     # The terms are added in float32, whatever precision they are computed in.
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bhsc,bhtc->bhst", query, key).astype(wide)
@@ -31,7 +31,7 @@ def attention(query, key, value, mask, draw, tables: Tables, scale, rate) -> jax
     if allowed is None:
         weights = jax.nn.softmax(scores, axis=-1)
     else:
-        # A finite floor keeps rows that see nothing free of NaN, in the gradient too.
+        # A finite floor avoids NaN in rows that see nothing, in the gradient too.
         scores = jnp.where(allowed[:, None], scores, jnp.finfo(scores.dtype).min)
         weights = jnp.where(allowed[:, None], jax.nn.softmax(scores, axis=-1), 0.0)
     if rate:
@@ -42,9 +42,9 @@ def attention(query, key, value, mask, draw, tables: Tables, scale, rate) -> jax
 
 
 def _all_by_distance(states: jax.Array, table: jax.Array) -> jax.Array:
-    """states_i · table by distance for all pairs (i, j), [B, H, S, S].
+    """states_i · table[distance of i and j] for all pairs (i, j), [B, H, S, S].
 
-    A block of n rows computes n - 1 columns too many: fewer blocks waste more, more blocks take
+    A block of n rows computes n - 1 extra columns: fewer blocks waste more work, more blocks take
     longer to compile.
     """
     length = states.shape[2]
@@ -61,16 +61,16 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 
 
 def _by_distance(states: jax.Array, positions: jax.Array) -> jax.Array:
-    """states_i · positions_(n - 1 - i + j), [B, H, n, m], of [B, H, n, C] and [H, n + m - 1, C]."""
+    """states_i · positions_(n - 1 - i + j): [B, H, n, C], [H, n + m - 1, C] to [B, H, n, m]."""
     scores = jnp.einsum("bhsc,hpc->bhsp", states, positions.astype(states.dtype))
     return _slide(scores)
 
 
 def _slide(scores: jax.Array) -> jax.Array:
-    """[B, H, n, n + m - 1] to [B, H, n, m], whose row i starts at column n - 1 - i.
+    """[B, H, n, n + m - 1] to [B, H, n, m]: row i of the result starts at column n - 1 - i.
 
-    Flat, these starts are n + m - 2 apart, one less than the rows: reading the numbers in rows of
-    that length is all (the shift of Dai et al. 2019, appendix B).
+    In memory, these starts are n + m - 2 elements apart, one less than the row length, so it
+    suffices to reshape to rows of that length (the shift of Dai et al. 2019, appendix B).
     """
     batch, heads, count, columns = scores.shape
     if count == 1:

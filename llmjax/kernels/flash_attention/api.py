@@ -45,29 +45,30 @@ def flash_attention(
 ) -> jax.Array:
     """Scaled dot-product attention with grouped heads and float32 accumulation.
 
-    A ring of devices may share sequences; causal ones are then in the order of `balance`.
+    Devices may split sequences (ring attention); causal ones must be in the order of `balance`.
 
     Args:
         query: [B, H, S, C].
         key: [B, K, T, C]; H is a multiple of K, and each key head serves H/K query heads.
         value: [B, K, T, C].
-        mask: which pairs attend; by default causal. Rows that see nothing are zero.
-        scale: of the scores; by default C^-0.5.
-        cap: scores are bent into ±cap by cap·tanh(score / cap) before the mask; 0 leaves them.
-        sinks: [H], scores of a key of value zero that all queries see (Xiao et al. 2024, 3.3).
-        dropout_rate: share of the attention weights that is dropped.
-        dropout_key: for that, alike on all meshes and by all implementations; None drops nothing.
-        dropout_rows: int32 [B], the number of each row among all of its batch; by default 0, 1, …
+        mask: which pairs attend; causal by default. Queries that see no key give zero.
+        scale: factor on the scores; by default C^-0.5.
+        cap: soft-caps scores by cap·tanh(score / cap) before the mask; 0 disables it.
+        sinks: [H], scores of a key with value zero that all queries see (Xiao et al. 2024, 3.3).
+        dropout_rate: dropout rate of the attention weights.
+        dropout_key: dropout key; masks do not depend on mesh or implementation. None disables
+            dropout.
+        dropout_rows: int32 [B], the number of each row in the whole batch; by default 0, 1, …
         implementation: "xla" (blocks of queries), "pallas_tpu", "pallas_gpu" (both interpreted,
-            slowly, where they do not run), "cudnn", "tokamax" (of the extra of its name), or
-            "reference". By default "pallas_tpu" on TPUs; on GPUs "cudnn" or else, for 16-bit
-            arrays on Hopper and Blackwell, "pallas_gpu"; "xla" elsewhere.
+            slowly, on other devices), "cudnn", "tokamax" (needs the extra of that name), or
+            "reference". The default is "pallas_tpu" on TPUs; on GPUs "cudnn" where it applies, or
+            else, for 16-bit arrays on Hopper and Blackwell, "pallas_gpu"; and "xla" elsewhere.
 
     Returns:
         [B, H, S, C].
 
     Raises:
-        ValueError: shapes that do not fit together, or a forced implementation that cannot.
+        ValueError: shapes do not match, or the chosen implementation does not support the inputs.
     """
     mask, scale = _prepare(query, key, value, mask, scale, sinks)
     rate = 0.0 if dropout_key is None else dropout_rate
@@ -105,14 +106,14 @@ def flash_attention_with_log_sum(
     dropout_rows: jax.Array | None = None,
     implementation: Literal["xla", "pallas_tpu", "pallas_gpu", "reference"] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `flash_attention`, and the log-sum-exp of every query's scores, float32 [B, H, S].
+    """`flash_attention`, and the log-sum-exp of every query's scores, float32 [B, H, S].
 
-    With these, attention over parts of the keys adds up to attention over all of them. Both have
-    gradients. Rows that see nothing have -inf.
+    Log-sum-exps combine attention over parts of the keys into attention over all of them. Both
+    results are differentiable. Queries that see no key have -inf.
     """
     mask, scale = _prepare(query, key, value, mask, scale, sinks)
     rate = 0.0 if dropout_key is None else dropout_rate
-    # Other libraries' give no log-sum-exps.
+    # Other libraries do not return log-sum-exps.
     implementations.check("flash_attention", implementation, (*BLOCKWISE, "reference"))
     chosen = implementation or _fastest(query.dtype)
     if chosen == "reference":
@@ -134,7 +135,7 @@ def flash_attention_with_log_sum(
     if sinks is None:
         return out, log_sum
     sinks = sinks.astype(log_sum.dtype)[:, None]
-    # What the sink leaves of the others' weights.
+    # The share of the softmax that the sink leaves to the other keys.
     share = jax.nn.sigmoid(log_sum - sinks)[..., None]
     return out * share.astype(out.dtype), jnp.logaddexp(log_sum, sinks)
 
@@ -147,7 +148,7 @@ def _by_library(name, query, key, value, mask, scale, cap, rate, sinks) -> jax.A
 
 
 def _fastest(dtype: jnp.dtype) -> str:
-    """Of those that take every mask."""
+    """The fastest implementation that supports every mask."""
     if mesh.platform() == "tpu":
         return "pallas_tpu"
     on_gpu = mesh.platform() == "gpu" and jnp.dtype(dtype).itemsize == 2 and gpu_schedule.fits()
@@ -160,10 +161,10 @@ def _prepare(query, key, value, mask, scale, sinks) -> tuple[Mask, float]:
     _check_shapes(query, key, value, mask)
     if sinks is not None and sinks.shape != query.shape[1:2]:
         raise ValueError(
-            f"flash_attention: sinks {sinks.shape} are not {query.shape[1:2]}, by head"
+            f"flash_attention: sinks {sinks.shape} must have shape {query.shape[1:2]}, one per head"
         )
     if mask.offset is None and mask.window >= key.shape[2]:
-        # It limits nothing, and faster implementations have none.
+        # Such a window limits nothing, and faster implementations do not support windows.
         mask = dataclasses.replace(mask, window=0)
     return mask, query.shape[-1] ** -0.5 if scale is None else scale
 
@@ -171,36 +172,38 @@ def _prepare(query, key, value, mask, scale, sinks) -> tuple[Mask, float]:
 def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> None:
     shapes = f"query {query.shape}, key {key.shape}, value {value.shape}"
     if query.ndim != 4 or key.ndim != 4 or key.shape != value.shape:
-        raise ValueError(f"flash_attention needs [B,H,S,C] and twice [B,K,T,C], not {shapes}")
+        raise ValueError(
+            f"flash_attention needs query [B,H,S,C] and key and value [B,K,T,C], not {shapes}"
+        )
     batch, heads, length, channels = query.shape
     if (batch, channels) != (key.shape[0], key.shape[3]) or heads % key.shape[1]:
-        raise ValueError(f"flash_attention: batch, channels or head counts disagree in {shapes}")
+        raise ValueError(f"flash_attention: batch, channels or head counts differ in {shapes}")
     keys = key.shape[2]
     _check_segments("segment_ids", mask.segment_ids, (batch, length))
     _check_segments("key_segment_ids", mask.key_segment_ids, (batch, keys))
     if mask.segment_ids is not None and mask.key_segment_ids is None and keys != length:
         raise ValueError(
-            f"flash_attention: {keys} keys for {length} queries have segments of their own, "
+            f"flash_attention: {keys} keys for {length} queries need segments of their own: pass "
             "key_segment_ids"
         )
     if mask.key_segment_ids is not None and mask.segment_ids is None:
-        raise ValueError("flash_attention: key_segment_ids need segment_ids, the queries'")
+        raise ValueError("flash_attention: key_segment_ids need the queries' segment_ids too")
     devices = mesh.size("sequence")
     if devices > 1 and (
         keys != length or mask.offset is not None or mask.key_segment_ids is not None
     ):
         raise ValueError(
-            f"flash_attention: devices share sequences (mesh.context={devices}), which is for "
+            f"flash_attention: context parallelism (mesh.context={devices}) only supports "
             "self-attention without a cache"
         )
     parts = devices * (2 if mask.causal and devices > 1 else 1)
     if length % parts:
         raise ValueError(
-            f"flash_attention: sequences of {length} do not divide into {parts} parts, for "
-            f"mesh.context={devices}"
+            f"flash_attention: sequences of {length} do not divide into {parts} equal parts, as "
+            f"mesh.context={devices} needs"
         )
 
 
 def _check_segments(name: str, segments: jax.Array | None, shape: tuple[int, int]) -> None:
     if segments is not None and segments.shape != shape:
-        raise ValueError(f"flash_attention: {name} {segments.shape} is not {shape}")
+        raise ValueError(f"flash_attention: {name} {segments.shape} must have shape {shape}")

@@ -1,4 +1,4 @@
-"""What implementations of attention have in common: two functions, and a gradient made of them."""
+"""The interface of attention implementations, and differentiable attention built from it."""
 
 import functools
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from llmjax.kernels.flash_attention.mask import Mask
 from llmjax.kernels.flash_attention.tiles import Gradients, Options, Result
 from llmjax.parts import on_parts
 
-# Logical axes.
+# Logical axes of queries, and of keys and values.
 QUERY = ("batch", "heads", "sequence", None)
 KEY = ("batch", "kv_heads", "sequence", None)
 
 
 class Implementation(Protocol):
-    """A module, or whatever else has these."""
+    """A module or object with these two functions."""
 
     def forward(
         self,
@@ -29,7 +29,7 @@ class Implementation(Protocol):
         draw: Draw,
         options: Options,
     ) -> Result:
-        """As `api.flash_attention_with_log_sum`."""
+        """Computes `api.flash_attention_with_log_sum`."""
         ...
 
     def backward(
@@ -43,28 +43,28 @@ class Implementation(Protocol):
         grads: Result,
         options: Options,
     ) -> Gradients:
-        """From the gradients by both results.
+        """The gradients of query, key and value, from those of both results.
 
-        If the results are those of more keys than are given, so are the gradients by the queries:
-        their sum over all parts of the keys is that by all of them.
+        `result` may cover more keys than are given. The gradient of the query is then the part due
+        to the given keys, and summing it over all parts of the keys gives the whole.
         """
         ...
 
 
 class OnParts(NamedTuple):
-    """Of another one, what every device does with its rows, heads and parts of sequences."""
+    """Runs an implementation on every device's rows, heads and parts of sequences."""
 
     implementation: Implementation
 
     def forward(self, query, key, value, mask: Mask, draw: Draw, options: Options) -> Result:
-        """As `Implementation`."""
+        """See `Implementation`."""
         run = self._map(self.implementation.forward, mask, draw, options, (QUERY, QUERY[:3]))
         return run(query, key, value)
 
     def backward(
         self, query, key, value, mask: Mask, draw: Draw, result: Result, grads: Result, options
     ) -> Gradients:
-        """As `Implementation`."""
+        """See `Implementation`."""
         run = self._map(self.implementation.backward, mask, draw, options, (QUERY, KEY, KEY))
         return run(query, key, value, *result, *grads)
 
@@ -89,7 +89,7 @@ class OnParts(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))
 def attention(implementation: Implementation, query, key, value, mask, draw, options) -> Result:
-    """Attention with its gradient."""
+    """Attention by an implementation, differentiable."""
     return implementation.forward(query, key, value, mask, draw, options)
 
 

@@ -1,8 +1,8 @@
-"""How attention's GPU kernels cut their work: sizes of tiles, warps, and stages of the pipeline.
+"""Tile sizes, warps and pipeline stages of attention's GPU kernels.
 
-The tables are for one H100, whose multiprocessors have 227 KiB of shared memory and 256 KiB of
-registers. A tile's float32 sums stay in registers, so long heads take more warps or fewer rows;
-its keys and values lie in shared memory, once for each stage.
+The tables are for an H100, whose multiprocessors have 227 KiB of shared memory and 256 KiB of
+registers. A tile's float32 accumulators stay in registers, so wide heads need more warps or fewer
+rows; its keys and values are in shared memory, once per stage.
 """
 
 import re
@@ -16,13 +16,13 @@ from llmjax.kernels import tuning
 
 
 class Blocks(NamedTuple):
-    """One kernel's.
+    """The sizes of one kernel.
 
     Attributes:
-        queries: of a tile, a power of two.
-        keys: of a tile, a power of two.
-        warps: of a program.
-        stages: how many tiles a loop has on the way from memory.
+        queries: queries in a tile, a power of two.
+        keys: keys in a tile, a power of two.
+        warps: warps of a program.
+        stages: tiles that a loop keeps in flight from memory.
     """
 
     queries: int
@@ -32,15 +32,15 @@ class Blocks(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """All kernels'.
+    """The sizes of all kernels.
 
     Attributes:
-        forward: of the result.
-        few: of the result for fewer queries than a tile of `forward` has; its own number of queries
-            is the least, what a tensor core takes.
-        query: of the gradient by queries.
-        key: of the gradients by keys and values.
-        programs: how many keep a GPU busy.
+        forward: for the forward pass.
+        few: for the forward pass with fewer queries than a tile of `forward`; its number of queries
+            is the minimum for a tensor core.
+        query: for the gradient of queries.
+        key: for the gradients of keys and values.
+        programs: number of programs that keeps a GPU busy.
     """
 
     forward: Blocks
@@ -50,7 +50,7 @@ class Schedule(NamedTuple):
     programs: int = 2 * 132
 
 
-# By the most channels of a head, to a power of two.
+# By the maximum number of channels of a head, rounded up to a power of two.
 HALF = {
     64: Schedule(
         forward=Blocks(128, 64, 4, 3),
@@ -71,7 +71,7 @@ HALF = {
         key=Blocks(32, 64, 8, 2),
     ),
 }
-# Exact float32 products are not the tensor cores': they need registers for all operands.
+# Exact float32 products do not run on tensor cores: they need registers for all operands.
 SINGLE = {
     128: Schedule(
         forward=Blocks(32, 16, 8, 2),
@@ -89,12 +89,12 @@ SINGLE = {
 
 
 def fits() -> bool:
-    """Whether the GPU has as much shared memory: Hopper's and Blackwell's large ones do."""
+    """Whether the GPU has as much shared memory: large Hopper and Blackwell GPUs do."""
     return re.search(r"\bG?[HB]\d00\b", mesh.device_kind()) is not None
 
 
 def choose(channels: int, dtype: DTypeLike) -> Schedule:
-    """For heads of so many channels and arrays of this type; what was measured goes first."""
+    """The schedule for heads of `channels` channels; measured sizes override the tables."""
     table = HALF if jnp.dtype(dtype).itemsize == 2 else SINGLE
     default = next((table[most] for most in table if channels <= most), table[256])
     case = tuning.case(dtype, channels)

@@ -1,6 +1,6 @@
-"""Attention of other libraries, and why they cannot always be had.
+"""Attention from other libraries, and checks for what they do not support.
 
-Each takes query, key, value, mask, scale and cap as `api.flash_attention` does.
+Each function takes query, key, value, mask, scale and cap as `api.flash_attention` does.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from llmjax.parts import on_parts
 
 
 def cudnn(query, key, value, mask: Mask, scale: float, cap: float) -> jax.Array:
-    """NVIDIA's, by way of jax; what `cudnn_refuses` does not."""
+    """cuDNN's attention, through JAX; for inputs that `cudnn_refuses` accepts."""
     assert not cap
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     out = jax.nn.dot_product_attention(
@@ -39,24 +39,24 @@ def cudnn_refuses(query, key, mask: Mask, cap: float, rate: float, sinks) -> str
     if query.shape[-1] % 8 or query.shape[-1] > most:
         return f"needs head channels that are a multiple of 8 up to {most}, not {query.shape[-1]}"
     if mask.segment_ids is not None or mask.offset is not None:
-        return "takes no segments or cache offsets here"
+        return "does not support segments or cache offsets here"
     if mesh.size("sequence") > 1:
-        return "knows no sequences that devices share"
+        return "does not support context parallelism"
     if mask.window and (not mask.causal or query.shape[2] != key.shape[2]):
-        return "has windows in causal self-attention only"
+        return "supports windows only in causal self-attention"
     extras = cap or rate or sinks is not None
-    return "caps no scores and has no dropout and no sinks here" if extras else ""
+    return "does not support capped scores, dropout or sinks here" if extras else ""
 
 
 def _cudnn_channels() -> int:
-    """How long heads may be by the GPU that is here: longer ones from Hopper on."""
+    """The maximum number of channels per head on the local GPU: more from Hopper on."""
     capability = str(getattr(jax.local_devices()[0], "compute_capability", "0"))
     major = capability.split(".")[0]
     return 256 if major.isdigit() and int(major) >= 9 else 128
 
 
 def tokamax(query, key, value, mask: Mask, scale: float, cap: float) -> jax.Array:
-    """Whatever that library takes for the fastest here, on every device's rows and heads."""
+    """Tokamax's attention, in the implementation it selects, on every device's rows and heads."""
     from tokamax import dot_product_attention
 
     window = (mask.behind, mask.ahead) if mask.window else None
@@ -81,11 +81,12 @@ def tokamax(query, key, value, mask: Mask, scale: float, cap: float) -> jax.Arra
 
 def tokamax_refuses(query, key, mask: Mask, cap: float, rate: float, sinks) -> str:
     """Why tokamax cannot run this, or an empty string."""
-    del query, key, cap  # any are welcome
+    del query, key, cap  # all are supported
     if importlib.util.find_spec("tokamax") is None:
         return "needs that library: pip install 'llmjax[tokamax]'"
     if mask.segment_ids is not None or mask.offset is not None:
-        return "takes no segments or cache offsets here"
+        return "does not support segments or cache offsets here"
     if mesh.size("sequence") > 1:
-        return "knows no sequences that devices share"
-    return "has no dropout and no sinks here" if rate or sinks is not None else ""
+        return "does not support context parallelism"
+    unsupported = rate or sinks is not None
+    return "does not support dropout or sinks here" if unsupported else ""

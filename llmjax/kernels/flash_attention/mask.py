@@ -1,4 +1,4 @@
-"""Which query may attend to which key, described rather than stored."""
+"""Attention masks as a compact description instead of a dense array."""
 
 import functools
 import operator
@@ -13,14 +13,14 @@ class Mask:
     """The pairs that may attend.
 
     Attributes:
-        segment_ids: int32 [B, S], of packed rows: pairs of equal, non-zero segments attend. None:
-            all do.
-        offset: int32 [B], the position of each row's first query among the keys, when the queries
-            continue a cache, say; it may lie before or behind all of them. None: 0.
-        key_segment_ids: int32 [B, T], segments of the keys, where they are others than those of the
+        segment_ids: int32 [B, S], of packed rows: pairs with equal, non-zero segments attend; None
+            for no segments.
+        offset: int32 [B], the position of each row's first query among the keys, for example if
+            the queries continue a cache; it may be before or after all keys. None means 0.
+        key_segment_ids: int32 [B, T], segments of the keys, if they differ from those of the
             queries.
-        causal: a query sees the keys up to its own position only.
-        window: a query sees keys at a smaller distance only; 0 does not limit it.
+        causal: whether a query only sees keys up to its own position.
+        window: a query only sees keys at a smaller distance; 0 for no limit.
     """
 
     segment_ids: jax.Array | None = None
@@ -36,12 +36,12 @@ class Mask:
 
     @property
     def behind(self) -> int | None:
-        """How far behind itself a query sees; None: to the start."""
+        """How far back from its position a query sees; None for no limit."""
         return self.window - 1 if self.window else None
 
     @property
     def ahead(self) -> int | None:
-        """How far ahead of itself a query sees; None: to the end."""
+        """How far ahead of its position a query sees; None for no limit."""
         return 0 if self.causal else self.behind
 
     def key_range(self, start: int, stop: int, keys: int) -> tuple[int, int]:
@@ -72,7 +72,7 @@ class Mask:
 def within_reach(
     queries: jax.Array, keys: jax.Array, behind: int | None, ahead: int | None
 ) -> list[jax.Array]:
-    """What must hold for queries at these positions to see keys at those, broadcast."""
+    """The conditions for queries to see keys at these positions, which are broadcast."""
     limits = []
     if ahead is not None:
         limits.append(keys - queries <= ahead)

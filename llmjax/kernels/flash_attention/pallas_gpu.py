@@ -1,13 +1,13 @@
 """Attention by tiles on a GPU's tensor cores, in Triton (FlashAttention-2, Dao 2023).
 
-A program of the forward pass, and of the queries' gradient, has a block of queries and goes over
-the blocks of keys that the mask leaves; one of the keys' and values' gradients has a block of keys
-and goes over the queries of all heads that share it. Arrays are read where they lie: nothing is
+For the forward pass and the queries' gradient, a program takes a block of queries and loops over
+the blocks of keys that the mask allows; for the keys' and values' gradients it takes a block of
+keys and loops over the queries of all heads that share it. Arrays are read in place: nothing is
 padded, and no keys are repeated.
 
-Few queries, of a model that writes, would leave most of a GPU idle. The heads that share a key
-head are then rows of one tile, and the keys are split over programs, whose results are added up
-by their log-sum-exps (Flash-Decoding, Dao et al. 2023).
+Few queries, as in decoding, would leave most of a GPU idle. The heads that share a key head are
+then rows of one tile, and the keys are split over programs, whose results are combined by their
+log-sum-exps (Flash-Decoding, Dao et al. 2023).
 """
 
 import functools
@@ -33,7 +33,7 @@ from llmjax.kernels.tiling import LOWEST, product
 
 
 def forward(query, key, value, mask, draw: dropout.Draw, options: Options) -> Result:
-    """As `attend.Implementation`."""
+    """See `attend.Implementation`."""
     arrays = _arrays(query, key, value, mask, draw, options)
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
@@ -63,10 +63,10 @@ def forward(query, key, value, mask, draw: dropout.Draw, options: Options) -> Re
 
 
 def backward(query, key, value, mask, draw, result: Result, grads: Result, options) -> Gradients:
-    """As `attend.Implementation`."""
+    """See `attend.Implementation`."""
     (out, log_sums), (grad, grad_sum) = result, grads
     log_sums = jnp.where(log_sums == -jnp.inf, jnp.inf, log_sums)
-    # As in `xla`: the log-sum-exp's gradient is part of what a row's scores have in common.
+    # As in `xla`, the cotangent of the log-sum-exp joins delta.
     delta = jnp.sum(out.astype(jnp.float32) * grad, axis=-1) - grad_sum
     arrays = _arrays(query, key, value, mask, draw, options)
     arrays = arrays._replace(grad=grad, log_sums=log_sums, delta=delta)
@@ -106,7 +106,7 @@ def _arrays(query, key, value, mask, draw, options: Options) -> Arrays:
 
 
 def _tiles(query, key, mask, blocks: Blocks, packed: int = 1) -> Tiles:
-    """With so many heads in a tile."""
+    """The tiles of these blocks, with `packed` heads in a tile."""
     return Tiles(
         queries=query.shape[2],
         keys=key.shape[2],
@@ -120,7 +120,7 @@ def _tiles(query, key, mask, blocks: Blocks, packed: int = 1) -> Tiles:
 
 
 def _call(kernel, arrays: Arrays, blocks: Blocks, *, heads, grid, outs, options: Options):
-    """Runs a kernel on a grid of blocks and splits, of so many query heads each."""
+    """Runs a kernel on a grid of blocks and splits; each program gets `heads` query heads."""
     batch, query_heads = arrays.query.shape[:2]
     groups = query_heads // arrays.key.shape[1]
     axes = {
@@ -166,7 +166,7 @@ def _call(kernel, arrays: Arrays, blocks: Blocks, *, heads, grid, outs, options:
 
 
 def _add_up(outs, log_sums) -> tuple[jax.Array, jax.Array]:
-    """Of attention over each split of the keys, that over all of them."""
+    """Combines attention over splits of the keys into attention over all of them."""
     if len(outs) == 1:
         return outs[0], log_sums[0]
     seen = log_sums < jnp.inf
@@ -189,7 +189,7 @@ def _forward_kernel(tiles: Tiles, options: Options, splits: int, arrays, out, lo
         keys = program.keys(block, not masked)
         scores, _ = program.scores(query, load(arrays.key, keys), queries, keys, masked)
         peak = jnp.maximum(highest, jnp.max(scores, axis=1))
-        # While a row has seen nothing, its weights must come out as exp2(LOWEST - 0) = 0.
+        # Until a row has seen a key, its weights must be exp2(LOWEST - 0) = 0.
         base = jnp.where(peak == LOWEST, 0.0, peak) if masked else peak
         weights = jnp.exp2(scores - base[:, None])
         shrink = jnp.exp2(highest - base)
@@ -213,7 +213,7 @@ def _forward_kernel(tiles: Tiles, options: Options, splits: int, arrays, out, lo
     seen = total > 0
     divisor = jnp.where(seen, total, 1.0)
     store(out, queries, mixed / divisor[:, None])
-    # The row that sees nothing gets +inf, for which the backward pass finds weights of 0.
+    # A row that sees no key gets +inf, which gives weights of 0 in the backward pass.
     store(log_sums, queries, jnp.where(seen, highest / LOG2E + jnp.log(divisor), jnp.inf))
 
 
@@ -266,6 +266,6 @@ def _key_kernel(tiles: Tiles, options: Options, arrays, grad_key, grad_value) ->
 
 
 def _longest_first(tiles: Tiles):
-    """The block of queries of this program: of a causal mask the last, which sees most, first."""
+    """This program's block of queries; for causal masks the last blocks, the longest, run first."""
     block = pl.program_id(0)
     return tiles.query_blocks - 1 - block if tiles.ahead == 0 else block

@@ -1,8 +1,8 @@
 """Attention by tiles that stay in a TPU core's memory (FlashAttention-2, Dao 2023).
 
 The query heads of a group are rows of one tile, so keys and values are read once for all of them.
-The grid has as many steps as the mask leaves blocks: a window costs its width. A causal mask skips
-the rest of a row of tiles, whose keys are not even fetched.
+The grid has as many steps as a block has visible blocks, so a window costs its width. A causal mask
+skips the rest of a row of tiles, and their keys are not even fetched.
 """
 
 import functools
@@ -26,7 +26,7 @@ from llmjax.kernels.tiling import pad, product
 
 
 def forward(query, key, value, mask, draw: dropout.Draw, options: Options) -> Result:
-    """As `attend.Implementation`."""
+    """See `attend.Implementation`."""
     inputs = _Inputs(query, key, value, mask, draw)
     tiles = inputs.tiles
     channels = query.shape[-1]
@@ -44,11 +44,11 @@ def forward(query, key, value, mask, draw: dropout.Draw, options: Options) -> Re
 
 
 def backward(query, key, value, mask, draw, result: Result, grads: Result, options) -> Gradients:
-    """As `attend.Implementation`."""
+    """See `attend.Implementation`."""
     inputs = _Inputs(query, key, value, mask, draw)
     tiles = inputs.tiles
     (out, log_sum), (grad, grad_sum) = result, grads
-    # As in `xla`: the log-sum-exp's gradient is part of what a row's scores have in common.
+    # As in `xla`, the cotangent of the log-sum-exp joins delta.
     delta = jnp.sum(out.astype(jnp.float32) * grad, axis=-1) - grad_sum
     log_sum = jnp.where(log_sum == -jnp.inf, jnp.inf, log_sum)
     more = [("query", inputs.to_rows(grad))]
@@ -76,8 +76,8 @@ def backward(query, key, value, mask, draw, result: Result, grads: Result, optio
 class _Inputs:
     """The arrays in the kernels' layouts, padded to whole blocks, and how to run a kernel on them.
 
-    "query" arrays are [B, K, G, S, C], "key" arrays [B, K, T, C], and what a query has one of,
-    "per_query", is [B, K, blocks, 1, rows].
+    "query" arrays are [B, K, G, S, C], "key" arrays [B, K, T, C], and "per_query" arrays, with one
+    number per query, [B, K, blocks, 1, rows].
     """
 
     def __init__(self, query, key, value, mask, draw) -> None:
@@ -117,7 +117,7 @@ class _Inputs:
         return self.from_rows(rows.reshape(*rows.shape[:3], -1))
 
     def call(self, kernel, *, by_queries, more, outs, scratch, products, interpret):
-        """Runs a kernel on each tile: all those of a block of queries, or of keys, in turn."""
+        """Runs a kernel on every tile, block of queries by block of queries, or of keys."""
         tiles = self.tiles
         blocks, steps = (
             (tiles.query_blocks, tiles.key_steps)
@@ -186,9 +186,9 @@ class _Inputs:
 
 
 def _blocks(tiles: Tiles, by_queries: bool, block, step, offset):
-    """The blocks of queries and of keys in a step of the grid, and whether the mask lets it be.
+    """The blocks of queries and of keys of a grid step, and whether any of their pairs attend.
 
-    Steps behind the last repeat it, so that nothing is fetched for them.
+    Steps after the last repeat it, so that nothing is fetched for them.
     """
     first, last = (tiles.keys_of if by_queries else tiles.queries_of)(block, offset)
     other = jnp.maximum(jnp.minimum(first + step, last), 0)
@@ -197,7 +197,7 @@ def _blocks(tiles: Tiles, by_queries: bool, block, step, offset):
 
 
 def _tile(tiles: Tiles, options: Options, by_queries: bool, refs) -> Tile:
-    """That of the step of the grid that runs."""
+    """The tile of the current grid step."""
     batch, head, block, step = (pl.program_id(axis) for axis in range(4))
     queries, keys, live = _blocks(tiles, by_queries, block, step, refs[0][batch])
     ends = step == 0, step == pl.num_programs(3) - 1

@@ -1,4 +1,4 @@
-"""Attention in a few lines, with its S×T weights in memory: the oracle of every implementation."""
+"""Reference implementation of attention, with the S×T weights in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ def attention(
 ) -> tuple[jax.Array, jax.Array]:
     """softmax(q kᵀ · scale) v over the allowed pairs (Vaswani et al. 2017, equation 1).
 
-    Shapes and results as in `api.flash_attention_with_log_sum`. Rows that may attend to nothing
-    are zero. `keep` [B, H, S, T], if given, multiplies the weights: dropout's survivors, scaled up.
+    Shapes and results are as in `api.flash_attention_with_log_sum`. Queries that see no key give
+    zero. `keep` [B, H, S, T], if given, multiplies the weights: a dropout mask, scaled up.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = (jnp.repeat(x, groups, axis=1) for x in (key, value))
@@ -23,7 +23,7 @@ def attention(
     allowed = jnp.ones((1, 1, 1), bool) if allowed is None else allowed
     scores = jnp.where(allowed[:, None], scores, -jnp.inf)
     if sinks is not None:
-        # One more key that every query sees, whose value is zero.
+        # An extra key with value zero that every query sees.
         column = jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:3], 1))
         scores = jnp.concatenate([scores, column], axis=-1)
     seen = jnp.any(scores > -jnp.inf, axis=-1, keepdims=True)

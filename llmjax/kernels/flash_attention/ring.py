@@ -1,13 +1,14 @@
-"""Attention over sequences that several devices share (ring attention, Liu et al. 2023).
+"""Attention over sequences that are split over devices (ring attention, Liu et al. 2023).
 
-Each device keeps its queries, and keys and values go around the ring of devices; what a device
-finds with each part of the keys adds up by the log-sum-exps. The backward pass sends keys and
-values around again, and their gradients with them. So no device holds more than two parts of them.
+Each device keeps its queries, while keys and values go around the ring of devices; a device
+combines its results for all parts of the keys by their log-sum-exps. The backward pass sends keys
+and values around again, together with their gradients. So no device holds more than two parts of
+the keys and values.
 
-Of a causal mask the last parts of a sequence have most to do. Sequences are therefore cut into two
-parts a device, and device i of C has the parts i and 2C - 1 - i, of which, with each other
-device's, exactly two pairs attend (as in Llama 3, Dubey et al. 2024, section 3.3.2). `balance`
-brings a sequence into this order, and `restore` back.
+With a causal mask, later parts of a sequence attend to more keys. To balance the work, sequences
+are split into two parts per device: device i of C has the parts i and 2C - 1 - i, so that exactly
+two pairs of parts attend for any two devices (as in Llama 3, Dubey et al. 2024, section 3.3.2).
+`balance` puts a sequence into this order, and `restore` inverts it.
 """
 
 import functools
@@ -33,11 +34,11 @@ class _Pair(NamedTuple):
     """A part of the queries and a part of the keys that attend.
 
     Attributes:
-        query: which of the device's own parts.
-        key: which of the visiting ones.
-        query_number: which part of the whole sequence that is.
-        key_number: likewise.
-        same: whether the numbers are equal.
+        query: index among the device's own parts.
+        key: index among the visiting parts.
+        query_number: index of the query part in the whole sequence.
+        key_number: index of the key part in the whole sequence.
+        same: whether the two indices in the sequence are equal.
     """
 
     query: Index
@@ -51,7 +52,7 @@ class Ring(NamedTuple):
     """Attention on every device of the ring, within `parts.on_parts`.
 
     Attributes:
-        implementation: of a pair of parts.
+        implementation: attention for one pair of parts.
         devices: C.
     """
 
@@ -59,7 +60,7 @@ class Ring(NamedTuple):
     devices: int
 
     def forward(self, query, key, value, mask: Mask, draw: Draw, options: Options) -> Result:
-        """As `attend.Implementation`, of a device's parts."""
+        """See `attend.Implementation`; for a device's parts."""
         parts = _Parts(self.devices, query.shape[2], mask)
         out = jnp.zeros_like(query, dtype=jnp.float32)
         log_sum = jnp.full(query.shape[:3], -jnp.inf)
@@ -89,7 +90,7 @@ class Ring(NamedTuple):
     def backward(
         self, query, key, value, mask: Mask, draw: Draw, result: Result, grads: Result, options
     ) -> Gradients:
-        """As `attend.Implementation`, of a device's parts."""
+        """See `attend.Implementation`; for a device's parts."""
         parts = _Parts(self.devices, query.shape[2], mask)
         zeros = functools.partial(jnp.zeros_like, dtype=jnp.float32)
 
@@ -119,11 +120,11 @@ class Ring(NamedTuple):
 
 
 class _Parts:
-    """How sequences lie on the devices.
+    """The layout of sequences over the devices.
 
     Args:
         devices: C.
-        length: of a device's part, or two.
+        length: length of a device's one or two parts together.
         whole: the mask of whole sequences, with the device's segments.
     """
 
@@ -134,7 +135,7 @@ class _Parts:
         self.here = jax.lax.axis_index(AXIS)
 
     def pairs(self, hop: Index) -> list[_Pair]:
-        """Those of this device and the one so many hops back."""
+        """The pairs of parts of this device and the device `hop` hops back."""
         there = (self.here - hop) % self.devices
         own, other = self._numbers(self.here), self._numbers(there)
         home = isinstance(hop, int) and hop == 0
@@ -143,7 +144,7 @@ class _Parts:
         later = _Pair(1, 0, own[1], other[0], False)
         if home:
             return [_Pair(part, part, own[part], own[part], True) for part in (0, 1)] + [later]
-        # With a device before it its first part attends too, with one behind it its second.
+        # The first parts attend too if the other device is before this one, else the second parts.
         which = (there > self.here).astype(jnp.int32)
         own_number, number = (jnp.where(which, *pair[::-1]) for pair in (own, other))
         return [later, _Pair(which, which, own_number, number, False)]
@@ -152,7 +153,7 @@ class _Parts:
         return (device, 2 * self.devices - 1 - device)[: self.count]
 
     def at(self, x: jax.Array, part: Index, axis: int = 2) -> jax.Array:
-        """One part of a device's, of [B, H, S, ...] or, along another axis, of others."""
+        """One of a device's parts of [B, H, S, ...]; `axis` is that of the sequence."""
         return jax.lax.dynamic_slice_in_dim(x, part * self.length, self.length, axis)
 
     def both(self, result: Result, part: Index) -> Result:
@@ -161,7 +162,7 @@ class _Parts:
         return self.at(out, part), self.at(log_sum, part)
 
     def add(self, x: jax.Array, more: jax.Array, part: Index) -> jax.Array:
-        """x with something added to one part."""
+        """x with `more` added to one part."""
         return self.put(x, self.at(x, part) + more, part)
 
     def put(self, x: jax.Array, new: jax.Array, part: Index) -> jax.Array:
@@ -169,7 +170,7 @@ class _Parts:
         return jax.lax.dynamic_update_slice_in_dim(x, new, part * self.length, 2)
 
     def mask(self, pair: _Pair, rows: int, visiting: jax.Array | None) -> Mask:
-        """Of a pair in so many rows, with segments that came with the keys."""
+        """The mask of a pair in `rows` rows, with the segments that came with the keys."""
         whole, own, other = self.whole, self.whole.segment_ids, visiting
         if own is not None and other is not None:
             own, other = self.at(own, pair.query, 1), self.at(other, pair.key, 1)
@@ -183,11 +184,11 @@ class _Parts:
         return make(offset, causal=whole.causal, window=whole.window)
 
     def draw(self, draw: Draw, pair: _Pair) -> Draw:
-        """Of a pair."""
+        """The `Draw` of a pair."""
         return draw.at(pair.query_number * self.length, pair.key_number * self.length)
 
     def hops(self) -> Sequence[int]:
-        """To all devices, or those that a window reaches from here, on both sides."""
+        """The hops to all devices, or to those that a window reaches on either side."""
         devices = range(self.devices)
         if not self.whole.window:
             return devices
@@ -195,22 +196,21 @@ class _Parts:
         return [hop for hop in devices if min(hop, self.devices - hop) <= reach]
 
     def visit(self, body: Callable, state: Any, given: Any, found: Any) -> tuple[Any, Any]:
-        """Lets every device work on what each device has been given.
+        """Runs `body` on every device for every device's `given`.
 
         Args:
-            body: (state, given, found, hop) to the next state, and what was found, with that added
-                which belongs to what was given.
-            state: what stays.
-            given: what goes around.
-            found: what goes around, is added to, and comes home.
+            body: (state, given, found, hop) to the next state and the updated `found`.
+            state: stays on its device.
+            given: goes around the ring.
+            found: goes around with `given`, accumulates, and returns to its device.
 
         Returns:
-            The last state, and what all devices found.
+            The last state, and `found` after all devices.
         """
         hops = self.hops()
         state, found = body(state, given, found, 0)
         if len(hops) == self.devices > 3:
-            # What is needed next is on its way while the body works.
+            # The next `given` is in flight while the body runs.
             def step(carry, hop):
                 state, given, found = carry
                 following = self._move(given, 1)
@@ -227,7 +227,7 @@ class _Parts:
         return state, self._move(found, -hops[-1])
 
     def _move(self, x: Any, hops: int) -> Any:
-        """To the device so many hops on."""
+        """Sends x to the device `hops` hops ahead."""
         if not hops:
             return x
         ring = [(device, (device + hops) % self.devices) for device in range(self.devices)]
@@ -235,10 +235,10 @@ class _Parts:
 
 
 def _join(old: Result, new: Result) -> Result:
-    """Attention over two sets of keys together."""
+    """Combines attention over two sets of keys."""
     (out, log_sum), (more, other) = old, new
     total = jnp.logaddexp(log_sum, other)
-    # Of what sees nothing yet, both are -inf.
+    # Both are -inf for queries that have seen no key yet.
     of_old, of_new = (
         jnp.where(total == -jnp.inf, 0.0, jnp.exp(x - total))[..., None] for x in (log_sum, other)
     )
@@ -246,7 +246,7 @@ def _join(old: Result, new: Result) -> Result:
 
 
 def balance(x: jax.Array, axes: mesh.Axes) -> jax.Array:
-    """x [B, S, ...] in the order in which devices have equal shares of causal attention."""
+    """Reorders x [B, S, ...] so that devices have equal shares of causal attention."""
     return _reorder(x, axes, _spread)
 
 
@@ -263,7 +263,10 @@ def _reorder(x, axes, how):
 
 
 def _routes(devices: int) -> tuple[list[tuple[int, int]], ...]:
-    """Who has the parts 2i, and 2i + 1, of device i then: each other device's one of both."""
+    """(source, target) of the parts 2i, and of the parts 2i + 1, of every device i, in `balance`.
+
+    Every device receives one part of each list.
+    """
     return tuple(
         [(part // 2, min(part, 2 * devices - 1 - part)) for part in range(odd, 2 * devices, 2)]
         for odd in (0, 1)
@@ -275,7 +278,7 @@ def _spread(devices: int, x):
         jax.lax.ppermute(part, AXIS, route)
         for part, route in zip(jnp.split(x, 2, axis=1), _routes(devices), strict=True)
     )
-    first = jax.lax.axis_index(AXIS) % 2 == 0  # whether the first of both numbers is even
+    first = jax.lax.axis_index(AXIS) % 2 == 0  # whether the device's first part is an even one
     parts = [jnp.where(first, even, odd), jnp.where(first, odd, even)]
     return jnp.concatenate(parts, axis=1)
 

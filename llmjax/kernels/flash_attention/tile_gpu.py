@@ -1,6 +1,6 @@
-"""The tiles of attention that a program on a GPU goes over: loads, scores and their gradient.
+"""The tiles of attention on a GPU: loads, scores and their gradient.
 
-Scores are in base two, whose power is one instruction.
+Scores are in base two, because exp2 is a single instruction.
 """
 
 import math
@@ -22,18 +22,18 @@ LEAST = 16  # channels that a tensor core multiplies at once
 
 
 class Arrays(NamedTuple):
-    """What kernels read: arrays, or references to the part of them that a program reads.
+    """Inputs of a kernel: arrays, or references to a program's part of them.
 
     Attributes:
-        query: [B, H, S, C]; a program has some heads of one row.
-        key: [B, K, T, C]; a program has one head of one row.
+        query: [B, H, S, C]; a program gets some heads of one row.
+        key: [B, K, T, C]; a program gets one head of one row.
         value: as `key`.
         segments: int32 [B, S], or None.
         key_segments: int32 [B, T], or None.
         offset: int32 [B], or None.
         seeds: int32 [3], or None without dropout.
-        heads: int32 [B, H], a query head's number among all rows', or None without dropout.
-        grad: as `query`; None in the forward pass, as are the next two.
+        heads: int32 [B, H], a query head's number among those of all rows, or None without dropout.
+        grad: as `query`; None in the forward pass, like the next two.
         log_sums: [B, H, S].
         delta: [B, H, S].
     """
@@ -55,10 +55,10 @@ class Part(NamedTuple):
     """The queries or the keys of a tile, n of them.
 
     Attributes:
-        heads: int32 [n], of a query among the program's; None for keys.
-        numbers: int32 [n].
-        live: bool [n], which exist; None: all do.
-        segments: int32 [n], 0 for what does not exist, or None.
+        heads: int32 [n], each query's head among the program's; None for keys.
+        numbers: int32 [n], positions.
+        live: bool [n], which of them exist; None if all do.
+        segments: int32 [n], 0 for those that do not exist; None without segments.
     """
 
     heads: jax.Array | None
@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What the gradients need of queries: two of [n, C], and two of [n]."""
+    """Per-query inputs of the gradients: query and grad [n, C], log_sums and delta [n]."""
 
     query: jax.Array
     grad: jax.Array
@@ -77,7 +77,7 @@ class Rows(NamedTuple):
 
 
 class Program:
-    """Where a program is in its grid, and what that makes of a tile.
+    """Computes the tiles of one program.
 
     Arguments of its methods named `queries` and `keys` are of type `Part`.
     """
@@ -88,7 +88,7 @@ class Program:
         self.offset = 0 if arrays.offset is None else arrays.offset[...]
 
     def queries(self, block, head=0) -> Part:
-        """A block's, of `tiles.groups` heads from this one on, to a power of two."""
+        """A block's queries in `tiles.groups` heads from `head` on, padded to a power of two."""
         tiles = self.tiles
         rows = pl.next_power_of_2(tiles.rows)
         row = jnp.arange(rows, dtype=jnp.int32)
@@ -102,7 +102,7 @@ class Program:
         return self._part(head + row // tiles.query_block, numbers, _all(limits), segments)
 
     def keys(self, block, whole: bool = False) -> Part:
-        """A block's; if it is said to be whole, none is behind the last."""
+        """The keys of a block; `whole` asserts that all of them exist."""
         tiles = self.tiles
         numbers = block * tiles.key_block + jnp.arange(tiles.key_block, dtype=jnp.int32)
         ragged = not whole and tiles.keys % tiles.key_block > 0
@@ -110,15 +110,15 @@ class Program:
         return self._part(None, numbers, live, self.arrays.key_segments)
 
     def rows(self, queries: Part) -> Rows:
-        """Those of queries, loaded."""
+        """Loads the `Rows` of queries."""
         arrays = self.arrays
-        # Of a query that does not exist, or saw nothing, it is inf: its weights are 0.
+        # Queries that do not exist, or see no key, have inf, which gives weights of 0.
         log_sums = load(arrays.log_sums, queries, jnp.inf) * LOG2E
         grad, delta = load(arrays.grad, queries), load(arrays.delta, queries)
         return Rows(load(arrays.query, queries), grad, log_sums, delta)
 
     def scores(self, query, key, queries: Part, keys: Part, masked: bool) -> tuple[Any, Any]:
-        """Scores in base two, `LOWEST` where the mask forbids, and the slope of their bending."""
+        """Scores in base two, `LOWEST` where masked, and the derivative of their cap."""
         scale, cap = self.options.scale * LOG2E, self.options.cap * LOG2E
         scores, slope = bend(self.product(query, key) * scale, cap)
         if masked:
@@ -126,7 +126,7 @@ class Program:
         return scores, slope
 
     def product(self, query, key) -> jax.Array:
-        """Of [queries, C] and [keys, C] over their channels, as a tile lies."""
+        """The product of [queries, C] and [keys, C] over channels, in the tile's orientation."""
         return product(query, key, 1, 1) if self.query_axis == 0 else product(key, query, 1, 1)
 
     def drop(self, queries: Part, keys: Part, *weights) -> tuple[jax.Array, ...]:
@@ -143,7 +143,7 @@ class Program:
     def gradient(
         self, rows: Rows, key, value, queries: Part, keys: Part, masked: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """The weights after dropout, and the gradient by the scores over the scale, as tiles."""
+        """The weights after dropout and the gradient of the scores without the scale, as tiles."""
         scores, slope = self.scores(rows.query, key, queries, keys, masked)
         weights = jnp.exp2(scores - self._by_query(rows.log_sums))
         kept, grad_weights = self.drop(queries, keys, weights, self.product(rows.grad, value))
@@ -151,9 +151,9 @@ class Program:
         return kept.astype(value.dtype), grad_scores.astype(key.dtype)
 
     def over(self, blocks, whole, body: Callable, carry) -> Any:
-        """The carry after `body(block, carry, masked)` for blocks [first, stop).
+        """Loops `carry = body(block, carry, masked)` over blocks [first, stop).
 
-        Those in `whole`, of `tiles.whole_keys_of`, say, are not masked, unless there are segments.
+        Blocks in `whole`, such as `tiles.whole_keys_of`, are not masked, unless there are segments.
         """
 
         def go(first, stop, carry, masked):
@@ -192,7 +192,7 @@ class Program:
 
 
 def load(ref, part: Part, other: float = 0) -> jax.Array:
-    """[n], or [n, C] with zeros to a power of two; `other` for what does not exist."""
+    """Loads [n], or [n, C] with C padded to a power of two; missing elements get `other`."""
     index, live = _locate(ref, part)
     return plgpu.load(ref.at[index], mask=live, other=None if live is None else other)
 
@@ -204,12 +204,12 @@ def store(ref, part: Part, x) -> None:
 
 
 def channels(ref) -> int:
-    """To a power of two, and as many as a tensor core takes."""
+    """The channels of a reference, padded to a power of two that a tensor core accepts."""
     return max(LEAST, pl.next_power_of_2(ref.shape[-1]))
 
 
 def _locate(ref, part: Part):
-    """What of a reference a part is, and which of it exists."""
+    """The index of a part in a reference, and the mask of its existing elements."""
     index: tuple[jax.Array, ...] = (part.numbers,)
     if part.heads is not None:
         index = (part.heads, part.numbers)
@@ -226,7 +226,7 @@ def _locate(ref, part: Part):
 
 
 def _all(limits):
-    """Whether all hold; None without any."""
+    """The conjunction of all limits; None without any."""
     result = None
     for limit in limits:
         result = limit if result is None else result & limit

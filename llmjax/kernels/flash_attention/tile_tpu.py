@@ -1,7 +1,7 @@
 """One tile of attention in a TPU core: scores, their softmax over the keys, and gradients.
 
-Tiles hold keys by queries: maxima and sums over keys then run down the sublanes, and the numbers
-that a query has one of (its log-sum-exp, say) lie along the lanes, where they take no padding.
+Tiles are [keys, queries]: maxima and sums over keys then run over sublanes, and per-query numbers,
+such as log-sum-exps, lie along lanes, where they need no padding.
 """
 
 from typing import Any, NamedTuple
@@ -17,16 +17,16 @@ from llmjax.kernels.tiling import LOWEST, column, product
 
 
 class Place(NamedTuple):
-    """Where in its grid a kernel is.
+    """A kernel's place in its grid.
 
     Attributes:
         batch: the row.
         head: the key head.
         queries: the block of queries.
         keys: the block of keys.
-        live: whether the mask leaves anything of the tile, by position.
-        is_first: whether it is the first step of those that add up to a result.
-        is_last: whether it is their last.
+        live: whether any pair of the tile attends, by position.
+        is_first: whether this is the first step that adds to a result.
+        is_last: whether this is the last step that adds to it.
     """
 
     batch: Any
@@ -39,10 +39,10 @@ class Place(NamedTuple):
 
 
 class Tile:
-    """What one step of a grid works on: keys by queries.
+    """The tile [keys, queries] of one grid step.
 
-    Its references are to scalars (offsets, and a `Draw`), query, key, value and, if the mask has
-    any, segments of queries and of keys; the others are left in `refs`.
+    It takes references to scalars (offsets and a `Draw`), query, key, value and, if the mask has
+    any, segments of queries and of keys; the remaining references stay in `refs`.
     """
 
     def __init__(self, tiles: Tiles, options: Options, place: Place, refs) -> None:
@@ -55,11 +55,11 @@ class Tile:
         self._query = query
 
     def query(self) -> jax.Array:
-        """[rows, C]."""
+        """The queries [rows, C]."""
         return load(self._query)
 
     def run(self, body) -> None:
-        """Runs `body(masked)` if the mask leaves anything; not masked if it leaves everything."""
+        """Runs `body(masked)` if any pair attends; masked is False if all pairs do."""
         live = self.place.live
         if self.tiles.segments:
             pl.when(live)(lambda: body(True))
@@ -69,11 +69,11 @@ class Tile:
         pl.when(live & ~whole)(lambda: body(True))
 
     def products(self) -> jax.Array:
-        """Scores before they are scaled, [keys, rows]."""
+        """Unscaled scores, [keys, rows]."""
         return product(self.key[0, 0], self.query(), 1, 1)
 
     def scores(self, masked: bool) -> tuple[jax.Array, jax.Array | float]:
-        """Scores [keys, rows], `LOWEST` where the mask forbids, and the slope of their bending."""
+        """Scores [keys, rows], `LOWEST` where masked, and the derivative of their cap."""
         scores, slope = bend(self.products() * self.options.scale, self.options.cap)
         return (jnp.where(self._allowed(), scores, LOWEST) if masked else scores), slope
 
@@ -106,13 +106,13 @@ class Tile:
 
 
 def accumulate(tile: Tile, out, log_sums, highest, total, mixed) -> None:
-    """One step of the softmax over all keys and of the mean of their values.
+    """One step of the online softmax over all keys and of the weighted mean of their values.
 
     Args:
-        tile: what to add.
+        tile: the tile to add.
         out: the mean, written in the last step.
-        log_sums: the log-sum-exp of a row's scores; +inf if it sees nothing, for which
-            `gradient` finds weights of 0.
+        log_sums: the log-sum-exp of a row's scores; +inf if it sees no key, which gives weights
+            of 0 in `gradient`.
         highest: scratch [1, rows].
         total: scratch [1, rows].
         mixed: scratch [C, rows].
@@ -128,7 +128,7 @@ def accumulate(tile: Tile, out, log_sums, highest, total, mixed) -> None:
     def _attend(masked):
         scores, _ = tile.scores(masked)
         peak = jnp.maximum(highest[...], jnp.max(scores, axis=0, keepdims=True))
-        # While a row has seen nothing, its weights must come out as exp(LOWEST - 0) = 0.
+        # Until a row has seen a key, its weights must be exp(LOWEST - 0) = 0.
         base = jnp.where(peak == LOWEST, 0.0, peak) if masked else peak
         weights = jnp.exp(scores - base)
         shrink = jnp.exp(highest[...] - base)
@@ -147,7 +147,7 @@ def accumulate(tile: Tile, out, log_sums, highest, total, mixed) -> None:
 
 
 def gradient(tile: Tile, masked: bool, grad, log_sums, delta) -> tuple[jax.Array, jax.Array]:
-    """The weights after dropout, and the gradient by `Tile.products`, float32 [keys, rows]."""
+    """The weights after dropout, and the gradient of `Tile.products`, float32 [keys, rows]."""
     scores, slope = tile.scores(masked)
     weights = jnp.exp(scores - log_sums[0, 0, 0])
     grad_weights = tile.drop(product(tile.value[0, 0], load(grad), 1, 1))
@@ -156,7 +156,7 @@ def gradient(tile: Tile, masked: bool, grad, log_sums, delta) -> tuple[jax.Array
 
 
 def load(ref) -> jax.Array:
-    """A block [1, 1, ..., n, C] as [rows, C]."""
+    """Loads a block [1, 1, ..., n, C] as [rows, C]."""
     return ref[0, 0].reshape(-1, ref.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""Which tiles of a kernel the mask leaves anything in: sizes, counts and ranges of blocks."""
+"""The tiles of attention kernels: sizes, counts, and the ranges of blocks that the mask allows."""
 
 import dataclasses
 import functools
@@ -15,16 +15,16 @@ from llmjax.kernels.flash_attention.mask import Mask, within_reach
 Index = Any  # an int, or an int32 scalar in a kernel
 
 LANES = 128
-ROWS = 1024  # queries in a tile, those of all heads that share a key head together
+ROWS = 1024  # queries in a tile, counted over all heads that share a key head
 SCORES = 512 * 1024  # pairs in a tile
 
 
-Result = tuple[jax.Array, jax.Array]  # of the values, and log-sum-exps: of nothing 0 and -inf
-Gradients = tuple[jax.Array, jax.Array, jax.Array]  # by queries, keys and values
+Result = tuple[jax.Array, jax.Array]  # outputs and log-sum-exps; 0 and -inf without any key
+Gradients = tuple[jax.Array, jax.Array, jax.Array]  # of queries, keys and values
 
 
 class Options(NamedTuple):
-    """What a kernel is compiled for: of `api.flash_attention`, and `interpret` of Pallas."""
+    """Static options: those of `api.flash_attention`, and whether Pallas interprets the kernel."""
 
     scale: float
     cap: float
@@ -34,18 +34,18 @@ class Options(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """How the pairs of one key head are cut into tiles.
+    """How the pairs of queries and keys of one key head are split into tiles.
 
     Attributes:
         queries: S.
         keys: T.
-        query_block: positions in a block of queries; with the heads that share a key head it makes
-            `groups` times as many rows.
+        query_block: positions in a block of queries; each position makes `groups` rows, one for
+            each head that shares the key head.
         key_block: positions in a block of keys.
-        groups: query heads to a key head.
+        groups: query heads per key head.
         behind: as in `Mask`.
         ahead: as in `Mask`.
-        segments: whether the mask has any.
+        segments: whether the mask has segments.
     """
 
     queries: int
@@ -76,7 +76,7 @@ class Tiles:
         """The first and the last block of keys that a block of queries sees.
 
         Args:
-            block: of queries.
+            block: the block of queries.
             offset: the position of query 0 among the keys.
         """
         start = offset + block * self.query_block
@@ -107,10 +107,10 @@ class Tiles:
         return first, last
 
     def whole_keys_of(self, block: Index, offset: Index) -> tuple[Index | None, Index | None]:
-        """Blocks [first, stop) of keys of which all queries of a block see all, by position.
+        """Blocks [first, stop) of keys that all queries of a block see entirely, by position.
 
-        None: from the first, to the last. Bounds may lie outside of the blocks, and stop before
-        first where there are none.
+        None means from the first or to the last block. Bounds may lie outside of the blocks, and
+        stop may be before first if there are no such blocks.
         """
         start = offset + block * self.query_block
         size = self.query_block
@@ -121,7 +121,7 @@ class Tiles:
         return first, full if stop is None else jnp.minimum(stop, full)
 
     def whole_queries_of(self, block: Index, offset: Index) -> tuple[Index | None, Index | None]:
-        """Blocks [first, stop) of queries that all see all keys of a block that are; as above."""
+        """Blocks [first, stop) of queries that all see a block of keys entirely; see above."""
         start = block * self.key_block - offset
         return self._whole_range(start, self.key_block, self.ahead, self.behind, self.query_block)
 
@@ -143,18 +143,18 @@ class Tiles:
         return whole
 
     def allowed(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Whether a query at the position `queries` sees the key at `keys`; they are broadcast."""
+        """Whether queries at positions `queries` see keys at positions `keys`; broadcast."""
         limits = within_reach(queries, keys, self.behind, self.ahead)
         return functools.reduce(operator.and_, limits, keys < self.keys)
 
     @property
     def key_steps(self) -> int:
-        """The most blocks of keys that any block of queries sees."""
+        """The maximum number of key blocks that a block of queries sees."""
         return self._steps(self.query_block, self.key_block, self.key_blocks)
 
     @property
     def query_steps(self) -> int:
-        """The most blocks of queries that see any block of keys."""
+        """The maximum number of query blocks that see a block of keys."""
         return self._steps(self.key_block, self.query_block, self.query_blocks)
 
     def _steps(self, fixed: int, size: int, count: int) -> int:
@@ -165,7 +165,7 @@ class Tiles:
 
     @property
     def pairs(self) -> int:
-        """About how many pairs of a query head and a key the mask lets through, of one key head."""
+        """The approximate number of pairs that attend, over the query heads of one key head."""
         width = self.keys
         if self.behind is not None and self.ahead is not None:
             width = min(width, self.behind + self.ahead + 1)
@@ -174,17 +174,17 @@ class Tiles:
 
 
 class Most(NamedTuple):
-    """What `tuning` knows of a TPU's tiles: the most queries, and pairs."""
+    """Sizes of a TPU's tiles for `tuning`: the maximum number of queries and of pairs."""
 
     rows: int
     scores: int
 
 
 def make_tiles(query: jax.Array, key: jax.Array, mask: Mask) -> Tiles:
-    """A TPU's, of at most `ROWS` queries and `SCORES` pairs, as long as they have a lane's width.
+    """The tiles for a TPU: at most `ROWS` queries and `SCORES` pairs, but at least `LANES` wide.
 
-    Few queries, of a model that writes, get no more rows than the lanes: of 4 heads to a key head
-    32 positions each, in which one query costs less than its keys take to come.
+    For few queries, as in decoding, a tile has no more rows than lanes: with 4 heads per key head,
+    32 positions each. The compute for one query then takes less time than loading its keys.
     """
     (_, heads, queries, channels), (_, kv_heads, keys, _) = query.shape, key.shape
     groups = heads // kv_heads
@@ -193,7 +193,7 @@ def make_tiles(query: jax.Array, key: jax.Array, mask: Mask) -> Tiles:
     start = LANES if queries > LANES else min(LANES, max(16, LANES // math.gcd(groups, LANES)))
     query_block = _block(queries, start, rows // groups)
     key_block = _block(keys, LANES, scores // (groups * query_block))
-    # Blocks that divide the keys spare copying a cache in order to pad it.
+    # Blocks that divide the keys avoid copying a cache to pad it.
     fair = range(max(LANES, key_block // 2), key_block + 1, LANES)
     key_block = max((size for size in fair if keys % size == 0), default=key_block)
     segments = mask.segment_ids is not None
@@ -201,7 +201,7 @@ def make_tiles(query: jax.Array, key: jax.Array, mask: Mask) -> Tiles:
 
 
 def _block(length: int, size: int, limit: int) -> int:
-    """The size, doubled up to a limit and no more than needed."""
+    """Doubles the size until it reaches the length, but not beyond the limit."""
     while size * 2 <= limit and size < length:
         size *= 2
     return size

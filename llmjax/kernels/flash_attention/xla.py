@@ -1,10 +1,10 @@
 """Attention by blocks of queries in plain XLA, forward and backward.
 
-Each block of queries sees only the keys that the mask can let through, so a causal mask costs
-about half, and no S×T array outlives its block: the backward pass computes the weights again from
-the log-sum-exp that the forward pass keeps (FlashAttention-2, Dao 2023, algorithms 1 and 2).
-The query heads of a group are folded into the query axis, so every product is one batched matrix
-multiplication and keys are never repeated.
+Each block of queries only reads the keys that the mask can allow, so a causal mask costs about
+half. No S×T array is stored: the backward pass recomputes the weights from the log-sum-exp of the
+forward pass (FlashAttention-2, Dao 2023, algorithms 1 and 2). The query heads of a group are folded
+into the query axis, so every product is one batched matrix multiplication, and keys are never
+repeated.
 """
 
 from typing import NamedTuple
@@ -22,14 +22,14 @@ MIN_BLOCK = 128
 
 
 class Blocks(NamedTuple):
-    """What `tuning` knows of: the most blocks, and the least queries of one."""
+    """Sizes for `tuning`: the maximum number of blocks and the minimum queries per block."""
 
     most: int
     least: int
 
 
 def _blocks(query: jax.Array) -> list[tuple[int, int]]:
-    """Cuts the queries into ranges of equal size but for the last."""
+    """Splits the queries into ranges of equal size, except for the last."""
     *_, length, channels = query.shape
     case = tuning.case(query.dtype, channels)
     most, least = tuning.sizes("flash_attention.xla", case, Blocks(MAX_BLOCKS, MIN_BLOCK))
@@ -38,7 +38,7 @@ def _blocks(query: jax.Array) -> list[tuple[int, int]]:
 
 
 def forward(query, key, value, mask, draw: dropout.Draw, options: Options) -> Result:
-    """As `attend.Implementation`."""
+    """See `attend.Implementation`."""
     scale, cap, rate, _ = options
     outs, log_sums = [], []
     for start, stop in _blocks(query):
@@ -48,7 +48,7 @@ def forward(query, key, value, mask, draw: dropout.Draw, options: Options) -> Re
         scores, _ = bend(_scaled(scores, scale), cap)
         scores = _masked(scores, _allowed(mask, start, stop, seen, block))
         highest = jnp.max(scores, axis=-1, keepdims=True)
-        # A row that sees nothing has only -inf: keep the subtraction finite, its weights are 0.
+        # A row that sees no key has only -inf: keep the subtraction finite, so its weights are 0.
         highest = jnp.where(highest == -jnp.inf, 0.0, highest)
         weights = jnp.exp(scores - highest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -62,17 +62,17 @@ def forward(query, key, value, mask, draw: dropout.Draw, options: Options) -> Re
 
 
 def backward(query, key, value, mask, draw, result: Result, grads: Result, options) -> Gradients:
-    """As `attend.Implementation`; keys by queries, unlike the forward pass.
+    """See `attend.Implementation`; scores are [keys, queries], unlike in the forward pass.
 
-    Two of the three gradients are then plain products. And XLA, which takes equal expressions for
-    one, cannot keep the forward pass's scores for this one.
+    Two of the three gradients are then plain products. It also stops XLA, which merges equal
+    expressions, from keeping the forward pass's scores for the backward pass.
     """
     scale, cap, rate, _ = options
     (out, log_sum), (grad, grad_sum) = result, grads
-    # For the row that sees nothing, whose weights are then 0.
+    # +inf gives weights of 0 in rows that see no key.
     log_sum = jnp.where(log_sum == -jnp.inf, jnp.inf, log_sum)[..., None]
-    # A score's gradient is its weight times that by the weight, less `delta`: what the row's
-    # scores have in common. The log-sum-exp's gradient by it is the weight, too.
+    # The gradient of a score is weight · (gradient of the weight - delta), where delta is common to
+    # the row. The derivative of the log-sum-exp is the weight too, so its cotangent joins delta.
     deltas = jnp.sum(out * grad, axis=-1).astype(grad_sum.dtype) - grad_sum
     grad_key, grad_value, grad_queries = jnp.zeros_like(key), jnp.zeros_like(value), []
     for start, stop in _blocks(query):
@@ -81,7 +81,7 @@ def backward(query, key, value, mask, draw, result: Result, grads: Result, optio
             _fold(x[:, :, start:stop], key.shape[1])
             for x in (query, grad, deltas[..., None], log_sum)
         )
-        # Waits for the gradient by way of a zero: nothing here is to be done ahead and held.
+        # The added zero makes the scores wait for the gradient, so XLA cannot compute them early.
         waiting = block + 0 * block_grad.astype(block.dtype)
         scores = jnp.einsum("bktc,bknc->bktn", key[:, :, seen], waiting)
         scores, slope = bend(_scaled(scores, scale), cap)
@@ -102,7 +102,7 @@ def backward(query, key, value, mask, draw, result: Result, grads: Result, optio
 
 
 def _allowed(mask, start, stop, seen, block):
-    """Whether the rows of a folded block see the keys: bool [B or 1, 1, G·n, t], or None."""
+    """Which keys the rows of a folded block see: bool [B or 1, 1, G·n, t], or None for all."""
     allowed = mask.allowed(start, stop, seen.stop, seen.start)
     if allowed is None:
         return None
@@ -123,7 +123,7 @@ def _swap(x):
 
 
 def _survivors(draw, rate, queries, seen, block):
-    """Which weights of a folded block dropout keeps: bool [B, K, G·n, t], or None for all."""
+    """The weights of a folded block that dropout keeps: bool [B, K, G·n, t], or None for all."""
     if not rate:
         return None
     start, stop = queries
@@ -134,7 +134,7 @@ def _survivors(draw, rate, queries, seen, block):
 
 
 def _drop(weights, keep, rate):
-    """Zeroes some and scales up the rest."""
+    """Zeroes dropped weights and scales up the rest."""
     return weights if keep is None else jnp.where(keep, weights / (1.0 - rate), 0.0)
 
 
@@ -153,7 +153,7 @@ def _unfold(x, heads):
 
 
 def _reshape(x, between, after):
-    """[B, ..., C] in two steps, each of which keeps what is split over heads and rows."""
+    """Reshapes [B, ..., C] in two steps, each of which keeps the sharding over rows and heads."""
     batch, channels = x.shape[0], x.shape[-1]
     for shape in (between, after):
         axes = ("batch", "kv_heads", *(None,) * len(shape))

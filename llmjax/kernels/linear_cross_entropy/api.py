@@ -20,7 +20,7 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
 from llmjax.kernels.tiling import pad
 from llmjax.parts import on_parts
 
-IGNORE = -1  # the target of a position that predicts nothing
+IGNORE = -1  # the target of a position without a loss
 
 Implementation = Literal["xla", "pallas_tpu", "pallas_gpu", "reference"]
 KERNELS: dict[Implementation, Any] = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
@@ -45,23 +45,23 @@ def linear_cross_entropy(
 
     Args:
         hidden: [B, S, D], in the compute precision.
-        weight: [V, D], one row for each token: an embedding table or a head of its shape.
-        targets: int32 [B, S]; -1 where a position predicts nothing and costs nothing.
+        weight: [V, D], one row per token: an embedding table or a head of its shape.
+        targets: int32 [B, S]; -1 for positions without a loss.
         bias: [V], added to the products, before the cap.
         label_smoothing: ε.
         z_loss: weight of Z², which keeps log-sum-exps near 0 (1e-4 is usual).
-        cap: logits are bent into ±cap by cap·tanh(logit / cap) first; 0 leaves them.
+        cap: soft-caps logits by cap·tanh(logit / cap); 0 disables it.
         implementation: "xla" (chunks of tokens), "pallas_tpu" or "pallas_gpu" (kernels for TPUs
-            and GPUs; elsewhere interpreted, slowly), or "reference". By default
-            "pallas_tpu" on TPUs where the width allows it, and "xla" elsewhere: on GPUs too, where
-            the kernel needs less memory and a product more, and has not been timed yet.
+            and GPUs; interpreted, slowly, on other devices), or "reference". The default is
+            "pallas_tpu" on TPUs if the width allows it, and "xla" elsewhere, even on GPUs, where
+            the kernel needs less memory but one more product, and has not been timed yet.
 
     Returns:
-        The float32 sum of the losses, which has gradients, and the loss of every token, float32
-        [B, S], which need not have any: it is there to be looked at.
+        The float32 sum of the losses, which is differentiable, and the loss of every token, float32
+        [B, S], for logging: it may have no gradient.
 
     Raises:
-        ValueError: shapes that do not fit together or numbers out of range.
+        ValueError: shapes do not match, or numbers are out of range.
     """
     if not 0.0 <= label_smoothing < 1.0 or z_loss < 0.0:
         raise ValueError(
@@ -93,26 +93,26 @@ def linear_log_probs(
     entropy: bool = False,
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """log P(target) of every token, and the entropies, without B·S×V logits in memory.
+    """log P(target) and, optionally, entropy of every token, without B·S×V logits in memory.
 
-    What policies are trained and measured by: a ratio of PPO is exp(log P - old log P), say, and
-    an entropy bonus takes the second result. Both have gradients.
+    For training policies: PPO's ratio is exp(log P - old log P), and an entropy bonus uses the
+    second result. Both are differentiable.
 
     Args:
-        hidden: as in `linear_cross_entropy`; divide it by a temperature for that of the softmax.
-        weight: as there.
-        targets: as there.
-        bias: as there.
-        cap: as there.
-        entropy: whether entropies are wanted.
-        implementation: as there.
+        hidden: as in `linear_cross_entropy`; divide it by the temperature to apply one.
+        weight: as in `linear_cross_entropy`.
+        targets: as in `linear_cross_entropy`.
+        bias: as in `linear_cross_entropy`.
+        cap: as in `linear_cross_entropy`.
+        entropy: whether to compute entropies.
+        implementation: as in `linear_cross_entropy`.
 
     Returns:
         Float32 [B, S], 0 where a target is -1: log P(target) in nats, and -Σ p·log p over the
         vocabulary, or None.
 
     Raises:
-        ValueError: as there.
+        ValueError: as in `linear_cross_entropy`.
     """
     _check("linear_log_probs", hidden, weight, targets, bias, cap, implementation)
     if implementation == "reference":
@@ -131,9 +131,9 @@ def linear_log_probs(
 
 
 def _fold(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, Callable]:
-    """Tokens as rows of the parts that sequences are split into, and what inverts that.
+    """Folds the split sequence axis into rows, and returns a function that inverts it.
 
-    Each lies where it lay. From here on tokens are split by rows alone.
+    Tokens stay on their devices. The results are split by rows only.
     """
     devices, length = mesh.size("sequence"), targets.shape[1]
     if devices == 1:
@@ -147,14 +147,14 @@ def _fold(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, 
         x = move(x, ("tokens", None), ("batch", "sequence"))
         return x if x.shape[1] == length else mesh.place(x, ("batch", None))[:, :length]
 
-    # Masked tokens, say, may not divide.
+    # The number of positions may not divide evenly, for example that of masked tokens.
     padded = pad(hidden, 1, devices), pad(targets, 1, devices, IGNORE)
     hidden, targets = (move(x, ("batch", "sequence"), ("tokens", None)) for x in padded)
     return hidden, targets, unfold
 
 
 def _fastest(hidden: jax.Array) -> Implementation:
-    """On TPUs the kernel: about as fast by the compiler's estimate (BENCH.md), without memory."""
+    """On TPUs the kernel, which needs less memory at a similar estimated speed (BENCH.md)."""
     fits = hidden.shape[2] <= pallas_tpu.widest(hidden.dtype)
     return "pallas_tpu" if mesh.platform() == "tpu" and fits else "xla"
 
@@ -162,12 +162,12 @@ def _fastest(hidden: jax.Array) -> Implementation:
 def _by_kernel(
     name: Implementation, hidden, weight, bias, targets, wanted: Wanted, cap: float
 ) -> Statistics:
-    """By one of `KERNELS`, on every device's tokens and part of the vocabulary."""
+    """Runs one of `KERNELS` on every device's tokens and part of the vocabulary."""
     widest = pallas_tpu.widest(hidden.dtype)
     if name == "pallas_tpu" and hidden.shape[2] > widest:
         raise ValueError(
-            f"linear_cross_entropy: implementation='pallas_tpu' has room for {widest} channels of "
-            f"{hidden.dtype}, not for {hidden.shape[2]}"
+            f"linear_cross_entropy: implementation='pallas_tpu' supports up to {widest} channels "
+            f"of {hidden.dtype}, not {hidden.shape[2]}"
         )
     parts = mesh.size("vocab")
     starts = jnp.arange(parts, dtype=jnp.int32) * (weight.shape[0] // parts)
@@ -186,7 +186,7 @@ def _by_kernel(
         return leaves.reshape(1, len(leaves), *targets.shape)
 
     biases = () if bias is None else (bias,)
-    # Converted before it is gathered, and its gradient before it is scattered.
+    # The weight is cast before its gather, and its gradient before its scatter.
     arrays = (hidden, targets, starts, weight.astype(hidden.dtype), *biases)
     rows, head = ("tokens", None), (("vocab", "outer_embed"), *[("vocab",) for _ in biases])
     axes = ((*rows, None), rows, ("vocab",), *head)
@@ -196,7 +196,7 @@ def _by_kernel(
 
 
 def _on_device(*arrays: Any) -> Any:
-    """Host arrays have no lookup by index that takes a sharding."""
+    """Moves host arrays to the device, because NumPy's indexing takes no `out_sharding`."""
     return jax.tree.map(jnp.asarray, arrays)
 
 
@@ -207,8 +207,8 @@ def _check(name: str, hidden, weight, targets, bias, cap: float, implementation)
             f"{name} needs hidden [B,S,D] and weight [V,D], not {hidden.shape} and {weight.shape}"
         )
     if targets.shape != hidden.shape[:2]:
-        raise ValueError(f"{name}: targets {targets.shape} are not {hidden.shape[:2]}")
+        raise ValueError(f"{name}: targets {targets.shape} must have shape {hidden.shape[:2]}")
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{name}: bias {bias.shape} is not {weight.shape[:1]}")
+        raise ValueError(f"{name}: bias {bias.shape} must have shape {weight.shape[:1]}")
     if cap < 0.0:
         raise ValueError(f"{name}: cap={cap} must be at least 0")

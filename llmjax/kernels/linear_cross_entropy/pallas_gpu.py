@@ -1,21 +1,21 @@
 """Statistics of logits, and gradients, by tiles in the registers of a GPU, with Triton.
 
-The forward pass folds every tile of logits into running statistics and writes none. Its programs
-share the vocabulary as well as the tokens, so that few tokens keep all multiprocessors at work too.
+The forward pass folds every tile of logits into running statistics and writes none. Programs split
+the vocabulary as well as the tokens, so that even few tokens keep all multiprocessors busy.
 
-For the backward pass a program would have to hold a sum as wide as the hidden states, which no
-registers can. A kernel therefore computes the logits again for one chunk of the vocabulary, and
-writes the gradient by them, [N, C], in the precision of the hidden states; both products with it
-are XLA's. A chunk of the vocabulary finishes its rows of the weight's gradient, so that only the
-hidden states' is summed over the chunks, in float32. Chunks of tokens would sum the weight's: 2 GB
-for 4,096 channels and a vocabulary of 128,256, read and written for every chunk.
+In the backward pass, a program would need an accumulator as wide as the hidden states, which does
+not fit in registers. A kernel therefore recomputes the logits for one chunk of the vocabulary, and
+writes their gradient, [N, C], in the precision of the hidden states; XLA computes both products
+with it. A chunk of the vocabulary completes its rows of the weight's gradient, so only the gradient
+of the hidden states is summed over chunks, in float32. Chunks of tokens would instead sum that of
+the weight: 2 GB for 4,096 channels and a vocabulary of 128,256, read and written for every chunk.
 
-That makes four matrix products of 2·N·D·V operations where the chunks of `xla` need three. Beside
-them the gradient by the logits is written once and read twice (6·N·V bytes in bfloat16), and the
-sum of the hidden states' gradient read and written for every chunk (8·N·D·V/C bytes): with
-N = 8,192, D = 4,096, V = 128,256 and C = 8,192 some 11 GB, or 3 ms of an H100, while its tensor
-cores need 35 ms for the products at their peak. What is held is that sum, a chunk, and its rows of
-the weight and of its gradient: 4·N·D + 2·N·C + 4·C·D bytes.
+This takes four matrix products of 2·N·D·V operations where the chunks of `xla` take three. Besides,
+the gradient of the logits is written once and read twice (6·N·V bytes in bfloat16), and the sum of
+the hidden states' gradient is read and written for every chunk (8·N·D·V/C bytes): with N = 8,192,
+D = 4,096, V = 128,256 and C = 8,192 some 11 GB, or 3 ms on an H100, whose tensor cores need 35 ms
+for the products at their peak. Memory holds that sum, a chunk, and its rows of the weight and of
+its gradient: 4·N·D + 2·N·C + 4·C·D bytes.
 """
 
 import functools
@@ -40,15 +40,15 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
 from llmjax.kernels.linear_cross_entropy.tile import Tile, start
 from llmjax.kernels.tiling import pad, product
 
-CHUNK = 8192  # the most of the vocabulary whose gradient is held
-GROUP = 8  # tiles of the vocabulary that programs of the same time share, for the sake of the cache
-SPLITS = 16  # of the vocabulary, unless there are too few tokens for so many
-PROCESSORS = 132  # of an H100
-SMALLEST = 16  # of the sides of a tile, for the tensor cores
+CHUNK = 8192  # maximum vocabulary entries whose gradient is in memory
+GROUP = 8  # tiles of the vocabulary that concurrent programs share, to hit the cache
+SPLITS = 16  # maximum splits of the vocabulary; more if there are few tokens
+PROCESSORS = 132  # multiprocessors of an H100
+SMALLEST = 16  # minimum side of a tile, for the tensor cores
 
 
 class Blocks(NamedTuple):
-    """The sides of a tile, powers of two, and how a program runs it; what is usual for an H100."""
+    """The sides of a tile, powers of two, and launch parameters; the defaults are for an H100."""
 
     tokens: int = 128
     vocab: int = 256
@@ -62,13 +62,13 @@ BLOCKS = {2: Blocks(), 4: Blocks(tokens=64, vocab=64, width=32, num_warps=4)}
 
 
 class _Arrays(NamedTuple):
-    """What kernels read, in whole blocks; in a kernel, references."""
+    """Inputs of a kernel, in whole blocks; within a kernel, references."""
 
     targets: Any  # int32 [N]
     hidden: Any  # [N, D]
-    weight: Any  # [V, D]; V need be no multiple of a block, but has one
+    weight: Any  # [V, D]; V is at least one block, not necessarily a multiple
     bias: Any  # [V] or None
-    slopes: Any  # [.., N] or None: log-sum-exps, and then what of `Slopes` is not None
+    slopes: Any  # [.., N] or None: log-sum-exps, then the fields of `Slopes` that are not None
 
 
 class _Sizes(NamedTuple):
@@ -78,14 +78,14 @@ class _Sizes(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def statistics(hidden, weight, bias, targets, options: Options) -> Statistics:
-    """Of tokens' logits, [N] each.
+    """Statistics of the tokens' logits, each [N].
 
     Args:
         hidden: [N, D].
         weight: [V, D].
         bias: [V] or None.
         targets: int32 [N]; those outside of [0, V) have a logit of 0.
-        options: which statistics, and how.
+        options: the statistics to compute, and static options.
     """
     return _statistics(hidden, weight, bias, targets, options)
 
@@ -103,7 +103,7 @@ def _statistics(hidden, weight, bias, targets, options):
     rows, tiles = length // sizes.blocks.tokens, pl.cdiv(sizes.vocab, sizes.blocks.vocab)
     run = _run(rows, tiles)
     splits = pl.cdiv(tiles, run)
-    # Splits come first, so that programs of one time share hidden states and parts of the weight.
+    # Splits come first, so that concurrent programs share hidden states and parts of the weight.
     parts = _call(
         functools.partial(_statistics_kernel, run),
         (splits, rows),
@@ -124,7 +124,7 @@ def _backward(options, residuals, cotangents):
     out = (arrays.hidden.shape[0], width), hidden.dtype
 
     def add(grads, place):
-        # By the logits of a chunk, [N, C].
+        # The gradient of a chunk of logits, [N, C].
         grad = _call(_gradient_kernel, grid, sizes, options, arrays, place, out=out)
         grad_hidden, grad_weight, grad_bias = grads
         rows = jax.lax.dynamic_slice_in_dim(arrays.weight, place[0], width)
@@ -158,10 +158,10 @@ statistics.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _arrays(hidden, weight, bias, targets, rows=None) -> tuple[_Sizes, _Arrays]:
-    """In whole blocks, which copies hidden states of a ragged number of tokens.
+    """Pads the arrays to whole blocks, which copies hidden states if tokens do not divide evenly.
 
-    The weight is copied only if it has less than one block, or channels that are no multiple of
-    one's, which models avoid.
+    The weight is copied only if it is smaller than a block, or if its channels are not a multiple
+    of a block's, which models avoid.
     """
     case, vocab = tuning.case(hidden.dtype, hidden.shape[1]), weight.shape[0]
     usual = BLOCKS[hidden.dtype.itemsize]
@@ -188,15 +188,15 @@ def _arrays(hidden, weight, bias, targets, rows=None) -> tuple[_Sizes, _Arrays]:
 
 
 def _side(limit: int, length: int) -> int:
-    """Of a tile: the limit, or for a shorter length the next power of two."""
+    """The side of a tile: the limit, or the next power of two if the length is shorter."""
     return min(limit, max(SMALLEST, pl.next_power_of_2(length)))
 
 
 def _run(rows: int, tiles: int) -> int:
-    """How many tiles of the vocabulary a program folds: those with which all end soonest.
+    """The number of vocabulary tiles per program that minimizes the time until all finish.
 
-    Each is taken to have a multiprocessor to itself. Splits are few, since all those of one time
-    read different parts of the weight, which stay in the cache until the next rows need them.
+    It assumes one program per multiprocessor. There are few splits, because concurrent splits read
+    different parts of the weight, which must stay in the cache until the next rows need them.
     """
     most = max(SPLITS, pl.cdiv(PROCESSORS, rows))
     runs = [pl.cdiv(tiles, splits) for splits in range(1, most + 1)]
@@ -204,12 +204,12 @@ def _run(rows: int, tiles: int) -> int:
 
 
 def _chunks(sizes: _Sizes, arrays: _Arrays) -> tuple[tuple[int], int, jax.Array]:
-    """How the backward pass cuts the vocabulary: grid, length of a chunk, and [chunks, 2].
+    """How the backward pass splits the vocabulary: grid, length of a chunk, and int32 [chunks, 2].
 
-    All chunks have the same length, in whole blocks. To end with the vocabulary the last one
-    starts before the end of the one before, and leaves what is there out: it starts at the first
-    number and counts from the second. It is the first to be computed, so that rows of the
-    weight's gradient that it leaves out are written again.
+    All chunks have the same length, in whole blocks. So that it ends with the vocabulary, the last
+    chunk overlaps the one before and ignores the overlap: it starts at its first number and counts
+    from its second. It is computed first, so that the rows of the weight's gradient that it ignores
+    are overwritten later.
     """
     blocks, vocab = sizes.blocks, arrays.weight.shape[0]
     count = pl.cdiv(vocab, CHUNK)
@@ -222,7 +222,7 @@ def _chunks(sizes: _Sizes, arrays: _Arrays) -> tuple[tuple[int], int, jax.Array]
 
 
 def _call(kernel, grid, sizes: _Sizes, options: Options, *arrays, out) -> jax.Array:
-    """Runs a kernel of sizes, options, references to arrays and the result."""
+    """Runs a kernel, a function of sizes, options, and references to arrays and the result."""
     shape, dtype = out
     varying = jax.typeof(arrays[0].hidden).manual_axis_type
     blocks = sizes.blocks
@@ -241,15 +241,15 @@ def _call(kernel, grid, sizes: _Sizes, options: Options, *arrays, out) -> jax.Ar
 
 
 def _tile(sizes: _Sizes, options: Options, refs: _Arrays, rows, first, counted) -> Tile:
-    """Logits [n, v] of some tokens and of a block of the vocabulary.
+    """The logits [n, v] of some tokens and a block of the vocabulary.
 
     Args:
-        sizes: of the tile.
-        options: the kernel's.
-        refs: of its arrays.
-        rows: which tokens.
-        first: where the block starts; none goes beyond the end.
-        counted: from where on it counts.
+        sizes: sizes of the tile.
+        options: options of the kernel.
+        refs: references to its arrays.
+        rows: the tokens.
+        first: start of the block, which must not exceed the vocabulary.
+        counted: first entry of the vocabulary that counts.
     """
     blocks = sizes.blocks
     shape = (blocks.tokens, blocks.vocab)
@@ -270,7 +270,7 @@ def _tile(sizes: _Sizes, options: Options, refs: _Arrays, rows, first, counted) 
 
 
 def _statistics_kernel(run: int, sizes: _Sizes, options: Options, refs: _Arrays, out) -> None:
-    """Of a block of tokens and `run` tiles of the vocabulary, or fewer at its end."""
+    """Statistics of a block of tokens over `run` tiles of the vocabulary, or fewer at its end."""
     blocks, vocab = sizes.blocks, refs.weight.shape[0]
     split = pl.program_id(0)
     rows = pl.ds(pl.program_id(1) * blocks.tokens, blocks.tokens)
@@ -288,9 +288,9 @@ def _statistics_kernel(run: int, sizes: _Sizes, options: Options, refs: _Arrays,
 
 
 def _gradient_kernel(sizes: _Sizes, options: Options, refs: _Arrays, places, out) -> None:
-    """By the logits of a tile of the chunk that starts at the first of two places; see `_chunks`.
+    """The gradient of the logits of one tile of a chunk; `places` is a row of `_chunks`.
 
-    Programs that run at the same time are those of `GROUP` tiles and some blocks of tokens.
+    Concurrent programs cover `GROUP` tiles of the vocabulary and some blocks of tokens.
     """
     blocks = sizes.blocks
     height, tiles = out.shape[0] // blocks.tokens, out.shape[1] // blocks.vocab
@@ -305,6 +305,6 @@ def _gradient_kernel(sizes: _Sizes, options: Options, refs: _Arrays, places, out
 
 
 def _divide(x, by) -> tuple[jax.Array, jax.Array]:
-    """Quotient and remainder of numbers that are not negative, without a word about signs."""
+    """Quotient and remainder of non-negative integers, without the instructions for signs."""
     by = jnp.asarray(by, x.dtype)
     return jax.lax.div(x, by), jax.lax.rem(x, by)

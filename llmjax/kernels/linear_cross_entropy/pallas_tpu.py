@@ -1,10 +1,10 @@
 """Statistics of logits, and gradients, by tiles that stay in a TPU core's memory.
 
 No logit is ever written: the forward pass folds each tile into running statistics, and the backward
-pass computes it again, once for the gradient of the hidden states and once for that of the weight.
-That makes five matrix products where the chunks of `xla` need three or four, without their traffic.
-Tiles hold vocabulary by tokens: sums over the vocabulary then run down the sublanes, and what a
-token has one of lies along the lanes, where it takes no padding.
+pass recomputes it, once for the gradient of the hidden states and once for that of the weight. This
+takes five matrix products where the chunks of `xla` take three or four, but saves their traffic.
+Tiles are [vocabulary, tokens]: sums over the vocabulary then run over sublanes, and per-token
+numbers lie along lanes, where they need no padding.
 """
 
 import functools
@@ -29,27 +29,27 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
 from llmjax.kernels.linear_cross_entropy.tile import Tile, start
 from llmjax.kernels.tiling import LANES, column, pad, product
 
-FIXED = 1024  # the most rows of a block that stays while those of the other side pass by
-PASSING = 512  # the most rows of those
-BLOCKS_BYTES = 44 * 2**20  # of a kernel's blocks and sums
-MEMORY_BYTES = 60 * 2**20  # with its tiles; every chip has 64 MB or more
+FIXED = 1024  # maximum rows of the block that stays in memory while the other side streams by
+PASSING = 512  # maximum rows of a streamed block
+BLOCKS_BYTES = 44 * 2**20  # memory for a kernel's blocks and accumulators
+MEMORY_BYTES = 60 * 2**20  # the same with its tiles; every chip has 64 MB or more
 
 
 class Most(NamedTuple):
-    """What `tuning` knows of: the most rows of both blocks, powers of two."""
+    """Sizes for `tuning`: the maximum rows of both blocks, powers of two."""
 
     fixed: int
     passing: int
 
 
 class _Arrays(NamedTuple):
-    """What kernels read; in a kernel, references to blocks."""
+    """Inputs of a kernel; within a kernel, references to blocks."""
 
     targets: Any  # int32 [1, N]
     hidden: Any  # [N, D]
     weight: Any  # [V, D]
     bias: Any  # [1, V] or None
-    slopes: Any  # [.., N] or None: log-sum-exps, and then what of `Slopes` is not None
+    slopes: Any  # [.., N] or None: log-sum-exps, then the fields of `Slopes` that are not None
 
 
 class _Sizes(NamedTuple):
@@ -59,26 +59,26 @@ class _Sizes(NamedTuple):
 
     @property
     def ragged(self) -> bool:
-        """Whether the last block of the vocabulary is short."""
+        """Whether the last block of the vocabulary is partial."""
         return self.vocab % self.vocab_block > 0
 
 
 def widest(dtype: jnp.dtype) -> int:
-    """The most channels of hidden states in this precision of which the smallest blocks fit."""
+    """The maximum number of channels in this precision for which the smallest blocks fit."""
     size = jnp.dtype(dtype).itemsize
     return BLOCKS_BYTES // (LANES * (4 + 2 * (size + 4) + 2 * size))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def statistics(hidden, weight, bias, targets, options: Options) -> Statistics:
-    """Of tokens' logits, [N] each.
+    """Statistics of the tokens' logits, each [N].
 
     Args:
         hidden: [N, D].
         weight: [V, D].
         bias: [V] or None.
         targets: int32 [N]; those outside of [0, V) have a logit of 0.
-        options: which statistics, and how.
+        options: the statistics to compute, and static options.
     """
     return _statistics(hidden, weight, bias, targets, options)
 
@@ -117,7 +117,7 @@ def _backward(options, residuals, cotangents):
         scratch=lambda sizes: [(sizes.tokens_block, width)],
     )
     grad_hidden = grad_hidden[: len(targets)]
-    # A kernel that nobody needs the result of would run all the same.
+    # XLA would run the kernel even if its result were unused.
     if not (trained.weight or trained.bias):
         return grad_hidden, None, None, None
     outs = [("weight", weight.shape, weight.dtype)]
@@ -136,11 +136,11 @@ statistics.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _arrays(hidden, weight, bias, targets, rows=None) -> _Arrays:
-    """Padded to whole blocks of tokens, by an eighth or to 128."""
+    """The arrays, padded to whole blocks of tokens: by at most an eighth, or to 128."""
     unit = LANES
     while unit < FIXED and 16 * unit <= len(targets):
         unit *= 2
-    # One behind the end must not be found in the last block, which may go farther.
+    # The last block may extend beyond the vocabulary and must not match a target there.
     targets = jnp.where(targets < weight.shape[0], targets, -1)
     return _Arrays(
         pad(targets[None], 1, unit, -1),
@@ -152,12 +152,12 @@ def _arrays(hidden, weight, bias, targets, rows=None) -> _Arrays:
 
 
 def _sizes(arrays: _Arrays, by_tokens: bool, fixed_bytes: int) -> _Sizes:
-    """The largest blocks that fit, those of the vocabulary dividing it where they can.
+    """The largest blocks that fit; those of the vocabulary divide it if possible.
 
     Args:
-        arrays: the kernel's.
-        by_tokens: whether the tokens' block stays.
-        fixed_bytes: to an element of what is as large as the block that stays.
+        arrays: the kernel's inputs.
+        by_tokens: whether the block of tokens is the fixed one.
+        fixed_bytes: bytes per element of everything that has the fixed block's size.
     """
     tokens, width = arrays.hidden.shape
     vocab = arrays.weight.shape[0]
@@ -174,26 +174,26 @@ def _sizes(arrays: _Arrays, by_tokens: bool, fixed_bytes: int) -> _Sizes:
 
 
 def _largest(length: int, limit: int, step: int) -> int:
-    """The largest multiple of a step, up to a limit, that divides a length; 0 if none does."""
+    """The largest multiple of `step` up to `limit` that divides `length`; 0 if there is none."""
     return max((n for n in range(step, limit + 1, step) if length % n == 0), default=0)
 
 
 def _call(
     kernel: Callable, arrays: _Arrays, options: Options, *, by_tokens: bool, outs, scratch
 ) -> list[jax.Array]:
-    """Runs a kernel on every tile: all those of a block of tokens, or of the vocabulary, in turn.
+    """Runs a kernel on every tile, one block of tokens, or of the vocabulary, after another.
 
     Args:
-        kernel: of `_Sizes`, `Options`, references to `_Arrays`, results and scratch.
-        arrays: what it reads.
-        options: its.
-        by_tokens: whether the tokens' block stays, or the vocabulary's.
-        outs: kind, shape and type of each result.
-        scratch: shapes of float32 arrays, by `_Sizes`.
+        kernel: function of `_Sizes`, `Options`, references to `_Arrays`, results and scratch.
+        arrays: its inputs.
+        options: its options.
+        by_tokens: whether the block of tokens is the fixed one, or that of the vocabulary.
+        outs: kind, shape and dtype of each result.
+        scratch: from `_Sizes` to the shapes of float32 scratch arrays.
     """
     kinds = _Arrays("row", "hidden", "weight", "bias", "row")
     fixed = ("hidden", "row") if by_tokens else ("weight", "bias")
-    # Blocks are held twice, while one is used the next comes; sums once.
+    # Blocks are double-buffered; accumulators are not.
     dtypes = [arrays.hidden.dtype, *(dtype for kind, _, dtype in outs if kind in fixed)]
     wide = [jnp.dtype(dtype).itemsize for dtype in dtypes]
     sizes = _sizes(arrays, by_tokens, 4 + 2 * sum(wide))
@@ -231,7 +231,7 @@ def _call(
 
 
 def _cost(arrays: _Arrays, passes: int, by_tokens: bool) -> pl.CostEstimate:
-    """Of a kernel: one side is read once, the other as often as the first has blocks."""
+    """A kernel's cost: the fixed side is read once, the other once per block of the fixed side."""
     logits = arrays.hidden.shape[0] * arrays.weight.shape[0]
     products = 1 if arrays.slopes is None else 2
     once, often = (arrays.hidden, arrays.weight)[:: 1 if by_tokens else -1]
@@ -243,13 +243,13 @@ def _cost(arrays: _Arrays, passes: int, by_tokens: bool) -> pl.CostEstimate:
 
 
 def _tile(sizes: _Sizes, options: Options, refs: _Arrays, block) -> tuple[Tile, jax.Array]:
-    """Logits [v, n] of a block of the vocabulary and one of tokens, and the weight's block."""
+    """The logits [v, n] of a block of the vocabulary and of tokens, and the weight's block."""
     first = block * sizes.vocab_block
     shape = (sizes.vocab_block, sizes.tokens_block)
     ids = first + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     weight, inside = refs.weight[...], None
     if sizes.ragged:
-        # Behind the last row lies anything, and 0 times anything may be NaN.
+        # The memory after the last row may hold anything, even NaN, which 0 does not cancel.
         rows = first + jax.lax.broadcasted_iota(jnp.int32, weight.shape, 0)
         weight, inside = jnp.where(rows < sizes.vocab, weight, 0), ids < sizes.vocab
     values = product(weight, refs.hidden[...], 1, 1)
@@ -259,7 +259,7 @@ def _tile(sizes: _Sizes, options: Options, refs: _Arrays, block) -> tuple[Tile, 
 
 
 def _gradient(sizes, options, refs, block) -> tuple[jax.Array, jax.Array]:
-    """By the logits before the cap, [v, n], and the weight's block."""
+    """The gradient of the logits before the cap, [v, n], and the weight's block."""
     tile, weight = _tile(sizes, options, refs, block)
     return tile.gradient(_rows(refs.slopes), options.wanted).astype(weight.dtype), weight
 
@@ -282,7 +282,7 @@ def _statistics_kernel(sizes, options, refs, out, running) -> None:
 
 
 def _rows(ref) -> list[jax.Array]:
-    """[1, n] each."""
+    """The rows of a reference, each [1, n]."""
     return [ref[i : i + 1] for i in range(ref.shape[0])]
 
 
@@ -302,14 +302,14 @@ def _weight_kernel(sizes, options, refs, grad_weight, *more) -> None:
         (total,) = more
     else:
         grad_bias, total, bias_total = more
-        # A product turns the sums, which lie down the sublanes, along the lanes.
+        # Computed as a product, so that the sums lie along lanes instead of sublanes.
         ones = jnp.ones((8, grad.shape[1]), grad.dtype)
         _accumulate(bias_total, product(ones, grad, 1, 1), grad_bias)
     _accumulate(total, product(grad, refs.hidden[...], 1, 0), grad_weight)
 
 
 def _accumulate(total, x, out) -> None:
-    """Adds x to a total that starts with 0, and writes it at the end."""
+    """Adds x to a total that starts at 0, and writes the total in the last step."""
 
     @pl.when(pl.program_id(1) == 0)
     def _begin():

@@ -1,4 +1,4 @@
-"""Cross entropy with its logits in memory: the oracle of every implementation."""
+"""Reference implementation of cross entropy, with the logits in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def token_losses(
 
 
 def log_probs(hidden, weight, bias, targets, cap: float = 0.0) -> tuple[jax.Array, jax.Array]:
-    """log P(target) and -Σ p·log p, [B, S] each; as `api.linear_log_probs`."""
+    """log P(target) and -Σ p·log p, each [B, S]; as in `api.linear_log_probs`."""
     found = jax.nn.log_softmax(_logits(hidden, weight, bias, cap), axis=-1)
     entropies = -jnp.sum(jnp.exp(found) * found, axis=-1)
     there = targets >= 0

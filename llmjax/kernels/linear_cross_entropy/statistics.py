@@ -1,13 +1,13 @@
-"""What losses need to know of a token's logits, and the gradient of all that by the logits.
+"""Statistics of a token's logits that determine its loss, and their gradient.
 
-With logits l, p = softmax(l) and target y, every loss here is a function of four numbers: the
-log-sum-exp Z, l_y, Σ l and Σ p·l. Their gradients by l_i are p_i, [i = y], 1 and
-p_i (1 + l_i - Σ p·l), so that of any function of them is
+With logits l, p = softmax(l) and target y, every loss here is a function of four statistics: the
+log-sum-exp Z, l_y, Σ l and Σ p·l. Their derivatives with respect to l_i are p_i, [i = y], 1 and
+p_i (1 + l_i - Σ p·l), so the gradient of any function of them is
 
     p_i (softmax + weighted · l_i) + target · [i = y] + every
 
-with four numbers to a token again, `Slopes`. An implementation computes the first four and, from
-the second, gradients; the losses themselves are written once, in ordinary JAX.
+with four numbers per token, `Slopes`. An implementation computes the statistics, and gradients from
+the slopes; the losses themselves are written once, in plain JAX.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ import jax.numpy as jnp
 
 
 class Statistics(NamedTuple):
-    """Of each token's logits, float32; None where nobody asked.
+    """Statistics of each token's logits, float32; None if not requested.
 
     Attributes:
         log_sum: Z = log Σ exp(l).
-        target: l_y; any number where there is no target.
+        target: l_y; arbitrary if there is no target.
         total: Σ l.
         expected: Σ p·l.
     """
@@ -35,18 +35,18 @@ class Statistics(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which of the statistics are asked for besides the first two."""
+    """Which statistics to compute besides the first two."""
 
     total: bool = False
     expected: bool = False
 
     @property
     def rows(self) -> int:
-        """How many statistics there are in all."""
+        """The number of statistics."""
         return 2 + self.total + self.expected
 
     def statistics(self, rows: Iterable[jax.Array]) -> Statistics:
-        """From the leaves of such."""
+        """`Statistics` from its leaves."""
         found = iter(rows)
         log_sum, target = next(found), next(found)
         total = next(found) if self.total else None
@@ -56,24 +56,24 @@ class Wanted(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Which parts of a head have a gradient: computing a frozen one would cost as much as any."""
+    """Which parts of a head are trained; the gradient of a frozen part would be wasted work."""
 
     weight: bool
     bias: bool
 
 
 def differentiated(weight: Any, bias: Any) -> Trained:
-    """Of what a forward rule with symbolic zeros is given."""
+    """The trained parts, from the arguments of a forward rule with symbolic zeros."""
     return Trained(weight.perturbed, bias is not None and bias.perturbed)
 
 
 def primals(args: Any) -> Any:
-    """The values of what such a rule is given."""
+    """The values of such a rule's arguments."""
     return jax.tree.map(lambda arg: arg.value, args, is_leaf=lambda arg: hasattr(arg, "perturbed"))
 
 
 def instantiated(cotangents: Any) -> Any:
-    """What a backward rule with symbolic zeros is given, as arrays."""
+    """The cotangents of a backward rule with symbolic zeros, as arrays."""
 
     def one(x: Any) -> jax.Array:
         is_zero = isinstance(x, jax.custom_derivatives.SymbolicZero)
@@ -83,9 +83,9 @@ def instantiated(cotangents: Any) -> Any:
 
 
 def nonzero(cotangents: Statistics) -> Statistics:
-    """The same where a cotangent of a statistic that is not always there is None if it is 0.
+    """Cotangents as arrays, but None for optional statistics whose cotangent is zero.
 
-    That of an entropy which is only looked at, say: a pass over the logits less.
+    For example, an entropy that is only logged then costs no pass over the logits.
     """
 
     def one(x: Any) -> Any:
@@ -96,7 +96,7 @@ def nonzero(cotangents: Statistics) -> Statistics:
 
 
 class Options(NamedTuple):
-    """What a kernel is compiled for: statistics, the cap, and `interpret` of Pallas."""
+    """Static options: the statistics, the cap, and whether Pallas interprets the kernel."""
 
     wanted: Wanted
     cap: float
@@ -104,7 +104,7 @@ class Options(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """The gradient by a token's logits, float32; see above. None is 0."""
+    """Coefficients of the gradient of a token's logits, float32; see above. None means 0."""
 
     softmax: jax.Array
     target: jax.Array
@@ -113,7 +113,7 @@ class Slopes(NamedTuple):
 
 
 def slopes(statistics: Statistics, cotangents: Statistics) -> Slopes:
-    """From the gradient by the statistics."""
+    """The slopes for these cotangents of the statistics."""
     softmax = cotangents.log_sum
     if statistics.expected is not None and cotangents.expected is not None:
         softmax += cotangents.expected * (1 - statistics.expected)
@@ -121,7 +121,7 @@ def slopes(statistics: Statistics, cotangents: Statistics) -> Slopes:
 
 
 def combine(parts: Statistics) -> Statistics:
-    """Those of a vocabulary in parts, from those of the parts, which lie along the first axis."""
+    """The statistics of a vocabulary from those of its parts, along the first axis."""
     log_sum = jax.nn.logsumexp(parts.log_sum, axis=0)
     shares = jnp.exp(parts.log_sum - log_sum)
     return Statistics(
@@ -133,7 +133,7 @@ def combine(parts: Statistics) -> Statistics:
 
 
 class TokenLoss(NamedTuple):
-    """Z - (1-ε) l_y - ε mean(l) + z_loss · Z², as `api.linear_cross_entropy` says.
+    """Z - (1-ε) l_y - ε mean(l) + z_loss · Z², see `api.linear_cross_entropy`.
 
     Attributes:
         vocab_size: V.
@@ -147,11 +147,11 @@ class TokenLoss(NamedTuple):
 
     @property
     def wanted(self) -> Wanted:
-        """What it is computed from."""
+        """The statistics that it needs."""
         return Wanted(total=bool(self.label_smoothing))
 
     def __call__(self, found: Statistics, targets: jax.Array) -> jax.Array:
-        """Of every token; 0 where its target is -1."""
+        """The loss of every token; 0 where its target is -1."""
         expected = (1 - self.label_smoothing) * found.target
         if found.total is not None:
             expected += self.label_smoothing / self.vocab_size * found.total

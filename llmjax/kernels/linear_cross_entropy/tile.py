@@ -1,4 +1,4 @@
-"""What kernels compute from a tile of logits, of which the vocabulary may lie along either axis."""
+"""What kernels compute from a tile of logits; the vocabulary may be along either axis."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from llmjax.kernels.tiling import LOWEST
 
 
 class Running(NamedTuple):
-    """Of the tiles so far, float32, with a length of 1 along the vocabulary; None if not wanted.
+    """Running statistics, float32, of length 1 along the vocabulary; None if not requested.
 
     Attributes:
         highest: the largest logit.
@@ -27,13 +27,13 @@ class Running(NamedTuple):
     expected: Any = None
 
     def statistics(self) -> Statistics:
-        """Of all tiles."""
+        """The final statistics, after all tiles."""
         expected = None if self.expected is None else self.expected / self.power
         return Statistics(self.highest + jnp.log(self.power), self.target, self.total, expected)
 
 
 def start(shape: tuple[int, int], wanted: Wanted) -> Running:
-    """Of no tile yet."""
+    """The running statistics before the first tile."""
     zeros = jnp.zeros(shape)
     return Running(
         jnp.full(shape, LOWEST),
@@ -49,10 +49,10 @@ class Tile(NamedTuple):
 
     Attributes:
         values: float32, after the cap.
-        slope: of the cap there.
-        hits: where the targets are.
-        inside: where values belong to the tile; None if everywhere.
-        axis: along which the vocabulary lies.
+        slope: derivative of the cap.
+        hits: whether an entry is its token's target.
+        inside: whether an entry belongs to the tile; None if all do.
+        axis: the axis of the vocabulary.
     """
 
     values: jax.Array
@@ -62,7 +62,7 @@ class Tile(NamedTuple):
     axis: int
 
     def fold(self, past: Running) -> Running:
-        """With this tile."""
+        """The running statistics including this tile."""
         values = self._there(self.values, LOWEST)
         highest = jnp.maximum(past.highest, jnp.max(values, axis=self.axis, keepdims=True))
         powers, shrink = jnp.exp(values - highest), jnp.exp(past.highest - highest)
@@ -80,11 +80,11 @@ class Tile(NamedTuple):
         )
 
     def gradient(self, slopes: list, wanted: Wanted) -> jax.Array:
-        """By the logits before the cap, float32; see `statistics`.
+        """The gradient of the logits before the cap, float32; see `statistics`.
 
         Args:
-            slopes: log-sum-exps and then what of `Slopes` is not None, of every token.
-            wanted: what decides about the latter.
+            slopes: for every token, the log-sum-exp and the fields of `Slopes` that are not None.
+            wanted: determines which fields these are.
         """
         log_sum, softmax, target, *rest = slopes
         every = rest.pop(0) if wanted.total else 0.0
@@ -94,7 +94,7 @@ class Tile(NamedTuple):
         return self._there(grad * self.slope)
 
     def _there(self, x, other=0.0):
-        """x where it belongs to the tile."""
+        """x where an entry belongs to the tile, else `other`."""
         return x if self.inside is None else jnp.where(self.inside, x, other)
 
     def _sum(self, x):

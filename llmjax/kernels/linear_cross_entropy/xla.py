@@ -1,10 +1,9 @@
 """Statistics of logits, and gradients, over chunks of tokens.
 
-A loss that is a sum over tokens knows its gradient with respect to the logits as soon as they are
-there. `token_losses` therefore uses each chunk of logits for the loss and for both gradients while
-it exists, and never computes it again: three matrix products in all, and one chunk of memory.
-`statistics` does not know yet what will be made of them, and computes the logits again for the
-gradient: four products.
+The gradient of a sum over tokens with respect to the logits is known as soon as the logits are.
+`token_losses` therefore computes the loss and both gradients from each chunk of logits at once, and
+never recomputes it: three matrix products, and memory for one chunk. `statistics` does not know the
+cotangents yet, and recomputes the logits for the gradient: four products.
 """
 
 import functools
@@ -30,14 +29,14 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
     slopes,
 )
 
-CHUNK_BYTES = 64 * 2**20  # of one chunk of logits on one device, on CPUs
+CHUNK_BYTES = 64 * 2**20  # size of a chunk of logits on one device; larger on accelerators
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def token_losses(
     hidden, weight, bias, targets, loss: TokenLoss, cap: float
 ) -> tuple[jax.Array, jax.Array]:
-    """(sum of losses, loss of every token [B, S]); only the sum has a gradient."""
+    """(sum of losses, loss of every token [B, S]); only the sum is differentiable."""
     losses = loss(statistics(hidden, weight, bias, targets, loss.wanted, cap), targets)
     return jnp.sum(losses), losses
 
@@ -69,7 +68,7 @@ token_losses.defvjp(_losses_forward, _losses_backward, symbolic_zeros=True)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def statistics(hidden, weight, bias, targets, wanted: Wanted, cap: float) -> Statistics:
-    """Of every token's logits, [B, S] each; arguments as `api.linear_cross_entropy`."""
+    """Statistics of every token's logits, each [B, S]; see `api.linear_cross_entropy`."""
 
     def one(hidden, targets, head):
         return _Logits(hidden, targets, head, cap, wanted).statistics, None
@@ -104,7 +103,7 @@ class _Head(NamedTuple):
 
 
 class _Logits:
-    """Those [N, V] of a chunk of N tokens, while it exists."""
+    """The logits [N, V] of a chunk of N tokens."""
 
     def __init__(self, hidden, targets, head: _Head, cap: float, wanted: Wanted) -> None:
         self.hidden, self.targets, self.head = hidden, targets, head
@@ -112,8 +111,8 @@ class _Logits:
         self.product = functools.partial(jnp.einsum, preferred_element_type=accumulate)
         product = mesh.sharded(self.product, ("tokens", "vocab"))
         logits = product("nd,vd->nv", hidden, head.weight)
-        # Looked up in the weight, not in the logits: that works on a sharded vocabulary, and saves
-        # a pass over them.
+        # Computed from the rows of the weight, not looked up in the logits: this works with a
+        # sharded vocabulary and saves a pass over the logits.
         index = jnp.maximum(targets, 0)
         rows = mesh.sharded(head.weight.at[index].get, ("tokens", None))()
         at_target = self.product("nd,nd->n", hidden, rows)
@@ -138,7 +137,7 @@ class _Logits:
     def gradients(
         self, slopes: Slopes, trained: Trained
     ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
-        """By the hidden states [N, D], and by weight [V, D] and bias [V] as far as they train."""
+        """Gradients of the hidden states [N, D], and of weight [V, D] and bias [V] if trained."""
         columns = jax.tree.map(lambda x: x[:, None], slopes)
         grad = self.powers * (columns.softmax / self.sum)
         if columns.weighted is not None:
@@ -156,7 +155,7 @@ class _Logits:
             product = mesh.sharded(self.product, ("vocab", "outer_embed"))
             grad_weight = product("nv,nd->vd", grad, self.hidden)
         if trained.bias:
-            # A product, since XLA:CPU sums columns slowly.
+            # A product, because XLA:CPU is slow at summing columns.
             ones = jnp.ones_like(self.targets, grad.dtype)
             product = mesh.sharded(self.product, ("vocab",))
             grad_bias = product("nv,n->v", grad, ones)
@@ -164,18 +163,18 @@ class _Logits:
 
 
 class Chunk(NamedTuple):
-    """What `tuning` knows of: bytes of a chunk of logits on one device."""
+    """Size for `tuning`: bytes of a chunk of logits on one device."""
 
     chunk_bytes: int
 
 
 def chunks(hidden: jax.Array, vocab: int) -> int:
-    """Into how many pieces the sequence of [B, S, D] is cut: the fewest that divide it and fit."""
+    """The number of chunks of the sequence in [B, S, D]: the fewest that divide it and fit."""
     batch, length, width = hidden.shape
     rows = -(-batch // mesh.size("tokens")) * -(-vocab // mesh.size("vocab"))
-    # An H100 takes 21 ms with chunks of 64 MB where it takes 9 with larger ones; CPUs do not care.
-    # Every chunk reads and writes the sum of the weight's gradient, in float32: 2.1 GB for 4,096
-    # channels and a vocabulary of 128,256, so that smaller ones would save little besides.
+    # An H100 takes 21 ms with chunks of 64 MB and 9 ms with larger ones; on CPUs the size does not
+    # matter. Every chunk reads and writes the float32 sum of the weight's gradient: 2.1 GB for
+    # 4,096 channels and a vocabulary of 128,256, so smaller chunks would save little memory.
     usual = CHUNK_BYTES if mesh.platform() == "cpu" else 8 * CHUNK_BYTES
     case = tuning.case(hidden.dtype, width)
     limit = tuning.sizes("linear_cross_entropy.xla", case, Chunk(usual)).chunk_bytes
@@ -189,10 +188,10 @@ def _over_chunks(
     """Runs `one(*chunks of tokens, head)` on each chunk in turn.
 
     Args:
-        one: from chunks [N, ...] to arrays [N, ...] and gradients by what of the head trains.
+        one: maps chunks [N, ...] to arrays [N, ...] and gradients of the trained head parameters.
         tokens: trees of arrays [B, S, ...], the hidden states first.
         head: weight and bias.
-        trained: of the head; None where no gradients are wanted.
+        trained: trained parts of the head; None if no gradients are needed.
 
     Returns:
         The arrays [B, S, ...], and the sums of the gradients, or None.
@@ -234,7 +233,7 @@ def _rows(x):
 
 
 def _reshape(x, *shape):
-    """JAX knows how the first axis is split after it, unless a length is 1."""
+    """Reshapes x; JAX cannot infer the sharding of the first axis if a length is 1."""
     return mesh.sharded(jnp.reshape, ("tokens", *(None for _ in shape[1:])))(x, shape)
 
 
