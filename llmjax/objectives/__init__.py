@@ -1,4 +1,4 @@
-"""Objectives: pure losses over parameters and a batch, and the masks that they are computed at."""
+"""Objectives: pure loss functions of parameters and a batch, and token masking."""
 
 from llmjax.objectives.classification import (
     ClassificationConfig,

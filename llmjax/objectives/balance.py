@@ -1,4 +1,4 @@
-"""What a mixture of experts pays, under any objective, for sending tokens to few of them."""
+"""The load-balancing loss of mixtures of experts, added to any objective."""
 
 from llmjax import models
 from llmjax.objectives.loss import Metrics, Weighted
@@ -7,22 +7,21 @@ from llmjax.objectives.loss import Metrics, Weighted
 def add_balance(
     loss: Weighted, metrics: Metrics, routing: models.Routing | None, config: models.ModelConfig
 ) -> tuple[Weighted, Metrics]:
-    """The loss with `experts.balance` times the load-balancing loss, once for each unit of weight.
+    """Adds `experts.balance` times the load-balancing loss, per unit of weight.
 
-    That is the only part of a loss that is no sum over tokens or rows, so each micro-batch balances
-    its own.
+    It is the only part of a loss that is not a sum over tokens or rows, so it is computed per
+    micro-batch.
 
     Args:
-        loss: of the batch.
+        loss: the batch's loss.
         metrics: its metrics.
-        routing: where the model sent the batch's tokens; None of one without experts, whose loss
-            stays as it is.
+        routing: the routing of the batch's tokens; None for a model without experts, whose loss is
+            returned unchanged.
         config: model configuration.
 
     Returns:
-        The loss, and the metrics with "balance", the load-balancing loss (k where tokens are spread
-        evenly over the experts), and "dropped", the share of choices that exceeded the capacity of
-        their expert.
+        The loss, and the metrics with "balance", the load-balancing loss (k for evenly spread
+        tokens), and "dropped", the share of choices that exceeded the capacity of their expert.
     """
     if routing is None:
         return loss, metrics

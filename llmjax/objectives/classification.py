@@ -1,4 +1,4 @@
-"""Supervised labels: of sequences, of tokens, and of where an answer starts and ends."""
+"""Supervised losses for labels of sequences, labels of tokens, and answer spans."""
 
 import dataclasses
 import functools
@@ -13,18 +13,18 @@ from llmjax import mesh, models
 from llmjax.objectives.loss import Batch, Loss, Metrics, Weighted
 from llmjax.objectives.mlm import run
 
-NONE = -1  # the label of what has none
+NONE = -1  # the label of unlabeled rows and tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationConfig:
-    """How labels are learnt.
+    """Options of the classification loss.
 
     Attributes:
-        label_smoothing: share of each label's probability spread over all of them (Szegedy et al.
-            2016, section 7).
-        class_weights: what each label counts, N numbers; none: 1 each. `balanced_weights` gives
-            those by which rare labels count as much as frequent ones.
+        label_smoothing: share of each label's probability that is spread over all labels (Szegedy
+            et al. 2016, section 7).
+        class_weights: weight of each label, N numbers; empty means 1 each. With those of
+            `balanced_weights`, rare labels count as much as frequent ones.
     """
 
     label_smoothing: float = 0.0
@@ -32,15 +32,15 @@ class ClassificationConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing}: a share is in [0, 1)")
+            raise ValueError(f"label_smoothing={self.label_smoothing}: must be in [0, 1)")
         if not all(0 <= weight < math.inf for weight in self.class_weights):
-            raise ValueError(f"class_weights={self.class_weights}: numbers, none negative")
+            raise ValueError(f"class_weights={self.class_weights}: must be finite and not negative")
 
 
 def balanced_weights(counts: Sequence[int]) -> tuple[float, ...]:
     """Σ n / (N · n_i) for each of N labels with n_i examples (King & Zeng 2001, section 4.2).
 
-    A label without an example has 1: it is never met.
+    Labels without examples get 1, which is never used.
     """
     total, labels = sum(counts), len(counts)
     return tuple(total / (labels * count) if count else 1.0 for count in counts)
@@ -54,28 +54,28 @@ def classification(
 ) -> Loss:
     """-Σ log P(label | x), by the kind of the model's head (Devlin et al. 2019, section 4).
 
-    - classification: "labels" [B] in [0, N); -1 where a row has none.
-    - tokens: "labels" [B, S] in [0, N); -1 where a token has none.
-    - span: "spans" [B, 2], the places of an answer's first and last token in its row; a row with
-      one of them -1, outside the row or at padding, or the last before the first, has none. The
-      loss of a row is the mean of both, each over the places that are not padding.
+    - classification: "labels" [B] in [0, N); -1 for rows without a label.
+    - tokens: "labels" [B, S] in [0, N); -1 for tokens without a label.
+    - span: "spans" [B, 2], the positions of an answer's first and last token in its row. A row has
+      no span if one of them is -1, outside the row or at padding, or if the last is before the
+      first. The loss of a row is the mean of both cross entropies, without padding positions.
 
     Args:
         config: model configuration.
-        options: smoothing, and weights of labels; the loss is then that of PyTorch's
-            `cross_entropy`.
-        confusion: whether the metrics have "confusion" [N, N], how often each label (row) was taken
-            for each (column); for evaluation, as a training step's metrics are numbers.
+        options: label smoothing and class weights, as in PyTorch's `cross_entropy`.
+        confusion: whether the metrics include "confusion" [N, N], the counts of true label (row)
+            and predicted label (column); for evaluation only, as a training step's metrics are
+            scalars.
 
     Returns:
-        A loss over batches with these and "tokens" [B, S], and optionally "segment_ids",
-        "positions" and "token_types", all int32. Its weight is the number of labels, each by its
-        class weight, or of spans. Its metric "accuracy" is of labels, weighted likewise, or of
-        spans with both ends right; "token_f1", of spans, is the mean F1 of their tokens. The span
-        that a model means is that of the best sum of scores with start ≤ end.
+        A loss over batches with these arrays and "tokens" [B, S], and optionally "segment_ids",
+        "positions" and "token_types", all int32. Its weight is the number of spans, or of labels,
+        each counted with its class weight. Its metric "accuracy" is that of labels, weighted in the
+        same way, or of spans with both ends right; "token_f1", for spans, is the mean token-level
+        F1. The predicted span has the largest sum of scores with start ≤ end.
 
     Raises:
-        ValueError: a model with another head, or options that do not fit it.
+        ValueError: the model has another head, or the options do not apply to it.
     """
     _check(config, options, confusion)
 
@@ -101,11 +101,11 @@ def _check(config: models.ModelConfig, options: ClassificationConfig, confusion:
     head = config.head
     if head.kind not in ("classification", "tokens", "span"):
         raise ValueError(
-            f"classification needs a model whose head.kind is classification, tokens or span, not "
+            f"classification needs a model with head.kind=classification, tokens or span, not "
             f"{head.kind}"
         )
     if head.kind == "span" and (options != ClassificationConfig() or confusion):
-        raise ValueError("label_smoothing, class_weights and confusion are of labels, not of spans")
+        raise ValueError("label_smoothing, class_weights and confusion do not apply to spans")
     if options.class_weights and len(options.class_weights) != head.labels:
         raise ValueError(
             f"class_weights has {len(options.class_weights)} numbers for head.labels={head.labels}"
@@ -129,7 +129,7 @@ def _labels(
 
 
 def _confusion(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """float32 [N, N], exact up to 2²⁴ labels."""
+    """The confusion matrix, float32 [N, N], exact up to 2²⁴ labels."""
     classes = logits.shape[-1]
     true = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
     taken = jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes, dtype=jnp.float32)
@@ -140,7 +140,7 @@ def _confusion(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def _spans(
     logits: jax.Array, spans: jax.Array, segment_ids: jax.Array | None
 ) -> tuple[Weighted, Metrics]:
-    """Of logits [B, S, 2] and spans [B, 2]."""
+    """Loss and metrics of logits [B, S, 2] for spans [B, 2]."""
     logits = mesh.place(jnp.moveaxis(logits, 2, 1), ("batch", None, None))  # [B, 2, S]
     places = jnp.arange(logits.shape[2])
     at = spans[..., None] == places
@@ -165,7 +165,7 @@ def _spans(
 
 
 def _best_span(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Places [B] of start and end that maximise the sum of their logits [B, 2, S], start ≤ end."""
+    """Start and end [B] that maximize the sum of their logits [B, 2, S], with start ≤ end."""
     starts, ends = logits[:, 0], logits[:, 1]
     last = jnp.argmax(jax.lax.cummax(starts, axis=1) + ends, axis=1)
     before = jnp.arange(starts.shape[1]) <= last[:, None]

@@ -1,4 +1,4 @@
-"""Causal language modelling: predict every next token."""
+"""Causal language modeling: predict every next token."""
 
 import jax.numpy as jnp
 
@@ -15,16 +15,16 @@ def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: flo
 
     Args:
         config: model configuration.
-        label_smoothing: share of the target spread evenly over the vocabulary.
+        label_smoothing: share of the target's probability spread evenly over the vocabulary.
         z_loss: weight of the squared log-sum-exp.
 
     Returns:
         A loss over batches with int32 [B, S] "tokens", "targets" (-1: none), and optionally
-        "segment_ids" and "positions". Its weight is the number of targets. A mixture of experts
-        pays for imbalance too (`add_balance`).
+        "segment_ids" and "positions". Its weight is the number of targets. Mixtures of experts add
+        their load-balancing loss (`add_balance`).
 
     Raises:
-        ValueError: a model with another head, or a bidirectional one, which sees what it predicts.
+        ValueError: the model has another head, or is bidirectional and would see its targets.
     """
     require_language_model("clm", config)
 

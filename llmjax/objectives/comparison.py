@@ -1,7 +1,7 @@
-"""Rows that compare responses: K of them, as segments 1 to K, best first.
+"""Rows that compare K responses, as segments 1 to K, best first.
 
-Each response has its prompt in front. So no cut of a batch parts what is compared, and it does not
-matter on which side padding is.
+Each segment is the prompt followed by a response. So splitting a batch never separates responses
+that are compared, and padding may be on either side.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Pairs(NamedTuple):
 
     @classmethod
     def of(cls, present: jax.Array) -> "Pairs":
-        """Those of rows that have these responses, bool [B, K]."""
+        """The pairs of rows that have these responses, bool [B, K]."""
         count = present.shape[1]
         better = jnp.triu(jnp.ones((count, count), bool), 1)
         there = present[:, :, None] & present[:, None] & better
@@ -38,9 +38,9 @@ class Pairs(NamedTuple):
         return jnp.sum(sums / counts)
 
     def metrics(self, scores: jax.Array) -> dict[str, jax.Array]:
-        """What scores [B, K] say of the pairs, as sums over rows.
+        """Metrics of the pairs under scores [B, K], as sums over rows.
 
-        "accuracy" (pairs in which the better one has the higher score; an equal one counts half),
+        "accuracy" (pairs in which the better one has the higher score; a tie counts half),
         "margin" (the difference), "chosen" and "rejected" (the scores).
         """
         difference = differences(scores)
@@ -57,17 +57,21 @@ class Pairs(NamedTuple):
 
 
 def differences(scores: jax.Array) -> jax.Array:
-    """Of the first's score and the second's, [B, K, K], of scores [B, K]."""
+    """Pairwise differences of scores [B, K], first minus second: [B, K, K]."""
     return scores[:, :, None] - scores[:, None]
 
 
 def require_segments(name: str, batch: Batch, responses: int) -> jax.Array:
-    """The batch's segment ids; an error for one that has none, or for fewer than two responses."""
+    """The batch's segment ids.
+
+    Raises:
+        ValueError: the batch has none, or there are fewer than two responses.
+    """
     if responses < 2:
         raise ValueError(f"{name}: responses={responses} cannot be compared; give at least 2")
     if "segment_ids" not in batch:
         raise ValueError(
-            f'{name}: the batch has no "segment_ids" [B, S]; they say which tokens belong to which '
-            f"response, 1 to {responses}, best first"
+            f'{name}: the batch has no "segment_ids" [B, S]; they assign tokens to responses, 1 to '
+            f"{responses}, best first"
         )
     return jnp.asarray(batch["segment_ids"])

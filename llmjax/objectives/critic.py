@@ -1,4 +1,4 @@
-"""Where the values of PPO come from: a model of its own, or a head on the policy's."""
+"""PPO's critic: a separate model, or a value head on the policy's backbone."""
 
 import dataclasses
 from typing import Any
@@ -8,19 +8,19 @@ import jax
 from llmjax import models
 from llmjax.objectives.loss import Batch, Params
 
-HEAD = "value_head"  # beside the policy's entries, of a shared backbone
+HEAD = "value_head"  # name of a shared critic's head among the policy's parameters
 
 
 @dataclasses.dataclass(frozen=True)
 class Critic:
-    """What estimates the return from each token on.
+    """Estimates the return from each token on.
 
     Attributes:
-        config: of a model with a head of kind value, `models.with_head(config, "value")` say.
-        shared: whether it is a head on the policy's hidden states. What is trained is then the
-            policy's tree with the head in it, "value_head"; else {"policy": ..., "critic": ...}.
-            The parameters of a reward model of the same family may start a critic (Ouyang et al.
-            2022, appendix C.4): their trees are the same, but for a bias.
+        config: a model with a head of kind value, such as `models.with_head(config, "value")`.
+        shared: whether the critic is a head on the policy's hidden states. The trained tree is then
+            the policy's with an entry "value_head"; otherwise {"policy": ..., "critic": ...}.
+            A critic can be initialized from a reward model of the same family (Ouyang et al. 2022,
+            appendix C.4): their trees are the same except for a bias.
     """
 
     config: models.ModelConfig
@@ -35,22 +35,22 @@ class Critic:
             )
 
     def spec(self, policy: models.ModelConfig) -> dict[str, Any]:
-        """What is trained with a policy: a tree of `Param`.
+        """The tree of `Param` that is trained, including the policy.
 
         Raises:
-            ValueError: a shared backbone of another width than the critic's.
+            ValueError: a shared backbone does not have the critic's width.
         """
         if not self.shared:
             return {"policy": models.spec(policy), "critic": models.spec(self.config)}
         if policy.embed_dim != self.config.embed_dim:
             raise ValueError(
-                f"the critic reads hidden states of {self.config.embed_dim} and the policy's have "
-                f"{policy.embed_dim}: a shared backbone has one width"
+                f"the critic reads hidden states of width {self.config.embed_dim}, but the "
+                f"policy's have {policy.embed_dim}: a shared backbone needs equal widths"
             )
         return models.spec(policy) | {HEAD: models.spec(self.config)["head"]}
 
     def policy(self, params: Params) -> Params:
-        """The policy's parameters, as an ordinary model's, of those that are trained."""
+        """The policy's parameters out of the trained ones, as those of an ordinary model."""
         if not self.shared:
             return params["policy"]
         return {name: node for name, node in params.items() if name != HEAD}
@@ -62,12 +62,12 @@ class Critic:
         hidden: jax.Array | None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """V of the state in which each target is chosen, float32 [B, S].
+        """The value of the state in which each target is chosen, float32 [B, S].
 
         Args:
-            params: all that is trained.
+            params: all trained parameters.
             batch: int32 [B, S] "tokens", and optionally "segment_ids" and "positions".
-            hidden: the policy's, [B, S, D]; only a head on a shared backbone reads them.
+            hidden: the policy's hidden states [B, S, D]; only read with a shared backbone.
             key: dropout key; None disables dropout.
         """
         if self.shared:
@@ -86,5 +86,5 @@ class Critic:
 
 
 def policy_params(params: Params, critic: Critic | None) -> Params:
-    """The policy's parameters of those that are trained; all, where there is no critic."""
+    """The policy's parameters out of the trained ones; all of them without a critic."""
     return params if critic is None else critic.policy(params)

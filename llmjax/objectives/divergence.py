@@ -1,4 +1,4 @@
-"""How far two policies are apart: estimators from samples, and the exact numbers."""
+"""KL divergence between policies, estimated from samples or exact, and entropy."""
 
 from typing import Literal, get_args
 
@@ -7,25 +7,25 @@ import jax.numpy as jnp
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
-# Of exponents: beyond e^20 an importance ratio says only that something is wrong, and its square
-# would leave float32.
+# Bound on exponents: importance ratios beyond e^20 only show that something is wrong, and their
+# square would overflow float32.
 LARGEST = 20.0
 
 
 def kl_estimate(log_ratio: jax.Array, kind: KLEstimator) -> jax.Array:
     """An estimate of KL(p ‖ q) from each sample of p, in nats (Schulman 2020, Approximating KL).
 
-    With r = p / q, so that log r is given: k1 is log r, without bias and often below 0; k2 is
-    (log r)² / 2, biased and with little variance; k3 is 1/r - 1 + log r, without bias, never below
-    0. As a loss over samples of p, k1 has a gradient of 0 on average, k2 that of KL(p ‖ q) and k3
-    that of KL(q ‖ p): so k1 is for rewards only.
+    With r = p / q: k1 is log r, unbiased but often negative; k2 is (log r)² / 2, biased with low
+    variance; k3 is 1/r - 1 + log r, unbiased and never negative. As a loss over samples of p, the
+    expected gradient is 0 for k1, that of KL(p ‖ q) for k2 and that of KL(q ‖ p) for k3: so k1 is
+    only for rewards.
 
     Args:
-        log_ratio: log p(x) - log q(x), any shape.
-        kind: which estimator.
+        log_ratio: log r = log p(x) - log q(x), any shape.
+        kind: the estimator.
 
     Raises:
-        ValueError: another kind.
+        ValueError: the kind is unknown.
     """
     if kind == "k1":
         return log_ratio
@@ -37,18 +37,18 @@ def kl_estimate(log_ratio: jax.Array, kind: KLEstimator) -> jax.Array:
 
 
 def importance(log_ratio: jax.Array) -> jax.Array:
-    """exp of a log-ratio, which it keeps within ±20."""
+    """exp of a log-ratio, which is clipped to ±20."""
     return jnp.exp(jnp.clip(log_ratio, -LARGEST, LARGEST))
 
 
 def kl_divergence(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
-    """KL(p ‖ q) = Σ p (log p - log q), exactly, [...]; of logits [..., V] that fit in memory."""
+    """The exact KL(p ‖ q) = Σ p (log p - log q), [...], from logits [..., V] in memory."""
     log_p = jax.nn.log_softmax(logits, axis=-1)
     log_q = jax.nn.log_softmax(reference_logits, axis=-1)
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def entropy(logits: jax.Array) -> jax.Array:
-    """-Σ p log p, exactly, [...]; of logits [..., V] that fit in memory."""
+    """The exact entropy -Σ p log p, [...], from logits [..., V] in memory."""
     log_p = jax.nn.log_softmax(logits, axis=-1)
     return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)

@@ -1,4 +1,4 @@
-"""The generator of replaced-token detection, made from its discriminator."""
+"""The generator of replaced-token detection, derived from its discriminator."""
 
 import dataclasses
 
@@ -9,15 +9,16 @@ from llmjax.objectives.rtd import Sharing
 
 @dataclasses.dataclass(frozen=True)
 class ReplacementConfig:
-    """Who replaces tokens, and how the joint loss weighs that they are found.
+    """The generator's size and sharing, and the weight of the discriminator's loss.
 
     Attributes:
-        width_share: of the discriminator's heads and widths that the generator has; a quarter to a
-            half does best (Clark et al. 2020, section 3.2), DeBERTa v3 takes all.
-        layers_share: of its layers; DeBERTa v3 takes half.
-        sharing: of embeddings: none, tied (Clark et al. 2020, section 3.2), or disentangled
+        width_share: the generator's heads and widths as a share of the discriminator's; a quarter
+            to a half works best (Clark et al. 2020, section 3.2), DeBERTa v3 uses all.
+        layers_share: the generator's layers as a share of the discriminator's; DeBERTa v3 uses
+            half.
+        sharing: sharing of embeddings: none, tied (Clark et al. 2020, section 3.2), or disentangled
             (He et al. 2023, section 3.3).
-        weight: of the discriminator's loss.
+        weight: weight of the discriminator's loss.
     """
 
     width_share: float = 1 / 3
@@ -30,8 +31,8 @@ class ReplacementConfig:
         for name in ("width_share", "layers_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(
-                    f"replacement.{name}={getattr(self, name)}: a share of the discriminator's is "
-                    "above 0, up to 1"
+                    f"replacement.{name}={getattr(self, name)}: must be in (0, 1], a share of the "
+                    "discriminator's"
                 )
         if not self.weight > 0:
             raise ValueError(f"replacement.weight={self.weight}: must be above 0 (50 is usual)")
@@ -40,17 +41,16 @@ class ReplacementConfig:
 def generator_config(
     discriminator: models.ModelConfig, width_share: float, layers_share: float = 1.0
 ) -> models.ModelConfig:
-    """The discriminator's smaller sibling, with a head of kind mlm (Clark et al. 2020, table 6).
+    """A smaller version of the discriminator with a head of kind mlm (Clark et al. 2020, table 6).
 
-    Heads keep their channels, so the share of the width is the nearest one that whole heads give,
-    at least one: of 12 heads a third is 4, and D and F become a third too. Embedding tables stay
-    as wide as the discriminator's and are projected, so that they can be shared; the output is
-    tied to them.
+    Heads keep their channels, so the width is the nearest one with a whole number of heads, at
+    least one: a third of 12 heads is 4, and D and F become a third too. Embedding tables keep the
+    discriminator's width and are projected, so that they can be shared; the output is tied to them.
 
     Args:
         discriminator: its configuration.
-        width_share: of heads, D and F, in (0, 1].
-        layers_share: of layers, in (0, 1]; at least one is left.
+        width_share: share of heads, D and F, in (0, 1].
+        layers_share: share of layers, in (0, 1]; at least one remains.
 
     Raises:
         ValueError: the family has no head of kind mlm.

@@ -1,4 +1,4 @@
-"""log P(target) of every token of a batch, under a model and at a temperature."""
+"""log P(target) of every token of a batch, for a model and a temperature."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ from llmjax.weights import materialize
 
 
 class LogProbs(NamedTuple):
-    """What a language model says of a batch.
+    """Log-probabilities of a batch.
 
     Attributes:
         targets: log P(target), float32 [B, S], in nats; 0 where the target is -1.
-        entropies: -Σ p·log p over the vocabulary, likewise; None where not asked for.
-        output: of the model.
+        entropies: -Σ p·log p over the vocabulary, in the same form; None if not requested.
+        output: the model's output.
     """
 
     targets: jax.Array
@@ -35,7 +35,7 @@ def log_probs(
     entropy: bool = False,
     most_targets: int | None = None,
 ) -> LogProbs:
-    """log P(target | the tokens up to it) for every target, without B·S×V logits in memory.
+    """log P(target | preceding tokens) for every target, without B·S×V logits in memory.
 
     Args:
         params: model parameters.
@@ -43,12 +43,12 @@ def log_probs(
             "positions".
         config: model configuration.
         key: dropout key; None disables dropout.
-        temperature: what logits are divided by: one number, or one for each token, [B, S], if the
-            model has no `head.cap`.
-        entropy: whether entropies are wanted.
-        most_targets: the most targets that a row has, if that is known: of rollouts, their limit of
-            new tokens. The head is then computed at that many positions of each row only, so not
-            at prompts. Targets beyond that number come out as NaN.
+        temperature: divides the logits: a number, or one per token, [B, S], if the model has no
+            `head.cap`.
+        entropy: whether to compute entropies.
+        most_targets: maximum number of targets in a row, if known; for rollouts, the limit of new
+            tokens. The head is then only computed at that many positions of each row, and not at
+            prompts. Targets beyond that number become NaN.
     """
     output = models.forward(
         params,
@@ -62,7 +62,7 @@ def log_probs(
     if isinstance(temperature, jax.Array):
         hidden = hidden / temperature[..., None].astype(hidden.dtype)
     elif temperature != 1.0:
-        # cap·tanh(x / cap) / T is the same of x / T and cap / T.
+        # cap·tanh(x / cap) / T is the cap cap / T applied to x / T.
         hidden, cap = hidden / temperature, cap / temperature
     weight, targets = materialize(models.lm_weight(params, config)), jnp.asarray(batch["targets"])
     if most_targets is None or most_targets >= targets.shape[1] or mesh.size("sequence") > 1:
@@ -76,7 +76,7 @@ def log_probs(
 
 
 def _spread(values: jax.Array, targets: jax.Array) -> jax.Array:
-    """Values of the first P targets of each row, [B, P], at their places, [B, S]; elsewhere 0."""
+    """Scatters values of each row's first P targets, [B, P], to their positions [B, S]; else 0."""
     there, most = targets >= 0, values.shape[1]
     order = jnp.cumsum(there, axis=1) - 1
     found = lookup.gather_positions(values, jnp.clip(order, 0, most - 1))
@@ -84,7 +84,7 @@ def _spread(values: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def require_language_model(name: str, config: models.ModelConfig) -> None:
-    """Raises ValueError unless the model predicts next tokens and does not see them."""
+    """Raises ValueError unless the model is causal with a language-model head."""
     if config.head.kind != "lm" or not config.attention.causal:
         raise ValueError(
             f"{name} needs a causal model with head.kind=lm, not {config.head.kind} and "

@@ -1,8 +1,8 @@
 """Dynamic masking on the device: which tokens a model has to predict, drawn anew at every step.
 
-Pure functions of a key, so that they run inside the compiled step, and the same key gives the same
-masks on every mesh. The number of chosen tokens of a row has a static bound P = ceil(rate · S), so
-that heads are computed at [B, P] positions rather than at all [B, S].
+These are pure functions of a key: they run inside the compiled step, and the same key gives the
+same masks on every mesh. The number of chosen tokens per row is bounded by P = ceil(rate · S), so
+heads are computed at [B, P] positions instead of all [B, S].
 """
 
 import dataclasses
@@ -16,17 +16,18 @@ from flax import struct
 from llmjax import mesh
 from llmjax.kernels.linear_cross_entropy import IGNORE
 
-ROWS = ("batch", None)  # logical axes of tokens [B, S]: what is drawn for one depends on others
+ROWS = ("batch", None)  # logical axes of tokens [B, S]: draws depend on the whole row
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
-    """Which tokens are to be predicted, and what the model sees in their place.
+    """Which tokens are predicted, and what the model sees in their place.
 
     Attributes:
-        rate: share of a row's candidates (what is neither special nor padding) that is chosen.
+        rate: share of a row's candidates (tokens that are neither special nor padding) that is
+            chosen.
         mask_share: share of the chosen tokens that the mask token replaces.
-        random_share: share of the chosen tokens that a random one replaces; the rest is kept.
+        random_share: share of the chosen tokens that a random token replaces; the rest is kept.
         whole_word: whether the pieces of a word are chosen together or not at all.
     """
 
@@ -37,45 +38,42 @@ class MaskingConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
-            raise ValueError(
-                f"masking.rate={self.rate}: a share of the tokens is above 0, up to 1 (0.15 is "
-                "usual)"
-            )
+            raise ValueError(f"masking.rate={self.rate}: must be in (0, 1] (0.15 is usual)")
         for name in ("mask_share", "random_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
-                    f"masking.{name}={getattr(self, name)}: a share of the chosen tokens is in "
-                    "[0, 1]"
+                    f"masking.{name}={getattr(self, name)}: must be in [0, 1], a share of the "
+                    "chosen tokens"
                 )
         if self.mask_share + self.random_share > 1 + 1e-9:
             raise ValueError(
                 f"masking.random_share={self.random_share}: with masking.mask_share="
-                f"{self.mask_share} that is more than all of the chosen tokens; lower one of them"
+                f"{self.mask_share} the shares exceed 1; lower one of them"
             )
 
     def max_predictions(self, length: int) -> int:
-        """P = ceil(rate · S), the most tokens that are chosen in a row of `length` S."""
-        # The product of 0.07 and 100 is just above 7, and must not make it 8.
+        """P = ceil(rate · S), the maximum number of tokens chosen in a row of `length` S."""
+        # In floating point 0.07 · 100 is just above 7, and must not round up to 8.
         return max(1, math.ceil(round(self.rate * length, 6)))
 
 
-# 80 % masked, 10 % random, 10 % kept, of 15 % (Devlin et al. 2019, section 3.1).
+# 15 % chosen, of which 80 % masked, 10 % random, 10 % kept (Devlin et al. 2019, section 3.1).
 BERT = MaskingConfig()
 
-# 85 % masked, 15 % kept: the generator of ELECTRA (Clark et al. 2020) in the code that its authors
-# released (`mask` in pretrain_helpers.py). Its large model chooses 25 % (appendix A).
+# 85 % masked, 15 % kept: ELECTRA's generator (Clark et al. 2020) in the authors' released code
+# (`mask` in pretrain_helpers.py). The large model uses a rate of 25 % (appendix A).
 ELECTRA = MaskingConfig(mask_share=0.85, random_share=0.0)
 
 
 @struct.dataclass
 class Masked:
-    """Rows with chosen tokens hidden, and what they were.
+    """Rows with masked tokens, and the original tokens.
 
     Attributes:
-        tokens: [B, S], with masks and random tokens in the place of some.
+        tokens: [B, S], with masks and random tokens in place of some.
         targets: int32 [B, S], the original token where one was chosen, else -1.
-        positions: int32 [B, P], where the chosen tokens are, ascending; 0 behind the last.
-        targets_at: int32 [B, P], the targets at those positions; -1 behind the last.
+        positions: int32 [B, P], positions of the chosen tokens, ascending; 0 after the last.
+        targets_at: int32 [B, P], the targets at those positions; -1 after the last.
     """
 
     tokens: jax.Array
@@ -95,26 +93,26 @@ def mask_tokens(
     segment_ids: jax.Array | None = None,
     word_starts: jax.Array | None = None,
 ) -> Masked:
-    """Hides some tokens of each row (Devlin et al. 2019, section 3.1) at random.
+    """Masks random tokens of each row (Devlin et al. 2019, section 3.1).
 
-    A row with n candidates gets rate · n chosen, rounded up or down at random so that the expected
-    share is the rate, and at least one. Masking whole words, words are taken in random order; one
-    with more pieces than are still to be chosen is passed over (the first may exceed the row's
-    number, or short rows would only ever lose short words, but never P). So the share stays just
-    below the rate where no short word is left to fill it up.
+    In a row with n candidates, rate · n are chosen, rounded up or down at random so that the
+    expected share is the rate, but at least one. With whole-word masking, words are chosen in
+    random order, and a word with more pieces than remain to be chosen is skipped. The first word
+    may exceed the row's number, or short rows would only ever mask short words, but never P. So the
+    share is slightly below the rate if no short word is left to reach it.
 
     Args:
-        key: for all draws; a row's depend on it and on the row's place in the batch only.
+        key: key of all draws; a row's draws only depend on it and on the row's place in the batch.
         tokens: int32 [B, S].
-        config: what is chosen and what replaces it.
+        config: masking options.
         mask_id: the mask token; it is itself special.
         vocab_size: random tokens are drawn from [0, vocab_size) without the special ones.
         special_ids: tokens that are never chosen and never drawn.
         segment_ids: int32 [B, S] of packed rows; 0 is padding, and a word ends with its segment.
-        word_starts: bool [B, S], the tokens with which a word begins; see `word_starts`.
+        word_starts: bool [B, S], the tokens that begin a word; see `word_starts`.
 
     Raises:
-        ValueError: shapes that do not fit, ids outside the vocabulary, or whole words without
+        ValueError: shapes do not match, ids are outside the vocabulary, or whole-word masking lacks
             `word_starts`.
     """
     special = _special(mask_id, vocab_size, special_ids)
@@ -146,19 +144,19 @@ def mask_tokens(
 
 
 def word_starts(tokens: jax.Array, starts_word: jax.Array) -> jax.Array:
-    """Where words begin, bool [B, S].
+    """Which tokens begin a word, bool [B, S].
 
     Args:
         tokens: int32 [B, S].
         starts_word: bool [V], whether a token of the vocabulary begins a word (in SentencePiece
-            those with "▁" in front, in WordPiece those without "##").
+            those with the prefix "▁", in WordPiece those without "##").
     """
     tokens = mesh.place(jnp.asarray(tokens), ROWS)
     return mesh.sharded(jnp.asarray(starts_word).at[tokens].get, ROWS)()
 
 
 def _special(mask_id: int, vocab_size: int, special_ids: tuple[int, ...]) -> np.ndarray:
-    """The special tokens, the mask among them, in order."""
+    """The special tokens, including the mask, in ascending order."""
     special = np.unique(np.array([mask_id, *special_ids], np.int32))
     outside = [int(token) for token in special if not 0 <= token < vocab_size]
     if outside:
@@ -168,8 +166,8 @@ def _special(mask_id: int, vocab_size: int, special_ids: tuple[int, ...]) -> np.
         )
     if len(special) == vocab_size:
         raise ValueError(
-            f"mask_tokens: all {vocab_size} tokens of the vocabulary are special; none is left "
-            "to be chosen or drawn"
+            f"mask_tokens: all {vocab_size} tokens of the vocabulary are special; none can be "
+            "chosen or drawn"
         )
     return special
 
@@ -179,7 +177,9 @@ def _check_shapes(tokens: jax.Array, **others: jax.Array | None) -> None:
         raise ValueError(f"mask_tokens needs tokens [B, S], not {tokens.shape}")
     for name, other in others.items():
         if other is not None and other.shape != tokens.shape:
-            raise ValueError(f"mask_tokens: {name} {other.shape} are not {tokens.shape}")
+            raise ValueError(
+                f"mask_tokens: {name} {other.shape} must have the shape of tokens, {tokens.shape}"
+            )
 
 
 def _any_equal(tokens: jax.Array, ids: np.ndarray) -> jax.Array:
@@ -191,7 +191,7 @@ def _place(x):
 
 
 def _places(like: jax.Array) -> jax.Array:
-    """0, 1, … in every row of an array [B, S], placed as it is."""
+    """0, 1, … in every row of an array [B, S], with its sharding."""
     place = mesh.sharded(jax.lax.broadcasted_iota, ROWS)
     return place(jnp.int32, like.shape, 1)
 
@@ -199,7 +199,7 @@ def _places(like: jax.Array) -> jax.Array:
 def _boundaries(
     starts: jax.Array, candidates: jax.Array, segment_ids: jax.Array | None
 ) -> jax.Array:
-    """Where a word begins or something else begins after one: bool [B, S]."""
+    """Where a word, or anything after a word, begins: bool [B, S]."""
     changed = starts | _differs_from_previous(candidates)
     if segment_ids is not None:
         changed |= _differs_from_previous(segment_ids)
@@ -211,7 +211,7 @@ def _differs_from_previous(x: jax.Array) -> jax.Array:
 
 
 def _budget(key: jax.Array, candidates: jax.Array, rate: float, capacity: int) -> jax.Array:
-    """How many tokens to choose, int32 [B]: rate × candidates, rounded at random; up to P."""
+    """The number of tokens to choose, int32 [B]: rate · candidates, rounded randomly, up to P."""
     wanted = rate * jnp.sum(candidates, axis=1, dtype=jnp.float32)
     whole = jnp.floor(wanted)
     up = mesh.sharded(jax.random.uniform, ROWS[:1])(key, wanted.shape) < wanted - whole
@@ -225,9 +225,9 @@ def _choose(
     budget: jax.Array,
     capacity: int,
 ) -> jax.Array:
-    """Whole words of candidates, in random order as long as they fit the budget: bool [B, S].
+    """Chooses whole words of candidates in random order within the budget: bool [B, S].
 
-    A word is known by its first place and the number of its pieces, 0 at places that begin none.
+    A word is represented by its first position and its number of pieces, 0 at other positions.
     """
     length = candidates.shape[1]
     places = _places(candidates)
@@ -237,21 +237,21 @@ def _choose(
     pieces = jnp.where(pieces <= capacity, pieces, 0)
 
     noise = mesh.sharded(jax.random.uniform, ROWS)(key, candidates.shape)
-    noise = jnp.where(pieces > 0, noise, 2.0)  # behind all words
+    noise = jnp.where(pieces > 0, noise, 2.0)  # after all words
     _, pieces, order = jax.lax.sort((noise, pieces, places), dimension=1, num_keys=1)
-    # At least the first word, even where the budget is 0 or the word longer.
+    # At least the first word, even if the budget is 0 or the word is longer.
     taken = _fill(pieces, jnp.maximum(budget, pieces[:, 0]))
-    # Back from random order to the places, and from the first piece of a word to all of them.
+    # Undo the random order, and extend from the first piece of a word to all its pieces.
     _, taken = jax.lax.sort((order, taken), dimension=1, num_keys=1)
     first = jax.lax.cummax(jnp.where(boundaries, places, 0), axis=1)
     return jnp.take_along_axis(taken, first, axis=1)
 
 
 def _fill(pieces: jax.Array, budget: jax.Array) -> jax.Array:
-    """Takes words one after the other unless they exceed what is left: bool [B, S].
+    """Takes words in order, skipping those that exceed the remaining budget: bool [B, S].
 
-    Each round takes all up to the first that does not fit. That one never will, as less and less
-    is left: so a few rounds (one, where all have length 1) equal going through the words singly.
+    Each round takes all words up to the first that does not fit. As the budget only shrinks, that
+    word never will. So a few rounds (one if all words have length 1) equal a sequential loop.
     """
 
     def fitting(taken):
@@ -276,7 +276,7 @@ def _replacements(
     special: np.ndarray,
     vocab_size: int,
 ) -> jax.Array:
-    """What the model sees where a token is chosen, [B, S]: the mask, a random token or itself."""
+    """What replaces each token if it is chosen, [B, S]: the mask, a random token or itself."""
     share_key, random_key = jax.random.split(key)
     share = mesh.sharded(jax.random.uniform, ROWS)(share_key, tokens.shape)
     rest = tokens
@@ -290,10 +290,10 @@ def _replacements(
 def _random_tokens(
     key: jax.Array, shape: tuple[int, ...], special: np.ndarray, vocab_size: int
 ) -> jax.Array:
-    """Uniform over the vocabulary without the special tokens, int32 `shape`."""
+    """Random tokens, uniform over the vocabulary without the special tokens, int32 `shape`."""
     ordinary = vocab_size - len(special)
     rank = mesh.sharded(jax.random.randint, ROWS)(key, shape, 0, ordinary)
-    # The ordinary token of a rank has as many special ones before it as have at most that many
-    # ordinary ones before them.
+    # The number of special tokens before the ordinary token of rank r is the number of those that
+    # have at most r ordinary tokens before them.
     before = special - np.arange(len(special), dtype=np.int32)
     return rank + jnp.sum(rank[..., None] >= before, axis=-1, dtype=jnp.int32)

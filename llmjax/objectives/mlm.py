@@ -1,4 +1,4 @@
-"""Masked language modelling: predict tokens that are hidden from the model."""
+"""Masked language modeling: predict masked tokens."""
 
 from typing import Any
 
@@ -24,13 +24,13 @@ def mlm(
     """-Σ log P(x_i | masked x) over the masked tokens (Devlin et al. 2019, section 3.1).
 
     Masks are drawn anew from the key of every step (Liu et al. 2019, section 4.1), and the head is
-    computed at the masked positions only.
+    only computed at the masked positions.
 
     Args:
-        config: the model's, with a head of kind mlm.
-        masking: which tokens are hidden, and behind what.
+        config: configuration of a model with a head of kind mlm.
+        masking: masking options.
         mask_id: the mask token.
-        special_ids: tokens that are never hidden.
+        special_ids: tokens that are never masked.
         starts_word: bool [V], whether a token begins a word, for whole-word masking.
 
     Returns:
@@ -38,7 +38,7 @@ def mlm(
         and "token_types". Its weight is the number of masked tokens.
 
     Raises:
-        ValueError: a model with another head.
+        ValueError: the model has another head.
     """
     if config.head.kind != "mlm":
         raise ValueError(f"mlm needs a model with head.kind=mlm, not {config.head.kind}")
@@ -75,7 +75,7 @@ def masks(
     special_ids: tuple[int, ...],
     starts_word: np.ndarray | None = None,
 ) -> Prepare:
-    """(batch, key) to the batch with the masks drawn; arguments as in `mask_tokens` and `mlm`.
+    """Makes a function that draws masks for a batch; arguments as in `mask_tokens` and `mlm`.
 
     Adds "masked_tokens" [B, S], "masked_positions" and "masked_targets" [B, P], which `Masked`
     calls tokens, positions and targets_at.
@@ -106,9 +106,10 @@ def masks(
 
 
 def key_for(purpose: str, key: jax.Array | None) -> jax.Array:
-    """A key for one purpose; without a key always the same one.
+    """A key for one purpose; always the same one if `key` is None.
 
-    Numbers near 0 would give the keys that `jax.random.split` makes for micro-batches and layers.
+    It folds in a hash, as small numbers could repeat keys that `jax.random.split` makes for
+    micro-batches and layers.
     """
     return jax.random.fold_in(jax.random.key(0) if key is None else key, tree.path_hash(purpose))
 
@@ -120,7 +121,7 @@ def run(
     batch: Batch,
     key: jax.Array | None,
 ) -> jax.Array:
-    """Hidden states [B, S, D] of tokens [B, S] that stand in the place of the batch's own."""
+    """Hidden states [B, S, D] for tokens [B, S] that replace the batch's own."""
     rest: dict[str, Any] = {
         name: batch.get(name) for name in ("segment_ids", "positions", "token_types")
     }

@@ -1,8 +1,8 @@
-"""Policies by rollouts: PPO, GRPO and their relatives.
+"""Policy losses for rollouts: PPO, GRPO and their variants.
 
-Means over a batch's tokens or responses become weights of its tokens, which `prepare` counts over
-the whole batch before it is cut. The loss is then a sum over tokens whose weight is the number of
-responses, and micro-batches add up to the same.
+Means over a batch's tokens or responses are expressed as token weights, which `prepare` computes
+over the whole batch before it is split. The loss is then a sum over tokens whose weight is the
+number of responses, so it does not depend on how the batch is split.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from llmjax.objectives.loss import Batch, Loss, Prepare, PreparedLoss, Weighted
 from llmjax.objectives.segments import at_tokens, segment_sums
 from llmjax.objectives.surrogate import PolicyConfig, clipped_surrogate, clipped_value_loss
 
-EXTREME = 2.0  # a ratio beyond this factor, up or down, is worth a look
+EXTREME = 2.0  # ratios beyond this factor, up or down, are reported
 
 
 def policy(
@@ -30,13 +30,14 @@ def policy(
     critic: Critic | None = None,
     most_targets: int | None = None,
 ) -> PreparedLoss:
-    """The clipped surrogate of rollouts, with what is added to it; see `PolicyConfig`.
+    """The clipped surrogate loss of rollouts, with additional terms; see `PolicyConfig`.
 
     Args:
-        config: the policy's.
+        config: model configuration of the policy.
         settings: by default PPO's.
-        critic: what estimates values; None, as in GRPO, needs none.
-        most_targets: of a row, pretraining text included, where it is known; see `log_probs`.
+        critic: estimates values; None without a critic, as in GRPO.
+        most_targets: maximum number of targets in a row, including pretraining text, if known; see
+            `log_probs`.
 
     Returns:
         A loss over the policy's parameters, or those that `critic.spec` declares, and batches with
@@ -45,45 +46,45 @@ def policy(
         at the place of its target:
 
         - "advantages".
-        - "old_log_probs", of the policy that sampled, at its temperature; without them the policy
-          is taken to be that one still, with ratios of 1 that have a gradient.
+        - "old_log_probs": of the policy that sampled, at its temperature. Without them, the current
+          policy counts as the old one, with ratios of 1 that have a gradient.
         - "reference_log_probs": for the KL divergence, in the loss or only as a metric.
-        - "returns", and with a value_clip "old_values": of a critic.
-        - "pretrain_weights": above 0 at targets of pretraining text, which are no actions. Their
-          weighted mean costs pretrain_coefficient · -log P, at temperature 1.
-        - "weights": what tokens count, in place of `settings.aggregation`; their sum is divided by
+        - "returns", and "old_values" with a value_clip: for a critic.
+        - "pretrain_weights": above 0 at targets of pretraining text, which are not actions. The
+          weighted mean of -log P there, at temperature 1, times pretrain_coefficient is added.
+        - "weights": weights of tokens, instead of `settings.aggregation`; their sum is divided by
           the number of responses.
 
-        Its weight is the number of responses, segments with an action. A response with nothing to
-        learn from, of a group of equal rewards say (DAPO, section 3.2), has its targets set to -1.
-        Its metrics are the loss's terms before their coefficients, "policy_loss" and so on, and
-        means over the batch's actions: "entropy", "approx_kl" (from the old policy), "kl" (from the
+        Its weight is the number of responses, segments with an action. Responses without a learning
+        signal, such as a group with equal rewards (DAPO, section 3.2), have targets of -1. Its
+        metrics are the loss's terms before their coefficients, "policy_loss" and so on, and means
+        over the batch's actions: "entropy", "approx_kl" (from the old policy), "kl" (from the
         reference), "ratio", the shares "ratio_outside" the bounds, "ratio_extreme" (beyond a factor
         of 2), "clipped_low", "clipped_high", "dual_clipped" and "value_clipped", and the "value",
-        "return", "return_square", "value_error" and its square, for `explained_variance`. There is
-        no least and greatest ratio: those of parts of a batch do not add up.
+        "return", "return_square", "value_error" and its square, for `explained_variance`. Minimum
+        and maximum ratios are not reported, as they do not add up over parts of a batch.
 
     Raises:
-        ValueError: a model with another head, or a bidirectional one; pretraining text at another
-            temperature than 1 under a model with `head.cap`; a batch that lacks an array.
+        ValueError: the model has another head or is bidirectional; pretraining text at a
+            temperature other than 1 with `head.cap`; the batch lacks an array.
     """
     settings = PolicyConfig() if settings is None else settings
     require_language_model("policy", config)
     if settings.pretrain_coefficient and settings.temperature != 1 and config.head.cap:
         raise ValueError(
             f"policy.pretrain_coefficient={settings.pretrain_coefficient} at "
-            f"temperature={settings.temperature}: capped logits (head.cap) have one temperature in "
-            "a batch; set it to 1, or leave pretraining text out"
+            f"temperature={settings.temperature}: with capped logits (head.cap) a batch has a "
+            "single temperature; set it to 1, or leave pretraining text out"
         )
     compute = _compute(config, settings, critic, most_targets)
     return PreparedLoss(_prepare(settings), compute, "token_scale")
 
 
 def explained_variance(metrics: Mapping[str, Any]) -> Any:
-    """1 - Var(R - V) / Var(R), of the metrics of a step of `policy` with a critic.
+    """1 - Var(R - V) / Var(R), from the metrics of a step of `policy` with a critic.
 
-    1 where values predict the returns, 0 where they do no better than the mean return, and below 0
-    where they do worse. Undefined where all returns are equal.
+    It is 1 if values predict the returns, 0 if they are no better than the mean return, and
+    negative if they are worse. It is undefined if all returns are equal.
     """
     error = metrics["value_error_square"] - metrics["value_error"] ** 2
     return 1 - error / (metrics["return_square"] - metrics["return"] ** 2)
@@ -145,7 +146,7 @@ def _coefficients(settings: PolicyConfig) -> dict[str, float]:
 
 
 def _require(batch: Batch, settings: PolicyConfig, critic: Critic | None) -> None:
-    """An error for an array that the loss reads and the batch lacks."""
+    """Raises ValueError if the batch lacks an array that the loss reads."""
     needed = {
         "advantages": "every policy loss",
         "reference_log_probs": "kl_coefficient above 0" if settings.kl_coefficient else "",
@@ -159,7 +160,7 @@ def _require(batch: Batch, settings: PolicyConfig, critic: Critic | None) -> Non
 
 
 def _actions(batch: Batch) -> jax.Array:
-    """Where the policy chose a token, bool [B, S]."""
+    """The targets that the policy sampled, bool [B, S]."""
     there = jnp.asarray(batch["targets"]) >= 0
     if "pretrain_weights" in batch:
         there &= jnp.asarray(batch["pretrain_weights"]) == 0
@@ -167,7 +168,7 @@ def _actions(batch: Batch) -> jax.Array:
 
 
 def _lengths(acts: jax.Array, batch: Batch) -> jax.Array:
-    """Actions of each response, [B, S]: those of segment k + 1 at k."""
+    """The number of actions of each response, [B, S]; that of segment k + 1 at index k."""
     return segment_sums(acts.astype(float), batch["segment_ids"], acts.shape[1])
 
 
@@ -182,7 +183,7 @@ def _temperature(batch: Batch, settings: PolicyConfig) -> float | jax.Array:
 
 
 def _prepare(settings: PolicyConfig) -> Prepare:
-    """Weights of tokens, and [B] scales that make means of sums by the number of responses."""
+    """Adds token weights, and [B] scales that turn sums per response into means."""
 
     def prepare(batch: Batch, key: jax.Array | None) -> Batch:
         del key
@@ -211,7 +212,7 @@ def _prepare(settings: PolicyConfig) -> Prepare:
 
 
 def _token_losses(found, values, acts, batch: Batch, settings: PolicyConfig):
-    """What is added up, [B, S] each: terms of the loss by their names, and metrics."""
+    """Terms of the loss and metrics by name, each [B, S]."""
     old = batch.get("old_log_probs")
     old = jax.lax.stop_gradient(found.targets) if old is None else jnp.asarray(old)
     log_ratios = jnp.where(acts, found.targets - old, 0.0)
@@ -249,7 +250,7 @@ def _token_losses(found, values, acts, batch: Batch, settings: PolicyConfig):
 
 
 def _watch(log_ratios, surrogate, settings: PolicyConfig) -> dict[str, jax.Array]:
-    """What says how far the policy has moved since the rollouts, of each action."""
+    """Metrics of how far the policy has moved since the rollouts, per action."""
     ratios = importance(log_ratios)
     return {
         "approx_kl": kl_estimate(-log_ratios, "k3"),  # KL(π_old ‖ π)

@@ -1,4 +1,4 @@
-"""Preferences without a reward model: DPO and its relatives."""
+"""Preference losses without a reward model: DPO and its variants."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,9 +20,9 @@ Reference = Callable[[Params], Params]
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceConfig:
-    """Which loss, of log π(y) and log π_ref(y), the log-probabilities of whole responses.
+    """The loss, a function of log π(y) and log π_ref(y), log-probabilities of whole responses.
 
-    With h = log π(y) - log π_ref(y), for a better response w and a worse one l:
+    With h = log π(y) - log π_ref(y), for a better response w and a worse response l:
 
     - dpo: -log σ(β (h_w - h_l)) (Rafailov et al. 2023, equation 7).
     - ipo: (h_w - h_l - 1/(2β))² (Azar et al. 2023, equation 17).
@@ -30,21 +30,22 @@ class PreferenceConfig:
       6); no reference.
     - orpo: -m_w - β log σ(log odds(m_w) - log odds(m_l)), with odds(m) = e^m / (1 - e^m) (Hong et
       al. 2024, equations 6 and 7); no reference.
-    - kto: λ_D (1 - σ(β (h - z))) of a desirable response, λ_U (1 - σ(β (z - h))) of an undesirable
-      one, where z, at least 0, is the mean h of responses to other prompts, without a gradient
-      (Ethayarajh et al. 2024, equation 8). Responses need no pairs.
+    - kto: λ_D (1 - σ(β (h - z))) for a desirable response, λ_U (1 - σ(β (z - h))) for an
+      undesirable one, where z, at least 0, is the mean h of responses to other prompts, without a
+      gradient (Ethayarajh et al. 2024, equation 8). Responses need no pairs.
 
     Attributes:
-        kind: which.
+        kind: the loss.
         beta: β: 0.1 is usual for dpo, ipo, kto and orpo, and 2 for simpo.
-        label_smoothing: share of the pairs whose order is taken to be wrong, of dpo (Mitchell 2023,
+        label_smoothing: assumed share of pairs with the wrong order, for dpo (Mitchell 2023,
             conservative DPO).
-        average: whether dpo and ipo take log-probabilities per token, h / |y| (length-normalised
+        average: whether dpo and ipo use log-probabilities per token, h / |y| (length-normalized
             DPO: Lambert et al. 2024, section 5).
         gamma: γ of simpo.
         desirable: λ_D.
         undesirable: λ_U.
-        sft: weight of -m_w, added to a pair's loss (Pang et al. 2024, equation 2); orpo has it.
+        sft: weight of -m_w, added to a pair's loss (Pang et al. 2024, equation 2); orpo includes
+            it.
     """
 
     kind: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = "dpo"
@@ -73,7 +74,7 @@ class PreferenceConfig:
         for name, kinds in only.items():
             if getattr(self, name) and self.kind not in kinds:
                 raise ValueError(
-                    f"preference.{name}={getattr(self, name)}: it is of {', '.join(kinds)}, not of "
+                    f"preference.{name}={getattr(self, name)}: only for {', '.join(kinds)}, not "
                     f"{self.kind}; leave it out"
                 )
 
@@ -90,34 +91,34 @@ def preference(
     reference: Reference | None = None,
     responses: int = 2,
 ) -> Loss:
-    """The loss of comparisons under a language model; `PreferenceConfig` has the formulas.
+    """The loss of comparisons for a language model; see `PreferenceConfig` for the formulas.
 
     Args:
         config: model configuration.
-        settings: which loss.
-        reference: (params) to the reference model's parameters, a part of what is trained or
-            frozen beside it; no gradient flows into them. None: the batch has what it says.
-        responses: K, the most that a row holds. A row costs the mean over its pairs.
+        settings: the loss and its coefficients.
+        reference: (params) to the reference model's parameters, a part of the trained or frozen
+            ones; no gradient flows into them. None if the batch has its log-probabilities.
+        responses: K, the maximum per row. A row's loss is the mean over its pairs.
 
     Returns:
         A loss over batches with int32 [B, S] "tokens", "targets" (the responses' tokens, else -1),
         "segment_ids" (0: padding; 1 to K: the responses with their prompts, best first), and
         optionally "positions"; without `reference`, float32 [B, S] "reference_log_probs" of the
-        targets, for those losses that need them. Its weight is the number of rows with a pair. Its
-        metrics are means over pairs: "accuracy", "margin", "chosen" and "rejected" of the implicit
+        targets, for losses that need them. Its weight is the number of rows with a pair. Its
+        metrics are means over pairs: "accuracy", "margin", "chosen" and "rejected" for the implicit
         rewards, β h (β m without a reference), and the responses' log-probabilities
         "chosen_log_prob" and "rejected_log_prob".
 
-        For kto a row has one response (segment 1), for z the same prompt with a response to another
-        prompt (segment 2), and "labels" int32 [B]: 1 desirable, 0 undesirable, -1 none. The weight
-        is the number of labels. z is the mean over the second segments of a micro-batch, the only
-        part that is no sum over rows; rows without one do not count, and z is 0 if no row has one.
-        The metrics are "kl", which is z; "desirable", the share of such rows; and "chosen" and
-        "rejected", the summed rewards of desirable and of undesirable rows, both divided by the
-        number of all labels.
+        For kto, a row has one response (segment 1); for z, the same prompt with a response to
+        another prompt (segment 2); and "labels" int32 [B]: 1 desirable, 0 undesirable, -1 none. The
+        weight is the number of labels. z is the mean over the second segments of a micro-batch, the
+        only part that is not a sum over rows; rows without one do not count, and z is 0 if no row
+        has one. The metrics are "kl", which is z; "desirable", the share of such rows; and "chosen"
+        and "rejected", the summed rewards of desirable and undesirable rows, both divided by the
+        total number of labels.
 
     Raises:
-        ValueError: a model with another head, or a bidirectional one; a batch that lacks an array.
+        ValueError: the model has another head or is bidirectional; the batch lacks an array.
     """
     require_language_model(f"preference.kind={settings.kind}", config)
 
@@ -144,22 +145,22 @@ def preference(
 
 
 def _require(batch: Batch, settings: PreferenceConfig, reference: Reference | None) -> None:
-    """An error for an array that the loss reads and the batch lacks."""
+    """Raises ValueError if the batch lacks an array that the loss reads."""
     if settings.kind == "kto" and "labels" not in batch:
         raise ValueError(
             'preference.kind=kto: the batch has no "labels" [B]: 1 desirable, 0 not, -1 none'
         )
     if settings.needs_reference and reference is None and "reference_log_probs" not in batch:
         raise ValueError(
-            'preference: the batch has no "reference_log_probs" [B, S] and there is no '
-            "`reference`; give one of them, or choose orpo or simpo"
+            'preference: the batch has no "reference_log_probs" [B, S], and no `reference` is '
+            "given; pass one of them, or choose orpo or simpo"
         )
 
 
 def _reference_log_probs(
     params: Params, batch: Batch, config: models.ModelConfig, reference: Reference | None
 ) -> jax.Array:
-    """Of the targets, [B, S]."""
+    """The reference model's log-probabilities of the targets, [B, S]."""
     if reference is not None:
         frozen = jax.lax.stop_gradient(reference(params))
         return log_probs(frozen, batch, config).targets
@@ -168,12 +169,12 @@ def _reference_log_probs(
 
 
 class Scores(NamedTuple):
-    """What models say of the responses of rows, [B, K] each.
+    """Log-probabilities of the rows' responses, each [B, K].
 
     Attributes:
         policy: log π(y).
-        reference: log π_ref(y); None where no reference is needed.
-        lengths: |y|, tokens; 0 where a row has no such response.
+        reference: log π_ref(y); None if not needed.
+        lengths: |y|, in tokens; 0 for missing responses.
     """
 
     policy: jax.Array
@@ -182,7 +183,7 @@ class Scores(NamedTuple):
 
     @property
     def present(self) -> jax.Array:
-        """Which responses there are."""
+        """Which responses exist."""
         return self.lengths > 0
 
     @property
@@ -191,14 +192,14 @@ class Scores(NamedTuple):
         return self.policy / jnp.maximum(self.lengths, 1.0)
 
     def ratios(self, average: bool = False) -> jax.Array:
-        """log π(y) - log π_ref(y), or that per token."""
+        """log π(y) - log π_ref(y), optionally per token."""
         assert self.reference is not None
         ratios = self.policy - self.reference
         return ratios / jnp.maximum(self.lengths, 1.0) if average else ratios
 
 
 def pair_loss(scores: Scores, settings: PreferenceConfig) -> tuple[Weighted, Metrics]:
-    """The sum over rows of the mean over their pairs, of all kinds but kto."""
+    """The sum over rows of the mean loss over their pairs, for all kinds except kto."""
     pairs, beta, smoothing = Pairs.of(scores.present), settings.beta, settings.label_smoothing
     values = scores.ratios(settings.average) if settings.needs_reference else scores.means
     lead = differences(values)
@@ -222,7 +223,7 @@ def pair_loss(scores: Scores, settings: PreferenceConfig) -> tuple[Weighted, Met
 
 def _log_odds(scores: Scores) -> jax.Array:
     """log(e^m / (1 - e^m)) of mean log-probabilities m, [B, K]."""
-    # A response that is certain, or none, would be infinite, and its gradient no number.
+    # Log-odds of a certain or missing response would be infinite, and their gradient NaN.
     highest = -float(jnp.finfo(scores.means.dtype).eps)
     means = jnp.where(scores.present, jnp.minimum(scores.means, highest), -1.0)
     return means - jnp.log(-jnp.expm1(means))
@@ -231,7 +232,7 @@ def _log_odds(scores: Scores) -> jax.Array:
 def kto_loss(
     scores: Scores, labels: jax.Array, settings: PreferenceConfig
 ) -> tuple[Weighted, Metrics]:
-    """The sum over rows with a label of how far their value is from the best, λ - v."""
+    """The sum over labeled rows of λ - v, the distance of their value from the maximum."""
     ratios, there = scores.ratios(), scores.present
     labelled = (labels >= 0) & there[:, 0]
     unrelated = labelled & there[:, 1]

@@ -1,4 +1,4 @@
-"""Replaced-token pretraining: what a generator puts in the place of masked tokens."""
+"""Replaced-token pretraining: sampling replacements of masked tokens from a generator."""
 
 import math
 
@@ -15,24 +15,24 @@ def sample_replacements(
     positions: jax.Array,
     targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Replaces the masked tokens by draws from a generator (Clark et al. 2020, section 3).
+    """Replaces the masked tokens by samples from a generator (Clark et al. 2020, section 3).
 
-    The draws follow the softmax of the logits (`_draw`). No gradient flows from the result to the
-    logits (section 3: it is difficult to get through sampling).
+    Samples follow the softmax of the logits (`_draw`). No gradient flows from the result to the
+    logits, because of the sampling (section 3).
 
     Args:
-        key: for the noise; or one for each row, [B], so that a row's draws are its own.
-        logits: [B, P, V], the generator's at the positions.
-        tokens: int32 [B, S], the rows before or after masking: they differ at positions only.
+        key: key of the noise; or one per row, [B], so that rows are independent.
+        logits: [B, P, V], the generator's logits at the positions.
+        tokens: int32 [B, S], the rows before or after masking: they only differ at positions.
         positions: int32 [B, P], as in `Masked`.
-        targets: int32 [B, P], the original tokens there; -1 behind the last (`targets_at`).
+        targets: int32 [B, P], the original tokens there; -1 after the last (`targets_at`).
 
     Returns:
-        The corrupted rows [B, S], and where a token is not the original one, bool [B, S]: a draw
-        that happens to be the original counts as original.
+        The corrupted rows [B, S], and which tokens are not the original ones, bool [B, S]: a sample
+        that equals the original counts as original.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes do not match.
     """
     if positions.shape != targets.shape or positions.shape != logits.shape[:2]:
         raise ValueError(
@@ -42,13 +42,13 @@ def sample_replacements(
     tokens, positions, targets = (
         mesh.place(jnp.asarray(x), ("batch", None)) for x in (tokens, positions, targets)
     )
-    # Whole on every device: blocks of a vocabulary need not divide over those that split it.
+    # The vocabulary is gathered, as its blocks may not divide evenly over devices that split it.
     wide = jax.lax.stop_gradient(jnp.asarray(logits, jnp.float32))
     wide = mesh.place(wide, ("batch", None, None))
     keys = key if key.ndim else jax.random.split(key, wide.shape[0])
     sampled = jax.vmap(_draw)(mesh.place(keys, ("batch",)), wide).astype(tokens.dtype)
 
-    # Beyond the row's end, where a write is dropped.
+    # Writes beyond the row's end are dropped.
     places = jnp.where(targets >= 0, positions, tokens.shape[1])
     corrupted = _write(tokens, places, sampled)
     replaced = _write(jnp.zeros_like(tokens, dtype=bool), places, sampled != targets)
@@ -56,12 +56,12 @@ def sample_replacements(
 
 
 def _draw(key: jax.Array, logits: jax.Array) -> jax.Array:
-    """Tokens int [P], with the probabilities softmax(logits [P, V]).
+    """Samples tokens int [P] from softmax(logits [P, V]).
 
-    argmax(logits + Gumbel noise) follows the softmax. It is taken twice: over blocks of the
-    vocabulary, by their log-sum-exps, and within the block that was drawn, as P(token) =
-    P(block) · P(token | block). That needs some √V in place of V random numbers for a token, which
-    would be a seventh of a small model's training step.
+    argmax(logits + Gumbel noise) follows the softmax. It is applied twice: to blocks of the
+    vocabulary, by their log-sum-exps, and within the sampled block, as P(token) =
+    P(block) · P(token | block). This needs about √V instead of V random numbers per token, which
+    would take a seventh of a small model's training step.
     """
     count = logits.shape[0]
     blocks, width = _blocks(logits.shape[1])
@@ -75,13 +75,13 @@ def _draw(key: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 def _blocks(vocab_size: int) -> tuple[int, int]:
-    """Two factors of V as near to each other as there are, the larger first."""
+    """The two factors of V that are closest to each other, the larger first."""
     width = next(n for n in range(math.isqrt(vocab_size), 0, -1) if vocab_size % n == 0)
     return vocab_size // width, width
 
 
 def _write(rows: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
-    """Rows [B, S] with values [B, P] at their places."""
+    """Writes values [B, P] to rows [B, S] at their places."""
 
     def one(row, places, values):
         return row.at[places].set(values, mode="drop")

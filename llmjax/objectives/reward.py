@@ -1,4 +1,4 @@
-"""Reward models: a number for a response, from comparisons of responses."""
+"""Reward models: scores of responses, learned from comparisons."""
 
 import dataclasses
 from typing import Literal
@@ -15,12 +15,12 @@ from llmjax.objectives.loss import Batch, Loss, Weighted
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """How comparisons become a loss.
+    """Options of the reward model's loss.
 
     Attributes:
-        ranking: what a row of K responses costs. pairs: the mean over its K(K-1)/2 pairs
-            (InstructGPT). plackett_luce: the best is chosen among all, the next among the others,
-            and so on (Plackett 1975). For two both are the model of Bradley and Terry (1952).
+        ranking: the loss of a row of K responses. pairs: the mean over its K(K-1)/2 pairs
+            (InstructGPT). plackett_luce: the best is chosen among all, the next among the rest,
+            and so on (Plackett 1975). For K = 2 both are the Bradley-Terry model (1952).
         centring: weight of (r_i + r_j)² in the mean over pairs, which keeps rewards around 0;
             0.01 is usual (Eisenstein et al. 2023, section 2).
     """
@@ -38,13 +38,13 @@ def reward(
 ) -> Loss:
     """-log σ(r_i - r_j - margin), where i is better than j (Ouyang et al. 2022, equation 1).
 
-    Not the bare difference r_i - r_j, which has no least value.
+    The plain difference r_i - r_j would be unbounded as a loss.
 
     Args:
-        config: the model's, with a head of kind reward. Which state of a segment the head reads is
-            `head.pool`: the last, by default.
+        config: configuration of a model with a head of kind reward. `head.pool` selects the state
+            of a segment that the head reads, by default the last.
         settings: by default, the mean over pairs.
-        responses: K, the most that a row holds.
+        responses: K, the maximum per row.
 
     Returns:
         A loss over batches with int32 [B, S] "tokens" and "segment_ids" (0: padding; 1 to K: the
@@ -54,7 +54,7 @@ def reward(
         "margin" (of rewards), and the rewards "chosen" and "rejected".
 
     Raises:
-        ValueError: a model with another head; a batch without segments, or with margins for
+        ValueError: the model has another head; the batch has no segments, or has margins with
             plackett_luce.
     """
     settings = RewardConfig() if settings is None else settings
@@ -90,16 +90,16 @@ def ranking_loss(
     settings: RewardConfig,
     margin: jax.Array | None = None,
 ) -> jax.Array:
-    """The sum over rows of what their rankings cost.
+    """The sum over rows of their ranking losses.
 
     Args:
         rewards: [B, K], best first.
-        present: bool [B, K], which of them there are.
-        settings: what a ranking costs.
-        margin: [B], by which the better of each pair should lead; None is 0.
+        present: bool [B, K], which of them exist.
+        settings: options of the loss.
+        margin: [B], by which the better of each pair should lead; None means 0.
 
     Raises:
-        ValueError: margins for plackett_luce, which has none.
+        ValueError: margins are given with plackett_luce, which does not support them.
     """
     pairs = Pairs.of(present)
     if settings.ranking == "pairs":
@@ -110,7 +110,7 @@ def ranking_loss(
     else:
         if margin is not None:
             raise ValueError(
-                'reward: "margin" is of pairs, and ranking=plackett_luce has none; leave one out'
+                'reward: ranking=plackett_luce does not support a "margin", only ranking=pairs does'
             )
         total = jnp.sum(jnp.where(pairs.rows, _plackett_luce(rewards, present), 0.0))
     if settings.centring:
@@ -123,7 +123,7 @@ def _plackett_luce(rewards: jax.Array, present: jax.Array) -> jax.Array:
     """-Σ_i log(exp r_i / Σ_{j≥i} exp r_j), [B]."""
     count = rewards.shape[1]
     left = present[:, None] & jnp.triu(jnp.ones((count, count), bool))
-    # Finite, so that a row of nothing has no NaN in its gradient.
+    # A finite floor, so that empty rows have no NaN in their gradient.
     among = jnp.where(left, rewards[:, None], jnp.finfo(rewards.dtype).min / 2)
     costs = jax.nn.logsumexp(among, axis=2) - rewards
     return jnp.sum(jnp.where(present, costs, 0.0), axis=1)
@@ -134,16 +134,16 @@ def ensemble_rewards(
     how: Literal["mean", "min", "uncertainty"] = "mean",
     coefficient: float = 0.1,
 ) -> jax.Array:
-    """One reward of those that several models give (Coste et al. 2023, section 3.2).
+    """Combines the rewards of several models (Coste et al. 2023, section 3.2).
 
     Args:
-        rewards: [N, ...], of N models that were trained from different seeds.
-        how: mean; min (the worst case: what none of them likes is not rewarded); uncertainty: the
-            mean minus `coefficient` times the variance among them.
+        rewards: [N, ...], of N models trained from different seeds.
+        how: mean; min (the worst case: only what all models like is rewarded); uncertainty: the
+            mean minus `coefficient` times the variance over models.
         coefficient: weight of the variance.
 
     Raises:
-        ValueError: another `how`.
+        ValueError: `how` is unknown.
     """
     if how == "mean":
         return jnp.mean(rewards, axis=0)

@@ -1,9 +1,9 @@
-"""Replaced-token detection: a generator proposes tokens, a discriminator finds them.
+"""Replaced-token detection: a generator replaces tokens, a discriminator finds them.
 
-L_MLM is a mean over the M masked tokens of a batch and L_Disc one over its N tokens, while the step
-divides one sum by one weight. So the sum is N/M · Σ_MLM + weight · Σ_Disc, and its weight N:
-together the loss of the paper. `prepare` counts M and N over the batch before it is cut, so that
-micro-batches add up to the same; a batch without a masked token has L_MLM 0.
+L_MLM is a mean over the M masked tokens of a batch and L_Disc a mean over its N tokens, while the
+step divides one sum by one weight. So the sum is N/M · Σ_MLM + weight · Σ_Disc with weight N, which
+gives the loss of the paper. `prepare` counts M and N over the batch before it is split, so that the
+result does not depend on the split; a batch without masked tokens has an L_MLM of 0.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ def rtd(
 ) -> PreparedLoss:
     """L_MLM + weight · L_Disc, the joint loss of ELECTRA (Clark et al. 2020, section 2).
 
-    The generator is trained to predict the masked tokens. Draws from its softmax take their place,
-    without a gradient, and the discriminator is trained to tell, for every token that is not
-    padding, whether it is the original: a draw that happens to be so counts as original.
+    The generator is trained to predict the masked tokens. Samples from its softmax replace them,
+    without a gradient, and the discriminator is trained to predict, for every token that is not
+    padding, whether it is the original; a sample that equals the original counts as original.
 
     Args:
         generator: a model with a head of kind mlm.
@@ -48,19 +48,19 @@ def rtd(
         masking: which tokens are replaced; `masking.ELECTRA` is usual.
         mask_id: the mask token.
         special_ids: tokens that are never replaced.
-        sharing: of the embeddings, see `rtd_spec`.
-        weight: of the discriminator's loss.
+        sharing: sharing of embeddings, see `rtd_spec`.
+        weight: weight of the discriminator's loss.
         starts_word: bool [V], whether a token begins a word, for whole-word masking.
 
     Returns:
         A loss over the parameters that `rtd_spec` declares and batches with int32 [B, S] "tokens",
         and optionally "segment_ids", "positions" and "token_types". Its weight is the number of
-        tokens. Its metrics, divided by that, are the papers' "generator_loss" and
-        "discriminator_loss", and the shares of tokens "replaced" and told right
+        tokens. Its metrics, divided by that, are the paper's "generator_loss" and
+        "discriminator_loss", and the shares of tokens "replaced" and classified correctly
         ("discriminator_accuracy").
 
     Raises:
-        ValueError: models that do not fit together, or with other heads.
+        ValueError: the models have other heads, or do not match.
     """
     _check(generator, discriminator, sharing)
     prepare = masks(
@@ -89,19 +89,19 @@ def rtd_spec(
     discriminator: models.ModelConfig,
     sharing: Sharing = "tied",
 ) -> Tree:
-    """What is trained: {"generator": ..., "discriminator": ...}, each a tree of `Param`.
+    """The trained parameters: {"generator": ..., "discriminator": ...}, each a tree of `Param`.
 
     Args:
         generator: its configuration.
         discriminator: its configuration.
-        sharing: none: each has embeddings of its own. tied: the discriminator's, of tokens,
-            positions and token types and their norm, are the generator's too (Clark et al. 2020,
-            section 3.2), which has none. disentangled (He et al. 2023, section 3.3): the
-            discriminator's are stop_gradient(E_G) + E_Δ, with the generator's E_G of the tokens
-            and E_Δ, which the discriminator's "embedding" holds, 0 at the start.
+        sharing: none: each has its own embeddings. tied: the generator uses the discriminator's
+            embeddings of tokens, positions and token types and their norm (Clark et al. 2020,
+            section 3.2). disentangled (He et al. 2023, section 3.3): the discriminator's token
+            embeddings are stop_gradient(E_G) + E_Δ, where E_G are the generator's and E_Δ, stored
+            as the discriminator's "embedding", is initialized to 0.
 
     Raises:
-        ValueError: models that do not fit together, or with other heads.
+        ValueError: the models have other heads, or do not match.
     """
     _check(generator, discriminator, sharing)
     ours, theirs = models.spec(generator), models.spec(discriminator)
@@ -114,7 +114,7 @@ def rtd_spec(
 
 
 def generator_params(params: Params, sharing: Sharing) -> Params:
-    """The parameters of the generator as an ordinary model's, out of those `rtd_spec` declares."""
+    """The generator's parameters, as those of an ordinary model, from a tree of `rtd_spec`."""
     if sharing != "tied":
         return params["generator"]
     shared = {name: node for name, node in params["discriminator"].items() if name in TABLES}
@@ -122,9 +122,9 @@ def generator_params(params: Params, sharing: Sharing) -> Params:
 
 
 def discriminator_params(params: Params, sharing: Sharing) -> Params:
-    """The parameters of the discriminator as an ordinary model's; as `generator_params`.
+    """The discriminator's parameters, as those of an ordinary model; see `generator_params`.
 
-    Of disentangled embeddings, their sum (He et al. 2023, equation 8); no gradient flows to the
+    Disentangled embeddings are summed (He et al. 2023, equation 8); no gradient flows to the
     generator's.
     """
     if sharing != "disentangled":
@@ -149,7 +149,7 @@ def _check(
             )
     if generator.vocab_size != discriminator.vocab_size:
         raise ValueError(
-            f"rtd: the generator's vocabulary of {generator.vocab_size} is not the "
+            f"rtd: the generator's vocabulary of {generator.vocab_size} differs from the "
             f"discriminator's of {discriminator.vocab_size}"
         )
     if sharing == "none":
@@ -158,9 +158,9 @@ def _check(
     ours, theirs = (_shapes(config, names) for config in (generator, discriminator))
     if ours != theirs:
         raise ValueError(
-            f"rtd: sharing={sharing} needs embeddings of one shape; the generator's are {ours} and "
-            f"the discriminator's {theirs} (set the generator's embedding.dim to the width of the "
-            "discriminator's)"
+            f"rtd: sharing={sharing} needs embeddings of equal shape; the generator's are {ours} "
+            f"and the discriminator's {theirs} (set the generator's embedding.dim to the width of "
+            "the discriminator's)"
         )
 
 
@@ -174,7 +174,7 @@ def _shapes(config: models.ModelConfig, names: tuple[str, ...]) -> dict[str, tup
 
 
 def _prepare(draw_masks: Prepare) -> Prepare:
-    """Masks, a seed of each row's draws, "rtd_seeds" uint32 [B, 1], and N/M, "rtd_scale" [B, 1]."""
+    """Adds masks, a seed per row, "rtd_seeds" uint32 [B, 1], and N/M, "rtd_scale" [B, 1]."""
 
     def prepare(batch: Batch, key: jax.Array | None) -> Batch:
         batch = dict(draw_masks(batch, key))
@@ -190,7 +190,7 @@ def _prepare(draw_masks: Prepare) -> Prepare:
 
 
 def _there(batch: Batch) -> jax.Array:
-    """Where tokens are, bool [B, S]."""
+    """Which positions are not padding, bool [B, S]."""
     segment_ids = batch.get("segment_ids")
     tokens = jnp.asarray(batch["tokens"])
     return jnp.ones_like(tokens, bool) if segment_ids is None else jnp.asarray(segment_ids) != 0
@@ -199,10 +199,10 @@ def _there(batch: Batch) -> jax.Array:
 def _generator_logits(
     params: Params, config: models.ModelConfig, batch: Batch, key: jax.Array | None
 ) -> jax.Array:
-    """Float32 [B, P, V], at the masked positions.
+    """The generator's logits at the masked positions, float32 [B, P, V].
 
-    In memory, other than those of `mlm`: they are sampled from, too, and a product with the
-    vocabulary costs more than holding them.
+    Unlike in `mlm` they are stored, because they are also sampled from, and a second product with
+    the vocabulary would cost more than the memory.
     """
     hidden = run(params, batch["masked_tokens"], config, batch, key)
     return models.logits(params, lookup.gather_positions(hidden, batch["masked_positions"]), config)
@@ -215,7 +215,7 @@ def _discriminate(
     logits: jax.Array,
     key: jax.Array | None,
 ) -> tuple[Weighted, Metrics]:
-    """The binary cross entropy of telling draws from the generator's logits from originals."""
+    """The binary cross entropy of telling the generator's samples from original tokens."""
     keys = (None, None) if key is None else jax.random.split(key)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(
         key_for("replacements", None), batch["rtd_seeds"][:, 0]
@@ -239,7 +239,7 @@ def _discriminate(
 
 
 def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Of every target, [B, P]; 0 where it is -1. The vocabulary may be sharded."""
+    """The loss of every target, [B, P]; 0 where it is -1. The vocabulary may be sharded."""
     highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     log_sum = jnp.log(jnp.sum(jnp.exp(logits - highest), axis=-1)) + highest[..., 0]
     iota = mesh.sharded(jax.lax.broadcasted_iota, ("batch", None, "vocab"))

@@ -1,4 +1,4 @@
-"""Sums over the segments of rows, and what is made of them in the place of every token."""
+"""Sums over the segments of rows, and broadcasting them back to tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,11 @@ from llmjax import lookup, mesh
 
 
 def segment_sums(values: jax.Array, segment_ids: jax.Array, count: int) -> jax.Array:
-    """The sum over each segment of each row, [B, K]; segment k + 1's at k, 0 where there is none.
+    """The sum over each segment of each row, [B, K]: segment k + 1 at index k, 0 if absent.
 
     Args:
         values: [B, S].
-        segment_ids: int32 [B, S]: 1 to K; tokens of others, 0 too, are in no sum.
+        segment_ids: int32 [B, S]: 1 to K; tokens with other ids, such as 0, are ignored.
         count: K. S is enough for any row.
     """
     values, segment_ids = _whole_rows(values, segment_ids)
@@ -24,10 +24,10 @@ def segment_sums(values: jax.Array, segment_ids: jax.Array, count: int) -> jax.A
 
 
 def at_tokens(sums: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """What belongs to the segment of each token, [B, S]; 0 at padding.
+    """The value of each token's segment, [B, S]; 0 at padding.
 
     Args:
-        sums: [B, K], as `segment_sums` gives them.
+        sums: [B, K], as from `segment_sums`.
         segment_ids: int32 [B, S], at most K.
     """
     (segment_ids,) = _whole_rows(segment_ids)
@@ -36,5 +36,5 @@ def at_tokens(sums: jax.Array, segment_ids: jax.Array) -> jax.Array:
 
 
 def _whole_rows(*arrays: jax.Array) -> list[jax.Array]:
-    """Rows are a batch axis of every look-up here, so each device finds those of its own."""
+    """Gathers whole rows on each device: rows are a batch dimension of every look-up here."""
     return [mesh.place(jnp.asarray(array), ("batch", None)) for array in arrays]

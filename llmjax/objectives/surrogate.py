@@ -1,4 +1,4 @@
-"""The losses of PPO and its successors, token by token."""
+"""Per-token losses of PPO and its successors."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -14,29 +14,30 @@ Aggregation = Literal["token", "sequence", "constant"]
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """How rollouts become a loss. The defaults are PPO's; other methods are fields of it.
+    """Options of the policy loss. The defaults are PPO's; fields select other methods.
 
     GRPO (Shao et al. 2024): aggregation sequence, kl_coefficient 0.04. DAPO (Yu et al. 2025):
     clip_high 0.28. Dr. GRPO (Liu et al. 2025): aggregation constant. GSPO (Zheng et al. 2025):
     ratio sequence, aggregation sequence, clip_low 3e-4, clip_high 4e-4.
 
     Attributes:
-        clip_low: ratios below 1 - this gain nothing more by falling.
-        clip_high: ratios above 1 + this gain nothing more by rising.
-        dual_clip: c: a token with advantage A < 0 costs c·|A| at most (Ye et al. 2020, equation 5);
-            0 sets no bound, 3 is usual.
-        ratio: of a token's probabilities, or of a whole response's to the power 1/|y| (GSPO,
+        clip_low: ratios below 1 - clip_low gain nothing from falling further.
+        clip_high: ratios above 1 + clip_high gain nothing from rising further.
+        dual_clip: c: the loss of a token with advantage A < 0 is at most c·|A| (Ye et al. 2020,
+            equation 5); 0 for no bound, 3 is usual.
+        ratio: probability ratio of each token, or of the whole response to the power 1/|y| (GSPO,
             equation 7).
         kl: the estimator of the divergence from the reference (`kl_estimate`).
-        kl_coefficient: its weight in the loss; 0 where rewards pay for it.
+        kl_coefficient: its weight in the loss; 0 if it is part of the rewards.
         entropy_coefficient: weight of the entropy, which is subtracted.
         aggregation: token: all tokens of the batch count the same (DAPO, equation 8). sequence: all
-            responses do, and the tokens within each (GRPO, equation 3). constant: the sum over a
-            response's tokens by `max_length` (Dr. GRPO, section 3.2).
-        max_length: of constant: what lengths are divided by, the most tokens of a response say.
-        temperature: at which the rollouts were sampled: log-probabilities are those there.
+            responses count the same, as do the tokens within each (GRPO, equation 3). constant: the
+            sum over a response's tokens divided by `max_length` (Dr. GRPO, section 3.2).
+        max_length: divisor for aggregation constant, such as the maximum tokens of a response.
+        temperature: temperature at which rollouts were sampled, and of all log-probabilities.
         value_coefficient: weight of the critic's loss.
-        value_clip: how far a value may usefully move from the old one; 0 sets no bound.
+        value_clip: how far a value may move from the old one before its gradient vanishes; 0 for
+            no bound.
         pretrain_coefficient: weight of -log P of pretraining text (PPO-ptx: Ouyang et al. 2022,
             equation 2).
     """
@@ -60,7 +61,9 @@ class PolicyConfig:
         coefficients = ("kl_coefficient", "value_coefficient", "pretrain_coefficient")
         require_at_least(0, self, "policy", ("clip_low", "clip_high", "value_clip", *coefficients))
         if self.clip_low >= 1:
-            raise ValueError(f"policy.clip_low={self.clip_low}: ratios are above 0; give below 1")
+            raise ValueError(
+                f"policy.clip_low={self.clip_low}: must be below 1, as ratios are positive"
+            )
         if self.dual_clip and self.dual_clip <= 1:
             raise ValueError(
                 f"policy.dual_clip={self.dual_clip}: must be above 1, or 0 for no bound"
@@ -68,7 +71,7 @@ class PolicyConfig:
         if (self.aggregation == "constant") != bool(self.max_length) or self.max_length < 0:
             raise ValueError(
                 f"policy.max_length={self.max_length} with aggregation={self.aggregation}: "
-                "aggregation constant divides by it, and no other has one"
+                "only aggregation constant has, and needs, a max_length above 0"
             )
         if not self.temperature > 0:
             raise ValueError(
@@ -78,13 +81,13 @@ class PolicyConfig:
 
 
 class Surrogate(NamedTuple):
-    """The clipped loss of each token, and which bound cuts off its gradient.
+    """The clipped loss of each token, and which bound zeroes its gradient.
 
     Attributes:
         losses: the negated objective.
-        low: the ratio is below the lower bound, and the advantage negative.
-        high: the ratio is above the upper bound, and the advantage positive.
-        dual: the dual clip bounds the loss.
+        low: whether the ratio is below the lower bound and the advantage negative.
+        high: whether the ratio is above the upper bound and the advantage positive.
+        dual: whether the dual clip bounds the loss.
     """
 
     losses: jax.Array
@@ -100,8 +103,8 @@ def clipped_surrogate(
 
     Args:
         log_ratios: log r = log π - log π_old, any shape.
-        advantages: A, of the same.
-        settings: bounds.
+        advantages: A, of the same shape.
+        settings: the bounds.
     """
     ratios = importance(log_ratios)
     lowest, highest = 1 - settings.clip_low, 1 + settings.clip_high
@@ -120,16 +123,16 @@ def clipped_surrogate(
 def clipped_value_loss(
     values: jax.Array, old_values: jax.Array | None, returns: jax.Array, clip: float
 ) -> tuple[jax.Array, jax.Array]:
-    """½ max((V - R)², (V_old + clip(V - V_old) - R)²), of each token, and whether the second won.
+    """½ max((V - R)², (V_old + clip(V - V_old) - R)²) per token, and where the second is larger.
 
-    As in the code of Schulman et al. (2017) and in Ouyang et al. (2022); a value that has moved by
+    As in the code of Schulman et al. (2017) and in Ouyang et al. (2022). A value that has moved by
     more than `clip` towards its return has no gradient.
 
     Args:
         values: V, any shape.
-        old_values: V_old, those of the rollout; only read where there is a bound.
+        old_values: V_old, the values at rollout time; only read with a bound.
         returns: R.
-        clip: the bound; 0 sets none.
+        clip: the bound; 0 for none.
     """
     losses = (values - returns) ** 2
     if not clip or old_values is None:

@@ -215,7 +215,7 @@ def test_tokens_f1_is_that_of_sets_of_places(draw):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="not reward"):
         classification(config_of("reward"))
-    with pytest.raises(ValueError, match="of labels, not of spans"):
+    with pytest.raises(ValueError, match="do not apply to spans"):
         classification(config_of("span"), confusion=True)
     with pytest.raises(ValueError, match="class_weights has 2 numbers for head.labels=3"):
         classification(config_of("tokens"), ClassificationConfig(class_weights=(1.0, 2.0)))

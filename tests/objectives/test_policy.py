@@ -342,10 +342,12 @@ def test_bad_input_is_named(rollouts):
         policy(VALUE)
     with pytest.raises(ValueError, match="head.kind=value, not lm"):
         Critic(CONFIG)
-    with pytest.raises(ValueError, match=r"capped logits \(head.cap\) have one temperature"):
+    with pytest.raises(
+        ValueError, match=r"capped logits \(head.cap\) a batch has a single temperature"
+    ):
         policy(CONFIG, PolicyConfig(temperature=0.5, pretrain_coefficient=1.0))
     wider = dataclasses.replace(VALUE, embed_dim=32)
-    with pytest.raises(ValueError, match="reads hidden states of 32 and the policy's have 16"):
+    with pytest.raises(ValueError, match="hidden states of width 32, but the policy's have 16"):
         Critic(wider, shared=True).spec(CONFIG)
     critic, batch = CASES["ppo"][1], batch_of("ppo-ptx", rollouts)
     for name, settings in {

@@ -225,8 +225,8 @@ def test_every_cut_gives_one_loss(params):
         ({"kind": "ppo"}, "preference.kind='ppo'"),
         ({"beta": 0.0}, "beta=0.0: must be above 0"),
         ({"label_smoothing": 0.5}, r"must be in \[0, 0.5\)"),
-        ({"kind": "kto", "sft": 0.1}, "sft=0.1: it is of dpo, ipo, simpo, not of kto"),
-        ({"kind": "simpo", "average": True}, "average=True: it is of dpo, ipo, not of simpo"),
+        ({"kind": "kto", "sft": 0.1}, "sft=0.1: only for dpo, ipo, simpo, not kto"),
+        ({"kind": "simpo", "average": True}, "average=True: only for dpo, ipo, not simpo"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(fields, message):

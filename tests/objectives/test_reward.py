@@ -173,7 +173,7 @@ def test_bad_input_is_named(draw):
     config = dataclasses.replace(CONFIG, dtype="float32")
     params, batch = draw(models.spec(config)), comparisons.as_rows(ROWS[:2])
     luce = reward(config, RewardConfig("plackett_luce"))
-    with pytest.raises(ValueError, match='"margin" is of pairs'):
+    with pytest.raises(ValueError, match='does not support a "margin"'):
         luce(params, batch | {"margin": MARGIN[:2]}, None)
     with pytest.raises(ValueError, match='no "segment_ids"'):
         luce(params, {"tokens": batch["tokens"]}, None)

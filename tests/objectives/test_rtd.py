@@ -303,10 +303,13 @@ def test_a_batch_of_padding_costs_nothing(batch, draw):
         (("all",), "sharing='all': choose one of none, tied, disentangled"),
         (("none", DISCRIMINATOR), r"the generator's head\.kind is rtd; it must be mlm"),
         (("none", GENERATOR, GENERATOR), r"the discriminator's head\.kind is mlm; it must be rtd"),
-        (("none", GENERATOR, config_of(DISCRIMINATOR.head, vocab_size=17)), "vocabulary of 16 is"),
+        (
+            ("none", GENERATOR, config_of(DISCRIMINATOR.head, vocab_size=17)),
+            "vocabulary of 16 differs",
+        ),
         (
             ("disentangled", config_of(GENERATOR.head, embed_dim=4)),
-            r"embeddings of one shape; the generator's are {'embedding': \(16, 4\)}",
+            r"embeddings of equal shape; the generator's are {'embedding': \(16, 4\)}",
         ),
     ],
 )

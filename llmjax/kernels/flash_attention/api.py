@@ -56,8 +56,7 @@ def flash_attention(
         cap: soft-caps scores by cap·tanh(score / cap) before the mask; 0 disables it.
         sinks: [H], scores of a key with value zero that all queries see (Xiao et al. 2024, 3.3).
         dropout_rate: dropout rate of the attention weights.
-        dropout_key: dropout key; masks do not depend on mesh or implementation. None disables
-            dropout.
+        dropout_key: dropout key, whose mask is the same on all meshes and implementations, or None.
         dropout_rows: int32 [B], the number of each row in the whole batch; by default 0, 1, …
         implementation: "xla" (blocks of queries), "pallas_tpu", "pallas_gpu" (both interpreted,
             slowly, on other devices), "cudnn", "tokamax" (needs the extra of that name), or
