@@ -1,4 +1,4 @@
-"""Parameter-efficient fine-tuning: transforms of spec trees, and of the matching parameters."""
+"""Parameter-efficient fine-tuning: transforms of spec trees and of the matching parameters."""
 
 from llmjax.peft import adapter, files, freeze, fused, ia3, lora, prefix, prefix_files, targets
 from llmjax.peft.adapter import AdapterConfig

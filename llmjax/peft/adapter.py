@@ -1,4 +1,4 @@
-"""Bottleneck adapters behind attention and MLP (Houlsby et al. 2019)."""
+"""Bottleneck adapters after attention and MLP (Houlsby et al. 2019)."""
 
 import dataclasses
 from typing import Any, Literal
@@ -15,20 +15,20 @@ from llmjax.spec import Param
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """x + h becomes x + h + scale · up(activation(down(norm y))) behind attention and MLP.
+    """x + h becomes x + h + scale · up(activation(down(norm y))) after attention and MLP.
 
-    h is what attention or MLP give, behind dropout and the norms that Gemma 2 and OLMo 2 have
-    there; y is h, or x + h. That is the sequential bottleneck of AdapterHub's `adapters`:
-    `houlsby` is its DoubleSeqBnConfig, `pfeiffer` its SeqBnConfig.
+    h is the output of attention or MLP, after dropout and the output norms of Gemma 2 and OLMo 2;
+    y is h or x + h. This is the sequential bottleneck of AdapterHub's `adapters`: `houlsby` is its
+    DoubleSeqBnConfig, `pfeiffer` its SeqBnConfig.
 
     Attributes:
         dim: R, width of the bottleneck.
-        activation: in the bottleneck.
-        norm: whether a LayerNorm of its own comes before it. The chapter has one, Houlsby et al.
-            train the model's own instead.
-        scale: of what it adds.
-        after: where it is: behind "attention", the "mlp" (experts too), or both.
-        reads: what y is: the "output" h, or the "sum" x + h, behind the norm that BERT has there.
+        activation: activation in the bottleneck.
+        norm: whether the adapter begins with a LayerNorm of its own. The chapter has one; Houlsby
+            et al. train the model's own norms instead.
+        scale: factor on the adapter's output.
+        after: where adapters are: after "attention", after "mlp" (or experts), or both.
+        reads: y: the "output" h, or the "sum" x + h, after BERT's norm of the sum.
     """
 
     dim: int
@@ -42,7 +42,7 @@ class AdapterConfig:
         require_choices(self, "adapter")
         require_at_least(1, self, "adapter", ("dim",))
         if not self.scale:
-            raise ValueError("adapter.scale=0: adapters would count for nothing, and not learn")
+            raise ValueError("adapter.scale=0: adapters would have no effect and no gradient")
         if not self.after or not {"attention", "mlp"} >= set(self.after):
             raise ValueError(
                 f'adapter.after={self.after!r}: name "attention", "mlp", or both, in a tuple'
@@ -50,24 +50,24 @@ class AdapterConfig:
 
 
 def houlsby(dim: int) -> AdapterConfig:
-    """Behind attention and MLP, reading what they give (Houlsby et al. 2019, figure 2)."""
+    """Adapters after attention and MLP that read their outputs (Houlsby et al. 2019, figure 2)."""
     return AdapterConfig(dim, activation="silu", norm=False)
 
 
 def pfeiffer(dim: int) -> AdapterConfig:
-    """Behind the MLP only, reading its sum with the stream (Pfeiffer et al. 2021, figure 3)."""
+    """Adapters after the MLP that read its sum with x (Pfeiffer et al. 2021, figure 3)."""
     return AdapterConfig(dim, norm=False, after=("mlp",), reads="sum")
 
 
 def spec(declared: Any, model: ModelConfig, config: AdapterConfig) -> Any:
-    """A model's declarations with an adapter in every block: "attention_adapter", "mlp_adapter".
+    """A model's spec with adapters in every block: "attention_adapter", "mlp_adapter".
 
-    Its second product is zero at the start, so that step 0 equals the base model.
+    The up projections are initialized to zero, so that step 0 equals the base model.
 
     Args:
-        declared: the model's, which `models.spec` or another method of this package made.
-        model: its config.
-        config: of the adapters.
+        declared: the model's spec, from `models.spec` or another method of this package.
+        model: model configuration.
+        config: adapter options.
 
     Raises:
         ValueError: the model has adapters already.
@@ -77,7 +77,7 @@ def spec(declared: Any, model: ModelConfig, config: AdapterConfig) -> Any:
     def extend(block: Block) -> Block:
         new = {f"{name}_adapter": adapter for name in config.after}
         if found := sorted(new.keys() & block.keys()):
-            raise ValueError(f"the model has {', '.join(found)} already: add adapters once")
+            raise ValueError(f"the model already has {', '.join(found)}: add adapters only once")
         return block | new
 
     return with_blocks(declared, model, extend)

@@ -1,4 +1,4 @@
-"""Declarations of blocks with more in them."""
+"""Adding parameters to the blocks of a spec."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +10,13 @@ Block = dict[str, Any]
 
 
 def with_blocks(spec: Any, config: ModelConfig, extend: Callable[[Block], Block]) -> Any:
-    """A model's declarations with those of every block extended.
+    """A model's spec with every block extended.
 
     Args:
-        spec: the model's, with its layers stacked or in a list.
+        spec: the model's spec, with layers stacked or in a list.
         config: model configuration.
-        extend: from what a block has, of which only the names may be read, to what it has then;
-            what is new is of one layer.
+        extend: from a block's entries, of which it may only read the names, to the extended
+            entries; new ones are declared for a single layer.
     """
     layers = spec["layers"]
     if isinstance(layers, list):
@@ -25,7 +25,7 @@ def with_blocks(spec: Any, config: ModelConfig, extend: Callable[[Block], Block]
 
 
 def _stacked(old: Block, new: Block, count: int) -> Block:
-    """`new`, with those of its entries stacked that `old` has not."""
+    """`new`, with the entries that `old` lacks stacked over layers."""
     both = {}
     for name, entry in new.items():
         if name not in old:

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's file format: adapter_config.json and adapter_model.safetensors, both ways."""
+"""Reading and writing PEFT's file format: adapter_config.json and adapter_model.safetensors."""
 
 import collections
 import json
@@ -24,7 +24,7 @@ CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 CONFIG_LIMIT = 10_000_000
 
-# What a base model or a correction would have to be changed by, beyond what the tensors say.
+# Options that change the base model or the correction beyond what the tensors express.
 _UNSUPPORTED = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -39,7 +39,7 @@ _UNSUPPORTED = (
     "velora_config",
 )
 _BASE = ".base_layer.weight"
-# Ways to start from after which the base model is the one that was downloaded.
+# Initializations that leave the base model as it was downloaded.
 _INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
@@ -52,29 +52,29 @@ def save(
     task: str = "",
     whole: tree.Predicate | None = None,
 ) -> None:
-    """Writes what methods added to a model, as PEFT's `PeftModel.from_pretrained` reads it.
+    """Writes the parameters that a method added, for PEFT's `PeftModel.from_pretrained`.
 
-    Projections that are one tensor there (GPT-2's and ModernBERT's) become one correction, whose
-    rank is the sum of theirs.
+    Projections that checkpoints fuse into one tensor (GPT-2, ModernBERT) become one correction,
+    whose rank is the sum of theirs.
 
     Args:
-        directory: made where it does not exist; files that are there are replaced.
-        spec: from `lora.spec` or `ia3.spec`, of a model whose family has names there.
-        params: as it declares; or from `extract`.
-        base_model: the path or name of the base model there, for PEFT to find it by.
-        task: PEFT's task type, "CAUSAL_LM" say.
-        whole: picks parameters by path that were trained as they are, those of a new head say:
-            PEFT's modules_to_save. `load` does not read them.
+        directory: created if it does not exist; existing files are replaced.
+        spec: from `lora.spec` or `ia3.spec`, of a model whose parameters have checkpoint names.
+        params: as declared by `spec`, or from `extract`.
+        base_model: path or name of the base model, for PEFT to find it.
+        task: PEFT's task type, such as "CAUSAL_LM".
+        whole: selects parameters by path that were fully trained, such as a new head: PEFT's
+            modules_to_save. `load` does not read them.
 
     Raises:
-        ValueError: listing what has no place in the format: experts, convolutions, bottleneck
-            adapters and prefixes; a spec that is adapted by several methods, or by none.
+        ValueError: parameters that the format cannot hold (they are listed): experts, convolutions,
+            bottleneck adapters and prefixes; or the spec has several methods, or none.
     """
     nodes = {path: node for path, node in targets.nodes(spec).items() if is_kind(node)}
     kinds = {type(node) for node in nodes.values() if isinstance(node, Dora | Lora | Scaled)}
     if len(kinds) != 1:
         raise ValueError(
-            f"PEFT's format holds one method, and the spec has {len(kinds)}: "
+            f"PEFT's format holds one method, but the spec has {len(kinds)}: "
             f"{', '.join(sorted(kind.__name__ for kind in kinds)) or 'none'}"
         )
     adapted = {path: node for path, node in nodes.items() if type(node) in kinds}
@@ -104,20 +104,20 @@ def save(
 
 
 def load(directory: str | os.PathLike, declared: Tree, *, dtype: Any = None) -> tuple[Tree, Any]:
-    """The adapter that PEFT or `save` wrote, for `attach`.
+    """Loads an adapter that PEFT or `save` wrote, for `attach`.
 
     Args:
         directory: with adapter_config.json and adapter_model.safetensors.
         declared: the spec of the base model.
-        dtype: of the parameters; by default the file's.
+        dtype: dtype of the parameters; by default the file's.
 
     Returns:
-        The adapted spec, and what the adapter adds, sharded over the current mesh.
+        The adapted spec, and the adapter's parameters, sharded over the current mesh.
 
     Raises:
-        ValueError: naming the file: it is missing or damaged; another method, or an option that
-            changes more than the tensors say; tensors that are not for this model, or for some
-            of its stacked layers only.
+        ValueError: a file (which is named) is missing or damaged; the method is another one, or an
+            option changes more than the tensors express; tensors are not for this model, or only
+            for some of its stacked layers.
     """
     directory = Path(directory)
     fields = tensor_files.read_json(directory / CONFIG_FILE, CONFIG_LIMIT)
@@ -131,8 +131,8 @@ def load(directory: str | os.PathLike, declared: Tree, *, dtype: Any = None) -> 
             spec = ia3.spec(declared, _ia3_config(fields, declared, found))
         else:
             raise ValueError(
-                f"peft_type={kind!r}: adapters of type LORA and IA3 are read here, and "
-                "PREFIX_TUNING by peft.prefix_files"
+                f"peft_type={kind!r}: only LORA and IA3 are supported here, and PREFIX_TUNING by "
+                "peft.prefix_files"
             )
         added = map_params(lambda param: param if param.added else None, spec)
         place = state.sharded(None if dtype is None else np.dtype(jax.numpy.dtype(dtype)))
@@ -143,7 +143,7 @@ def load(directory: str | os.PathLike, declared: Tree, *, dtype: Any = None) -> 
 
 
 def _whole(spec: Tree, params: Any, picked: tree.Predicate) -> tuple[dict, list[str]]:
-    """Tensors that stand for the base model's, and the modules there that hold them."""
+    """Tensors that replace the base model's, and the names of PEFT's modules that hold them."""
     chosen, values = (tree.partition(found, picked)[0] for found in (spec, params))
     tensors = state.lazy_state(chosen, values)
     modules = sorted({name.rpartition(".")[0] for name in tensors})
@@ -151,7 +151,7 @@ def _whole(spec: Tree, params: Any, picked: tree.Predicate) -> tuple[dict, list[
 
 
 def _lora_fields(adapted: Mapping[str, Any], joined: fused.Joined) -> dict[str, Any]:
-    """Ranks and what they are multiplied by, the most frequent ones as the defaults."""
+    """Ranks and alphas, with the most frequent ones as the defaults."""
     by_module = {}
     for node in adapted.values():
         inner = node.base if isinstance(node, Dora) else node
@@ -174,7 +174,7 @@ def _lora_fields(adapted: Mapping[str, Any], joined: fused.Joined) -> dict[str, 
 
 
 def _ia3_fields(adapted: Mapping[str, Scaled], modules: set, every: set) -> dict[str, Any]:
-    """Those whose inputs are multiplied are some of the targets, by the same names."""
+    """Fields of IA³; modules with factors on their inputs are a subset of the targets."""
     inputs = {
         m for node in adapted.values() if node.over == "inputs" for m in _modules(_matrix(node))
     }
@@ -188,14 +188,14 @@ def _ia3_fields(adapted: Mapping[str, Scaled], modules: set, every: set) -> dict
 
 
 def _matrix(node: Any) -> Param | None:
-    """The declaration of the matrix within whatever is around it."""
+    """The `Param` of the matrix within all wrappers."""
     while isinstance(node, Dora | Lora | Scaled):
         node = node.base
     return targets.matrix(node)
 
 
 def _modules(param: Param | None) -> list[str]:
-    """The names there of the modules that hold a matrix, one for each layer."""
+    """The names of PEFT's modules that hold a matrix, one per layer."""
     if param is None or not param.hf.endswith(".weight") or param.hf.count("{}") > 1:
         return []
     name = param.hf.removesuffix(".weight")
@@ -203,7 +203,7 @@ def _modules(param: Param | None) -> list[str]:
 
 
 def _shortest(modules: set[str], every: set[str]) -> list[str]:
-    """Ends of the modules' names, as PEFT takes them, that no other of the model's modules has."""
+    """Suffixes that select exactly these modules in PEFT, or their full names."""
     for length in (2, 3):
         ends = sorted({".".join(name.split(".")[-length:]) for name in modules})
         found = {m for m in every if any(m == end or m.endswith(f".{end}") for end in ends)}
@@ -213,9 +213,9 @@ def _shortest(modules: set[str], every: set[str]) -> list[str]:
 
 
 def _by_our_names(declared: Tree, tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """Tensors by the names that our declarations give: a bare model's modules have a prefix less.
+    """Renames tensors to the names in our spec: modules of a model without a head lack a prefix.
 
-    Tables that PEFT keeps beside their corrections are the base model's, and left out.
+    Base tables that PEFT stores beside their corrections are left out.
     """
     known = {m for node in targets.nodes(declared).values() for m in _modules(_matrix(node))}
     heads = collections.Counter(name.partition(".")[0] for name in known)
@@ -231,7 +231,7 @@ def _by_our_names(declared: Tree, tensors: Mapping[str, np.ndarray]) -> Mapping[
 
 
 class _Renamed(Mapping[str, np.ndarray]):
-    """A mapping under other names, which reads as lazily."""
+    """A mapping with other names that keeps reading lazily."""
 
     def __init__(self, views: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> None:
         self._views, self._tensors = views, tensors
@@ -252,7 +252,7 @@ def _module(name: str) -> str:
 
 
 def _targets(declared: Tree, found: Iterable[str]) -> dict[str, list[str]]:
-    """Path here → modules there, of every matrix that the tensors are for."""
+    """Path in our spec → PEFT's modules, for every matrix that the tensors adapt."""
     modules = {_module(name) for name in found}
     chosen = {}
     known = set()
@@ -262,7 +262,7 @@ def _targets(declared: Tree, found: Iterable[str]) -> dict[str, list[str]]:
         known.update(there)
         if there and len(there) < len(own):
             raise ValueError(
-                f"the adapter is for {len(there)} of {len(own)} layers of {path}, which are "
+                f"the adapter covers {len(there)} of {len(own)} layers of {path}, which are "
                 "stacked: set model.scan_layers=False"
             )
         if there:
@@ -270,14 +270,14 @@ def _targets(declared: Tree, found: Iterable[str]) -> dict[str, list[str]]:
     if strangers := sorted(modules - known):
         raise ValueError(f"tensors for modules that the model lacks: {targets.listed(strangers)}")
     if not chosen:
-        raise ValueError("no tensor is for a module of the model")
+        raise ValueError("no tensor belongs to a module of the model")
     return chosen
 
 
 def _lora_config(fields: Mapping, declared: Tree, found: Mapping) -> lora.LoraConfig:
     _refuse(fields)
     if fields.get("bias", "none") != "none":
-        raise ValueError(f"bias={fields['bias']!r}: trained biases are not read")
+        raise ValueError(f"bias={fields['bias']!r}: trained biases are not supported")
     if fields.get("init_lora_weights", True) not in _INITS:
         raise ValueError(
             f"init_lora_weights={fields['init_lora_weights']!r} changed the base model; convert "
@@ -291,7 +291,7 @@ def _lora_config(fields: Mapping, declared: Tree, found: Mapping) -> lora.LoraCo
         }
         if len(of_layers) > 1:
             raise ValueError(
-                f"layers of {path} have different ranks, and are stacked: set "
+                f"layers of {path} have different ranks but are stacked: set "
                 "model.scan_layers=False"
             )
         rank, alpha = of_layers.pop()
@@ -310,7 +310,7 @@ def _ia3_config(fields: Mapping, declared: Tree, found: Mapping) -> ia3.Ia3Confi
     inputs = [
         path
         for path, modules in chosen.items()
-        # [1, inputs], where factors of outputs are [outputs, 1].
+        # Factors of inputs are [1, inputs], those of outputs [outputs, 1].
         if found[f"{names.PREFIX}{modules[0]}.ia3_l"].shape[0] == 1
     ]
     nothing = r"(?!)"
@@ -322,11 +322,11 @@ def _ia3_config(fields: Mapping, declared: Tree, found: Mapping) -> ia3.Ia3Confi
 def _refuse(fields: Mapping) -> None:
     for name in _UNSUPPORTED:
         if fields.get(name):
-            raise ValueError(f"{name}={fields[name]!r}: adapters that have it are not read")
+            raise ValueError(f"{name}={fields[name]!r}: adapters with it are not supported")
 
 
 def _pattern(fields: Mapping, name: str, default: str, module: str) -> Any:
-    """What holds of a module: of the first pattern that its name ends with, or of all."""
+    """A module's option: that of the first pattern that its name ends with, or the default."""
     patterns = fields.get(f"{name}_pattern") or {}
     found = (v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
     return next(found, fields.get(default, 8))

@@ -1,7 +1,8 @@
-"""Projections that are one tensor in a family's checkpoints, as one correction in PEFT's files.
+"""Corrections of projections that a family's checkpoints fuse into one tensor, for PEFT's files.
 
-Of parts i with corrections a_i b_i the one correction is [a_1 a_2 …] times the block diagonal of
-the b_i: its rank is the sum of theirs. Read back, each part takes all of A, and its rows of B.
+For parts i with corrections a_i b_i, the fused correction is [a_1 a_2 …] times the block diagonal
+of the b_i: its rank is the sum of theirs. When read back, each part gets all of A and its rows of
+B.
 """
 
 import collections
@@ -18,13 +19,13 @@ from llmjax.peft import names, targets
 from llmjax.spec import Param, Tree, is_param, map_params
 from llmjax.weights import Dora, Lora
 
-# Name of a tensor's module there → (rank, scale) of the one correction of it.
+# Name of PEFT's module → (rank, scale) of its fused correction.
 Joined = dict[str, tuple[int, float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One of `count` parts of a module: its place, what it is multiplied by, and its names."""
+    """One of `count` parts of a module: its index, its scale, and the names of its factors."""
 
     index: int
     count: int
@@ -34,24 +35,24 @@ class _Part:
 
 
 def tensors(spec: Tree, added: Any) -> tuple[dict[str, LazyTensor], Joined]:
-    """Of what methods added, by PEFT's names.
+    """The tensors that methods added, by PEFT's names.
 
     Args:
-        spec: the adapted one.
+        spec: the adapted spec.
         added: from `extract`.
 
     Returns:
-        The tensors, and the corrections that stand for several.
+        The tensors, and the fused corrections among them.
 
     Raises:
-        ValueError: what has no name there; parts of which some have factors or magnitudes and
-            others have not.
+        ValueError: a parameter has no name in PEFT; only some parts of a fused tensor have factors
+            or magnitudes.
     """
     _require_whole(spec)
     parts: dict[str, list[_Part]] = collections.defaultdict(list)
 
     def mark(node: Any) -> Any:
-        """Factors of parts, under names of their own."""
+        """Gives the factors of each part names of their own."""
         if isinstance(node, Dora):
             return dataclasses.replace(node, base=mark(node.base))
         param = targets.matrix(node.base) if isinstance(node, Lora) else None
@@ -93,7 +94,7 @@ def _inputs(parts: list[LazyTensor]) -> LazyTensor:
 
 
 def _outputs(pairs: list[tuple[_Part, LazyTensor, LazyTensor]]) -> LazyTensor:
-    """B of all parts, [n·outputs, ΣR], for the scale of the first."""
+    """B of all parts, [n·outputs, ΣR], relative to the scale of the first."""
     first, _, b = pairs[0]
     outputs = b.shape[0]
     shape = (first.count * outputs, sum(a.shape[0] for _, a, _ in pairs))
@@ -111,7 +112,7 @@ def _outputs(pairs: list[tuple[_Part, LazyTensor, LazyTensor]]) -> LazyTensor:
 
 
 def _require_whole(spec: Tree) -> None:
-    """Raises ValueError unless of joined vectors, magnitudes say, all parts are there."""
+    """Raises ValueError if fused vectors, such as magnitudes, lack some of their parts."""
     found: dict[str, list[str]] = collections.defaultdict(list)
     counts = {}
     leaves = jax.tree.leaves(spec, is_leaf=is_param)
@@ -122,11 +123,11 @@ def _require_whole(spec: Tree) -> None:
     for name, paths in found.items():
         if len(paths) < counts[name]:
             raise ValueError(
-                f"{name} holds {counts[name]} projections, of which only {targets.listed(paths)} "
-                "have it: name all of them as targets"
+                f"{name} fuses {counts[name]} projections, but only {targets.listed(paths)} are "
+                "adapted: name all of them as targets"
             )
 
 
 def _is_vector(param: Param) -> bool:
-    """Whether a declaration is of magnitudes or factors, in one tensor with others."""
+    """Whether a parameter is one part of fused magnitudes or factors."""
     return param.added and param.inputs == 0 and param.part[1] > 1

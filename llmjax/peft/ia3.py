@@ -1,4 +1,4 @@
-"""IA³: keys, values and what is inside of MLPs, multiplied by learned factors."""
+"""IA³: learned factors on keys, values and the inner activations of MLPs."""
 
 import dataclasses
 import re
@@ -16,10 +16,10 @@ class Ia3Config:
     """Infused adapters by inhibiting and amplifying inner activations (Liu et al. 2022).
 
     Attributes:
-        targets: regular expression, searched for in the paths of matrices; by default it finds
-            those of keys, of values, and out of MLPs.
-        inputs: regular expression; of those targets whose path has it the inputs are multiplied,
-            of others the outputs.
+        targets: regular expression, searched for in the paths of matrices; by default it matches
+            key, value and MLP output projections.
+        inputs: regular expression; targets whose path matches have their inputs multiplied, others
+            their outputs.
     """
 
     targets: str = r"/attention/(key|value)$|/mlp/down$"
@@ -31,19 +31,20 @@ class Ia3Config:
 
 
 def spec(declared: Tree, config: Ia3Config) -> Tree:
-    """The spec with a `Scaled` in place of each target; factors are 1 at the start.
+    """The spec with a `Scaled` in place of each target; factors are initialized to 1.
 
     Args:
-        declared: the tree of `Param` of a model; weights may be quantised.
-        config: which.
+        declared: the tree of `Param` of a model; weights may be quantized.
+        config: options of IA³.
 
     Raises:
-        ValueError: `targets` finds nothing, what is no matrix or has an adapter, or a table.
+        ValueError: `targets` matches nothing, or a parameter that is not a matrix, already has an
+            adapter, or is a table.
     """
 
     def change(path: str, node: Any, param: Param) -> Scaled:
         if param.table:
-            raise ValueError(f"ia3.targets: {path} is a table; name projections only")
+            raise ValueError(f"ia3.targets: {path} is a table; only projections are supported")
         first, behind = param.stacked, param.stacked + param.inputs
         side: Side = "inputs" if re.search(config.inputs, path) else "outputs"
         others = range(behind, len(param.shape)) if side == "inputs" else range(first, behind)

@@ -14,12 +14,12 @@ from llmjax.weights import Dora, Lora
 
 @dataclasses.dataclass(frozen=True)
 class LoraRule:
-    """Another rank or alpha for some of the targets.
+    """A different rank or alpha for some of the targets.
 
     Attributes:
         pattern: regular expression, searched for in the paths of the targets.
-        rank: of the targets that it finds; 0 keeps `LoraConfig.rank`.
-        alpha: of the targets that it finds; 0 keeps `LoraConfig.alpha`.
+        rank: rank of matching targets; 0 keeps `LoraConfig.rank`.
+        alpha: alpha of matching targets; 0 keeps `LoraConfig.alpha`.
     """
 
     pattern: str
@@ -37,15 +37,15 @@ class LoraRule:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adaptation (Hu et al. 2021), and its magnitudes (DoRA, Liu et al. 2024).
+    """Low-rank adaptation (Hu et al. 2021), optionally with magnitudes (DoRA, Liu et al. 2024).
 
     Attributes:
         rank: R of the two factors.
         alpha: corrections are multiplied by alpha / rank.
         targets: regular expression, searched for in the paths of matrices ("layers/mlp/up"); by
-            default it finds all projections of attention and MLPs. Embeddings and heads may be
-            named too; of a tied table the correction counts at both ends.
-        rules: other ranks and alphas by path; the first rule that finds a target counts.
+            default it matches all projections of attention and MLPs. It may match embeddings and
+            heads too; the correction of a tied table applies at both ends.
+        rules: different ranks and alphas by path; the first rule that matches a target applies.
         rslora: multiply by alpha / √rank instead (Kalajdzievski 2023), so that larger ranks do not
             learn more slowly.
         dora: whether magnitudes are learned too; for projections, not for tables.
@@ -60,9 +60,9 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"lora.rank={self.rank}: a rank is 1 or more")
+            raise ValueError(f"lora.rank={self.rank}: must be at least 1")
         if not self.alpha > 0:
-            raise ValueError(f"lora.alpha={self.alpha}: above 0, or corrections count for nothing")
+            raise ValueError(f"lora.alpha={self.alpha}: must be above 0")
         targets.require_pattern("lora.targets", self.targets)
 
     def _rule(self, path: str) -> LoraRule | None:
@@ -74,7 +74,7 @@ class LoraConfig:
         return rule.rank if rule and rule.rank else self.rank
 
     def scale_of(self, path: str) -> float:
-        """What the correction of the matrix with this path is multiplied by."""
+        """The factor on the correction of the matrix with this path."""
         rule, rank = self._rule(path), self.rank_of(path)
         alpha = rule.alpha if rule and rule.alpha else self.alpha
         return alpha / (math.sqrt(rank) if self.rslora else rank)
@@ -83,17 +83,17 @@ class LoraConfig:
 def spec(declared: Tree, config: LoraConfig) -> Tree:
     """The spec with a `Lora`, or a `Dora` over one, in place of each target.
 
-    As in PEFT, one factor is drawn (uniform within ±1/√inputs; normal for embeddings) and the other
-    is zero: the factor of the outputs, and for a table [V, D] the factor of the rows. So step 0
+    As in PEFT, one factor is random (uniform within ±1/√inputs; normal for embeddings) and the
+    other zero: the one on the output side, or, for a table [V, D], the one of its rows. So step 0
     equals the base model.
 
     Args:
-        declared: the tree of `Param` of a model; weights may be quantised.
-        config: of the corrections.
+        declared: the tree of `Param` of a model; weights may be quantized.
+        config: LoRA options.
 
     Raises:
-        ValueError: `targets` or the pattern of a rule finds nothing; `targets` finds something that
-            is no matrix, or has an adapter already; a table with `dora`.
+        ValueError: `targets` or a rule's pattern matches nothing; `targets` matches a parameter
+            that is not a matrix or already has an adapter, or a table with `dora`.
     """
     found: list[str] = []
 
@@ -101,8 +101,8 @@ def spec(declared: Tree, config: LoraConfig) -> Tree:
         found.append(path)
         if config.dora and param.table:
             raise ValueError(
-                f"lora.dora=True: {path} is a table, whose columns have no magnitude here; leave "
-                "it out of lora.targets"
+                f"lora.dora=True: {path} is a table, for which DoRA is not supported; leave it out "
+                "of lora.targets"
             )
         made = Lora(node, *_factors(param, config.rank_of(path)), config.scale_of(path))
         return Dora(made, _magnitude(param)) if config.dora else made
@@ -111,7 +111,7 @@ def spec(declared: Tree, config: LoraConfig) -> Tree:
     for rule in config.rules:
         if not any(re.search(rule.pattern, path) for path in found):
             raise ValueError(
-                f"lora.rules: {rule.pattern!r} finds none of the targets, which are "
+                f"lora.rules: {rule.pattern!r} matches none of the targets, which are "
                 f"{targets.listed(found)}"
             )
     return changed
@@ -122,7 +122,7 @@ def _factors(param: Param, rank: int) -> tuple[Param, Param]:
     numbers = range(first)
     rows, columns = range(first, behind), range(behind, len(param.shape))
     if param.table:
-        # Of b, the columns are the inputs: their places behind the rank.
+        # The inputs of a table are its columns; these are their axes in b.
         inputs = [axis - param.inputs + 1 for axis in columns]
         wide = (
             initializers.normal(1.0) if param.table == "input" else _uniform(inputs, first, numbers)
@@ -151,14 +151,14 @@ def _factors(param: Param, rank: int) -> tuple[Param, Param]:
 
 
 def _uniform(inputs: Any, outputs: int, numbers: Any) -> initializers.Initializer:
-    """Within ±1/√inputs: torch's kaiming_uniform with a = √5."""
+    """Uniform within ±1/√inputs: torch's kaiming_uniform with a = √5."""
     return initializers.variance_scaling(
         1 / 3, "fan_in", "uniform", tuple(inputs), outputs, tuple(numbers)
     )
 
 
 def _magnitude(param: Param) -> Param:
-    """Drawn by nobody: `add` takes the norms of the base."""
+    """The magnitudes; `add` sets them to the norms of the base instead of drawing them."""
     over = range(param.stacked, param.stacked + param.inputs)
     return small(param, over, initializers.ones, names.magnitude(param))
 
@@ -166,7 +166,7 @@ def _magnitude(param: Param) -> Param:
 def small(
     param: Param, over: range, init: initializers.Initializer, named: names.Name = names.NAMELESS
 ) -> Param:
-    """A number for each place along the axes of a matrix that are not in `over`, on all devices."""
+    """A parameter with the matrix' shape, but length 1 along `over`, replicated on all devices."""
     return Param(
         tuple(1 if axis in over else length for axis, length in enumerate(param.shape)),
         tuple(name if axis < param.stacked else None for axis, name in enumerate(param.axes)),

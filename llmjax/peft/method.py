@@ -1,4 +1,4 @@
-"""What of a model is trained: one configuration over all methods."""
+"""What is trained: one configuration for all fine-tuning methods."""
 
 import dataclasses
 from typing import Any, Literal
@@ -18,17 +18,17 @@ from llmjax.spec import Tree
 
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
-    """What of a model is trained.
+    """The fine-tuning method and its settings.
 
     Attributes:
-        name: full trains the model itself; any other method trains only what it adds, and the head
-            if that is new.
-        quantize: whether frozen projections are held in 8 or 4 bits (QLoRA); not with full.
-        only: with full, a regular expression: only parameters whose path it finds are trained; ""
+        name: full trains the model itself; any other method only trains the parameters that it
+            adds, and the head if that is new.
+        quantize: whether frozen projections are stored in 8 or 4 bits (QLoRA); not with full.
+        only: with full, a regular expression: only parameters whose path matches are trained; ""
             trains all.
-        frozen: with full, a regular expression: parameters whose path it finds are not trained.
-        frozen_layers: with full, how many of the first layers are not trained; the embeddings below
-            them are not either.
+        frozen: with full, a regular expression: parameters whose path matches are not trained.
+        frozen_layers: with full, number of first layers that are not trained; neither are the
+            embeddings below them.
         lora: settings of lora.
         adapter: settings of adapter.
         ia3: settings of ia3.
@@ -52,22 +52,22 @@ class MethodConfig:
             raise ValueError(f"peft: {' and '.join(chosen)} are given; choose one of them")
         if chosen and self.name != "full":
             raise ValueError(
-                f"peft.{chosen[0]} is of peft.name=full; of {self.name} what is added is trained"
+                f"peft.{chosen[0]} needs peft.name=full; {self.name} trains what it adds"
             )
         if self.quantize != "none" and self.name == "full":
             raise ValueError(
-                f"peft.quantize={self.quantize}: what is quantised cannot be trained; choose "
-                "peft.name=lora or another method that adds to it"
+                f"peft.quantize={self.quantize}: quantized weights cannot be trained; choose "
+                "peft.name=lora or another method that adds parameters"
             )
         if self.frozen_layers < 0:
-            raise ValueError(f"peft.frozen_layers={self.frozen_layers}: a number of layers, or 0")
+            raise ValueError(f"peft.frozen_layers={self.frozen_layers}: must not be negative")
 
 
 def spec(declared: Tree, model: ModelConfig, config: MethodConfig) -> Tree:
-    """A model's declarations with what the method adds.
+    """A model's spec with the parameters that the method adds.
 
     Raises:
-        ValueError: the method does not fit the model; naming the field.
+        ValueError: a setting (which is named) does not fit the model.
     """
     if config.quantize != "none":
         declared = quantized.spec(declared, config.quantize)
@@ -83,16 +83,16 @@ def spec(declared: Tree, model: ModelConfig, config: MethodConfig) -> Tree:
 
 
 def trains(declared: Tree, config: MethodConfig, *, also: str = "") -> tree.Predicate | None:
-    """What is trained, for `tree.partition`; None: all is.
+    """A predicate for `tree.partition` that selects what is trained; None if everything is.
 
     Args:
         declared: from `spec`.
-        config: of the method.
-        also: a regular expression: parameters that are trained whatever the method, a new head's
-            say; "" is none.
+        config: method configuration.
+        also: a regular expression for parameters that are always trained, such as a new head; ""
+            for none.
 
     Raises:
-        ValueError: a pattern that finds nothing, or layers that cannot be told apart.
+        ValueError: a pattern matches nothing, or layers to be frozen are stacked.
     """
     picked: tree.Predicate
     if config.name != "full":
@@ -112,17 +112,17 @@ def trains(declared: Tree, config: MethodConfig, *, also: str = "") -> tree.Pred
 
 
 def adapt(params: Any, plain: Tree, declared: Tree, config: MethodConfig, key: jax.Array) -> Any:
-    """A model's parameters with what the method adds, drawn by a key.
+    """A model's parameters with those that the method adds, drawn from a key.
 
-    Step 0 equals the model, but for a prefix, which all queries see, and the rounding of what is
-    quantised.
+    Step 0 equals the model, except for a prefix, which all queries see, and for rounding if weights
+    are quantized.
 
     Args:
-        params: the model's; those that are not there, of a new head, are drawn too.
+        params: the model's parameters; missing ones, such as a new head's, are drawn too.
         plain: the model's spec.
         declared: from `spec`.
-        config: of the method.
-        key: for what is drawn.
+        config: method configuration.
+        key: key of the new parameters.
     """
     params = transform.add(params, plain, key)
     if config.quantize != "none":

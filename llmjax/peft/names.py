@@ -1,4 +1,4 @@
-"""Names and layouts of what methods add in PEFT's files, from those of the weight within."""
+"""Names and layouts in PEFT's files for added parameters, derived from those of their weight."""
 
 import re
 
@@ -13,7 +13,7 @@ NAMELESS: Name = ("", "", (0, 1, -1))
 
 
 def factor(param: Param, which: str) -> Name:
-    """Of the factor "a" or "b" of a weight's correction.
+    """The name of factor "a" or "b" of a weight's correction.
 
     PEFT multiplies by A [R, inputs] first and by B [outputs, R] second. For an input table, A is
     the factor of the rows; for an output table, that of the columns.
@@ -34,7 +34,7 @@ def factor(param: Param, which: str) -> Name:
 
 
 def magnitude(param: Param) -> Name:
-    """Of the magnitudes of a projection's outputs."""
+    """The name of the magnitudes of a projection's outputs."""
     found = _sides(param)
     if found is None:
         return NAMELESS
@@ -44,7 +44,7 @@ def magnitude(param: Param) -> Name:
 
 
 def factors(param: Param, side: Side) -> Name:
-    """Of IA³'s factors of a projection's inputs or outputs."""
+    """The name of IA³'s factors of a projection's inputs or outputs."""
     found = _sides(param)
     if found is None:
         return NAMELESS
@@ -63,9 +63,9 @@ def transposed(param: Param) -> bool:
 
 
 def _sides(param: Param) -> tuple[str, str, str] | None:
-    """PEFT's module, and which groups of axes its matrix has as rows and as columns here.
+    """PEFT's module, and the groups of axes in its matrix that are our rows and columns.
 
-    None for what PEFT's files cannot hold: experts, which it stacks, and convolutions.
+    None for weights that PEFT's files cannot hold: experts, which it stacks, and convolutions.
     """
     if not param.hf.endswith(".weight") or param.hf.count("{}") > 1:
         return None
@@ -83,6 +83,6 @@ def _groups(param: Param) -> list[str]:
 
 
 def _outputs(param: Param) -> tuple[int, int, int]:
-    """The place within a fused tensor's outputs, which come first in PEFT's."""
+    """The part of a fused tensor's outputs, which come first in PEFT's tensors."""
     index, count, _ = param.part
     return (index, count, 0) if count > 1 else NAMELESS[2]

@@ -19,17 +19,17 @@ from llmjax.spec import Param
 
 @dataclasses.dataclass(frozen=True)
 class PrefixConfig:
-    """P keys and values for every layer, that all queries see.
+    """P keys and values in every layer that all queries see.
 
-    As PREFIX_TUNING of PEFT 0.21 with models of `transformers`: keys are not rotated, and tokens
-    have the positions from P on, those that are given too. But there a sliding window passes the
-    prefix by; here every query sees it.
+    Like PREFIX_TUNING in PEFT 0.21 with models of `transformers`: keys are not rotated, and token
+    positions, even given ones, are shifted by P. But there a sliding window excludes the prefix,
+    while here every query sees it.
 
     Attributes:
         length: P.
-        hidden_dim: M, width of an MLP that makes the prefixes of all layers from P embeddings, and
-            that `folded` puts in their place after training (Li & Liang 2021, section 4.3; PEFT's
-            prefix_projection, with M its encoder_hidden_size); 0 trains the prefixes themselves.
+        hidden_dim: M, width of an MLP that computes the prefixes of all layers from P embeddings;
+            `folded` replaces it by its results after training (Li & Liang 2021, section 4.3; PEFT's
+            prefix_projection, with M its encoder_hidden_size). 0 trains the prefixes themselves.
     """
 
     length: int
@@ -41,20 +41,19 @@ class PrefixConfig:
 
 
 def spec(declared: Any, model: ModelConfig, config: PrefixConfig) -> Any:
-    """A model's declarations with prefixes: "prefix_key" and "prefix_value" in every attention.
+    """A model's spec with prefixes: "prefix_key" and "prefix_value" in every layer's attention.
 
-    With `hidden_dim` instead "prefix", beside the layers. They are drawn small, PEFT's with a
-    standard deviation of 1; to begin from a text, which Li & Liang found better (section 7.4), see
-    `from_tokens`.
+    With `hidden_dim` it has an entry "prefix" beside the layers instead. Prefixes are initialized
+    with the model's `init_std`, where PEFT uses a standard deviation of 1; to initialize them from
+    a text, which Li & Liang found better (section 7.4), see `from_tokens`.
 
     Args:
-        declared: the model's, which `models.spec` or another method of this package made.
-        model: its config.
-        config: of the prefixes.
+        declared: the model's spec, from `models.spec` or another method of this package.
+        model: model configuration.
+        config: prefix options.
 
     Raises:
-        ValueError: DeBERTa's attention, which takes none; a model that has a prefix already, or no
-            learned positions left.
+        ValueError: the model is a DeBERTa, already has a prefix, or has no learned positions left.
     """
     _check(declared, model, config)
     if config.hidden_dim:
@@ -73,22 +72,22 @@ def spec(declared: Any, model: ModelConfig, config: PrefixConfig) -> Any:
 def _check(declared: Any, model: ModelConfig, config: PrefixConfig) -> None:
     if model.disentangled.terms:
         raise ValueError(
-            "prefix: DeBERTa's attention is by relative positions, of which a prefix has none; "
-            "choose another method of fine-tuning"
+            "prefix: DeBERTa's attention uses relative positions, which a prefix does not have; "
+            "choose another fine-tuning method"
         )
     blocks = declared["layers"]
     first = blocks[0] if isinstance(blocks, list) else blocks
     if "prefix" in declared or "prefix_key" in first["attention"]:
-        raise ValueError("the model has a prefix already: add one only")
+        raise ValueError("the model already has a prefix: add only one")
     if model.position == "learned" and config.length >= model.max_length:
         raise ValueError(
-            f"prefix.length={config.length}: the model's {model.max_length} learned positions "
-            "begin behind it, so none are left for tokens"
+            f"prefix.length={config.length}: it uses up the model's {model.max_length} learned "
+            "positions, so none are left for tokens"
         )
 
 
 def _reparametrisation(model: ModelConfig, config: PrefixConfig) -> dict[str, Param]:
-    """Of `models.prefix`; its embeddings have the width that PEFT's have, K·C."""
+    """The reparametrisation of `models.prefix`; as in PEFT, its embeddings have width K·C."""
     width, inner = model.kv_heads * model.channels, config.hidden_dim
     shape = (model.num_layers, 2, model.kv_heads, model.channels)
     axes = (None, None, "kv_heads", None)
@@ -105,23 +104,23 @@ def _reparametrisation(model: ModelConfig, config: PrefixConfig) -> dict[str, Pa
 
 
 def folded(params: Any, model: ModelConfig) -> Any:
-    """Parameters with plain prefixes in the place of what makes them: for export and decoding."""
+    """Replaces a reparametrisation by the prefixes it computes, for export and decoding."""
     return jax.jit(prefix.unfolded, static_argnums=1)(params, model)
 
 
 def from_tokens(params: Any, tokens: jax.Array, model: ModelConfig) -> Any:
-    """Parameters whose prefixes are the keys and values of a text (Li & Liang 2021, section 7.4).
+    """Sets prefixes to the keys and values of a text (Li & Liang 2021, section 7.4).
 
-    The model then does, with rotary or learned positions, what the base model does behind this
-    text, as far as its windows reach that.
+    With rotary or learned positions, the model then behaves like the base model after this text,
+    within the reach of its windows.
 
     Args:
-        params: with plain prefixes of P tokens.
+        params: parameters with plain prefixes of P tokens.
         tokens: int32 [P].
-        model: the model's config, which must be causal.
+        model: model configuration, which must be causal.
 
     Raises:
-        ValueError: a bidirectional model, no plain prefix, or another number of tokens.
+        ValueError: the model is bidirectional, has no plain prefix, or P is another number.
     """
     require_causal(model)
     count = 0 if "prefix" in params else prefix.length(params)
@@ -138,7 +137,7 @@ def from_tokens(params: Any, tokens: jax.Array, model: ModelConfig) -> Any:
 @functools.partial(jax.jit, static_argnums=2)
 def _run(params, tokens, model) -> list[Block]:
     """The keys and values of all layers for tokens [P] without a prefix."""
-    # As many rows as the mesh wants; all are alike.
+    # One row per device that splits the batch; all are equal.
     rows = jnp.broadcast_to(tokens, (mesh.size("batch"), len(tokens)))
     base = params | {"layers": _replaced(params["layers"], [{}] * model.num_layers)}
     empty = models.empty_cache(model, *rows.shape)
@@ -152,7 +151,7 @@ def _run(params, tokens, model) -> list[Block]:
 
 
 def _replaced(layers: Any, new: list[Block]) -> Any:
-    """Layers with what is new of each in the place of their prefixes, in these' precision."""
+    """Layers with new prefixes, cast to the dtype of the old ones."""
 
     def one(block, new):
         attention = block["attention"]

@@ -1,4 +1,4 @@
-"""Prefixes in PEFT's file format, both ways: its `prompt_embeddings`, [P, L·2·K·C]."""
+"""Reading and writing prefixes in PEFT's file format: `prompt_embeddings`, [P, L·2·K·C]."""
 
 import json
 import os
@@ -30,13 +30,13 @@ def save(
     base_model: str = "",
     task: str = "CAUSAL_LM",
 ) -> None:
-    """Writes a model's prefixes, as PEFT's `PeftModel.from_pretrained` reads them.
+    """Writes a model's prefixes for PEFT's `PeftModel.from_pretrained`.
 
     Args:
-        directory: made where it does not exist; files that are there are replaced.
-        params: as `prefix.spec` declares; those of a reparametrisation are computed.
-        model: the model's config.
-        base_model: the path or name of the base model there, for PEFT to find it by.
+        directory: created if it does not exist; existing files are replaced.
+        params: as declared by `prefix.spec`; a reparametrisation is folded.
+        model: model configuration.
+        base_model: path or name of the base model, for PEFT to find it.
         task: PEFT's task type.
 
     Raises:
@@ -45,7 +45,7 @@ def save(
     params = folded(params, model)
     count = length(params)
     if not count:
-        raise ValueError("the parameters have no prefix: `prefix.spec` declares one")
+        raise ValueError("the parameters have no prefix: add one with `prefix.spec`")
     layers = params["layers"]
     stacked = tree.stack([_pair(x) for x in layers]) if isinstance(layers, list) else _pair(layers)
     value = np.stack([jax.device_get(stacked[name]) for name in NAMES])
@@ -72,21 +72,21 @@ def save(
 
 
 def load(directory: str | os.PathLike, declared: Tree, model: ModelConfig) -> tuple[Tree, Any]:
-    """The prefixes that PEFT or `save` wrote, for `attach`.
+    """Loads prefixes that PEFT or `save` wrote, for `attach`.
 
-    PEFT writes those that its reparametrisation makes, never itself.
+    PEFT writes the prefixes that its reparametrisation computes, never the reparametrisation.
 
     Args:
         directory: with adapter_config.json and adapter_model.safetensors.
         declared: the spec of the base model.
-        model: its config.
+        model: model configuration.
 
     Returns:
-        The spec with prefixes, and what they add, sharded over the current mesh.
+        The spec with prefixes, and the prefixes, sharded over the current mesh.
 
     Raises:
-        ValueError: naming the directory: a file is missing or damaged, of another method, or of
-            another model.
+        ValueError: a file in the directory (which is named) is missing or damaged, or for another
+            method or model.
     """
     directory = Path(directory)
     fields = files.read_json(directory / CONFIG_FILE, CONFIG_LIMIT)
@@ -121,18 +121,20 @@ def _sizes(model: ModelConfig) -> dict[str, int]:
 
 
 def _tensor(fields: Any, tensors: Any, model: ModelConfig) -> np.ndarray:
-    """[P, L·2·K·C]."""
+    """The tensor of prefixes [P, L·2·K·C]."""
     if fields.get("peft_type") != "PREFIX_TUNING":
-        raise ValueError(f"peft_type={fields.get('peft_type')!r}: only PREFIX_TUNING is read here")
+        raise ValueError(
+            f"peft_type={fields.get('peft_type')!r}: only PREFIX_TUNING is supported here"
+        )
     if fields.get("num_transformer_submodules", 1) not in (1, None):
-        raise ValueError("num_transformer_submodules: prefixes of an encoder and a decoder")
+        raise ValueError("num_transformer_submodules: encoder-decoder prefixes are not supported")
     if TENSOR not in tensors:
         raise ValueError(f"{TENSORS_FILE} has no {TENSOR}")
     value = tensors[TENSOR]
     width = 2 * model.num_layers * model.kv_heads * model.channels
     if value.ndim != 2 or value.shape[1] != width or not len(value):
         raise ValueError(
-            f"{TENSOR} is {value.shape}, and the model's {model.num_layers} layers with "
+            f"{TENSOR} is {value.shape}, but the model's {model.num_layers} layers with "
             f"{model.kv_heads} heads of {model.channels} for keys and values need (P, {width})"
         )
     return value

@@ -1,4 +1,4 @@
-"""Base weights in 8 or 4 bits: over them low-rank corrections are QLoRA (Dettmers et al. 2023)."""
+"""Base weights in 8 or 4 bits; with low-rank corrections, QLoRA (Dettmers et al. 2023)."""
 
 import dataclasses
 import functools
@@ -20,19 +20,19 @@ Kind = Literal["int8", "nf4"]
 def quantize(
     params: Any, declared: Tree, kind: Kind = "nf4", pattern: str = targets.PROJECTIONS
 ) -> tuple[Any, Tree]:
-    """Rounds matrices of a model that will not train; do it before adapters are added.
+    """Quantizes matrices that will not train; call it before adding adapters.
 
     Args:
         params: as declared; one weight at a time is held in both precisions.
         declared: the spec of the model.
-        kind: "nf4", about half a byte for each weight, or "int8".
+        kind: "nf4", about half a byte per weight, or "int8".
         pattern: regular expression, searched for in the paths of matrices.
 
     Returns:
         The parameters, and their spec.
 
     Raises:
-        ValueError: as `spec`.
+        ValueError: as in `spec`.
     """
     changed = spec(declared, kind, pattern)
 
@@ -45,18 +45,18 @@ def quantize(
 
 
 def spec(declared: Tree, kind: Kind = "nf4", pattern: str = targets.PROJECTIONS) -> Tree:
-    """The spec of quantised parameters; arguments as of `quantize`.
+    """The spec of quantized parameters; arguments as in `quantize`.
 
     Raises:
-        ValueError: another kind; `pattern` finds nothing, what is no matrix, or one with an
-            adapter; a matrix that is not whole blocks of 64.
+        ValueError: the kind is unknown; `pattern` matches nothing, or a parameter that is not a
+            matrix, has an adapter, or does not divide into blocks of 64.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(get_args(Kind))}")
 
     def change(path: str, node: Any, param: Param) -> Any:
         if not isinstance(node, Param):
-            raise ValueError(f"pattern={pattern!r} finds {path}, which is quantised already")
+            raise ValueError(f"pattern={pattern!r} matches {path}, which is already quantized")
         try:
             return _SPECS[kind](param)
         except ValueError as error:
@@ -73,7 +73,7 @@ def _round(kind: Kind, inputs: int, stacked: int, weight: jax.Array) -> Int8 | N
 
 
 def _int8(param: Param) -> Int8:
-    """One scale for each output; of tables, for each of the columns."""
+    """int8 with one scale per output; for tables, one per column."""
     over = range(param.stacked, param.stacked + param.inputs)
     scale = Param(
         tuple(1 if axis in over else length for axis, length in enumerate(param.shape)),
@@ -85,7 +85,7 @@ def _int8(param: Param) -> Int8:
 
 
 def _nf4(param: Param) -> Nf4:
-    """Devices split codes as the weight, and of the scales nothing that blocks lie along."""
+    """nf4: codes are sharded like the weight, scales only along axes that blocks do not span."""
     shape, axes, stacked = param.shape, param.axes, param.stacked
     kept, blocks, groups = weights.layout(shape, stacked)
 

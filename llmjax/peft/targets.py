@@ -1,4 +1,4 @@
-"""Which weights of a model a method is for."""
+"""Selecting the weights that a method applies to."""
 
 import dataclasses
 import re
@@ -17,12 +17,12 @@ SHOWN = 20  # paths that a message lists
 
 
 def is_node(node: Any) -> bool:
-    """Whether a node of a spec tree declares a weight, of any kind."""
+    """Whether a node of a spec tree declares a weight, of any leaf type."""
     return is_param(node) or is_kind(node)
 
 
 def matrix(node: Any) -> Param | None:
-    """The declaration of the matrix that a node declares, quantised or not; None: it is none."""
+    """The `Param` of the matrix that a node declares, quantized or not; None if it is not one."""
     if isinstance(node, Int8):
         return node.values
     if isinstance(node, Nf4):
@@ -32,22 +32,23 @@ def matrix(node: Any) -> Param | None:
 
 
 def nodes(spec: Tree) -> dict[str, Any]:
-    """Path → declaration of every weight, of any kind."""
+    """Path → declaration of every weight, of any leaf type."""
     leaves = jax.tree.leaves(spec, is_leaf=is_node)
     return dict(zip(tree.paths(spec, is_leaf=is_node), leaves, strict=True))
 
 
 def replace(spec: Tree, field: str, pattern: str, change: Callable[[str, Any, Param], Any]) -> Tree:
-    """The spec with another node in place of each matrix whose path has a pattern.
+    """The spec with the node of each matrix whose path matches a pattern replaced.
 
     Args:
-        spec: of a model; quantised or not.
+        spec: the spec of a model, quantized or not.
         field: the pattern's name in messages.
         pattern: a regular expression, searched for in paths.
-        change: from a matrix' path, node and declaration to the node that takes its place.
+        change: from a matrix' path, node and declaration to its new node.
 
     Raises:
-        ValueError: what is found is nothing, no matrix, or has an adapter already.
+        ValueError: the pattern matches nothing, or a parameter that is not a matrix or already has
+            an adapter.
     """
     found = {path: node for path, node in nodes(spec).items() if re.search(pattern, path)}
     plain = {path: param for path, node in found.items() if (param := matrix(node)) is not None}
@@ -55,11 +56,11 @@ def replace(spec: Tree, field: str, pattern: str, change: Callable[[str, Any, Pa
     if not found or wrong:
         candidates = [path for path, node in nodes(spec).items() if matrix(node) is not None]
         taken = [path for path in wrong if is_kind(found[path])]
-        what = "finds nothing"
+        what = "matches nothing"
         if wrong:
-            what = f"finds {listed(wrong)}, which are no matrices"
+            what = f"matches {listed(wrong)}, which are not matrices"
         if taken:
-            what = f"finds {listed(taken)}, which have an adapter already: merge it first"
+            what = f"matches {listed(taken)}, which already have an adapter: merge it first"
         raise ValueError(f"{field}={pattern!r} {what}; the matrices are {listed(candidates)}")
 
     def one(path: str, node: Any) -> Any:
@@ -69,7 +70,7 @@ def replace(spec: Tree, field: str, pattern: str, change: Callable[[str, Any, Pa
 
 
 def listed(paths: list[str]) -> str:
-    """Paths as a message lists them: those of the layers once."""
+    """Paths for a message, with those of all layers listed once."""
     short = list(dict.fromkeys(re.sub(r"\b\d+\b", "*", path) for path in paths))
     more = f" and {len(short) - SHOWN} more" if len(short) > SHOWN else ""
     return ", ".join(short[:SHOWN]) + more
@@ -80,4 +81,4 @@ def require_pattern(field: str, pattern: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{field}={pattern!r} is no regular expression: {error}") from error
+        raise ValueError(f"{field}={pattern!r} is not a regular expression: {error}") from error

@@ -1,7 +1,7 @@
-"""What all methods share: adding, training, taking away, merging and swapping what they add.
+"""Operations shared by all methods: adding, training, removing, merging and swapping adapters.
 
-Every method is a transform of a spec tree. What it adds are declarations with `Param.added`, either
-in a leaf type around a weight (`Lora`, `Dora`, `Scaled`) or as new entries of a block's dict.
+Every method is a transform of a spec tree. It adds declarations with `Param.added`, either in a
+leaf type around a weight (`Lora`, `Dora`, `Scaled`) or as new entries of a block's dict.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ Params = Any
 
 
 def add(params: Params, spec: Tree, key: jax.Array, dtype: Any = None) -> Params:
-    """Parameters as a spec declares them: what is there stays, and what is new is drawn.
+    """Completes parameters to what a spec declares: existing ones are kept, missing ones are drawn.
 
-    New values are sharded from birth on the current mesh, and depend on the key and their path
-    only. Magnitudes of `Dora` are the norms of the weight that is there.
+    New values are created sharded on the current mesh, and only depend on the key and their path.
+    Magnitudes of `Dora` are the norms of the existing weight.
 
     Args:
-        params: a part of what the spec declares, without adapters say.
-        spec: declares all.
-        key: for what is drawn.
-        dtype: of what is drawn; by default float32.
+        params: some of the declared parameters, such as those without adapters.
+        spec: declares all parameters.
+        key: key of the new parameters.
+        dtype: dtype of the new parameters; by default float32.
 
     Raises:
-        ValueError: naming the path: what the spec does not declare, or of another shape or kind.
+        ValueError: a parameter (its path is named) is not declared, or has another shape or type.
     """
     kept = _keep("", spec, params)
     missing = jax.tree.map(
@@ -54,7 +54,7 @@ def _is_leaf(node: Any) -> bool:
 
 
 def _keep(path: str, spec: Any, params: Any) -> Any:
-    """What `params` have of a spec's tree, None in the place of the rest."""
+    """The part of a spec's tree that `params` have, with None in place of the rest."""
     if params is None or isinstance(spec, Param):
         if isinstance(spec, Param) and params is not None:
             _require_fits(path, spec, params)
@@ -65,7 +65,7 @@ def _keep(path: str, spec: Any, params: Any) -> Any:
         return nothing.replace(base=_keep(f"{path}/base".strip("/"), spec.base, params))
     children, others = _children(spec), _children(params)
     if type(spec) is not type(params) and not isinstance(spec, dict):
-        raise ValueError(f"{path} is of type {type(params).__name__}, not {type(spec).__name__}")
+        raise ValueError(f"{path} has type {type(params).__name__}, not {type(spec).__name__}")
     if extra := [name for name in others if name not in children]:
         raise ValueError(
             f"{path} has {', '.join(map(str, extra))}, which the spec does not declare"
@@ -96,11 +96,11 @@ def _require_fits(path: str, param: Param, value: Any) -> None:
     shape = getattr(value, "shape", None)
     if shape != param.shape:
         what = type(value).__name__ if shape is None else shape
-        raise ValueError(f"{path} is {what}, and the spec declares {param.shape}")
+        raise ValueError(f"{path} is {what}, but the spec declares {param.shape}")
 
 
 def trained(spec: Tree) -> tree.Predicate:
-    """What methods added, for `tree.partition`: it trains, and the rest of the model does not."""
+    """A predicate for `tree.partition` that selects added parameters; the rest is frozen."""
     paths = tree.paths(spec, is_leaf=is_param)
     leaves = jax.tree.leaves(spec, is_leaf=is_param)
     added = {path for path, param in zip(paths, leaves, strict=True) if param.added}
@@ -108,11 +108,11 @@ def trained(spec: Tree) -> tree.Predicate:
 
 
 def without(params: Params, spec: Tree) -> Params:
-    """The base model's parameters, the same arrays: a reference model at no cost.
+    """The base model's parameters, the same arrays: a reference model without extra memory.
 
     Args:
-        params: as the spec declares.
-        spec: with what methods added.
+        params: as declared by the spec.
+        spec: the adapted spec.
     """
     if isinstance(spec, WRAPPERS):
         return without(params.base, spec.base)
@@ -128,15 +128,15 @@ def without(params: Params, spec: Tree) -> Params:
 
 
 def _is_added(spec: Tree) -> bool:
-    """Whether all of a spec was added."""
+    """Whether all parameters of a spec were added."""
     leaves = jax.tree.leaves(spec, is_leaf=is_param)
     return bool(leaves) and all(param.added for param in leaves)
 
 
 def merge(params: Params) -> Params:
-    """Plain arrays: corrections and factors multiplied into the weights, quantised ones made whole.
+    """Merges corrections and factors into the weights, and dequantizes; all become plain arrays.
 
-    The result computes what `params` do. New entries of blocks, which no weight can hold, stay.
+    The result computes the same as `params`. New entries of blocks, which cannot be merged, stay.
     """
     if is_kind(params):
         return materialize(params)
@@ -152,21 +152,21 @@ def merge(params: Params) -> Params:
 
 
 def extract(params: Params, spec: Tree) -> Params:
-    """What methods added, with None in place of the base model's arrays: an adapter to keep."""
+    """The added parameters, with None in place of the base model's arrays: an adapter to save."""
     return tree.partition(params, trained(spec))[0]
 
 
 def attach(base: Params, adapter: Params) -> Params:
-    """Parameters with the adapter that `extract` took, in place of one that is there.
+    """Attaches an adapter from `extract`, replacing an existing one.
 
-    So several adapters can share the arrays of one base.
+    Several adapters can thus share the arrays of one base.
 
     Args:
-        base: `without` an adapter; or with one of the same targets, which is taken off.
+        base: parameters without an adapter, or with one for the same targets, which is removed.
         adapter: from `extract`.
 
     Raises:
-        ValueError: the adapter is not one of this model.
+        ValueError: the adapter does not belong to this model.
     """
     if adapter is None:
         return attach(base.base, None) if isinstance(base, WRAPPERS) else base
@@ -175,7 +175,7 @@ def attach(base: Params, adapter: Params) -> Params:
         return dataclasses.replace(adapter, base=attach(below, adapter.base))
     if isinstance(adapter, list):
         if not isinstance(base, list) or len(base) != len(adapter):
-            raise ValueError(f"the adapter is for {len(adapter)} layers in a list")
+            raise ValueError(f"the adapter has a list of {len(adapter)} layers, the model does not")
         return [attach(*pair) for pair in zip(base, adapter, strict=True)]
     if isinstance(adapter, dict):
         if not isinstance(base, dict | None):

@@ -203,5 +203,5 @@ def test_bad_wishes_are_errors(llama):
     with pytest.raises(ValueError, match="adapter.scale=0"):
         AdapterConfig(4, scale=0.0)
     once = adapter.spec(models.spec(llama), llama, SMALL)
-    with pytest.raises(ValueError, match="attention_adapter, mlp_adapter already"):
+    with pytest.raises(ValueError, match="already has attention_adapter, mlp_adapter"):
         adapter.spec(once, llama, SMALL)

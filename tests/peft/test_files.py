@@ -145,8 +145,8 @@ def test_what_has_no_place_in_the_format_is_named(tmp_path):
     spec = lora.spec(moe, LoraConfig(2, targets="experts/up$"))
     with pytest.raises(ValueError, match="layers/experts/up/a"):
         files.save(tmp_path, spec, drawn(spec))
-    with pytest.raises(ValueError, match="holds one method, and the spec has 0"):
+    with pytest.raises(ValueError, match="holds one method, but the spec has 0"):
         files.save(tmp_path, moe, drawn(moe))
     spec = ia3.spec(models.spec(CONFIGS["gpt2"]), Ia3Config())
-    with pytest.raises(ValueError, match="c_attn.ia3_l holds 3 projections, of which only"):
+    with pytest.raises(ValueError, match="c_attn.ia3_l fuses 3 projections, but only"):
         files.save(tmp_path, spec, drawn(spec))

@@ -86,16 +86,16 @@ def test_adapt_keeps_the_model_and_draws_a_head_that_is_not_there(name, draw):
 def test_bad_configs_are_named():
     for settings, message in (
         ({"only": "a", "frozen": "b"}, "only and frozen are given; choose one"),
-        ({"only": "a", "name": "lora"}, "peft.only is of peft.name=full; of lora"),
-        ({"frozen_layers": 1, "name": "prefix"}, "peft.frozen_layers is of peft.name=full"),
+        ({"only": "a", "name": "lora"}, "peft.only needs peft.name=full; lora"),
+        ({"frozen_layers": 1, "name": "prefix"}, "peft.frozen_layers needs peft.name=full"),
         ({"frozen_layers": -1}, "peft.frozen_layers=-1"),
         ({"name": "bitfit"}, "peft.name='?bitfit"),
-        ({"quantize": "nf4"}, "peft.quantize=nf4: what is quantised cannot be trained"),
+        ({"quantize": "nf4"}, "peft.quantize=nf4: quantized weights cannot be trained"),
     ):
         with pytest.raises(ValueError, match=message):
             MethodConfig(**settings)
     for config, message in (
-        (MethodConfig(only="nothing"), "pattern='nothing' finds no path"),
+        (MethodConfig(only="nothing"), "pattern='nothing' matches no path"),
         (MethodConfig(frozen="("), "pattern"),
         (MethodConfig(frozen_layers=4), "the model has 3 layers"),
     ):

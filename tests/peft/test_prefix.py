@@ -261,13 +261,15 @@ def test_bad_wishes_are_errors(gpt2, with_prefix):
     with pytest.raises(ValueError, match="prefix.length=0"):
         PrefixConfig(0)
     config = CONFIGS["deberta"]
-    with pytest.raises(ValueError, match="DeBERTa's attention is by relative positions"):
+    with pytest.raises(ValueError, match="DeBERTa's attention uses relative positions"):
         prefix.spec(models.spec(config), config, PLAIN)
-    with pytest.raises(ValueError, match="prefix.length=16: the model's 16 learned positions"):
+    with pytest.raises(
+        ValueError, match="prefix.length=16: it uses up the model's 16 learned positions"
+    ):
         prefix.spec(models.spec(gpt2), gpt2, PrefixConfig(16))
     once, params = with_prefix(gpt2, PLAIN)
     for wanted in (PLAIN, MADE):
-        with pytest.raises(ValueError, match="has a prefix already"):
+        with pytest.raises(ValueError, match="already has a prefix"):
             prefix.spec(once, gpt2, wanted)
     with pytest.raises(ValueError, match="14 tokens after a prefix of 3 exceed the 16"):
         models.apply(params, np.zeros((1, 14), np.int32), gpt2)

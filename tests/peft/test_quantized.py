@@ -78,7 +78,7 @@ def test_what_cannot_be_quantised_is_named():
     declared = models.spec(CONFIG)
     with pytest.raises(ValueError, match="kind='int4': choose one of int8, nf4"):
         peft.quantize(base(), declared, "int4")
-    with pytest.raises(ValueError, match="pattern='norm' finds .*no matrices"):
+    with pytest.raises(ValueError, match="pattern='norm' matches .*not matrices"):
         peft.quantize(base(), declared, "nf4", "norm")
     narrow = models.spec(models.llama(vocab_size=64, num_layers=1, embed_dim=6, num_heads=1))
     with pytest.raises(ValueError, match=r"layers/attention/key: a weight .*blocks of 64"):
@@ -103,5 +103,5 @@ def test_freezing_by_path():
         freeze.first_layers(models.spec(CONFIG), 1)
     with pytest.raises(ValueError, match="first_layers=4: the model has 3 layers"):
         freeze.first_layers(unrolled, 4)
-    with pytest.raises(ValueError, match="pattern='tail' finds no path"):
+    with pytest.raises(ValueError, match="pattern='tail' matches no path"):
         freeze.only(unrolled, "tail")

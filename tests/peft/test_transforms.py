@@ -346,12 +346,15 @@ def test_ranks_scales_and_first_values():
 BAD = {
     "nothing": (
         LoraConfig(targets="qeury"),
-        r"lora.targets='qeury' finds nothing.*layers/attention/query",
+        r"lora.targets='qeury' matches nothing.*layers/attention/query",
     ),
-    "no matrix": (LoraConfig(targets="attention"), r"finds layers/attention_norm/scale.*no matri"),
+    "no matrix": (
+        LoraConfig(targets="attention"),
+        r"matches layers/attention_norm/scale.*not matri",
+    ),
     "unused rank": (
         LoraConfig(rules=(LoraRule("head", 3),)),
-        r"lora.rules: 'head' finds none.*mlp/up",
+        r"lora.rules: 'head' matches none.*mlp/up",
     ),
     "table": (LoraConfig(targets="embedding$", dora=True), r"lora.dora=True: embedding is a table"),
     "ia3 of a table": (Ia3Config(targets="embedding$"), r"ia3.targets: embedding is a table"),
@@ -371,15 +374,15 @@ def test_bad_configs_and_parameters_are_named():
     for alpha in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="lora.alpha="):
             LoraConfig(alpha=alpha)
-    with pytest.raises(ValueError, match=r"lora.targets='\(' is no regular expression"):
+    with pytest.raises(ValueError, match=r"lora.targets='\(' is not a regular expression"):
         LoraConfig(targets="(")
     spec, base, _, _ = adapted("scanned", "lora")
-    with pytest.raises(ValueError, match="have an adapter already: merge it first"):
+    with pytest.raises(ValueError, match="already have an adapter: merge it first"):
         lora.spec(spec, LoraConfig())
     with pytest.raises(ValueError, match=r"spare, which the spec does not declare"):
         peft.add(base | {"spare": base["embedding"]}, spec, jax.random.key(0))
     with pytest.raises(
-        ValueError, match=r"^embedding is \(64, 8\), and the spec declares \(64, 16\)"
+        ValueError, match=r"^embedding is \(64, 8\), but the spec declares \(64, 16\)"
     ):
         peft.add(base | {"embedding": base["embedding"][:, :8]}, spec, jax.random.key(0))
     with pytest.raises(ValueError, match="the model has an array"):
