@@ -1,4 +1,4 @@
-"""Reinforcement learning: rollouts, what they are worth, and what a policy is trained with."""
+"""Reinforcement learning: rollouts, rewards, advantages, and batches to train a policy on."""
 
 from llmjax.rl.advantages import (
     discounted_returns,

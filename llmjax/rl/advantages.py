@@ -1,8 +1,8 @@
 """Advantages and returns of rollouts.
 
-Rows are those of `objectives.policy`: an action is where a token was sampled, wherever padding and
-prompts are, and each segment is a response of its own. Everything here works on host arrays and,
-under `jax.jit`, on arrays that devices share.
+Rows are those of `objectives.policy`: actions mark sampled tokens, wherever padding and prompts
+are, and each segment is a response of its own. Functions accept host arrays and, under `jax.jit`,
+sharded arrays.
 """
 
 from typing import Literal, get_args
@@ -27,22 +27,22 @@ def gae(
     discount: float = 1.0,
     decay: float = 0.95,
 ) -> tuple[jax.Array, jax.Array]:
-    """Generalised advantage estimation (Schulman et al. 2015, equation 16).
+    """Generalized advantage estimation (Schulman et al. 2015, equation 16).
 
     A_t = Σ_k (γλ)^k δ_{t+k} with δ_t = r_t + γ V_{t+1} - V_t, over the actions of a response. The
-    value after its last action is 0, whether the response ended there or was cut off. Tokens
-    between actions, a tool's output say, are skipped.
+    value after the last action is 0, whether the response ended there or was cut off. Tokens
+    between actions, such as a tool's output, are skipped.
 
     Args:
-        rewards: float [B, S]; read at actions only.
-        values: float [B, S], V of the state in which each action is chosen.
+        rewards: float [B, S]; only read at actions.
+        values: float [B, S], the value of the state in which each action is chosen.
         actions: bool [B, S].
         segment_ids: int32 [B, S].
         discount: γ.
         decay: λ.
 
     Returns:
-        Advantages and returns, A + V, [B, S] each; 0 where no action is.
+        Advantages and returns, A + V, each [B, S]; 0 outside of actions.
     """
     arrays = [
         mesh.place(jnp.asarray(x), ("batch", None)).T
@@ -71,10 +71,10 @@ def gae(
 def discounted_returns(
     rewards: jax.Array, actions: jax.Array, segment_ids: jax.Array, *, discount: float = 1.0
 ) -> jax.Array:
-    """Σ_k γ^k r_{t+k} over the actions of a response, [B, S]; 0 where no action is.
+    """Σ_k γ^k r_{t+k} over the actions of a response, [B, S]; 0 outside of actions.
 
     Args:
-        rewards: float [B, S]; read at actions only.
+        rewards: float [B, S]; only read at actions.
         actions: bool [B, S].
         segment_ids: int32 [B, S].
         discount: γ.
@@ -84,7 +84,7 @@ def discounted_returns(
 
 
 def whiten(values: jax.Array, actions: jax.Array, *, center: bool = True) -> jax.Array:
-    """Values with mean 0 and variance 1 over all actions of the batch, wherever its rows lie.
+    """Normalizes values to mean 0 and variance 1 over all actions of the (sharded) batch.
 
     Args:
         values: float [B, S].
@@ -92,7 +92,7 @@ def whiten(values: jax.Array, actions: jax.Array, *, center: bool = True) -> jax
         center: whether the mean is subtracted; otherwise values are scaled around it.
 
     Returns:
-        [B, S]; 0 where no action is. Of values that are all the same, only the mean is changed.
+        [B, S]; 0 outside of actions. Values that are all equal are only centered.
     """
     actions = jnp.asarray(actions)
     count = jnp.maximum(jnp.sum(actions, dtype=jnp.asarray(values).dtype), 1.0)
@@ -104,24 +104,23 @@ def whiten(values: jax.Array, actions: jax.Array, *, center: bool = True) -> jax
 
 
 def group_advantages(rewards: jax.Array, kind: Group = "grpo") -> jax.Array:
-    """The advantage of each response over the others to its prompt, as `rewards`.
+    """The advantage of each response over the others to its prompt, in the shape of `rewards`.
 
     Args:
         rewards: float [..., N], of N responses to one prompt.
         kind: grpo: (r - mean) / std, with N - 1 in the variance (Shao et al. 2024, section 4.1.2).
-            dr_grpo: r - mean (Liu et al. 2025, section 3.2): a standard deviation favours prompts
-            whose rewards hardly differ. rloo: r less the mean of the others (Ahmadian et al. 2024,
-            section 2.3), N / (N - 1) times that of dr_grpo.
+            dr_grpo: r - mean (Liu et al. 2025, section 3.2), as dividing by the standard deviation
+            favours prompts whose rewards hardly differ. rloo: r minus the mean of the others
+            (Ahmadian et al. 2024, section 2.3), N / (N - 1) times that of dr_grpo.
 
     Raises:
-        ValueError: another kind, or groups of one response.
+        ValueError: the kind is unknown, or groups have one response.
     """
     rewards = jnp.asarray(rewards)
     count = rewards.shape[-1]
     if count < 2:
         raise ValueError(
-            f"group_advantages: {count} response to a prompt has no others to be compared with; "
-            "sample at least 2"
+            f"group_advantages: {count} response per prompt cannot be compared; sample at least 2"
         )
     apart = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
     if kind == "grpo":
@@ -136,7 +135,7 @@ def group_advantages(rewards: jax.Array, kind: Group = "grpo") -> jax.Array:
 def informative(rewards: np.ndarray) -> np.ndarray:
     """Whether the rewards [..., N] of a group differ, bool [...]; on the host.
 
-    Groups of equal rewards have advantages of 0 and teach nothing; dynamic sampling replaces them
-    by others before the update (Yu et al. 2025, section 3.2).
+    Groups with equal rewards have advantages of 0 and no gradient; dynamic sampling replaces them
+    before the update (Yu et al. 2025, section 3.2).
     """
     return np.max(rewards, axis=-1) > np.min(rewards, axis=-1)

@@ -1,4 +1,4 @@
-"""What models say of rollouts before the policy is trained on them."""
+"""Log-probabilities and values of rollouts, computed before the policy is trained on them."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ Rows = dict[str, np.ndarray]
 
 
 class Players(NamedTuple):
-    """How to find each model's parameters among all that there are, trained and frozen.
+    """How to select each model's parameters from all parameters, trained and frozen.
 
     Attributes:
-        config: of policy and reference.
+        config: model configuration of policy and reference.
         policy: from all parameters to the policy's.
-        reference: from all parameters to the reference's; None where nothing depends on it.
-        critic: what estimates values, or None.
+        reference: from all parameters to the reference's; None if nothing depends on it.
+        critic: estimates values, or None.
     """
 
     config: models.ModelConfig
@@ -32,13 +32,13 @@ class Players(NamedTuple):
 
 
 class Estimator:
-    """Log-probabilities and values of rows, `batch_size` rows at a time.
+    """Computes log-probabilities and values of rows, `batch_size` rows at a time.
 
     Args:
-        players: whose.
+        players: the models.
         batch_size: rows, a multiple of the devices that share them.
-        temperature: of log-probabilities.
-        most_targets: of a row; see `log_probs`.
+        temperature: temperature of log-probabilities.
+        most_targets: maximum number of targets in a row; see `log_probs`.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class Estimator:
         self._estimate = estimate
 
     def __call__(self, params: Any, rows: Rows, *, again: bool) -> Rows:
-        """The rows with what there is of "reference_log_probs", "old_values" and "old_log_probs".
+        """Adds "reference_log_probs", "old_values" and "old_log_probs" to rows, as far as needed.
 
         Args:
-            params: all that there are.
+            params: all parameters.
             rows: from `samples.rows`; the same on every process.
-            again: whether the policy's own log-probabilities are computed, rather than taken from
-                the sampler: where these are of another temperature or rounded otherwise.
+            again: whether to recompute the policy's log-probabilities, because those of the sampler
+                have another temperature or are rounded differently.
         """
         if not again and self._players.reference is None and self._players.critic is None:
             return rows

@@ -1,9 +1,10 @@
-"""The experience of a policy: rollouts made between steps, given out as batches to train on.
+"""The experience of a policy: rollouts made between steps and served as training batches.
 
-An iteration asks the policy for answers, judges them, and cuts what it learned into batches: some
-epochs over the same rollouts. `Experience` is both the iterator of these batches and the hook that
-makes new rollouts when they are used up, from the state that the last step left. So every batch of
-an iteration is by one policy, and a run goes on anywhere: what is left of an iteration is saved.
+An iteration samples answers from the policy, scores them, and splits them into batches for some
+epochs over the same rollouts. `Experience` is both the iterator over these batches and the hook
+that makes new rollouts when they are used up, from the state after the last step. So all batches of
+an iteration come from one policy, and a run can resume at any step: the rest of an iteration is
+saved in checkpoints.
 """
 
 import io
@@ -34,24 +35,26 @@ class Experience(Iterator[Rows]):
     """Batches of rollouts, and the state hook that makes them.
 
     Args:
-        prompts: endless lists of `writer.settings.prompts` prompts, with get_state and set_state.
+        prompts: infinite iterator over lists of `writer.settings.prompts` prompts, with get_state
+            and set_state.
         writer: answers them.
-        players: whose parameters are where.
-        mixture: what answers are worth.
-        learning: from rewards to batches.
+        players: selects each model's parameters.
+        mixture: the rewards and their weights.
+        learning: how rewards become batches.
         kl: the weight of the divergence in rewards.
-        scoring: what is done to rewards first.
+        scoring: normalization of rewards.
         batch_size: B, rows of a batch.
         length: S, of a row.
-        seed: of rollouts and of the order of rows.
-        steps: the run's; after its last one nothing is made.
-        record: called with a step and what there is to say of an iteration.
-        guard: called likewise; True ends the run.
-        extra: endless batches of pretraining text that join every batch (PPO-ptx), or None.
+        seed: seed of rollouts and of the order of rows.
+        steps: steps of the run; no rollouts are made after the last one.
+        record: called with a step and the metrics of an iteration.
+        guard: called in the same way; True ends the run.
+        extra: infinite iterator over batches of pretraining text that are added to every batch
+            (PPO-ptx), or None.
 
     Raises:
-        ValueError: batches that do not divide an iteration's answers, answers to be compared that
-            are alone, or a price on the divergence from a reference that is not there.
+        ValueError: batches do not divide an iteration's answers, answers that are to be compared
+            are single, or the divergence has a weight but there is no reference.
     """
 
     def __init__(
@@ -74,21 +77,21 @@ class Experience(Iterator[Rows]):
     ) -> None:
         require_fits(writer.settings, learning, batch_size)
         if kl.coefficient and players.reference is None:
-            raise ValueError(f"kl.coefficient={kl.coefficient}: there is no reference")
+            raise ValueError(f"kl.coefficient={kl.coefficient}: it needs a reference")
         self._prompts, self._writer, self._players = prompts, writer, players
         self._mixture, self._learning, self._kl = mixture, learning, kl
         self._scoring, self._batch_size, self._length = scoring, batch_size, length
         self._seed, self._steps, self._extra = seed, steps, extra
         self.record, self._guard = record, guard
         temperature = writer.settings.temperature
-        # In less than float32 decoding rounds otherwise than a pass over whole rows.
+        # Below float32, decoding rounds differently from a forward pass over whole rows.
         self._again = temperature != 1.0 or players.config.compute_dtype != jnp.float32
         most = writer.settings.max_new_tokens
         self._estimate = Estimator(players, batch_size, temperature, most)
         self._iteration = 0
         self._memory = Memory.new(kl)
         self._rows: Rows = {}
-        self._pending: list[np.ndarray] = []  # which of these rows, int [B], for each batch
+        self._pending: list[np.ndarray] = []  # indices of these rows, int [B], for each batch
 
     def __next__(self) -> Rows:
         """This process's rows of the next batch.
@@ -97,7 +100,7 @@ class Experience(Iterator[Rows]):
             ValueError: no rollouts are left.
         """
         if not self._pending:
-            raise ValueError("no rollouts are left: call `ready`, and give fit the hook that I am")
+            raise ValueError("no rollouts are left: call `ready`, and pass this as a hook to fit")
         index, shares = mesh.row_share()
         share = self._batch_size // shares
         mine = self._pending.pop(0)[index * share : (index + 1) * share]
@@ -111,16 +114,16 @@ class Experience(Iterator[Rows]):
         return not self._pending and step < self._steps
 
     def __call__(self, pause: Pause) -> bool:
-        """Makes those of the next iteration; True where the guard ends the run."""
+        """Makes the rollouts of the next iteration; True if the guard ends the run."""
         return self.make(pause.state, pause.step)
 
     def ready(self, state: TrainState) -> None:
-        """Before the first step of a run, or of its continuation: makes what is missing."""
+        """Makes missing rollouts; call it before the first step of a new or resumed run."""
         if not self._pending:
             self.make(state, int(state.step))
 
     def make(self, state: TrainState, step: int) -> bool:
-        """An iteration's rollouts."""
+        """Makes the rollouts of an iteration; True if the guard ends the run."""
         params = state.all_params
         key = jax.random.fold_in(jax.random.key(self._seed), self._iteration)
         written, judged = self._written(params, key)
@@ -134,7 +137,7 @@ class Experience(Iterator[Rows]):
         return self._guard(step, found)
 
     def _written(self, params: Any, key: jax.Array) -> tuple[list[Sample], Scores]:
-        """Answers to the iteration's prompts, and what they are worth."""
+        """Answers to the iteration's prompts, and their scores."""
         ready = self._writer.ready(self._players.policy(params))
         each = self._writer.settings.samples
         wanted = self._writer.settings.prompts * each
@@ -144,7 +147,7 @@ class Experience(Iterator[Rows]):
             written = self._writer(ready, next(self._prompts), jax.random.fold_in(key, number))
             judged = score(written, self._mixture)
             differ = advantages.informative(self._earned(written, judged).reshape(-1, each))
-            # The last time the others fill up what is missing, behind those that teach something.
+            # In the last round, uninformative groups fill the rest, after the informative ones.
             last = number == self._learning.rounds
             order = np.argsort(~differ, kind="stable") if last else np.flatnonzero(differ)
             places = (order[:, None] * each + np.arange(each)).reshape(-1)
@@ -155,15 +158,15 @@ class Experience(Iterator[Rows]):
         return kept[:wanted], jax.tree.map(lambda *x: np.concatenate(x)[:wanted], *scores)
 
     def _earned(self, written: list[Sample], judged: Scores) -> np.ndarray:
-        """What counts of answers, float32 [N]: that of those without an end may be settled."""
+        """The effective scores of answers, float32 [N]: unfinished ones may have a fixed score."""
         if self._learning.unended is None:
             return judged.total
         ended = np.array([sample.ended for sample in written])
         return np.where(ended, judged.total, np.float32(self._learning.unended))
 
     def _learned(self, rows: Rows, scores: np.ndarray) -> tuple[Rows, dict[str, float]]:
-        """Rows with advantages, and what there is to say of the divergence."""
-        # Every process has all of it, and computes it on a device of its own.
+        """Rows with advantages, and metrics of the divergence."""
+        # Every process has all rows, and computes this on a local device.
         with jax.set_mesh(_NO_MESH):
             made, said, self._memory = learn(
                 rows,
@@ -178,7 +181,7 @@ class Experience(Iterator[Rows]):
         return rows | host, {name: float(value) for name, value in said.items()}
 
     def _cut(self, rows: Rows) -> None:
-        """The batches of all epochs, each in an order of its own."""
+        """Splits rows into batches for all epochs, each in its own order."""
         draw = np.random.default_rng((self._seed, self._iteration))
         count = len(rows["tokens"])
         orders = [draw.permutation(count) for _ in range(self._learning.epochs)]
@@ -186,7 +189,7 @@ class Experience(Iterator[Rows]):
         self._pending = list(np.concatenate(orders).reshape(-1, self._batch_size))
 
     def get_state(self) -> bytes:
-        """What is left of the iteration, and where the run stands."""
+        """The rest of the iteration, and the progress of the run."""
         meta = {
             "prompts": self._prompts.get_state(),
             "extra": self._extra.get_state() if self._extra is not None else None,
@@ -200,13 +203,13 @@ class Experience(Iterator[Rows]):
         return file.getvalue()
 
     def set_state(self, state: Any) -> None:
-        """Goes on where `get_state` was called, by any number of processes."""
+        """Restores a state of `get_state`, made by any number of processes."""
         parts = state["processes"] if isinstance(state, Mapping) else [state]
         metas = []
         for part in parts:
             with np.load(io.BytesIO(part)) as saved:
                 metas.append(json.loads(str(saved["meta"])))
-                # All had the same.
+                # All processes had the same rows.
                 self._rows = {name: saved[name] for name in saved.files if name != "meta"}
         meta = metas[0]
         self._pending = [np.array(order) for order in meta["pending"]]
@@ -218,7 +221,7 @@ class Experience(Iterator[Rows]):
 
 
 def require_fits(rollouts: RolloutConfig, learning: LearningConfig, batch_size: int) -> None:
-    """Raises ValueError where an iteration's answers do not fit what is learnt from them."""
+    """Raises ValueError unless an iteration's answers fit the batches and the advantages."""
     count = rollouts.prompts * rollouts.samples
     if count % batch_size:
         raise ValueError(
@@ -228,12 +231,12 @@ def require_fits(rollouts: RolloutConfig, learning: LearningConfig, batch_size: 
     if learning.compares and rollouts.samples < 2:
         raise ValueError(
             f"rollouts.samples={rollouts.samples}: {learning.advantages} compares the answers to a "
-            "prompt; 2 or more"
+            "prompt and needs 2 or more"
         )
 
 
 def _watched(written: list[Sample], judged: Scores) -> dict[str, float]:
-    """What practitioners look at of an iteration's answers."""
+    """Metrics of an iteration's answers."""
     lengths = np.array([len(sample.tokens) for sample in written])
     found = {
         "reward": float(judged.total.mean()),
@@ -246,7 +249,7 @@ def _watched(written: list[Sample], judged: Scores) -> dict[str, float]:
 
 
 def _joined(rows: Rows, text: Mapping[str, np.ndarray]) -> Rows:
-    """Rollouts, and below them rows of pretraining text, whose targets are no actions."""
+    """Rollouts followed by rows of pretraining text, whose targets are not actions."""
     count = len(text["tokens"])
     joined = {}
     for name, values in rows.items():

@@ -1,9 +1,9 @@
-"""Guards against a policy that learns to please its reward and not its purpose.
+"""Guards against reward hacking.
 
-A reward is a stand-in (Gao et al. 2023, Scaling Laws for Reward Model Overoptimization): pushed far
-from the reference, a policy finds what the reward overrates. What gives that away: the divergence,
-answers that grow or repeat themselves, and a gold reward on held-out prompts that falls while the
-reward rises.
+A reward is a proxy (Gao et al. 2023, Scaling Laws for Reward Model Overoptimization): far from the
+reference, a policy exploits what the reward overrates. Signs of this are the divergence, answers
+that grow or repeat themselves, and a gold reward on held-out prompts that falls while the reward
+rises.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ from llmjax.checks import require_at_least
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """When there is an alarm.
+    """Thresholds of the alarms.
 
     Attributes:
-        kl_budget: nats of divergence from the reference, a response, beyond which the run ends; 0
-            sets no bound.
-        repetition: share of an answer's runs of three tokens that it had before, on average.
-        growth: length of answers beyond so many times that of the first iteration; 1 or more.
+        kl_budget: divergence from the reference, in nats per response, beyond which the run ends;
+            0 for no bound.
+        repetition: mean share of an answer's trigrams that repeat earlier ones.
+        growth: length of answers relative to the first iteration; at least 1.
         gold_drop: how far the gold reward may fall below its best while the reward is higher than
-            it was at that point. A fall within three standard errors is never an alarm.
-        stop: whether the other alarms end the run too, as that of the budget always does.
+            at that point. A drop within three standard errors is never an alarm.
+        stop: whether the other alarms end the run too, as kl_budget always does.
     """
 
     kl_budget: float = 0.0
@@ -40,16 +40,16 @@ class GuardConfig:
         require_at_least(1, self, "guards", ("growth",))
 
 
-# The best of many evaluations is in part luck, from which the next ones seem to fall.
+# The best of many evaluations is partly luck, so later ones tend to be lower.
 _NOISE = 3.0  # standard errors
 
 
 class Guard:
-    """Watches a run; what it remembers belongs to the run (`Checkpointer(remembering=…)`).
+    """Watches a run; its state is saved with the run (`Checkpointer(remembering=…)`).
 
     Attributes:
-        alarms: (step, what was seen), in order; each kind once.
-        record: called with the step and {"alarm": what was seen}, when it is.
+        alarms: (step, message), in order; each kind once.
+        record: called with the step and {"alarm": message} at each alarm.
     """
 
     def __init__(self, config: GuardConfig) -> None:
@@ -59,12 +59,12 @@ class Guard:
         self._kinds: set[str] = set()
         self._first_length: float | None = None
         self._divergence = 0.0
-        # Gold, its standard error, and the reward there.
+        # The best gold reward, its standard error, and the reward at that point.
         self._best: tuple[float, float, float] | None = None
 
     @property
     def ended(self) -> str:
-        """Why the run is at its end; "": it is not. As the configuration is now."""
+        """Why the run should end, under the current configuration; "" if it should not."""
         budget = self.config.kl_budget
         if 0 < budget < self._divergence:
             return (
@@ -73,14 +73,14 @@ class Guard:
         return self.alarms[-1][1] if self.config.stop and self.alarms else ""
 
     def iteration(self, step: int, found: dict[str, float]) -> bool:
-        """Looks at what `Experience` records of an iteration; whether the run should end."""
+        """Checks the metrics of an iteration of `Experience`; True if the run should end."""
         config, length = self.config, found["answer_tokens"]
         if self._first_length is None:
             self._first_length = max(length, 1.0)
         if found["repetition"] > config.repetition:
             share = found["repetition"]
             self._alarm(
-                step, "repetition", f"answers repeat themselves ({share:.0%} of their runs)"
+                step, "repetition", f"answers repeat themselves ({share:.0%} of their trigrams)"
             )
         if length > config.growth * self._first_length:
             grown = f"answers grew from {self._first_length:.0f} to {length:.0f} tokens"
@@ -91,10 +91,10 @@ class Guard:
         return bool(self.ended)
 
     def evaluation(self, step: int, reward: float, gold: float, error: float = 0.0) -> bool:
-        """Looks at rewards on held-out prompts; whether the run should end.
+        """Checks rewards on held-out prompts; True if the run should end.
 
         Args:
-            step: of the evaluation.
+            step: step of the evaluation.
             reward: the mean reward.
             gold: the mean gold reward.
             error: its standard error.
@@ -108,7 +108,7 @@ class Guard:
                 step,
                 "hacking",
                 f"the gold reward fell from {best_gold:.3f} to {gold:.3f} while the reward rose "
-                f"from {then:.3f} to {reward:.3f}: the policy pleases the reward alone",
+                f"from {then:.3f} to {reward:.3f}: the policy exploits the reward",
             )
         return bool(self.ended)
 
@@ -121,7 +121,7 @@ class Guard:
         warnings.warn(f"step {step}: {what}", stacklevel=3)
 
     def get_state(self) -> dict[str, Any]:
-        """What a continuation needs to know."""
+        """The state that a resumed run needs."""
         return {
             "alarms": self.alarms,
             "kinds": sorted(self._kinds),
@@ -131,7 +131,7 @@ class Guard:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes up what `get_state` gave."""
+        """Restores a state of `get_state`."""
         self.alarms = [(step, what) for step, what in state["alarms"]]
         self._kinds, self._first_length = set(state["kinds"]), state["first_length"]
         self._divergence = state["divergence"]

@@ -12,28 +12,26 @@ from llmjax.sampling.decode import fetch
 
 
 class ModelReward:
-    """What a reward model says of prompts with their answers, at their last token.
+    """Scores prompts with their answers by one or several reward models.
 
     Args:
-        params: of one or several models of one configuration; the reward is their mean.
-        config: theirs, with a head of kind reward.
+        params: parameters of models with the same configuration; the reward is their mean.
+        config: their configuration, with a head of kind reward.
         batch_size: rows at a time, a multiple of the devices that share them.
         length: S, of a row.
 
     Raises:
-        ValueError: another head, or rows longer than the model's.
+        ValueError: the models have another head, or rows exceed their maximum length.
     """
 
     def __init__(
         self, params: Sequence[Any], config: models.ModelConfig, *, batch_size: int, length: int
     ) -> None:
         if config.head.kind != "reward":
-            raise ValueError(
-                f"a reward model has a head of kind reward, and this one {config.head.kind}"
-            )
+            raise ValueError(f"a reward model needs head.kind=reward, not {config.head.kind}")
         if length > config.max_length:
             raise ValueError(
-                f"the reward model was made for up to {config.max_length} tokens, and rows have "
+                f"the reward model supports up to {config.max_length} tokens, but rows have "
                 f"{length}"
             )
         self._params, self._batch_size, self._length = list(params), batch_size, length
@@ -54,15 +52,15 @@ class ModelReward:
 
     @property
     def count(self) -> int:
-        """How many models there are."""
+        """The number of models."""
         return len(self._params)
 
     def __call__(self, samples: Sequence[Sample]) -> np.ndarray:
-        """Float32 [N]."""
+        """The mean reward of the models, float32 [N]."""
         return self.each(samples).mean(axis=0)
 
     def each(self, samples: Sequence[Sample]) -> np.ndarray:
-        """What each of the M models says, float32 [M, N]."""
+        """The reward of each of the M models, float32 [M, N]."""
         whole = rows(samples, self._length)
         names = ("tokens", "segment_ids", "positions")
         found = []

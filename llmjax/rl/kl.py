@@ -1,4 +1,4 @@
-"""The penalty for leaving the reference: as a reward of each token, and how large it is."""
+"""The KL penalty: per-token rewards, and the controller of its coefficient."""
 
 import dataclasses
 
@@ -15,12 +15,12 @@ class KLConfig:
     """The weight β of the divergence from the reference.
 
     Attributes:
-        coefficient: β at the start.
-        target: nats that β is adapted towards, in the unit in which `next_coefficient` is told
-            the divergence; 0 leaves β fixed.
-        rate: by how much of the relative error β is adapted (Ziegler et al. 2019, section 2.2).
-        bound: the largest relative error that counts.
-        watch: whether the divergence is measured even if nothing depends on it. Without it such a
+        coefficient: initial β.
+        target: divergence that β is adapted to reach, in nats, in the unit of the divergence given
+            to `next_coefficient` (per response in `learn`); 0 keeps β fixed.
+        rate: gain of the controller on the relative error (Ziegler et al. 2019, section 2.2).
+        bound: clips the relative error.
+        watch: whether the divergence is measured even if nothing depends on it. If false, such a
             run needs no reference, which saves a copy of the model and a pass over every answer.
     """
 
@@ -34,13 +34,13 @@ class KLConfig:
         require_at_least(0, self, "kl", ("coefficient", "target", "rate", "bound"))
         if self.target and not self.coefficient:
             raise ValueError(
-                f"kl.coefficient=0.0 with target={self.target}: it is adapted by factors and would "
-                "stay 0; start above 0"
+                f"kl.coefficient=0.0 with target={self.target}: it is adapted by multiplication "
+                "and would stay 0; start above 0"
             )
         if self.target and self.rate * self.bound >= 1:
             raise ValueError(
                 f"kl.rate={self.rate} with bound={self.bound}: their product must be below 1, or "
-                "one step may take the coefficient to 0 or below, from where it does not return"
+                "one step may set the coefficient to 0 or below, where it stays"
             )
 
 
@@ -51,8 +51,8 @@ def next_coefficient(coefficient: jax.Array, kl: jax.Array, config: KLConfig) ->
 
     Args:
         coefficient: β of this batch.
-        kl: what the divergence was, in nats, of a response or of a token as the target is.
-        config: the controller's.
+        kl: the measured divergence, in nats per response or per token, like the target.
+        config: controller options.
     """
     if not config.target:
         return jnp.asarray(coefficient)
@@ -69,12 +69,10 @@ def penalized_rewards(
     coefficient: float | jax.Array,
     kind: KLEstimator = "k1",
 ) -> jax.Array:
-    """Each action's reward: -β KL, and the score at a response's last (Ouyang et al. 2022, eq. 2).
-
-    The penalty is subtracted from the reward: a policy far from the reference earns less.
+    """Rewards of actions: -β KL, plus the score at the last action (Ouyang et al. 2022, eq. 2).
 
     Args:
-        scores: float [B, K], of the segments 1 to K of each row.
+        scores: float [B, K], of segments 1 to K of each row.
         log_probs: float [B, S], of the policy that sampled.
         reference_log_probs: float [B, S].
         actions: bool [B, S].
@@ -83,7 +81,7 @@ def penalized_rewards(
         kind: the estimator of the divergence.
 
     Returns:
-        [B, S]; 0 where no action is.
+        [B, S]; 0 outside of actions.
     """
     actions = jnp.asarray(actions)
     apart = jnp.where(actions, jnp.asarray(log_probs) - jnp.asarray(reference_log_probs), 0.0)

@@ -1,4 +1,4 @@
-"""From what answers earn to what a policy is trained with: pure functions of an iteration."""
+"""From rewards to advantages and returns: pure functions of an iteration."""
 
 import dataclasses
 import functools
@@ -17,21 +17,22 @@ from llmjax.rl.scores import RunningMoments, ScoreConfig, normalize_scores
 
 @dataclasses.dataclass(frozen=True)
 class LearningConfig:
-    """From rewards to batches.
+    """How rewards become advantages and batches.
 
     Attributes:
-        advantages: gae, with a critic's values (PPO); or an answer's reward over those of the
-            others to its prompt: grpo, dr_grpo, rloo.
+        advantages: gae, with a critic's values (PPO); or relative to the other answers to the same
+            prompt: grpo, dr_grpo, rloo.
         discount: γ of gae.
         decay: λ of gae.
-        whiten: whether advantages have mean 0 and variance 1 over an iteration's tokens.
+        whiten: whether advantages are normalized to mean 0 and variance 1 over an iteration's
+            tokens.
         epochs: passes over an iteration's rollouts.
         kl: estimator of the divergence that is subtracted from rewards.
-        unended: the score of an answer that was cut off before its end, whatever the rewards say;
-            None leaves it to them.
-        rounds: most times that prompts whose answers all earn the same are replaced by others, of
-            which there is something to learn (DAPO's dynamic sampling, Yu et al. 2025, section
-            3.2); 0 keeps them. Only where answers are compared.
+        unended: score of answers that were cut off before their end, instead of their rewards; None
+            uses the rewards.
+        rounds: maximum number of times that prompts whose answers all score the same are replaced
+            (DAPO's dynamic sampling, Yu et al. 2025, section 3.2); 0 keeps them. Only with
+            advantages that compare answers.
     """
 
     advantages: Literal["gae", "grpo", "dr_grpo", "rloo"] = "gae"
@@ -51,21 +52,21 @@ class LearningConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"learning.{name}={getattr(self, name)}: must be in [0, 1]")
         if self.rounds and not self.compares:
-            raise ValueError(f"learning.rounds={self.rounds}: answers are not compared by gae")
+            raise ValueError(f"learning.rounds={self.rounds}: gae does not compare answers")
 
     @property
     def compares(self) -> bool:
-        """Whether an answer is measured by the others to its prompt."""
+        """Whether advantages are relative to the other answers to the prompt."""
         return self.advantages in get_args(advantages.Group)
 
 
 @struct.dataclass
 class Memory:
-    """What one iteration leaves to the next.
+    """State that is carried from one iteration to the next.
 
     Attributes:
         coefficient: β of the divergence, float32 scalar.
-        moments: of all scores so far.
+        moments: running moments of all scores so far.
     """
 
     coefficient: jax.Array
@@ -73,7 +74,7 @@ class Memory:
 
     @classmethod
     def new(cls, kl: KLConfig) -> "Memory":
-        """Before the first iteration."""
+        """The state before the first iteration."""
         return cls(jnp.float32(kl.coefficient), RunningMoments.new())
 
 
@@ -88,22 +89,21 @@ def learn(
     scoring: ScoreConfig,
     group: int,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Memory]:
-    """Advantages of an iteration's answers, and with a critic their returns.
+    """Computes the advantages of an iteration's answers, and with a critic their returns.
 
     Args:
-        rows: [N, S] each, from `samples.rows`, with "reference_log_probs" where there is a
-            reference, and of gae "old_values"; an answer a row, those to one prompt behind each
-            other.
-        scores: float32 [N], what the answers are worth.
-        memory: from the iteration before.
-        learning: how.
-        kl: how β goes on.
-        scoring: what is done to scores first.
-        group: answers to a prompt.
+        rows: each [N, S], from `samples.rows`, with "reference_log_probs" if there is a reference
+            and "old_values" for gae; one answer per row, those to a prompt adjacent.
+        scores: float32 [N], the scores of the answers.
+        memory: from the previous iteration.
+        learning: options of advantages.
+        kl: options of the controller of β.
+        scoring: normalization of scores.
+        group: answers per prompt.
 
     Returns:
-        "advantages" and "returns", float32 [N, S], 0 where no action is; what there is to say of
-        the divergence from the reference; and what the next iteration needs.
+        "advantages" and "returns", float32 [N, S], 0 outside of actions; metrics of the divergence
+        from the reference; and the memory for the next iteration.
     """
     normal, moments = normalize_scores(scores, memory.moments, scoring)
     actions, ids = rows["targets"] >= 0, rows["segment_ids"]
@@ -139,7 +139,7 @@ def learn(
 
 
 def _divergence(rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """From the reference, if there is one, in nats: k1, the log-ratio of whole answers."""
+    """The divergence from the reference, if there is one, in nats, by k1 over whole answers."""
     if "reference_log_probs" not in rows:
         return {}
     actions = rows["targets"] >= 0

@@ -1,4 +1,4 @@
-"""What answers are worth: trained models, Python functions, verifiers, and mixtures of them."""
+"""Rewards: trained models, Python functions, verifiers, and mixtures of them."""
 
 import importlib
 import re
@@ -13,10 +13,10 @@ from llmjax.data import demos
 from llmjax.rl.samples import Sample
 
 Reward = Callable[[Sequence[Sample]], Sequence[float] | np.ndarray]
-"""Samples to a number for each; a verifier gives 1 and 0."""
+"""Maps samples to one number each; verifiers return 1 or 0."""
 
 
-# With commas between thousands, not in "(3,4)"; a sign behind a number is a minus between two.
+# Numbers with commas between thousands, but not "(3,4)"; a sign after a number is subtraction.
 _NUMBER = re.compile(r"(?<!\w)[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 _MARKS = ".,!?:;()[]{}*\"'"
 
@@ -29,11 +29,11 @@ class WeightedReward(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What samples are worth.
+    """The rewards of samples.
 
     Attributes:
         total: float32 [N], the weighted sum.
-        parts: float32 [N] by name, without weights.
+        parts: float32 [N] by name, unweighted.
     """
 
     total: np.ndarray
@@ -44,7 +44,7 @@ def score(samples: Sequence[Sample], mixture: Mapping[str, WeightedReward]) -> S
     """The weighted sum of rewards.
 
     Raises:
-        ValueError: naming the reward: it gives another number of values, or one that is not finite.
+        ValueError: a reward (it is named) returns the wrong number of values, or non-finite ones.
     """
     parts, shared = {}, jax.process_count() > 1
     for name, (reward, _) in mixture.items():
@@ -52,23 +52,25 @@ def score(samples: Sequence[Sample], mixture: Mapping[str, WeightedReward]) -> S
         try:
             values = np.asarray(given, np.float32)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"reward {name!r} gave what are no numbers: {error}") from error
+            raise ValueError(f"reward {name!r} must return numbers: {error}") from error
         if values.shape != (len(samples),):
             raise ValueError(
-                f"reward {name!r} gave {values.shape} for {len(samples)} samples: it must give a "
-                "number for each"
+                f"reward {name!r} returned {values.shape} for {len(samples)} samples: it must "
+                "return one number each"
             )
         if not np.isfinite(values).all():
             at = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise ValueError(f"reward {name!r} gave {values[at]} for {samples[at].text[:200]!r}")
-        # A function need not give every process the same.
+            raise ValueError(
+                f"reward {name!r} returned {values[at]} for {samples[at].text[:200]!r}"
+            )
+        # A function may return different values on different processes.
         parts[name] = multihost_utils.broadcast_one_to_all(values) if shared else values
     total = sum(weight * parts[name] for name, (_, weight) in mixture.items())
     return Scores(np.asarray(total, np.float32), parts)
 
 
 def load_function(path: str) -> Reward:
-    """The reward `module:function`.
+    """Imports the reward `module:function`.
 
     Raises:
         ValueError: there is no such function.
@@ -82,24 +84,24 @@ def load_function(path: str) -> Reward:
             "of a reward model's run"
         ) from error
     if not callable(found):
-        raise ValueError(f"reward {path!r} is no function")
+        raise ValueError(f"reward {path!r} is not a function")
     return found
 
 
 def matches_answer(samples: Sequence[Sample]) -> list[float]:
-    """A verifier: 1 where the text's last number is that of the prompt's "answer".
+    """A verifier: 1 if the text's last number is that of the prompt's "answer", else 0.
 
-    Of an answer without a number, where the last word is.
+    If the "answer" has no number, last words are compared.
 
     Raises:
-        ValueError: a prompt that has no answer.
+        ValueError: a prompt has no "answer".
     """
     return [float(_matches(sample)) for sample in samples]
 
 
 def _matches(sample: Sample) -> bool:
     if "answer" not in sample.prompt.extra:
-        raise ValueError(f"the prompt {sample.prompt.text[:200]!r} has no field answer to compare")
+        raise ValueError(f"the prompt {sample.prompt.text[:200]!r} has no field answer to verify")
     wanted = str(sample.prompt.extra["answer"])
     if (number := _last_number(wanted)) is not None:
         return _last_number(sample.text) == number
@@ -117,7 +119,7 @@ def _last_word(text: str) -> str:
 
 
 def friendliness(samples: Sequence[Sample]) -> list[float]:
-    """VADER's sentiment of answers, in [-1, 1] (Hutto & Gilbert 2014; package vaderSentiment).
+    """VADER's sentiment score of answers, in [-1, 1] (Hutto & Gilbert 2014; vaderSentiment).
 
     Raises:
         ModuleNotFoundError: the package is not installed.

@@ -1,4 +1,4 @@
-"""Rollouts: a policy answers prompts."""
+"""Rollouts: sampling a policy's answers to prompts."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,16 +15,16 @@ from llmjax.rl.samples import Prompt, Sample
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """How a policy answers.
+    """How a policy's answers are sampled.
 
     Attributes:
-        prompts: in an iteration.
-        samples: answers to each; methods that compare them need 2 or more.
-        max_new_tokens: where an answer is cut off that has not ended.
-        temperature: divides the logits; ratios and divergences are of the policy at it.
-        top_k: samples from that many of the most likely tokens; 0 from all. Ratios do not know of
-            filters: with one, the policy that is trained is not quite the one that sampled.
-        top_p: samples from the most likely tokens of this total probability; 1 from all.
+        prompts: prompts per iteration.
+        samples: answers per prompt; methods that compare them need 2 or more.
+        max_new_tokens: answers that have not ended are cut off at this length.
+        temperature: divides the logits; ratios and divergences use the same temperature.
+        top_k: samples from that many of the most likely tokens; 0 from all. Ratios ignore filters,
+            so with top_k or top_p the trained policy differs slightly from the one that sampled.
+        top_p: samples from the most likely tokens with this total probability; 1 from all.
     """
 
     prompts: int = 16
@@ -37,24 +37,26 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         require_at_least(1, self, "rollouts", ("prompts", "samples", "max_new_tokens"))
         if not self.temperature > 0:
-            raise ValueError(f"rollouts.temperature={self.temperature}: a policy explores; above 0")
+            raise ValueError(
+                f"rollouts.temperature={self.temperature}: must be above 0, as a policy explores"
+            )
         self.sampler()
 
     def sampler(self) -> sampling.SamplerConfig:
-        """How tokens are chosen."""
+        """The sampler configuration."""
         return sampling.SamplerConfig(self.temperature, self.top_k, self.top_p)
 
 
 class Writer:
-    """Writes answers.
+    """Generates answers.
 
     Args:
-        config: the policy's.
-        decode: tokens of an answer to text.
-        settings: how they are sampled.
-        stops: tokens that end an answer, each an id or several in a row.
-        spec: of the policy's parameters; needed on meshes with stages or long sequences, which
-            another one writes for.
+        config: model configuration of the policy.
+        decode: from tokens of an answer to text.
+        settings: sampling options.
+        stops: what ends an answer, each a token id or a sequence of ids.
+        spec: spec of the policy's parameters; needed on meshes with stages or context, where
+            decoding uses another mesh.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Writer:
         self._stops = [(stop,) if isinstance(stop, int) else tuple(stop) for stop in stops]
 
     def ready(self, params: Any) -> Any:
-        """A policy's parameters as answers are written with: adapters in the weights, laid out."""
+        """A policy's parameters for decoding: adapters merged, and laid out."""
         current = jax.sharding.get_mesh()
         other = mesh.for_decoding(current)
         with jax.set_mesh(other):
@@ -87,14 +89,14 @@ class Writer:
         samples: int | None = None,
         sampler: sampling.SamplerConfig | None = None,
     ) -> list[Sample]:
-        """The answers to each prompt, one prompt's behind the other's.
+        """Generates answers to prompts; the answers to a prompt are adjacent.
 
         Args:
-            params: the policy's, from `ready`.
-            prompts: what is answered.
+            params: the policy's parameters, from `ready`.
+            prompts: the prompts.
             key: a typed PRNG key.
-            samples: to each prompt; by default the settings'.
-            sampler: likewise.
+            samples: answers per prompt; by default as in the settings.
+            sampler: sampler configuration; by default as in the settings.
         """
         samples = samples or self.settings.samples
         data, kind = jax.device_get(jax.random.key_data(key)), jax.random.key_impl(key)

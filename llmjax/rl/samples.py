@@ -1,4 +1,4 @@
-"""What a policy wrote: prompts with completions, as rewards see them and as rows to train on."""
+"""Prompts with sampled completions, as inputs of rewards and as training rows."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +11,12 @@ from llmjax.kernels.linear_cross_entropy import IGNORE
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What is to be answered.
+    """A prompt.
 
     Attributes:
-        tokens: int32 [S], up to where the answer begins.
-        text: the same for people.
-        extra: whatever a reward needs to judge an answer: "answer" say.
+        tokens: int32 [S], up to the start of the answer.
+        text: the prompt as text.
+        extra: data that a reward needs to judge an answer, such as "answer".
     """
 
     tokens: np.ndarray
@@ -29,11 +29,11 @@ class Sample:
     """One completion of a prompt.
 
     Attributes:
-        prompt: what it answers.
-        tokens: int32 [N], with the token that ends it if it came to one.
-        text: the same for people, without that token.
-        log_probs: float32 [N], of each token under the policy that drew it.
-        ended: whether it came to its end before the limit of tokens.
+        prompt: the prompt.
+        tokens: int32 [N], including the tokens that end it, if it ended.
+        text: the completion as text, without those tokens.
+        log_probs: float32 [N], of each token under the policy that sampled it.
+        ended: whether it ended before the limit of tokens.
     """
 
     prompt: Prompt
@@ -44,13 +44,13 @@ class Sample:
 
 
 def rows(samples: Sequence[Sample], length: int) -> dict[str, np.ndarray]:
-    """A row for each sample, padded on the right.
+    """Makes one row per sample, padded on the right.
 
-    Place i of a row holds token i and is to predict token i + 1, so what is known of a token of a
-    completion stands one place before it.
+    Position i of a row holds token i and predicts token i + 1, so targets and log-probabilities are
+    one position before their token.
 
     Args:
-        samples: of which no prompt and completion together are longer than a row.
+        samples: each with at most S tokens, prompt included.
         length: S.
 
     Returns:
@@ -58,7 +58,7 @@ def rows(samples: Sequence[Sample], length: int) -> dict[str, np.ndarray]:
         and float32 [N, S] "old_log_probs".
 
     Raises:
-        ValueError: a sample that is longer.
+        ValueError: a sample is longer.
     """
     shape = len(samples), length
     made = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment_ids", "positions")}
@@ -69,7 +69,7 @@ def rows(samples: Sequence[Sample], length: int) -> dict[str, np.ndarray]:
         if len(whole) > length:
             raise ValueError(
                 f"sample {row} has {len(whole)} tokens, more than sequence_length={length}: raise "
-                "it, or lower the limit of prompts or of new tokens"
+                "it, or lower the limit of prompt tokens or new tokens"
             )
         begin, end = len(sample.prompt.tokens) - 1, len(whole) - 1
         made["tokens"][row, : len(whole)] = whole
@@ -81,7 +81,7 @@ def rows(samples: Sequence[Sample], length: int) -> dict[str, np.ndarray]:
 
 
 def parts(rows: Mapping[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of `size` rows; the last batch is filled up with copies of the last row."""
+    """Batches of `size` rows; the last batch is padded with copies of the last row."""
     count = len(next(iter(rows.values())))
     for start in range(0, count, size):
         order = np.minimum(np.arange(start, start + size), count - 1)
@@ -89,11 +89,11 @@ def parts(rows: Mapping[str, np.ndarray], size: int) -> Iterator[dict[str, np.nd
 
 
 def repetition(samples: Sequence[Sample], order: int = 3) -> float:
-    """The mean share of a completion's runs of tokens that it had before; 0 of short ones.
+    """The mean share of repeated n-grams in a completion; 0 for short ones.
 
     Args:
-        samples: with completions.
-        order: tokens of a run.
+        samples: samples with completions.
+        order: n.
     """
     shares = []
     for sample in samples:

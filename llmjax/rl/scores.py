@@ -1,4 +1,4 @@
-"""Scores of responses on a scale that stays: by statistics of all that were seen."""
+"""Normalization of scores by running statistics."""
 
 import dataclasses
 
@@ -11,12 +11,12 @@ from llmjax.checks import require_at_least
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConfig:
-    """What is done to scores before they become rewards, in this order.
+    """Normalization of scores before they become rewards, applied in this order.
 
     Attributes:
         center: whether the running mean is subtracted.
-        scale: whether they are divided by the running standard deviation.
-        clip: the largest magnitude that is left; 0 leaves all.
+        scale: whether scores are divided by the running standard deviation.
+        clip: clips scores to ±clip; 0 disables it.
     """
 
     center: bool = False
@@ -29,11 +29,11 @@ class ScoreConfig:
 
 @struct.dataclass
 class RunningMoments:
-    """Of all numbers so far.
+    """Running moments of all numbers so far.
 
     Attributes:
-        count: of them, float32 scalar.
-        mean: of them.
+        count: number of values, float32 scalar.
+        mean: their mean.
         squares: Σ (x - mean)².
     """
 
@@ -43,11 +43,11 @@ class RunningMoments:
 
     @classmethod
     def new(cls) -> "RunningMoments":
-        """Of none."""
+        """The moments of no numbers."""
         return cls(*(jnp.zeros(()) for _ in range(3)))
 
     def add(self, values: jax.Array) -> "RunningMoments":
-        """Of these too (Chan et al. 1979, equation 2.1); the order of batches does not matter."""
+        """Adds values (Chan et al. 1979, equation 2.1); the order of batches does not matter."""
         values = jnp.asarray(values)
         count = jnp.float32(values.size)
         mean = jnp.mean(values)
@@ -61,7 +61,7 @@ class RunningMoments:
 
     @property
     def deviation(self) -> jax.Array:
-        """The standard deviation; 1 of fewer than two numbers, or of equal ones."""
+        """The standard deviation; 1 for fewer than two numbers, or equal ones."""
         variance = self.squares / jnp.maximum(self.count - 1, 1.0)
         return jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
 
@@ -69,12 +69,12 @@ class RunningMoments:
 def normalize_scores(
     scores: jax.Array, moments: RunningMoments, config: ScoreConfig
 ) -> tuple[jax.Array, RunningMoments]:
-    """Scores as `config` says, by statistics that they are in themselves, and these statistics.
+    """Normalizes scores by running moments that include them; returns both.
 
     Args:
-        scores: of a batch, any shape with at least one number.
-        moments: of the batches before.
-        config: what is done.
+        scores: scores of a batch, any shape with at least one number.
+        moments: moments of the previous batches.
+        config: normalization options.
     """
     scores, moments = jnp.asarray(scores), moments.add(scores)
     if config.center:

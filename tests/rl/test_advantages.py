@@ -140,7 +140,7 @@ def test_group_advantages_one_response_at_a_time():
 
 
 def test_bad_groups_are_refused():
-    with pytest.raises(ValueError, match="1 response to a prompt has no others"):
+    with pytest.raises(ValueError, match="1 response per prompt cannot be compared"):
         group_advantages(np.zeros((3, 1)))
     with pytest.raises(ValueError, match="kind='ppo'"):
         group_advantages(GROUPS, "ppo")

@@ -139,7 +139,7 @@ def test_a_reward_is_that_at_the_last_token(draw, size, length):
 
 
 def test_what_is_no_reward_model_is_refused():
-    with pytest.raises(ValueError, match="a head of kind reward, and this one lm"):
+    with pytest.raises(ValueError, match="needs head.kind=reward, not lm"):
         ModelReward([{}], CONFIG, batch_size=2, length=8)
-    with pytest.raises(ValueError, match="up to 32 tokens, and rows have 33"):
+    with pytest.raises(ValueError, match="up to 32 tokens, but rows have 33"):
         ModelReward([{}], REWARD, batch_size=2, length=33)

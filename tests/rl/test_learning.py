@@ -145,7 +145,7 @@ def test_bad_settings_are_refused():
     for settings, message in (
         ({"discount": 1.5}, r"learning.discount=1.5: must be in \[0, 1\]"),
         ({"epochs": 0}, "learning.epochs=0"),
-        ({"rounds": 1}, "answers are not compared by gae"),
+        ({"rounds": 1}, "gae does not compare answers"),
         ({"advantages": "none"}, "learning.advantages"),
     ):
         with pytest.raises(ValueError, match=message):

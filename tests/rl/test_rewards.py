@@ -34,13 +34,13 @@ def test_a_mixture_is_a_weighted_sum():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([1.0], r"reward 'mine' gave \(1,\) for 2 samples"),
-        ([[1.0], [2.0]], r"gave \(2, 1\) for 2"),
-        (1.0, r"gave \(\) for 2"),
-        ([1.0, float("nan")], "reward 'mine' gave nan for 'second'"),
-        ([-float("inf"), 0.0], "gave -inf for 'first'"),
-        ([1.0, None], "reward 'mine' gave nan for 'second'"),
-        (["good", "bad"], "reward 'mine' gave what are no numbers"),
+        ([1.0], r"reward 'mine' returned \(1,\) for 2 samples"),
+        ([[1.0], [2.0]], r"returned \(2, 1\) for 2"),
+        (1.0, r"returned \(\) for 2"),
+        ([1.0, float("nan")], "reward 'mine' returned nan for 'second'"),
+        ([-float("inf"), 0.0], "returned -inf for 'first'"),
+        ([1.0, None], "reward 'mine' returned nan for 'second'"),
+        (["good", "bad"], "reward 'mine' must return numbers"),
     ],
 )
 def test_what_is_no_number_for_each_is_refused(given, message):
@@ -60,7 +60,7 @@ def test_functions_are_loaded_by_name():
     ):
         with pytest.raises(ValueError, match=message):
             load_function(path)
-    with pytest.raises(ValueError, match="is no function"):
+    with pytest.raises(ValueError, match="is not a function"):
         load_function("llmjax.rl.samples:IGNORE")
 
 
