@@ -1,4 +1,4 @@
-"""The arrays of a state as a checkpoint describes and stores them."""
+"""How checkpoints describe and store the arrays of a state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +14,12 @@ def is_key(leaf: Any) -> bool:
 
 
 def without_key(leaf: Any) -> Any:
-    """A typed PRNG key as its integers; Orbax stores plain arrays."""
+    """Replaces a typed PRNG key by its integers, because Orbax stores plain arrays."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def with_key(abstract: Any, leaf: jax.Array) -> jax.Array:
-    """The leaf as `abstract` is: integers become the typed key that they were."""
+    """Restores the type of a leaf: integers become a typed PRNG key if `abstract` is one."""
     if not is_key(abstract):
         return leaf
     generators: list[Any] = []  # `key_impl` takes a traced key but not an abstract one
@@ -28,7 +28,7 @@ def with_key(abstract: Any, leaf: jax.Array) -> jax.Array:
 
 
 def placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The plain array to read, on real devices: those of the current mesh for abstract meshes."""
+    """The plain array to read; an abstract mesh is replaced by the current mesh."""
     sharding = getattr(leaf, "sharding", None)
     current = jax.sharding.get_mesh()
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
@@ -52,18 +52,18 @@ def describe(fields: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def check_fit(folder: epath.Path, has: dict, wants: dict, whole: bool) -> None:
-    """Raises ValueError unless the saved arrays are the wanted ones; number types may differ."""
+    """Raises ValueError unless the saved arrays match the wanted ones; dtypes may differ."""
     problems = [f"{name} is missing" for name in wants if name not in has]
     if whole:
-        problems += [f"{name} is not wanted" for name in has if name not in wants]
+        problems += [f"{name} is unexpected" for name in has if name not in wants]
     for name in wants.keys() & has.keys():
         (dtype, shape), (wanted_dtype, wanted_shape) = has[name], wants[name]
         keys = dtype.startswith("key<") or wanted_dtype.startswith("key<")
         if shape != wanted_shape or (keys and dtype != wanted_dtype):
-            problems.append(f"{name} is {dtype}{shape} and should be {wanted_dtype}{wanted_shape}")
+            problems.append(f"{name} is {dtype}{shape}, not {wanted_dtype}{wanted_shape}")
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise ValueError(
-            f"{folder} is of another model or optimizer: {'; '.join(problems[:5])}{more}. "
-            "Run it with the configuration that made it, or use a new run folder"
+            f"{folder} is from another model or optimizer: {'; '.join(problems[:5])}{more}. "
+            "Use the configuration that made it, or a new run folder"
         )

@@ -1,21 +1,21 @@
-"""Checkpoints that resume bitwise, and are never trusted unread.
+"""Checkpoints that resume bitwise and are verified before they are used.
 
-Orbax writes the arrays, in the background and from every process. What it does not do is notice
-damage: most flipped bits in its data files restore as wrong weights without a word. So every
-checkpoint ends with a manifest of sizes and digests, and restoring begins with reading it against
-the files. One checkpoint is a folder, named by its step:
+Orbax writes the arrays, in the background and from every process. It does not detect damage: most
+flipped bits in its data files silently restore as wrong weights. So every checkpoint ends with a
+manifest of sizes and digests, and restoring first verifies the files against it. A checkpoint is a
+folder, named by its step:
 
     checkpoints/120/
         state/            the arrays, by Orbax
-        data/0.json       where process 0's batches stand (0.bin when the iterator gives bytes)
-        checkpoint.json   step, metrics, what hooks remember, and dtype and shape of each array
+        data/0.json       state of process 0's batch iterator (0.bin if the state is bytes)
+        checkpoint.json   step, metrics, state of hooks, and dtype and shape of each array
         manifest.json     size and digests of each file above
-        UNFINISHED        there until all of the above is
+        UNFINISHED        exists until all of the above is complete
 
-A folder with the last file was being written when its run was killed: it counts for nothing. Any
-other folder that does not agree with its manifest is damaged. Restoring goes back past both to the
-newest sound checkpoint and says what it passed over; if all are damaged it raises, because a fresh
-start would hide a loss. `llmjax.train.folders` tells what is set aside and what is deleted.
+A folder with the last file was being written when its run was killed, and is ignored. Any other
+folder that does not match its manifest is damaged. Restoring uses the newest sound checkpoint and
+warns about those it skips; if all are damaged it raises, because a fresh start would hide the loss.
+See `llmjax.train.folders` for what is set aside and what is deleted.
 """
 
 import concurrent.futures
@@ -42,30 +42,30 @@ _BARRIER_MS = 30 * 60 * 1000
 
 
 class SaveError(OSError):
-    """A checkpoint could not be written; those before it are as they were."""
+    """A checkpoint could not be written; earlier ones are unchanged."""
 
 
 class Remembering(Protocol):
-    """A hook whose memory belongs to the run, such as the best loss so far."""
+    """A hook with state that belongs to the run, such as the best loss so far."""
 
     def get_state(self) -> Any:
-        """What JSON can hold."""
+        """The state, serializable as JSON."""
         ...
 
     def set_state(self, state: Any) -> None:
-        """Takes up what `get_state` gave."""
+        """Restores a state of `get_state`."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored(Generic[State]):
-    """A checkpoint read back.
+    """A restored checkpoint.
 
     Attributes:
         step: the steps completed when it was saved.
-        state: the arrays, placed as the abstract state asked.
-        data: what the batches' `get_state` had returned, or None. If several processes saved it,
-            {"processes": [what each had]}: other ones may read other rows now.
+        state: the arrays, sharded like the abstract state.
+        data: the result of the batches' `get_state`, or None. If several processes saved it,
+            {"processes": [state of each]}, as processes may read other rows now.
         metrics: the metrics stored with it.
     """
 
@@ -76,19 +76,19 @@ class Restored(Generic[State]):
 
 
 class Checkpointer:
-    """Saves and restores checkpoints in one folder; call it with a `Pause` to save there.
+    """Saves and restores checkpoints in one folder; call it with a `Pause` to save.
 
-    Saving waits until the arrays have left the device and does the rest in the background, so the
-    next step may overwrite them. An error there is raised by the next save, `wait` or `close`. At
-    most one save is under way.
+    Saving waits until the arrays have left the device, so that the next step may overwrite them,
+    and does the rest in the background. Errors there are raised by the next save, `wait` or
+    `close`. At most one save is in progress.
 
     Args:
-        directory: the folder of checkpoints, made when missing; may be on shared storage (gs://…).
-        keep_last: how many of the newest checkpoints stay.
-        keep_best: how many of the best stay beside them, among those with `best_metric`.
-        best_metric: the name in the metrics given to `save`.
+        directory: the folder of checkpoints, created if missing; may be on shared storage (gs://…).
+        keep_last: number of newest checkpoints to keep.
+        keep_best: number of best checkpoints to keep as well, among those with `best_metric`.
+        best_metric: its name in the metrics given to `save`.
         mode: whether the lowest ("min") or the highest ("max") is the best.
-        remembering: hooks by name, whose memory is saved and comes back with the arrays.
+        remembering: hooks by name, whose state is saved and restored with the arrays.
     """
 
     def __init__(
@@ -104,16 +104,16 @@ class Checkpointer:
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last}: at least the newest checkpoint must stay")
         if keep_best < 0:
-            raise ValueError(f"keep_best={keep_best}: a number of checkpoints, or 0")
+            raise ValueError(f"keep_best={keep_best}: must not be negative")
         if mode not in ("min", "max"):
-            raise ValueError(f'mode={mode!r}: "min" or "max"')
+            raise ValueError(f'mode={mode!r}: must be "min" or "max"')
         self.directory = epath.Path(directory).resolve()
         self.last_saved: int | None = None
         self._folders = folders.Folders(self.directory)
         self._keep_last, self._keep_best = keep_last, keep_best
         self._best_metric, self._sign = best_metric, 1 if mode == "min" else -1
         self._remembering = remembering or {}
-        # Weights hardly compress, and zstd would take the cores from a CPU run.
+        # Weights hardly compress, and zstd would compete with a CPU run for cores.
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
@@ -125,9 +125,9 @@ class Checkpointer:
         self.close()
 
     def __call__(self, pause: Pause) -> None:
-        """Saves what the run has changed, the place in the data and the metrics of this step.
+        """Saves the trained state, the position in the data and the metrics of this step.
 
-        Frozen parameters are as they were where they came from.
+        Frozen parameters are not saved, as they are unchanged at their source.
         """
         get_state = getattr(pause.batches, "get_state", None)
         state = dataclasses.replace(pause.state, frozen=None)
@@ -136,18 +136,18 @@ class Checkpointer:
     def save(
         self, state: Any, *, data: Any = None, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Saves a state under its own step, replacing what is there.
+        """Saves a state under its own step, replacing an existing checkpoint.
 
-        When it is complete, checkpoints that need not be kept are deleted, and so are those of
-        later steps: they belong to a run that was since taken back to an earlier step.
+        Once it is complete, checkpoints that need not be kept are deleted, as are those of later
+        steps, which belong to a run that has since been rewound to an earlier step.
 
         Args:
             state: a dataclass of arrays with an integer `step`, such as `TrainState`.
-            data: the batches' state: bytes or what JSON can hold.
+            data: the batches' state: bytes, or serializable as JSON.
             metrics: numbers to store with it.
 
         Raises:
-            ValueError: `data` would not come back from JSON as it is.
+            ValueError: `data` does not survive a round trip through JSON.
             SaveError: this save could not begin, or the previous one failed.
         """
         self.wait()
@@ -172,7 +172,7 @@ class Checkpointer:
         self.last_saved = step
 
     def wait(self) -> None:
-        """Returns when the save under way is complete; raises what made it fail."""
+        """Waits until the save in progress is complete; raises its error if it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -186,38 +186,38 @@ class Checkpointer:
             self._orbax.close()
 
     def steps(self) -> list[int]:
-        """The steps that have a completed checkpoint, in ascending order; none is verified."""
+        """The steps with a complete (but not verified) checkpoint, in ascending order."""
         return self._folders.steps()
 
     def restore_latest(self, abstract: State, *, set_aside: bool = False) -> Restored[State] | None:
-        """The newest sound checkpoint, or None when no save was ever completed.
+        """Restores the newest sound checkpoint; None if no save was ever completed.
 
         Args:
-            abstract: what `jax.eval_shape` gives for the state on the current mesh, or arrays; the
-                shardings to restore into are theirs. A whole state, or a dict with some of its
-                fields, {"params": …}.
-            set_aside: whether those passed over are renamed, so that they are out of the way; for
-                the run whose folder it is, since what another is just saving is unfinished too.
+            abstract: the result of `jax.eval_shape` for the state on the current mesh, or arrays,
+                with the shardings to restore to. A whole state, or a dict with some of its fields,
+                {"params": …}.
+            set_aside: whether to rename skipped checkpoints. Only for the run that owns the folder,
+                as a checkpoint that another run is saving is unfinished too.
 
         Raises:
-            integrity.DamagedError: there are checkpoints, and every one is damaged.
-            ValueError: the checkpoint does not fit `abstract`: other names, shapes or key types.
+            integrity.DamagedError: there are checkpoints, but all are damaged.
+            ValueError: names, shapes or key types of the checkpoint differ from `abstract`.
         """
         return self._restore_first(self._folders.candidates(), abstract, set_aside)
 
     def restore_best(self, abstract: State) -> Restored[State] | None:
-        """The sound checkpoint with the best metric; the newest when none has the metric."""
+        """Restores the sound checkpoint with the best metric, or the newest if none has it."""
         best = [self._folders.path(step) for step in self._ranked(self.steps())]
         rest = [path for path in self._folders.candidates() if path not in best]
         return self._restore_first(best + rest, abstract, False)
 
     def restore(self, step: int, abstract: State) -> Restored[State]:
-        """The checkpoint of one step.
+        """Restores the checkpoint of one step.
 
         Raises:
             FileNotFoundError: there is none.
             integrity.DamagedError: it is unfinished or damaged.
-            ValueError: it does not fit `abstract`.
+            ValueError: it does not match `abstract`.
         """
         folder = self._folders.path(step)
         if not folder.exists():
@@ -234,9 +234,9 @@ class Checkpointer:
         passed, damage, chosen = [], False, None
         for folder in order:
             if folders.is_unfinished(folder):
-                _warn(f"passed over {folder}: its run was killed while it was being saved")
+                _warn(f"skipped {folder}: its run was killed while it was being saved")
             elif problem := _damage(folder):
-                _warn(f"passed over a damaged checkpoint: {problem}")
+                _warn(f"skipped a damaged checkpoint: {problem}")
                 damage = True
             else:
                 chosen = folder
@@ -288,7 +288,7 @@ class Checkpointer:
         integrity.write_durably(folder / "checkpoint.json", content)
 
     def _ranked(self, steps: Sequence[int]) -> list[int]:
-        """Those steps that have the metric, best first, the later first among equals."""
+        """The steps that have the metric, best first, later ones first among equals."""
         found = {}
         for step in steps:
             try:
@@ -301,7 +301,7 @@ class Checkpointer:
         return sorted(found, key=lambda step: (found[step], -step))
 
     def _finish(self, step: int) -> None:
-        """In the background: waits for the arrays, writes the manifest, deletes what is old."""
+        """In the background: waits for the arrays, writes the manifest, deletes old checkpoints."""
         folder = self._folders.path(step)
         try:
             self._orbax.wait_until_finished()
@@ -319,16 +319,16 @@ class Checkpointer:
             raise self._failed(step, error) from error
 
     def _prune(self, step: int) -> None:
-        """Deletes what need not be kept, now that this step is complete."""
+        """Deletes checkpoints that need not be kept, after this step is complete."""
         past = self._folders.intact([other for other in self.steps() if other <= step])
         keep = {*past[-self._keep_last :], *self._ranked(past)[: self._keep_best]}
         if keep == {step} and len(past) > 1:
-            # Nothing sound would be left if what was just written does not read back.
+            # Before deleting the others, make sure that the new checkpoint reads back.
             integrity.verify(self._folders.path(step))
         self._folders.prune(keep)
 
     def _failed(self, step: int, error: Exception) -> SaveError:
-        """The error to raise; what there is of the step goes, for the disk may be full."""
+        """The error to raise; deletes the incomplete step, as the disk may be full."""
         folder = self._folders.path(step)
         try:
             if jax.process_index() == 0:
@@ -337,13 +337,13 @@ class Checkpointer:
             _warn(f"{folder} is unfinished and could not be deleted: {again}")
         left = self.steps()
         return SaveError(
-            f"{folder} could not be saved: {error}. The checkpoints of steps {left} are as they "
-            "were; make room or mend the storage, and resume"
+            f"{folder} could not be saved: {error}. The checkpoints of steps {left} are unchanged; "
+            "free disk space or repair the storage, then resume"
         )
 
 
 def _damage(folder: epath.Path) -> str | None:
-    """What is wrong with a folder, or None; each process reads a share, and all agree."""
+    """The damage of a folder, or None; each process verifies a share, and all agree."""
     problem = None
     try:
         index, count = jax.process_index(), jax.process_count()
@@ -362,19 +362,19 @@ def _encode(data: Any) -> tuple[str, bytes]:
         return "bin", data
     text = json.dumps(data)
     if json.loads(text) != _listed(data):
-        raise ValueError(f"the batches' state changes on its way through JSON: {text[:200]}")
+        raise ValueError(f"the batches' state does not survive JSON: {text[:200]}")
     return "json", text.encode()
 
 
 def _listed(data: Any) -> Any:
-    """The data with lists for tuples: the one change on the way through JSON that does no harm."""
+    """The data with tuples as lists: the only harmless change in a round trip through JSON."""
     if isinstance(data, Mapping):
         return {name: _listed(value) for name, value in data.items()}
     return [_listed(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def _decode(folder: epath.Path) -> Any:
-    """What the process that saved it had, or all of them."""
+    """The state of the process that saved it, or of all processes."""
     if not folder.exists():
         return None
     paths = sorted(folder.iterdir(), key=lambda path: int(path.stem))
@@ -389,7 +389,7 @@ def _decode_one(path: epath.Path) -> Any:
 
 
 def _barrier(name: str) -> None:
-    """Not by the devices, which a step may keep busy and whose programs need one order."""
+    """A barrier on the host: devices may be busy, and need the same order of programs."""
     if jax.process_count() > 1:
         multihost.get_barrier_sync_fn()(key=f"llmjax {name}", timeout_ms=_BARRIER_MS)
 

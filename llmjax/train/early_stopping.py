@@ -1,4 +1,4 @@
-"""Stop when the validation metric has not got better for a while."""
+"""Early stopping: ends a run when the validation metric no longer improves."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llmjax.train.checkpoint import Checkpointer
 
 Direction = Literal["min", "max"]
-# Endings of the names of metrics.
+# Suffixes of metric names.
 _BY_ENDING: dict[Direction, tuple[str, ...]] = {
     "min": ("loss", "perplexity", "bits_per_byte"),
     "max": ("accuracy", "f1", "matthews", "match", "reward"),
@@ -22,14 +22,15 @@ _BY_ENDING: dict[Direction, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStoppingConfig:
-    """When a run has learnt what it will.
+    """When to end a run early.
 
     Attributes:
-        patience: evaluations without a better metric after which the run ends; 0 never ends it.
-        min_delta: how much better the metric must be to count as better.
-        metric: the metric of an evaluation that is watched.
-        mode: whether the lowest (min) or the highest (max) is the best; auto, by the metric's name:
-            of losses, perplexities and bits the lowest, of accuracies, F1 and rewards the highest.
+        patience: evaluations without improvement after which the run ends; 0 for never.
+        min_delta: minimum change that counts as an improvement.
+        metric: the metric of evaluations to watch.
+        mode: whether the lowest (min) or the highest (max) is the best; auto decides by the
+            metric's name: min for losses, perplexities and bits, max for accuracies, F1 and
+            rewards.
     """
 
     patience: int = 0
@@ -39,18 +40,18 @@ class EarlyStoppingConfig:
 
     def __post_init__(self) -> None:
         if self.patience < 0:
-            raise ValueError(f"patience={self.patience}: a number of evaluations, or 0 for never")
+            raise ValueError(f"patience={self.patience}: must not be negative (0 for never)")
         if not 0.0 <= self.min_delta < math.inf:
-            raise ValueError(f"min_delta={self.min_delta}: an improvement is 0 or more")
+            raise ValueError(f"min_delta={self.min_delta}: must be 0 or more")
         require_choices(self, "early_stopping")
-        _ = self.direction  # a name that does not tell is an error here
+        _ = self.direction  # raises if the name does not determine it
 
     @property
     def direction(self) -> Direction:
-        """Which is the best: the lowest or the highest.
+        """Whether the lowest or the highest is the best.
 
         Raises:
-            ValueError: the mode is auto, and the metric's name does not tell.
+            ValueError: the mode is auto, but the metric's name does not determine the direction.
         """
         if self.mode != "auto":
             return self.mode
@@ -58,22 +59,22 @@ class EarlyStoppingConfig:
             if self.metric.endswith(endings):
                 return direction
         raise ValueError(
-            f"early_stopping.metric={self.metric}: its name does not tell whether the lowest or "
-            "the highest is the best; set early_stopping.mode to min or max"
+            f"early_stopping.metric={self.metric}: its name does not show whether lower or higher "
+            "is better; set early_stopping.mode to min or max"
         )
 
     def best_of(self, records: Iterable[Record]) -> Record | None:
-        """The first of the records that have the best value of the metric; None if none has one."""
+        """The first record with the best value of the metric; None if none has the metric."""
         known = [r for r in records if isinstance(r.get(self.metric), int | float)]
         choose = min if self.direction == "min" else max
         return choose(known, key=lambda record: record[self.metric], default=None)
 
 
 class EarlyStopping:
-    """The hook that remembers the best metric and ends the run when it stays the best too long.
+    """The hook that tracks the best metric and ends the run when it no longer improves.
 
-    Call it when an evaluation before it has put the metric into `Pause.metrics`. What it remembers
-    belongs to the run: give it to `Checkpointer(remembering=…)`, before whose hook it stands.
+    Call it after an evaluation has put the metric into `Pause.metrics`. Its state belongs to the
+    run: pass it to `Checkpointer(remembering=…)`, and place it before the checkpointer's hook.
 
     Attributes:
         best: the best metric so far, or None before the first.
@@ -89,11 +90,11 @@ class EarlyStopping:
 
     @property
     def stopped(self) -> bool:
-        """Whether patience is at an end."""
+        """Whether patience has run out."""
         return 0 < self.config.patience <= self.waited
 
     def __call__(self, pause: Pause) -> bool:
-        """Counts an evaluation; whether the run should end.
+        """Counts an evaluation; True if the run should end.
 
         Raises:
             ValueError: the evaluation does not have the metric.
@@ -101,7 +102,7 @@ class EarlyStopping:
         metric = self.config.metric
         if metric not in pause.metrics:
             raise ValueError(
-                f"early_stopping.metric={metric}: an evaluation has {sorted(pause.metrics)}"
+                f"early_stopping.metric={metric}: evaluations have {sorted(pause.metrics)}"
             )
         value = pause.metrics[metric]
         if self._is_better(value):
@@ -119,25 +120,25 @@ class EarlyStopping:
         return gain > self.config.min_delta
 
     def get_state(self) -> dict[str, Any]:
-        """What a continuation needs to know."""
+        """The state that a resumed run needs."""
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes up what `get_state` gave."""
+        """Restores a state of `get_state`."""
         self.best, self.best_step = state["best"], state["best_step"]
         self.waited = state["waited"]
 
 
 class SaveBest:
-    """The hook that saves a step which is the best so far and which nobody has saved.
+    """The hook that saves the best step so far, if it has not been saved.
 
-    Checkpoints at intervals of their own may pass the best by; what `restore_best` gives is then
-    the best of all evaluations. It is due where they are, and stands behind `EarlyStopping` and the
+    Checkpoints with their own interval may miss the best step; with this hook, `restore_best` gives
+    the best of all evaluations. Call it at every evaluation, after `EarlyStopping` and the
     checkpointer's own hook.
 
     Args:
-        early_stopping: knows the best.
-        checkpointer: saves.
+        early_stopping: tracks the best step.
+        checkpointer: saves it.
     """
 
     def __init__(self, early_stopping: EarlyStopping, checkpointer: "Checkpointer") -> None:

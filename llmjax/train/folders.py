@@ -1,11 +1,11 @@
-"""The folders that checkpoints lie in: which are complete, which may go, which are set aside.
+"""The folders of checkpoints: which are complete, which may be deleted, which are set aside.
 
-    120              the checkpoint of step 120; unfinished while it holds a file UNFINISHED
+    120              the checkpoint of step 120; unfinished while it contains a file UNFINISHED
     120.replaced     an older checkpoint of this step, until the new one is complete
-    120.damaged      one that does not agree with its manifest; never deleted here
-    120.unfinished   one that a kill cut short; deleted when the next one is complete
+    120.damaged      one that does not match its manifest; never deleted here
+    120.unfinished   one interrupted by a kill; deleted when the next one is complete
 
-Nothing here goes by a clock: the number of the step is the order.
+Checkpoints are ordered by step, never by time.
 """
 
 import warnings
@@ -23,7 +23,7 @@ class Folders:
     """The checkpoints in one folder; only one process changes them.
 
     Args:
-        directory: the folder; need not be there.
+        directory: the folder, which need not exist.
     """
 
     def __init__(self, directory: epath.Path) -> None:
@@ -34,7 +34,7 @@ class Folders:
         return self.directory / str(step)
 
     def steps(self) -> list[int]:
-        """The steps with a completed checkpoint, in ascending order; none is verified."""
+        """The steps with a complete (but not verified) checkpoint, in ascending order."""
         return sorted(
             int(path.name)
             for path in self._all()
@@ -47,7 +47,7 @@ class Folders:
         return sorted(found, key=lambda path: (step_of(path), path.name.isdecimal()), reverse=True)
 
     def begin(self, step: int) -> epath.Path:
-        """Makes the folder of a step, unfinished; a completed one is kept until `finish`."""
+        """Creates the folder of a step, unfinished; a complete one is kept until `finish`."""
         folder, replaced = self.path(step), self.directory / f"{step}{_REPLACED}"
         if folder.exists():
             if is_unfinished(folder):
@@ -60,12 +60,12 @@ class Folders:
         return folder
 
     def finish(self, step: int) -> None:
-        """Says that all files of a step are there."""
+        """Marks a step as complete."""
         (self.path(step) / UNFINISHED).unlink()
         remove(self.directory / f"{step}{_REPLACED}")
 
     def abandon(self, step: int) -> None:
-        """Gives up an unfinished step: its room may be needed, and what it replaces comes back."""
+        """Deletes an unfinished step, to free space, and restores the one it was to replace."""
         folder, replaced = self.path(step), self.directory / f"{step}{_REPLACED}"
         if folder.exists() and is_unfinished(folder):
             remove(folder)
@@ -73,7 +73,7 @@ class Folders:
             replaced.rename(folder)
 
     def prune(self, keep: Collection[int]) -> None:
-        """Deletes all checkpoints but those to keep, and what was set aside as unfinished."""
+        """Deletes all checkpoints except those to keep, and those set aside as unfinished."""
         for path in self._all():
             name, _, kind = path.name.partition(".")
             plain = not kind and name.isdecimal() and int(name) not in keep
@@ -81,7 +81,7 @@ class Folders:
                 remove(path)
 
     def intact(self, steps: Collection[int]) -> list[int]:
-        """Those of the steps whose files have their manifest's names and sizes; others go aside."""
+        """The steps whose files match their manifest's names and sizes; sets the others aside."""
         found = []
         for step in sorted(steps):
             try:
@@ -92,7 +92,7 @@ class Folders:
         return found
 
     def set_aside(self, path: epath.Path) -> None:
-        """Renames a folder so that it is neither in the way nor lost, and says so."""
+        """Renames a folder, so that it is neither used nor lost, with a warning."""
         kind = "unfinished" if is_unfinished(path) else "damaged"
         names = {other.name for other in self._all()}
         target = f"{step_of(path)}.{kind}"
@@ -108,17 +108,17 @@ class Folders:
 
 
 def step_of(path: epath.Path) -> int:
-    """The step whose folder, or former folder, it is."""
+    """The step of a folder, even if it was renamed."""
     return int(path.name.partition(".")[0])
 
 
 def is_unfinished(folder: epath.Path) -> bool:
-    """Whether its run was killed, or is just busy, saving it."""
+    """Whether a save of it was interrupted or is in progress."""
     return (folder / UNFINISHED).exists()
 
 
 def remove(folder: epath.Path) -> None:
-    """Deletes a checkpoint so that, killed midway, what is left counts as unfinished."""
+    """Deletes a checkpoint; if killed midway, the rest counts as unfinished."""
     if not folder.exists():
         return
     (folder / UNFINISHED).touch()

@@ -1,9 +1,9 @@
-"""Tells a bad step from a good one, on the device: not finite, or far above the steps before.
+"""Detects bad steps on the device: non-finite ones, and spikes far above the recent mean.
 
-A loss or gradient that jumps can undo days of training, and a host that looks at it looks too late:
-the next step is under way. So the running mean and variance of both belong to the train state, and
-the step itself decides (the rule of OLMo 2's optimizer: skip what is more than six standard
-deviations above the mean of the last 128 steps).
+A spike in loss or gradient can undo days of training, and the host sees it too late, when the next
+step is already running. So the train state holds the running mean and variance of both, and the
+step itself decides (the rule of OLMo 2's optimizer: skip steps more than six standard deviations
+above the mean of the last 128 steps).
 """
 
 import dataclasses
@@ -12,18 +12,19 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-# A loss that hardly varies is no reason to skip one that is a hair above.
+# Lower bound on the deviation, relative to the mean: a loss that hardly varies may rise a little.
 _LEAST_DEVIATION = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class SpikeConfig:
-    """Which steps are skipped because they stand out.
+    """Which steps are skipped as spikes.
 
     Attributes:
-        sigma: standard deviations above the running mean from which on a step's loss or gradient
-            norm is a spike, and the step is skipped; 0 skips none.
-        window: steps that mean and variance look back; the first so many are never a spike.
+        sigma: steps whose loss or gradient norm exceeds the running mean by this many standard
+            deviations are skipped; 0 skips none.
+        window: length of the running mean and variance, in steps; the first `window` steps are
+            never spikes.
     """
 
     sigma: float = 6.0
@@ -31,21 +32,21 @@ class SpikeConfig:
 
     def __post_init__(self) -> None:
         if not self.sigma >= 0:
-            raise ValueError(f"sigma={self.sigma}: a number of standard deviations, or 0 for none")
+            raise ValueError(f"sigma={self.sigma}: must be 0 or more (0 skips none)")
         if self.window < 2:
-            raise ValueError(f"window={self.window}: a variance takes 2 steps or more")
+            raise ValueError(f"window={self.window}: must be at least 2, for a variance")
 
 
 @struct.dataclass
 class Health:
-    """What is remembered of the steps so far.
+    """Running statistics of the steps so far.
 
     Attributes:
         mean: float32 [2], the running means of loss and gradient norm.
         variance: float32 [2], their running variances.
-        steps: int32, steps that these have seen.
-        skipped: int32, steps skipped since the run began, whatever the reason.
-        in_a_row: int32, of these the last ones without a good step between.
+        steps: int32, the number of steps in these statistics.
+        skipped: int32, steps skipped since the run began, for any reason.
+        in_a_row: int32, consecutive skipped steps up to now.
     """
 
     mean: jax.Array
@@ -56,8 +57,8 @@ class Health:
 
     @classmethod
     def new(cls) -> "Health":
-        """That of a run before its first step."""
-        # One array each: a step gives every buffer away, and none twice.
+        """The statistics before the first step."""
+        # Separate arrays, because a step donates every buffer, and none may be donated twice.
         zeros = [jnp.zeros(shape, jnp.float32) for shape in (2, 2)]
         return cls(*zeros, *(jnp.zeros((), jnp.int32) for _ in range(3)))
 
@@ -65,13 +66,13 @@ class Health:
 def judge(
     health: Health, config: SpikeConfig | None, loss: jax.Array, norm: jax.Array, usable: jax.Array
 ) -> tuple[jax.Array, Health]:
-    """Whether a step is a spike, and what to remember after it.
+    """Decides whether a step is a spike, and updates the statistics.
 
-    A spike enters mean and variance as if it lay at the limit: one changes little, while a level
-    that has risen for good is soon no spike any more.
+    A spike enters the statistics clipped to the limit: a single one changes little, while a
+    permanently higher level soon stops being a spike.
 
     Args:
-        health: before the step.
+        health: the statistics before the step.
         config: the limit, or None for none.
         loss: float32 scalar.
         norm: float32 scalar, the gradient's norm before clipping.

@@ -1,4 +1,4 @@
-"""Host memory that a compiler leaves behind."""
+"""Releasing host memory after compilation."""
 
 import ctypes
 import sys
@@ -10,13 +10,13 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def trim_after_compiling() -> Callable[[], None]:
-    """Gives freed host memory back to the operating system after every compilation of a second.
+    """Returns freed host memory to the operating system after compilations of over a second.
 
-    XLA's compiler frees some hundred MB in small pieces, which glibc keeps: the temporaries of the
-    first step would come on top of them. Where the C library is not glibc nothing is done.
+    XLA's compiler frees some hundred MB in small pieces, which glibc keeps, so that the temporaries
+    of the first step would come on top. Without glibc this does nothing.
 
     Returns:
-        A function that puts an end to it.
+        A function that stops it.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is None:

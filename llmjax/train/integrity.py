@@ -1,9 +1,9 @@
-"""A manifest of sizes and digests that shows every change of a folder's files.
+"""A manifest of sizes and digests that detects every change of a folder's files.
 
-The digest is XXH3's of 128 bits: it finds what disks and networks do, at the speed of reading, and
-is no proof against an adversary. A file is digested in parts, so that all cores share a large one,
-and all processes the files that they wrote. The manifest guards itself: its text must be exactly
-what its content renders to, digest included.
+The digest is the 128-bit XXH3: it detects errors of disks and networks at the speed of reading, but
+does not protect against an adversary. Files are digested in parts, so that cores share large files
+and processes share all files. The manifest protects itself: its text must be exactly the rendering
+of its content, including its own digest.
 """
 
 import concurrent.futures
@@ -19,7 +19,7 @@ import xxhash
 from etils import epath
 
 _MANIFEST = "manifest.json"
-_PART = 32 << 20  # bytes that one digest stands for
+_PART = 32 << 20  # bytes per digest
 _READ = 1 << 20
 
 # name → [size, [digest of each part]]
@@ -38,20 +38,20 @@ def write(
     process_count: int = 1,
     barrier: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Writes the manifest of all files under `folder` but those named at its top in `ignore`.
+    """Writes the manifest of all files under `folder` except `ignore`.
 
-    Of several processes, which all call it, each reads the files that Orbax wrote in its name;
-    process 0 reads what is nobody's and writes the manifest.
+    All processes call it. Each reads the files that Orbax wrote for it; process 0 also reads the
+    rest and writes the manifest.
 
     Args:
-        folder: what to describe; no file of it changes any more.
-        ignore: names at its top that are left out.
-        process_index: this process's number.
-        process_count: how many processes call it.
+        folder: the folder, whose files no longer change.
+        ignore: names at its top level to leave out.
+        process_index: index of this process.
+        process_count: number of processes that call it.
         barrier: returns when all processes have called it with the same name.
 
     Raises:
-        DamagedError: a file that no process has read.
+        DamagedError: a file was not read by any process.
     """
     files = {name: path for name, path in _files(folder).items() if name not in ignore}
     own = {n: path for n, path in files.items() if _writer(n, process_count) == process_index}
@@ -66,16 +66,16 @@ def write(
         measured |= _parse(path)
         path.unlink()
     if unread := sorted(files.keys() ^ measured.keys()):
-        raise DamagedError(f"{folder}: {unread[0]} came or went while it was being saved")
+        raise DamagedError(f"{folder}: {unread[0]} appeared or vanished while it was being saved")
     write_durably(folder / _MANIFEST, _render(measured).encode())
 
 
 def verify(folder: epath.Path, *, process_index: int = 0, process_count: int = 1) -> None:
-    """Reads every file against the manifest; of several processes each reads its share.
+    """Verifies every file against the manifest; each of several processes reads a share.
 
     Raises:
-        DamagedError: naming the first difference: a file that is missing or was added, has another
-            size or other bytes, or the manifest itself.
+        DamagedError: a file is missing or was added, or its size or bytes changed, or the manifest
+            is damaged; the first difference is named.
     """
     expected = outline(folder)
     files = _files(folder)
@@ -84,14 +84,14 @@ def verify(folder: epath.Path, *, process_index: int = 0, process_count: int = 1
     digests = _digest([(files[name], i) for name, i in parts])
     for (name, i), digest in zip(parts, digests, strict=True):
         if digest != expected[name][1][i]:
-            raise DamagedError(f"{folder}: {name} has other bytes than were saved")
+            raise DamagedError(f"{folder}: the bytes of {name} differ from those saved")
 
 
 def outline(folder: epath.Path) -> _Files:
-    """The manifest's content, after a look at names and sizes only.
+    """The manifest's content, after verifying names and sizes only.
 
     Raises:
-        DamagedError: as `verify`, but for bytes that changed.
+        DamagedError: as in `verify`, except for changed bytes.
     """
     path = folder / _MANIFEST
     if not path.exists():
@@ -109,22 +109,22 @@ def outline(folder: epath.Path) -> _Files:
 
 
 def digest(folder: epath.Path, pattern: str) -> str:
-    """Of the bytes of the files directly under `folder` whose names match a glob, and the names."""
+    """The digest of names and bytes of the files directly under `folder` that match a glob."""
     files = {path.name: path for path in sorted(folder.glob(pattern))}
     return xxhash.xxh3_128_hexdigest(_render(_measure(files)).encode())
 
 
 def write_durably(path: epath.Path, content: bytes) -> None:
-    """Writes a file that a power cut after the return leaves whole, where there is a disk."""
+    """Writes a file and syncs it to disk, so that it survives a power failure afterwards."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
-        with contextlib.suppress(io.UnsupportedOperation, AttributeError):  # an object store's
+        with contextlib.suppress(io.UnsupportedOperation, AttributeError):  # on object stores
             os.fsync(file.fileno())
 
 
 def _files(folder: epath.Path, prefix: str = "") -> dict[str, epath.Path]:
-    """Name relative to the top → path, of all files but manifests."""
+    """Name relative to the top → path, of all files except manifests."""
     found: dict[str, epath.Path] = {}
     for path in folder.iterdir():
         name = prefix + path.name
@@ -136,7 +136,7 @@ def _files(folder: epath.Path, prefix: str = "") -> dict[str, epath.Path]:
 
 
 def _writer(name: str, process_count: int) -> int:
-    """The process that wrote a file: Orbax keeps the arrays of each in a folder of its own."""
+    """The process that wrote a file: Orbax stores the arrays of each in its own folder."""
     found = re.search(r"/ocdbt\.process_(\d+)/", name)
     return int(found[1]) % process_count if found else 0
 
@@ -149,7 +149,7 @@ def _measure(files: dict[str, epath.Path]) -> _Files:
 
 
 def _digest(parts: Sequence[tuple[epath.Path, int]]) -> list[str]:
-    """The digest of each part; hashing releases the interpreter, so threads share them."""
+    """The digest of each part, in parallel threads, as hashing releases the interpreter lock."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(_digest_one, parts))
 

@@ -1,20 +1,20 @@
-"""The training loop: `fit` runs steps, and hooks watch them.
+"""The training loop: `fit` runs steps, and hooks observe them.
 
 The device should never wait for the host. So `fit` dispatches step i, which JAX runs in the
 background, and only then reads the metrics of step i−1 and calls the hooks with them; logging and
-drawing the next batch cost nothing as long as they are shorter than a step:
+loading the next batch are free as long as they take less time than a step:
 
     device   | step 1 | step 2 | step 3 |
     host        draw 2   tick 1   tick 2
                          draw 3   draw 4
 
-A step gives its input state's buffers to its output (donation). By the time that the metrics of
-step i are read, step i+1 has taken the state after step i. Hence two kinds of hooks:
+A step donates the buffers of its input state. By the time the metrics of step i are read, step i+1
+has consumed the state after step i. Hence two kinds of hooks:
 
 - A plain function gets a `Tick` (step, metrics, seconds) for every step, while the next one runs.
 - A `StateHook` (evaluation, samples, checkpoints) says at which steps it is `due`. There `fit`
   waits for the step and calls it with a `Pause`, a tick that also has the state after exactly this
-  step and the iterator that has given exactly its batches. The next step is dispatched afterwards.
+  step, and the iterator after exactly its batches. The next step is dispatched afterwards.
 """
 
 import concurrent.futures
@@ -45,10 +45,10 @@ class Tick:
     Attributes:
         step: its number, from 1.
         metrics: its metrics as floats.
-        seconds: wall time since the step before, the time spent in `StateHook`s left out; of the
-            first step of a run it is the time to compile, to get the first batch and to run.
-        data_seconds: of these, how long the device had nothing to do because the next batch was not
-            there yet.
+        seconds: wall time since the previous step, excluding `StateHook`s; for the first step of a
+            run, the time to compile, to load the first batch and to run.
+        data_seconds: part of these seconds in which the device was idle, waiting for the next
+            batch.
     """
 
     step: int
@@ -59,14 +59,15 @@ class Tick:
 
 @dataclasses.dataclass(frozen=True)
 class Pause(Tick):
-    """A completed step, the next one not yet begun.
+    """A completed step, before the next one begins.
 
-    State hooks are called in their order and may add to `metrics`: what an evaluation adds, a
-    checkpoint after it stores.
+    State hooks are called in order and may add to `metrics`: a checkpoint stores the metrics of an
+    evaluation before it.
 
     Attributes:
-        state: the state after `step`, valid during the call only; the next step takes its buffers.
-        batches: the iterator, which has given the batches of the steps so far and no more.
+        state: the state after `step`, only valid during the call; the next step donates its
+            buffers.
+        batches: the iterator, which has yielded exactly the batches of the steps so far.
     """
 
     state: TrainState = dataclasses.field(kw_only=True)
@@ -75,14 +76,14 @@ class Pause(Tick):
 
 @runtime_checkable
 class StateHook(Protocol):
-    """A hook that needs the state, at the steps that it names."""
+    """A hook that needs the state, at steps that it selects."""
 
     def due(self, step: int) -> bool:
         """Whether to be called when `step` is complete; asked once per step."""
         ...
 
     def __call__(self, pause: Pause, /) -> bool | None:
-        """Sees the state after the step; True makes it the last one."""
+        """Receives the state after the step; True makes it the last step."""
         ...
 
 
@@ -105,7 +106,7 @@ class Every:
 
     def __post_init__(self) -> None:
         if self.interval < 0:
-            raise ValueError(f"interval={self.interval}: a number of steps, or 0 for none")
+            raise ValueError(f"interval={self.interval}: must not be negative (0 for none)")
 
     def due(self, step: int) -> bool:
         """Whether `step` is a multiple of the interval, or the last."""
@@ -129,7 +130,7 @@ class DivergedError(FloatingPointError):
 
 
 def save_batches(batches: Mapping[int, Batch], folder: str | os.PathLike[str]) -> str:
-    """Writes each step's rows as an .npz file for `numpy.load`; says in words where they are."""
+    """Writes each step's rows as an .npz file; returns a message that says where they are."""
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     for step, batch in batches.items():
@@ -147,19 +148,19 @@ def fit(
     hooks: Sequence[Hook] = (),
     max_skipped: int = 10,
 ) -> TrainState:
-    """Trains until `steps` steps are complete, those of a restored state counted.
+    """Trains until `steps` steps are complete, including those of a restored state.
 
     Args:
-        state: where to start; its buffers are given away.
-        step: what `make_step` returns.
-        batches: host batches (dicts of int32 [B/processes, S]), one for each step; placed on the
-            current mesh here.
-        steps: the number of the last step. Nothing happens when `state` is there already.
-        hooks: see the head of this file. Plain hooks come before state hooks.
-        max_skipped: after so many skipped or non-finite steps in a row the run ends.
+        state: the initial state; its buffers are donated.
+        step: from `make_step`.
+        batches: host batches (dicts of int32 [B/processes, S]), one per step, which `fit` places on
+            the current mesh.
+        steps: the number of the last step. Nothing happens if `state` is already there.
+        hooks: see the module docstring. Plain hooks are called before state hooks.
+        max_skipped: the run ends after this many consecutive skipped or non-finite steps.
 
     Returns:
-        The state after the last step, which a hook may have named.
+        The state after the last step, which may be earlier if a hook ended the run.
 
     Raises:
         DivergedError: `max_skipped` consecutive steps were skipped, or their loss was not finite.
@@ -204,7 +205,7 @@ def _draw(batches: Iterator[Batch], number: int, steps: int) -> Batch:
 
 
 def _completed(metrics: Mapping[str, jax.Array]) -> float:
-    """When a step was complete, by waiting for it."""
+    """Waits for a step, and returns when it was complete."""
     jax.block_until_ready(metrics)
     return time.perf_counter()
 
@@ -219,13 +220,13 @@ class _Listeners:
         self._skipped = skipped
         self._bad: dict[int, Batch] = {}  # the batches of skipped steps in a row
         self._since = time.perf_counter()
-        self._idle = 0.0  # seconds of a device without a batch, since then
+        self._idle = 0.0  # seconds that the device has waited for a batch since then
         self.stragglers = Stragglers()
         self._watcher = concurrent.futures.ThreadPoolExecutor(1, "idle")
 
     @contextlib.contextmanager
     def waiting(self, running: _Running | None) -> Iterator[None]:
-        """Around drawing a batch: measures how long the device is idle meanwhile."""
+        """A context for drawing a batch: measures how long the device is idle meanwhile."""
         began = time.perf_counter()
         done = self._watcher.submit(_completed, running.metrics) if running else None
         yield
@@ -237,7 +238,7 @@ class _Listeners:
         return [hook for hook in self._state_hooks if hook.due(step)]
 
     def tick(self, running: _Running) -> Tick:
-        """Waits until the step is complete and tells the plain hooks."""
+        """Waits until the step is complete, then calls the plain hooks."""
         read = jax.device_get(dict(running.metrics))
         values = {name: float(value) for name, value in read.items()}
         self.stragglers.begin()
@@ -250,8 +251,8 @@ class _Listeners:
         return tick
 
     def pause(self, due: Sequence[StateHook], pause: Pause) -> bool:
-        """Calls the state hooks that are due, outside the step's time; whether one ends the run."""
-        answers = [hook(pause) for hook in due]  # all of them, whatever one says
+        """Calls the state hooks that are due, untimed; True if one of them ends the run."""
+        answers = [hook(pause) for hook in due]  # all of them, even if one ends the run
         ends = any(answers)
         if ends:
             for hook in self._state_hooks:
@@ -271,7 +272,7 @@ class _Listeners:
         if self._skipped >= self._max_skipped:
             raise DivergedError(
                 f"step {tick.step}: the last {self._skipped} steps had a non-finite loss or "
-                f"gradient (loss {loss:g} now), a spike, or no target, and changed nothing; lower "
-                "the learning rate, lengthen the warm-up, or look at the data of these steps",
+                f"gradient (loss {loss:g} now), a spike, or no target, and were skipped; lower the "
+                "learning rate, lengthen the warm-up, or inspect the data of these steps",
                 self._bad,
             )

@@ -1,11 +1,10 @@
-"""From ticks to records, and from records to files.
+"""Metrics: from ticks to records, and from records to files.
 
-A record is one flat dict with a `step`. Training records have step, loss, tokens_per_s, seconds and
-what else the step measures (learning_rate, grad_norm, …, and mfu where it is known); evaluation
-records have step, validation_loss and what else the objective's evaluation says: perplexity and
-bits_per_byte of next tokens. `Recorder` is the hook that makes
-them and hands them to its writers: `JsonlWriter`, `TensorBoardWriter`, `WandbWriter`,
-`progress.Progress`.
+A record is a flat dict with a `step`. Training records have step, loss, tokens_per_s, seconds and
+the step's other metrics (learning_rate, grad_norm, …, and mfu if known); evaluation records have
+step, validation_loss and the other metrics of the objective's evaluation, such as perplexity and
+bits_per_byte of next tokens. The hook `Recorder` makes records and passes them to its writers:
+`JsonlWriter`, `TensorBoardWriter`, `WandbWriter`, `progress.Progress`.
 """
 
 import importlib.util
@@ -22,7 +21,7 @@ from llmjax.train.loop import Tick
 
 Record = Mapping[str, Any]
 
-# What differs between two runs that are otherwise the same, byte for byte.
+# Fields that differ between two runs that are otherwise bitwise identical.
 TIMINGS = frozenset(
     {
         "seconds",
@@ -42,24 +41,24 @@ TIMINGS = frozenset(
 
 
 class Writer(Protocol):
-    """Where records go."""
+    """A destination of records."""
 
     def write(self, record: Record) -> None:
-        """Takes one record."""
+        """Writes one record."""
         ...
 
 
 class Throughput:
-    """Tokens per second and the share of the hardware's peak (MFU), compile time left out.
+    """Tokens per second and the share of the hardware's peak (MFU), excluding compile time.
 
-    Tokens are by default the targets that the step counted; padding earns nothing.
+    By default tokens are the step's targets, without padding.
 
     Args:
-        flops_per_token: floating-point operations of a training step for one token, or None.
-        peak_flops: what all the devices together can do in a second, or None when unknown.
-        counted: the metric of a step that says how many tokens it had: "inputs", those that are
-            read, where only some of them are targets.
-        chips: over how many devices, to tell the rate of one; None tells none.
+        flops_per_token: floating-point operations of a training step per token, or None.
+        peak_flops: peak FLOP/s of all devices together, or None if unknown.
+        counted: the metric with the step's number of tokens; "inputs", the tokens read, if only
+            some of them are targets.
+        chips: number of devices, to report the rate per device; None does not report it.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class Throughput:
         self._tokens = self._seconds = 0.0
 
     def measure(self, tick: Tick) -> dict[str, float]:
-        """This step's tokens_per_s, that of a chip, and its mfu, where these are known."""
+        """This step's tokens_per_s and, if known, that per chip and the mfu."""
         tokens = tick.metrics.get(self._counted, 0.0)
         if self._first is None:
             self._first = tick.step  # compiles
@@ -92,11 +91,11 @@ class Throughput:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """The mean over all steps but the first, or None before the second."""
+        """The mean over all steps except the first, or None before the second."""
         return self._tokens / self._seconds if self._seconds else None
 
     def mfu(self, tokens_per_s: float) -> float | None:
-        """Model FLOPs utilisation at a rate, in 0…1, or None when a figure for it is missing."""
+        """Model FLOPs utilization at a rate, in [0, 1], or None if it cannot be computed."""
         if self._flops_per_token is None or not self._peak_flops:
             return None
         return tokens_per_s * self._flops_per_token / self._peak_flops
@@ -106,10 +105,10 @@ class Recorder:
     """The hook that turns every tick into a record for its writers.
 
     Args:
-        writers: where the records go.
+        writers: destinations of the records.
         throughput: measures every step.
-        every: only steps that are multiples of it are written, and the first.
-        gauges: called for every step, add their numbers to its record; see `telemetry`.
+        every: only the first step and multiples of `every` are written.
+        gauges: called at every step to add numbers to its record; see `telemetry`.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class Recorder:
         gauges: Sequence[Callable[[Tick], Mapping[str, float]]] = (),
     ) -> None:
         if every < 1:
-            raise ValueError(f"every={every}: a positive number of steps")
+            raise ValueError(f"every={every}: must be at least 1")
         self.throughput = throughput or Throughput()
         self._writers, self._every, self._begun = writers, every, False
         self._gauges = gauges
@@ -137,21 +136,21 @@ class Recorder:
         self.write({"step": tick.step, **tick.metrics, **measured, **times})
 
     def write(self, record: Record) -> None:
-        """Hands a record, such as an evaluation's, to all writers."""
+        """Passes a record, such as an evaluation's, to all writers."""
         for writer in self._writers:
             writer.write(record)
 
 
 class JsonlWriter:
-    """One JSON object a line, flushed as it is written.
+    """Writes one JSON object per line, and flushes each.
 
-    A file that is there is continued: records of steps after `step` are dropped (the resumed run
-    does these steps again, so each is there once), and so is a last line that a kill cut short.
-    Numbers that JSON cannot hold (NaN, infinities) are written as null.
+    An existing file is continued: records of steps after `step` are dropped, as the resumed run
+    repeats these steps, and so is a last line truncated by a kill. NaN and infinities, which JSON
+    lacks, are written as null.
 
     Args:
-        path: the file; its folder is made when missing.
-        step: the step that the run starts after, 0 for a fresh run.
+        path: the file; its folder is created if missing.
+        step: the step after which the run starts, 0 for a new run.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, step: int = 0) -> None:
@@ -185,15 +184,15 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """The numbers of every record as TensorBoard scalars, train/… and validation/….
+    """Writes the numbers of every record as TensorBoard scalars, train/… and validation/….
 
     Args:
         directory: the log folder.
-        step: the step that the run starts after; TensorBoard hides what was logged after it.
+        step: the step after which the run starts; TensorBoard hides what was logged after it.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, step: int = 0) -> None:
-        import tensorboardX  # slow to import, and only wanted here
+        import tensorboardX  # slow to import, and only needed here
 
         self._writer = tensorboardX.SummaryWriter(os.fspath(directory), purge_step=step + 1)
 
@@ -203,27 +202,27 @@ class TensorBoardWriter:
             self._writer.add_scalar(tag, value, record["step"])
 
     def close(self) -> None:
-        """Writes what is buffered and closes the file."""
+        """Flushes and closes the file."""
         self._writer.close()
 
 
 def require_wandb() -> None:
-    """Raises ModuleNotFoundError, naming the extra, when Weights & Biases is not installed."""
+    """Raises ModuleNotFoundError, naming the extra, if Weights & Biases is not installed."""
     if "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
         raise ModuleNotFoundError("Weights & Biases is not installed: pip install 'llmjax[wandb]'")
 
 
 class WandbWriter:
-    """The numbers of every record in Weights & Biases, under the names that TensorBoard has.
+    """Logs the numbers of every record to Weights & Biases, under the same names as TensorBoard.
 
-    A run that is resumed goes on under its own name there. Where no network is, WANDB_MODE=offline
-    keeps all in the folder.
+    A resumed run continues under its name. Without a network, WANDB_MODE=offline keeps everything
+    in the folder.
 
     Args:
-        project: of Weights & Biases.
-        name: the run's name; runs of a project have different ones.
-        directory: where its files are kept.
-        config: what is shown as the run's settings.
+        project: project in Weights & Biases.
+        name: the run's name, unique in its project.
+        directory: folder for its files.
+        config: shown as the run's settings.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
@@ -237,7 +236,7 @@ class WandbWriter:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         require_wandb()
-        import wandb  # slow to import, and only wanted here
+        import wandb  # slow to import, and only needed here
 
         plain = dict(config or {})
         self._run = wandb.init(
@@ -249,7 +248,7 @@ class WandbWriter:
         self._run.log(dict(_scalars(record)), step=record["step"])
 
     def close(self) -> None:
-        """Sends what is buffered."""
+        """Sends buffered records."""
         self._run.finish()
 
 
@@ -262,9 +261,9 @@ def _scalars(record: Record) -> Iterator[tuple[str, float]]:
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a file, without a last line that was cut short.
+    """The records of a file, without a truncated last line.
 
-    Any other line that is no JSON object is left out with a warning naming file and line.
+    Any other line that is not a JSON object is left out with a warning that names file and line.
     """
     lines = pathlib.Path(path).read_text("utf-8", errors="replace").split("\n")
     records = []

@@ -14,12 +14,12 @@ from llmjax.train.metrics import Record
 def plots(
     training: Sequence[Record], evaluations: Sequence[Record], rollouts: Sequence[Record] = ()
 ) -> list[Plot]:
-    """The charts for which there are numbers: of any run, and of a policy's rollouts.
+    """The charts for which there are data: those of any run, and those of rollouts.
 
     Args:
         training: records of steps.
-        evaluations: of evaluations.
-        rollouts: of iterations of reinforcement learning.
+        evaluations: records of evaluations.
+        rollouts: records of iterations of reinforcement learning.
     """
     loss = _curve(training, "loss", "training")
     validation = _curve(
@@ -42,7 +42,7 @@ def plots(
 def _of_rollouts(
     training: Sequence[Record], evaluations: Sequence[Record], rollouts: Sequence[Record]
 ) -> list[Plot]:
-    """What practitioners watch: what answers earn, how far the policy is gone, and how it moves."""
+    """The charts of reinforcement learning: rewards, divergence, and the policy's updates."""
     pointed: dict[str, Any] = {"mark": "line and points"}
     held_out = pointed | {"role": "second"}
     rewards = (
@@ -60,21 +60,21 @@ def _of_rollouts(
         *_with_mean(_curve(training, "clipped_low", "below", role="second")),
     )
     found = [
-        Plot("reward", "Reward of an answer", rewards),
-        Plot("kl", "From the reference (nats an answer)", (_curve(rollouts, "kl_per_response"),)),
-        Plot("answer_tokens", "Tokens of an answer", lengths, "from zero"),
+        Plot("reward", "Reward per answer", rewards),
+        Plot("kl", "KL from reference (nats per answer)", (_curve(rollouts, "kl_per_response"),)),
+        Plot("answer_tokens", "Tokens per answer", lengths, "from zero"),
         Plot(
             "repetition",
-            "Repetition (share of answers)",
+            "Repetition (share of trigrams)",
             (_curve(rollouts, "repetition"),),
             "share",
         ),
         Plot("entropy", "Entropy (nats per token)", _with_mean(_curve(training, "entropy"))),
-        Plot("clipped", "Ratios clipped (share of tokens)", clipped, "share"),
+        Plot("clipped", "Clipped ratios (share of tokens)", clipped, "share"),
     ]
     if explained := [record for record in map(_explained, training) if record]:
         both = _with_mean(_curve(explained, "explained"))
-        found.append(Plot("explained", "Variance that values explain", both))
+        found.append(Plot("explained", "Explained variance of returns", both))
     if len(parts) > 1:
         curves = tuple(
             _curve(rollouts, name, name.removeprefix("reward/"), role=SERIES[i % len(SERIES)])
@@ -85,23 +85,23 @@ def _of_rollouts(
 
 
 def calibration(confidence: np.ndarray, right: np.ndarray) -> Plot:
-    """How often a reward model is right beside how sure of it it is; where it should lie is dashed.
+    """The calibration curve of a reward model: accuracy against confidence, ideal dashed.
 
     Args:
-        confidence: [bins], NaN of a bin without pairs.
-        right: [bins], likewise.
+        confidence: [bins], NaN for bins without pairs.
+        right: [bins], the accuracy in each bin, also NaN.
     """
     there = np.isfinite(confidence)
     ends = np.array([0.5, 1.0])
     curves = (
-        Curve("as sure as right", ends, ends, "muted", "dashes"),
+        Curve("perfect calibration", ends, ends, "muted", "dashes"),
         Curve("held-out pairs", confidence[there], right[there], mark="line and points"),
     )
-    return Plot("calibration", "Comparisons right (share)", curves, x="confidence")
+    return Plot("calibration", "Accuracy on comparisons", curves, x="confidence")
 
 
 def _explained(record: Record) -> Record:
-    """What values explain of a step's returns; nothing without a critic, or of equal returns."""
+    """A record of the explained variance; empty without a critic, or if all returns are equal."""
     names = ("return", "return_square", "value_error", "value_error_square")
     if not all(isinstance(record.get(name), int | float) for name in names):
         return {}
@@ -117,7 +117,7 @@ def _curve(records: Sequence[Record], name: str, label: str = "", **options: Any
 
 
 def _with_mean(curve: Curve) -> tuple[Curve, Curve]:
-    """The curve, faint, under its mean over a fiftieth of the run (less at the ends)."""
+    """The curve, faint, and its moving average over a fiftieth of the run (less at the ends)."""
     size = curve.y.size
     index = np.arange(size)
     low, high = np.maximum(index - size // 100, 0), np.minimum(index + size // 100 + 1, size)

@@ -1,4 +1,4 @@
-"""Machines are taken back with a signal and a minute's notice: save, then leave."""
+"""Preemption: saves and exits when a signal announces that the machine will be taken away."""
 
 import os
 import signal
@@ -14,17 +14,17 @@ from llmjax.train.loop import Pause
 
 
 class SaveOnSignal:
-    """The state hook that saves and ends the run when a signal comes: SIGTERM, or Ctrl-C's SIGINT.
+    """The state hook that saves and ends the run at a signal: SIGTERM, or Ctrl-C's SIGINT.
 
-    The step under way is finished and saved, and `SystemExit` is raised with code 0, since nothing
-    is lost: the last line says how to go on. A second signal ends the process at once. Of several
-    processes all save the same step, whichever had the signal: JAX's preemption notice, which
-    listens to SIGTERM itself, lets them agree on it. Put it last among the hooks.
+    The current step is finished and saved, and `SystemExit` is raised with code 0, as nothing is
+    lost; the last line printed says how to resume. A second signal ends the process at once. With
+    several processes, all save the same step, whichever got the signal: JAX's preemption notice,
+    which listens to SIGTERM itself, lets them agree. Put this hook last.
 
     Args:
-        checkpointer: saves.
-        resume: the command line that goes on with the run.
-        signals: what to listen to.
+        checkpointer: saves the step.
+        resume: the command line that resumes the run.
+        signals: the signals to handle.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class SaveOnSignal:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def restore_handlers(self) -> None:
-        """Puts the former signal handlers back."""
+        """Restores the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
 
     def due(self, step: int) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal was received."""
         if self._several:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received is not None
@@ -66,7 +66,7 @@ class SaveOnSignal:
         where = self._checkpointer.directory / str(pause.step)
         message = f"{number.name}: saved step {pause.step} in {where}"
         if self._resume:
-            message += f"; go on with\n  {self._resume}"
+            message += f"; resume with\n  {self._resume}"
         if jax.process_index() == 0:
             print(message, file=sys.stderr)
         raise SystemExit(0)

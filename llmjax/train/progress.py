@@ -16,7 +16,7 @@ from llmjax.train.metrics import Record
 _BARS = "▁▂▃▄▅▆▇█"
 _SMOOTHING = 0.95
 _SAMPLES = 3
-# What is said of an evaluation, and of an iteration's rollouts, as far as there is.
+# Metrics shown for evaluations, and for an iteration's rollouts, if present.
 _EVALUATION = (
     ("validation_loss", "loss {:.3f}"),
     ("perplexity", "perplexity {:,.2f}"),
@@ -27,30 +27,30 @@ _EVALUATION = (
     ("validation_accuracy", "{:.2%} of comparisons right"),
     ("validation_reward", "reward {:.3f}"),
     ("validation_gold", "gold reward {:.3f}"),
-    ("validation_answer_tokens", "{:.0f} tokens an answer"),
+    ("validation_answer_tokens", "{:.0f} tokens per answer"),
 )
 _ROLLOUTS = (
     ("reward", "reward {:.3f}"),
     ("kl_per_response", "{:.2f} nats from the reference"),
-    ("answer_tokens", "{:.0f} tokens an answer"),
+    ("answer_tokens", "{:.0f} tokens per answer"),
     ("ended", "{:.0%} ended"),
 )
 
 
 class Progress:
-    """Shows records (it is a `metrics.Writer`) and samples while a run goes on.
+    """Shows records (it is a `metrics.Writer`) and samples during a run.
 
-    On a terminal: step, time left, smoothed loss with its course, learning rate, speed, the last
-    evaluation, rollouts and samples, redrawn in place. Elsewhere: a plain line every `interval`
-    seconds, and one for each evaluation and sample, never a control code. Until the first record it
-    says that the step is compiling.
+    On a terminal, it redraws in place: step, remaining time, smoothed loss with a sparkline,
+    learning rate, speed, and the last evaluation, rollouts and samples. Elsewhere, it prints a
+    plain line every `interval` seconds, and one for each evaluation and sample, without control
+    codes. Until the first record it says that the step is compiling.
 
     Args:
         steps: the number of the last step.
-        start: the step that the run starts after.
-        title: what is going on, in a word.
+        start: the step after which the run starts.
+        title: a short title.
         interval: seconds between plain lines.
-        console: where to; by default the standard output.
+        console: the output; by default stdout.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Progress:
             self._live.stop()
 
     def write(self, record: Record) -> None:
-        """Shows a training or an evaluation record."""
+        """Shows a record of training, evaluation or rollouts."""
         now = time.monotonic()
         if "loss" not in record and any(name in record for name, _ in _EVALUATION):
             self._evaluation = record
@@ -169,7 +169,7 @@ class Progress:
         return f"rollouts at step {record['step']:,}: {'  '.join(parts)}"
 
     def _times(self) -> str:
-        """Time gone and time left, by the mean of all steps but the first."""
+        """Elapsed and remaining time, from the mean of all steps except the first."""
         now = time.monotonic()
         text = f"{_clock(now - self._began)} elapsed"
         done = self._record["step"]
@@ -184,7 +184,7 @@ class Progress:
 
 
 class _Smoothed:
-    """A running mean of the loss, and its whole course in a bounded number of points."""
+    """A running mean of the loss, and its history in a bounded number of points."""
 
     POINTS = 32
 
@@ -222,7 +222,7 @@ class _Smoothed:
 
 
 def _printable(text: str) -> str:
-    """One line without control characters, whatever a model wrote."""
+    """Makes generated text a single line without control characters."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text)
 
 

@@ -1,8 +1,8 @@
-"""`report.html`: a run on one page that needs nothing but itself.
+"""`report.html`: a self-contained page about a run.
 
-The page reads what is in the run folder (config.json, metrics.jsonl, samples.jsonl, confusion.json
-of a classifier and reward_report.json of a reward model) and holds everything in one file: styles,
-charts as SVG, no script, and a policy that forbids any request.
+The page is made from the run folder (config.json, metrics.jsonl, samples.jsonl, confusion.json
+for classifiers and reward_report.json for reward models). It is a single file with styles and
+charts as SVG, without scripts, and with a policy that forbids all requests.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ REWARD_FILE = "reward_report.json"
 
 _SHOWN_SAMPLES = 6
 
-# The metrics of which an evaluation has one, and what they are called.
+# Metrics of which every evaluation has one, and their titles.
 _EVALUATED = {
     "validation_loss": "Validation loss",
     "validation_reward": "Reward on held-out prompts",
@@ -33,22 +33,22 @@ _EVALUATED = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run folder says.
+    """The contents of a run folder.
 
     Attributes:
         name: the configuration's name, or the folder's.
         config: the configuration, without the versions.
-        versions: of packages, and what the machine was.
+        versions: versions of packages, and the machine.
         training: records of training steps, in order.
         evaluations: records of evaluations, in order.
         samples: dicts with step, prompt and continuation, in order.
         rollouts: records of iterations of reinforcement learning, in order.
-        alarms: records of what its guards saw.
-        comparison: bits per byte of the held-out text by what was measured, the model among them;
-            empty without comparison.json.
-        confusion: the labels' "names" and the "counts" of what was taken for what; empty without
+        alarms: records of its guards' alarms.
+        comparison: bits per byte on the held-out text for the model and its baselines; empty
+            without comparison.json.
+        confusion: the labels' "names" and the confusion matrix "counts"; empty without
             confusion.json.
-        reward: what `evaluation.RewardReport` says; empty without reward_report.json.
+        reward: fields of `evaluation.RewardReport`; empty without reward_report.json.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def best(self) -> Record:
-        """The evaluation that early stopping takes for the best."""
+        """The best evaluation according to early stopping."""
         watched = EarlyStoppingConfig(**self.config.get("early_stopping") or {})
         if not all(_is_number(r.get(watched.metric)) for r in self.evaluations):
             known = [n for n in _EVALUATED if all(n in r for r in self.evaluations)]
@@ -76,12 +76,12 @@ class Run:
 
 
 def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
-    """Writes `plots/*.png` and `report.html` into a run folder and returns the page's path.
+    """Writes `plots/*.png` and `report.html` to a run folder and returns the page's path.
 
-    It can be called at any time of a run; files that are not there yet are left out of the page.
+    It can be called at any time during a run; the page leaves out files that do not exist yet.
 
     Args:
-        run_dir: the run folder: metrics.jsonl, and config.json and samples.jsonl where there are.
+        run_dir: the run folder, with metrics.jsonl and optionally config.json and samples.jsonl.
 
     Raises:
         FileNotFoundError: the folder has no metrics.jsonl.
@@ -91,7 +91,7 @@ def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
     found: list[charts.Chart] = [*plots.plots(run.training, run.evaluations, run.rollouts)]
     if run.confusion:
         counts, names = np.array(run.confusion["counts"]), tuple(run.confusion["names"])
-        found.append(charts.Matrix("confusion", "What was taken for what", counts, names))
+        found.append(charts.Matrix("confusion", "Confusion matrix", counts, names))
     if run.reward:
         curve = (np.array(run.reward[name], float) for name in ("confidence", "right"))
         found.append(plots.calibration(*curve))
@@ -107,7 +107,7 @@ def read_run(folder: pathlib.Path) -> Run:
     """Reads a run folder; raises FileNotFoundError without metrics.jsonl."""
     metrics = folder / "metrics.jsonl"
     if not metrics.exists():
-        raise FileNotFoundError(f"{metrics}: not there, so {folder} is no run folder to report on")
+        raise FileNotFoundError(f"{metrics} does not exist: {folder} is not a run folder")
     records = read_jsonl(metrics)
     config = dict(_read_json(folder / "config.json"))
     versions = config.pop("versions", {})
@@ -148,7 +148,7 @@ def render(run: Run, pictures: Sequence[str]) -> str:
         page.section("Curves", page.plots(pictures)),
         page.section("Alarms", _alarms(run.alarms)),
         page.section("Evaluations", _evaluations(run)),
-        page.section("Beside other models", _comparison(run.comparison)),
+        page.section("Comparison with other models", _comparison(run.comparison)),
         page.section("Reward model", _reward(run.reward)),
         page.section("Samples", _samples(run.samples)),
         page.section("Setup", _settings("Configuration", run.config), _environment(run.versions)),
@@ -157,7 +157,7 @@ def render(run: Run, pictures: Sequence[str]) -> str:
 
 
 def _figures(run: Run) -> list[tuple[str, str, str]]:
-    """(label, figure, note) of the headline numbers that are known."""
+    """(label, figure, note) of the available headline numbers."""
     found = []
     if run.evaluations:
         best = run.best
@@ -166,15 +166,16 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
             if name in best:
                 found.append((label, f"{best[name]:.4f}", at))
         if "bits_per_byte" in best:
-            found.append(("Bits per byte", f"{best['bits_per_byte']:.4f}", "of validation text"))
+            found.append(("Bits per byte", f"{best['bits_per_byte']:.4f}", "on validation text"))
         if "perplexity" in best:
             found.append(("Perplexity", page.number(best["perplexity"]), "per validation token"))
         if "pseudo_perplexity" in best:
             figure = page.number(best["pseudo_perplexity"])
             found.append(("Pseudo-perplexity", figure, "per masked token"))
         if "discriminator_accuracy" in best:
-            note = f"of tokens, {1 - best['replaced']:.2%} being originals"
-            found.append(("Told right", f"{best['discriminator_accuracy']:.2%}", note))
+            note = f"of tokens; {1 - best['replaced']:.2%} are originals"
+            accuracy = f"{best['discriminator_accuracy']:.2%}"
+            found.append(("Discriminator accuracy", accuracy, note))
         for name, label in (("accuracy", "Accuracy"), ("macro_f1", "Macro F1")):
             if name in best:
                 found.append((label, f"{best[name]:.4f}", at))
@@ -186,13 +187,13 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
     if run.training:
         steps, tokens, seconds = _totals(run.training)
         found.append(("Steps", f"{steps:,}", f"{page.number(tokens)} tokens"))
-        found.append(("Time in steps", page.duration(seconds), "evaluations left out"))
+        found.append(("Time in steps", page.duration(seconds), "without evaluations"))
         last = run.training[-1]
         if last.get("goodput"):
-            note = "of wall time in steps that count"
+            note = "share of wall time in productive steps"
             found.append(("Goodput", f"{last['goodput']:.1%}", note))
         if skipped := last.get("skipped_total"):
-            found.append(("Skipped steps", f"{skipped:,.0f}", "spikes, or not finite"))
+            found.append(("Skipped steps", f"{skipped:,.0f}", "spikes or non-finite"))
     steady = run.training[1:] or run.training  # the first step compiles
     if speeds := [r["tokens_per_s"] for r in steady if r.get("tokens_per_s")]:
         found.append(("Tokens per second", page.number(statistics.median(speeds)), "median step"))
@@ -202,7 +203,7 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _totals(training: Sequence[Record]) -> tuple[int, float, float]:
-    """Last step, tokens and seconds; a record stands for the unrecorded steps before it too."""
+    """Last step, tokens and seconds; a record also counts for unrecorded steps before it."""
     tokens = seconds = 0.0
     previous = training[0]["step"] - 1
     for record in training:
@@ -214,7 +215,7 @@ def _totals(training: Sequence[Record]) -> tuple[int, float, float]:
 
 
 def _alarms(alarms: Sequence[Record]) -> str:
-    """What guards saw, of runs that have them."""
+    """The alarms of guards, for runs that have them."""
     lines = (f"<li>Step {alarm['step']:,}: {page.text(alarm['alarm'])}</li>\n" for alarm in alarms)
     return f"<ul>\n{''.join(lines)}</ul>\n" if alarms else ""
 
@@ -225,17 +226,17 @@ def _evaluations(run: Run) -> str:
         return ""
     columns = {
         "validation_loss": ("Loss", ".4f"),
-        "validation_accuracy": ("Comparisons right", ".4f"),
+        "validation_accuracy": ("Accuracy on comparisons", ".4f"),
         "validation_reward": ("Reward", ".4f"),
         "validation_gold": ("Gold reward", ".4f"),
-        "validation_answer_tokens": ("Tokens an answer", ",.1f"),
+        "validation_answer_tokens": ("Tokens per answer", ",.1f"),
         "validation_repetition": ("Repetition", ".4f"),
         "perplexity": ("Perplexity", ",.2f"),
         "bits_per_byte": ("Bits per byte", ".4f"),
         "pseudo_perplexity": ("Pseudo-perplexity", ",.2f"),
-        "generator_loss": ("Generator", ".4f"),
-        "discriminator_loss": ("Discriminator", ".4f"),
-        "discriminator_accuracy": ("Told right", ".4f"),
+        "generator_loss": ("Generator loss", ".4f"),
+        "discriminator_loss": ("Discriminator loss", ".4f"),
+        "discriminator_accuracy": ("Discriminator accuracy", ".4f"),
         "replaced": ("Replaced", ".4f"),
         "accuracy": ("Accuracy", ".4f"),
         "macro_f1": ("Macro F1", ".4f"),
@@ -260,20 +261,20 @@ def _evaluations(run: Run) -> str:
 
 def _comparison(compared: Mapping[str, float]) -> str:
     rows = [(page.text(name), page.cell(value, ".3f")) for name, value in compared.items()]
-    return page.table(("Model", "Bits per byte of held-out text"), rows)
+    return page.table(("Model", "Bits per byte on held-out text"), rows)
 
 
 def _reward(report: Mapping[str, Any]) -> str:
-    """How far a reward model may be trusted, in numbers."""
+    """The reliability of a reward model."""
     rows = {
-        "Comparisons right": "accuracy",
+        "Accuracy on comparisons": "accuracy",
         "Calibration error": "calibration_error",
-        "The longer answer is better": "longer_share",
-        "The longer answer is preferred": "longer_chosen",
-        "Right where the longer one is better": "accuracy_longer",
-        "Right where the shorter one is": "accuracy_shorter",
+        "Longer answer is better": "longer_share",
+        "Longer answer is preferred": "longer_chosen",
+        "Accuracy if the longer answer is better": "accuracy_longer",
+        "Accuracy if the shorter answer is better": "accuracy_shorter",
         "Correlation of reward and length": "length_correlation",
-        "The same within pairs": "length_correlation_within",
+        "Correlation within pairs": "length_correlation_within",
     }
     cells = "".join(
         f"<tr><td>{title}</td><td>{page.cell(report[name], '.4f')}</td></tr>\n"
@@ -284,7 +285,7 @@ def _reward(report: Mapping[str, Any]) -> str:
 
 
 def _samples(samples: Sequence[Record]) -> str:
-    """The newest first, the older ones folded away."""
+    """The samples, newest first; older ones are collapsed."""
     cards = [
         f'<article class="sample card"><h3>step {page.cell(sample.get("step"), ",")}</h3>'
         f'<p><span class="prompt">{page.text(sample.get("prompt", ""))}</span>'
@@ -309,7 +310,7 @@ def _environment(versions: Mapping[str, Any]) -> str:
 
 
 def _flat(config: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """(dotted name, value) of every leaf, named as the flags are."""
+    """(dotted name, value) of every leaf, named like the flags."""
     if isinstance(config, Mapping) and config:
         for name, value in config.items():
             yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))

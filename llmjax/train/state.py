@@ -1,4 +1,4 @@
-"""Everything that a training step changes."""
+"""The training state: everything that a training step changes."""
 
 import dataclasses
 from typing import Any
@@ -15,15 +15,15 @@ from llmjax.train.health import Health
 
 @struct.dataclass
 class TrainState:
-    """A run between two steps.
+    """The state of a run between two steps.
 
     Attributes:
-        step: int32 scalar, the steps completed.
-        params: the parameters that are trained; None in place of those that are not.
-        opt_state: the optimizer's.
+        step: int32 scalar, the number of completed steps.
+        params: the trained parameters, with None in place of frozen ones.
+        opt_state: the optimizer's state.
         key: a typed PRNG key; each step folds its number into it.
-        health: by which a step tells whether it is a bad one.
-        frozen: the other half of the parameters (`tree.partition`); None: all are trained.
+        health: statistics by which a step detects spikes.
+        frozen: the frozen parameters (`tree.partition`); None if all are trained.
     """
 
     step: jax.Array
@@ -35,15 +35,15 @@ class TrainState:
 
     @property
     def all_params(self) -> Any:
-        """Those that are trained and those that are not."""
+        """The trained and the frozen parameters."""
         return self.params if self.frozen is None else tree.combine(self.params, self.frozen)
 
 
 def init_state(key: jax.Array, spec: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, in float32, sharded from birth on the current mesh."""
+    """The state before the first step, in float32, created sharded on the current mesh."""
 
-    # All in one program, so that scalars too lie on the whole mesh, as they do after a step: a
-    # state that moved with the first step would compile the second one anew.
+    # A single program, so that scalars too are on the whole mesh, as after a step: if the first
+    # step changed the state's sharding, the second step would recompile.
     @jax.jit
     def make(key: jax.Array) -> TrainState:
         init_key, step_key = jax.random.split(key)
@@ -58,13 +58,13 @@ def start_state(
     optimizer: optax.GradientTransformation,
     trained: tree.Predicate | None = None,
 ) -> TrainState:
-    """The state before the first step of a model that is there already; `params` is used up.
+    """The state before the first step for existing parameters, which are donated.
 
     Args:
-        key: a typed PRNG key, of the steps.
+        key: a typed PRNG key for the steps.
         params: the parameters.
-        optimizer: made for those of them that are trained.
-        trained: picks these by path; None: all are.
+        optimizer: made for the trained ones.
+        trained: selects the trained ones by path; None for all.
     """
     frozen = None
     if trained is not None:
@@ -78,6 +78,6 @@ def _begin(params: Any, key: jax.Array, optimizer: optax.GradientTransformation)
 
 
 def abstract_state(spec: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The shapes and shardings of `init_state`'s, on the current mesh, which need not be there."""
+    """The shapes and shardings of `init_state` on the current mesh, which may be abstract."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(lambda key: init_state(key, spec, optimizer), key)

@@ -1,4 +1,4 @@
-"""One optimizer step, from any objective."""
+"""The training step, for any objective."""
 
 import dataclasses
 import functools
@@ -26,26 +26,26 @@ def make_step(
     norms: bool = False,
     sharding: zero.Sharding | None = None,
 ) -> Step:
-    """Compiles (state, batch) -> (next state, metrics). The given state is used up (donated).
+    """Makes the jitted step (state, batch) -> (next state, metrics), which donates the state.
 
-    The gradient is that of Σ sums / Σ weights over the whole batch, whatever the number of
-    micro-batches or devices, by the parameters that are trained; what is frozen stays as it is. A
-    step whose loss or gradient is not finite or a spike, or whose batch has no target, leaves
-    parameters and optimizer as they were, and says so. A loss that needs the whole batch
-    (`objectives.PreparedLoss`) gets it before it is cut, with the step's key.
+    The gradient of Σ sums / Σ weights over the whole batch with respect to the trained parameters
+    does not depend on the number of micro-batches or devices. A step is skipped, leaving parameters
+    and optimizer unchanged, if its loss or gradient is non-finite or a spike, or if its batch has
+    no target. A loss that needs the whole batch (`objectives.PreparedLoss`) gets it before it is
+    split, with the step's key.
 
     Args:
         loss: the objective.
-        optimizer: made with `optim.make`.
-        accumulate: micro-batches that a batch is cut into, one after the other, to save memory.
-        spikes: which steps are skipped because they stand out; None skips none for that.
-        norms: whether the norms of gradient and update are metrics for each group of parameters.
-        sharding: which stage of ZeRO there is on the mesh; None is the third.
+        optimizer: from `optim.make`.
+        accumulate: number of micro-batches into which a batch is split, to save memory.
+        spikes: which steps are skipped as spikes; None for none.
+        norms: whether to report norms of gradient and update for each group of parameters.
+        sharding: the ZeRO stage on the mesh; None for stage 3.
 
     Returns:
         The step. Its metrics are scalars: loss (mean), tokens (the weight), inputs (tokens that
-        the model reads, padding left out), grad_norm (before clipping), param_norm (after the
-        update), learning_rate, skipped (1 when the update was), spike (1 when it stood out),
+        the model reads, without padding), grad_norm (before clipping), param_norm (after the
+        update), learning_rate, skipped (1 if the update was), spike (1 if it was one),
         skipped_total (since the run began), and the objective's own sums divided by the weight.
         With `norms` also grad_norm/GROUP and update_norm/GROUP: embedding, layers/attention, ….
     """
@@ -75,7 +75,7 @@ def _advance(
 ) -> tuple[TrainState, Metrics]:
     """The state after a step by the gradient of Σ sums, and the step's metrics."""
     weight = _divisor(total)
-    # A product, unlike a quotient, is computed again by all who need it rather than stored.
+    # XLA recomputes a product at each use, whereas it would store a quotient.
     grads = jax.tree.map(lambda grad: grad * (1 / weight).astype(grad.dtype), grads)
     norm, mean = optax.tree.norm(grads), total.sum / weight
     usable = jnp.isfinite(total.sum) & jnp.isfinite(norm) & (total.weight > 0)
@@ -112,12 +112,12 @@ def _advance(
 
 
 def _divisor(total: Weighted) -> jax.Array:
-    """The weight, or 1 of a batch without a target."""
+    """The weight, or 1 for a batch without a target."""
     return jnp.where(total.weight > 0, total.weight, 1.0)
 
 
 def _group_norms(name: str, values: Any) -> Metrics:
-    """The norm of each group of parameters; of layers, stacked or listed, each part is a group."""
+    """The norm of each group of parameters; within layers, each module is a group."""
     groups: dict[str, list[jax.Array]] = {}
     for path, value in zip(tree.paths(values), jax.tree.leaves(values), strict=True):
         parts = [part for part in path.split("/") if not part.isdecimal()]
@@ -135,7 +135,7 @@ def _inputs(batch: Batch) -> jax.Array:
 
 
 def _compiler_options() -> dict[str, str]:
-    """Of the compiler for the current mesh's devices."""
+    """Compiler options for the current mesh's devices."""
     if mesh.platform() != "cpu":
         return {}
     # LLVM prefers half the width of AVX-512 by default: 5 % of a step.
@@ -143,7 +143,7 @@ def _compiler_options() -> dict[str, str]:
 
 
 def _gradient(loss, sharding, state, batch, key, accumulate):
-    """(Weighted, metrics, gradient of the sum), added up over micro-batches."""
+    """(Weighted, metrics, gradient of the sum), summed over micro-batches."""
 
     def scalar(params, batch, key):
         whole = dataclasses.replace(state, params=params).all_params
@@ -173,10 +173,10 @@ def _gradient(loss, sharding, state, batch, key, accumulate):
 
 
 def _cut(name: str, rows: jax.Array, parts: int) -> jax.Array:
-    """[B, ...] to [parts, B/parts, ...], with every part spread over all devices.
+    """[B, ...] to [parts, B/parts, ...], with every part split over all devices.
 
-    Part i takes rows i, i + parts, …: a reshape that keeps the sharding of the rows, so nothing
-    moves between devices.
+    Part i takes rows i, i + parts, …: a reshape that keeps the sharding of the rows, so it needs no
+    communication.
     """
     if rows.shape[0] % parts:
         raise ValueError(f"{name}: {rows.shape[0]} rows do not divide into {parts} micro-batches")

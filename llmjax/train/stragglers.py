@@ -1,9 +1,9 @@
-"""Which of several processes keeps the others waiting.
+"""Finding the process that keeps the others waiting.
 
-A step that all devices share ends in all processes at once, so its time says nothing of who was
-late. What differs is how long each process takes to hand out the next step: drawing a batch, hooks,
-a machine that is busy with something else. These times are compared on the devices, by a program of
-two numbers behind the step, so that no process waits to hear of them.
+A step that all devices share ends in all processes at once, so its time does not show who was late.
+What differs is how long each process takes to dispatch the next step: loading a batch, hooks, a
+machine that is busy with something else. These times are compared on the devices, by a tiny program
+after the step, so that no process waits for the result.
 """
 
 import functools
@@ -16,20 +16,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Stragglers:
-    """Measures this process between steps, and compares all; nothing when it is alone."""
+    """Measures this process between steps, and compares all processes, if there are several."""
 
     def __init__(self) -> None:
         self._since: float | None = None
 
     def begin(self) -> None:
-        """The host has the metrics of a step, and prepares another from here on."""
+        """Starts the clock: the host has the metrics of a step and prepares the next one."""
         self._since = time.perf_counter()
 
     def compare(self) -> dict[str, jax.Array]:
-        """Called when a step was dispatched: its metrics of who was slow, as device scalars.
+        """Call it after dispatching a step; returns metrics as device scalars.
 
         host_seconds_max and host_seconds_median are over the processes, slowest_process is the
-        number of the one with the former.
+        index of the slowest.
         """
         if jax.process_count() == 1:
             return {}

@@ -1,7 +1,6 @@
-"""What a run costs beside what it learns: gauges, which add their figures to every record.
+"""Gauges of a run's efficiency, whose figures are added to every record.
 
-A gauge is called with each tick and returns numbers by name. None of them asks the device for
-anything that is not there already.
+A gauge is called with each tick and returns numbers by name. None of them waits for the device.
 """
 
 import os
@@ -18,15 +17,15 @@ Gauge = Callable[[Tick], Mapping[str, float]]
 
 
 class Goodput:
-    """The share of a run's wall time that went into steps that count.
+    """The share of a run's wall time spent in productive steps.
 
-    Wall time runs from the run's very first start, restarts and the pauses between them included.
-    Steps count when they are in the run's history: what a kill undid is not, since this hook's
-    memory is saved with the checkpoints (`Checkpointer(remembering=…)`). Compiling, waiting for
-    data, evaluating and saving are what is missing from 1.
+    Wall time counts from the run's very first start, including restarts and the time between them.
+    Steps are productive if they are in the run's history: steps lost by a kill are not, as this
+    hook's state is saved with the checkpoints (`Checkpointer(remembering=…)`). The rest is
+    compiling, waiting for data, evaluating and saving.
 
     Args:
-        begun: when the run first began, in seconds since the epoch, as `time.time` says.
+        begun: when the run first began, in seconds since the epoch, as from `time.time`.
     """
 
     def __init__(self, begun: float) -> None:
@@ -35,27 +34,27 @@ class Goodput:
         self._compiled = False
 
     def __call__(self, tick: Tick) -> dict[str, float]:
-        """Counts a step; goodput, in 0…1."""
+        """Counts a step; returns the goodput, in [0, 1]."""
         if self._compiled:
             self._productive += max(tick.seconds - tick.data_seconds, 0.0)
-        self._compiled = True  # a start's first step compiles
-        # The clock of the machine may have been set back since, or differ from another machine's.
+        self._compiled = True  # the first step after a start compiles
+        # The clock may have been set back, or the run may have started on another machine.
         wall = max(
             time.time() - self._begun, self._restored + time.monotonic() - self._started, 1e-9
         )
         return {"goodput": min(self._productive / wall, 1.0)}
 
     def get_state(self) -> float:
-        """Seconds in steps that count."""
+        """Seconds in productive steps."""
         return self._productive
 
     def set_state(self, state: float) -> None:
-        """Takes up what `get_state` gave."""
+        """Restores a state of `get_state`."""
         self._productive = self._restored = state
 
 
 class CompileTime:
-    """The gauge of seconds spent compiling since it was made."""
+    """The gauge of seconds spent compiling since its creation."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -66,7 +65,7 @@ class CompileTime:
             self._seconds += duration_secs
 
     def __call__(self, tick: Tick) -> dict[str, float]:
-        """compile_seconds, all of them."""
+        """compile_seconds, the total so far."""
         del tick
         return {"compile_seconds": self._seconds}
 
@@ -76,9 +75,9 @@ class CompileTime:
 
 
 def device_memory(tick: Tick) -> dict[str, float]:
-    """Bytes in use on the fullest of this process's devices, and its share at the peak.
+    """Bytes in use on this process's fullest device, and the peak share of device memory.
 
-    Nothing where the platform does not say, as CPUs do not.
+    Empty if the platform does not report memory, as on CPUs.
     """
     del tick
     stats: list[dict[str, Any]] = [s for d in jax.local_devices() if (s := d.memory_stats())]
@@ -97,9 +96,9 @@ class Profiler:
     """The state hook that writes a trace of some steps, for TensorBoard and Perfetto.
 
     Args:
-        steps: the first and the last step traced.
-        directory: where to; `plugins/profile/…` is made in it.
-        start: the step that the run starts after.
+        steps: the first and the last step to trace.
+        directory: output folder; `plugins/profile/…` is created in it.
+        start: the step after which the run starts.
 
     Raises:
         ValueError: the range is empty.
@@ -110,18 +109,18 @@ class Profiler:
     ) -> None:
         self._first, self._last = steps
         if not 1 <= self._first <= self._last:
-            raise ValueError(f"{self._first}:{self._last} is not a range of steps, from 1 up")
+            raise ValueError(f"{self._first}:{self._last} is not a range of steps from 1 on")
         self._directory = os.fspath(directory)
         self._open = False
         if self._first <= start + 1 <= self._last:
             self._begin()
 
     def due(self, step: int) -> bool:
-        """Whether the trace begins or ends behind this step."""
+        """Whether the trace begins or ends after this step."""
         return step in (self._first - 1, self._last)
 
     def __call__(self, pause: Pause) -> None:
-        """Begins or ends the trace, while no step is under way."""
+        """Begins or ends the trace, while no step is running."""
         if pause.step == self._last:
             self.close()
         else:

@@ -1,4 +1,4 @@
-"""A run that hangs should end, and say where it hung."""
+"""A watchdog that ends a hung run and shows where it hung."""
 
 import faulthandler
 import os
@@ -14,16 +14,15 @@ from llmjax.train.loop import Tick
 class Watchdog:
     """The hook that ends the process when no step completes for `seconds`.
 
-    It writes the Python stack of every thread to stderr and to a file in the run folder and
-    exits at once, without clean-up, since clean-up may be what hangs. The clock starts with the
-    first completed step, so compiling is exempt; choose a deadline longer than the slowest
-    evaluation or checkpoint.
+    It writes the Python stack of every thread to stderr and to a file in the run folder, and exits
+    at once without cleanup, which may itself hang. The clock starts with the first completed step,
+    so compiling is exempt; choose a deadline longer than the slowest evaluation or checkpoint.
 
     Args:
         seconds: the deadline, or None for no watchdog.
         directory: the run folder.
-        name: of the file; processes that share the folder have different ones.
-        exit_code: of the process; 124 is what `timeout` uses.
+        name: name of the file; processes that share the folder need different ones.
+        exit_code: of the process; 124 as for `timeout`.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class Watchdog:
         exit_code: int = 124,
     ) -> None:
         if seconds is not None and seconds <= 0:
-            raise ValueError(f"seconds={seconds}: a positive deadline, or None for no watchdog")
+            raise ValueError(f"seconds={seconds}: must be positive, or None for no watchdog")
         self._seconds, self._exit_code = seconds, exit_code
         self._report = pathlib.Path(directory) / name
         self._step, self._last = 0, time.monotonic()
@@ -49,7 +48,7 @@ class Watchdog:
         self.close()
 
     def __call__(self, tick: Tick) -> None:
-        """A step is complete: the deadline starts again."""
+        """Restarts the clock, as a step is complete."""
         self._step, self._last = tick.step, time.monotonic()
         if self._thread is None and self._seconds is not None:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)

@@ -1,14 +1,14 @@
-"""What devices that share a batch split of a model for it: ZeRO's stages (Rajbhandari et al. 2020).
+"""What stays split during a step: ZeRO's stages (Rajbhandari et al. 2020).
 
-Parameters, moments and gradients lie split over the mesh axes fsdp and expert between steps. At
-stage 3 the weights are gathered for each product and their gradients scattered behind it. At stage
-2 the weights of layers are gathered once a step, and held whole in compute precision. At stage 1
-their gradients are held whole too, in float32, and summed once a step: the least to send where a
-batch is cut into many parts, and the most to hold. What lies outside of the layers, and experts,
-are used once or are too large, and gathered where they are used at every stage.
+Between steps, parameters, moments and gradients are split over the mesh axes fsdp and expert. At
+stage 3, weights are gathered for each product and their gradients scattered after it. At stage 2,
+the weights of layers are gathered once a step and held whole in compute precision. At stage 1,
+their gradients are held whole too, in float32, and summed once a step: this communicates least if
+a batch is split into many parts, but needs most memory. Weights outside of the layers are used
+once, and experts are too large, so both are gathered at each use at every stage.
 
-Replicas, which split nothing, need the sum of their gradients once a step only. Where a batch is
-cut into parts, or into micro-batches of a pipeline, that sum waits for the last at every stage.
+Data-parallel replicas only need the sum of their gradients once a step. If a batch is split into
+parts, or into micro-batches of a pipeline, this sum is deferred to the last one at every stage.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from llmjax.weights import Held
 
 @dataclasses.dataclass(frozen=True)
 class Sharding:
-    """What is split in a step, on the mesh that is set when it is compiled.
+    """What is split during a step, on the mesh that is set when it is compiled.
 
     Attributes:
-        spec: of the parameters.
-        dtype: in which weights are held: that of the model's products.
-        stage: of ZeRO.
-        cut: whether a batch is cut into parts.
+        spec: the spec of the parameters.
+        dtype: dtype in which weights are held: that of the model's products.
+        stage: the ZeRO stage.
+        cut: whether a batch is split into parts.
     """
 
     spec: Any
@@ -57,7 +57,7 @@ class Sharding:
         return {name: size for name, size in sharing.items() if waits and name == "data"}
 
     def gather(self, params: Any) -> Any:
-        """Whole weights; None for what is not held."""
+        """The gathered weights; None for weights that are not held."""
 
         def one(param: Param, value: jax.Array) -> jax.Array | None:
             if not (self.gathers() and is_held(param)):
@@ -67,7 +67,7 @@ class Sharding:
         return jax.tree.map(one, self.spec, params, is_leaf=is_param)
 
     def terms(self, params: Any, whole: Any) -> Any:
-        """Zeros in place of gradients that are not summed yet; None where they are at once."""
+        """Zeros in place of gradients whose sum is deferred; None for the others."""
         names = self.waiting()
 
         def one(param: Param, split: jax.Array, whole: jax.Array | None) -> jax.Array | None:
@@ -83,7 +83,7 @@ class Sharding:
         return jax.tree.map(one, self.spec, params, whole, is_leaf=is_param)
 
     def give(self, params: Any, whole: Any, terms: Any) -> Any:
-        """Parameters as a model takes them."""
+        """Parameters as the model uses them, with `Held` weights."""
 
         def one(param, split, whole, terms):
             return split if whole is None and terms is None else Held(split, whole, terms)
@@ -91,7 +91,7 @@ class Sharding:
         return jax.tree.map(one, self.spec, params, whole, terms, is_leaf=is_param)
 
     def add(self, grads: Any, terms: Any) -> Any:
-        """Gradients, with the sums of what each device has of its own."""
+        """Adds the sums over devices of deferred terms to the gradients."""
 
         def one(param: Param, grad: jax.Array, own: jax.Array | None) -> jax.Array:
             if own is None:
@@ -108,15 +108,15 @@ class Sharding:
 
 
 def value_and_grad(loss: Callable, sharding: Sharding | None, params: Any) -> tuple[Callable, Any]:
-    """(f, finish): as `jax.value_and_grad` of a loss by parameters, with sums that may wait.
+    """(f, finish): `jax.value_and_grad` of a loss, with sums over devices that may be deferred.
 
-    f(*rest) is ((value, extra), what it found of the gradient), which adds up over parts of a
-    batch; finish(found) is the gradient.
+    f(*rest) returns ((value, extra), partial gradient), which adds up over parts of a batch;
+    finish(partial gradient) returns the gradient.
 
     Args:
         loss: (params, *rest) to (value, extra).
-        sharding: what is held whole; None: nothing.
-        params: by which.
+        sharding: what is held whole; None for nothing.
+        params: the parameters to differentiate with respect to.
     """
     if sharding is None or not (sharding.gathers() or sharding.waiting()):
         pull = jax.value_and_grad(loss, has_aux=True)
@@ -133,12 +133,12 @@ def value_and_grad(loss: Callable, sharding: Sharding | None, params: Any) -> tu
 
 
 def is_held(param: Param) -> bool:
-    """Whether stages 1 and 2 hold a weight whole, and sums of its gradient may wait."""
+    """Whether stages 1 and 2 hold a weight whole, and the sum of its gradient may be deferred."""
     return "embed" in param.axes
 
 
 def _sharing() -> dict[str, int]:
-    """The mesh axes along which devices have rows, or parts of them, of their own; their sizes."""
+    """The mesh axes along which devices have different rows or parts of rows, and their sizes."""
     names = (*mesh.RULES["batch"], *mesh.RULES["sequence"])
     current = mesh.current_mesh()
     shape = {} if current is None else current.shape
@@ -147,5 +147,5 @@ def _sharing() -> dict[str, int]:
 
 
 def _place(param: Param) -> int:
-    """The axis of terms: behind that of layers."""
+    """The new axis of terms: after that of layers."""
     return int("layers" in param.axes)

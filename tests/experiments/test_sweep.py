@@ -118,7 +118,7 @@ def test_a_high_metric_is_maximised(tmp_path):
     trials = Sweep(recipe, search_space.parse_all(SPACE), tmp_path, "none", train=train).run(3)
     rates = [trial.values["optimizer.learning_rate"] for trial in trials]
     assert rates == sorted(rates)
-    with pytest.raises(FlagError, match="metric=kl: its name does not tell"):
+    with pytest.raises(FlagError, match="metric=kl: its name does not show"):
         sweep.with_metric(recipe, "kl")
 
 

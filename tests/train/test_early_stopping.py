@@ -119,13 +119,13 @@ def test_names_of_metrics_tell_which_is_best(metric, direction):
 
 
 def test_bad_settings_are_named():
-    with pytest.raises(ValueError, match="metric=kl: its name does not tell"):
+    with pytest.raises(ValueError, match="metric=kl: its name does not show"):
         EarlyStoppingConfig(metric="kl")
     assert EarlyStoppingConfig(metric="kl", mode="min").direction == "min"
     for settings in ({"patience": -1}, {"min_delta": -0.1}, {"min_delta": math.nan}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             EarlyStoppingConfig(**settings)
-    with pytest.raises(ValueError, match=r"metric=accuracy: an evaluation has \['loss'\]"):
+    with pytest.raises(ValueError, match=r"metric=accuracy: evaluations have \['loss'\]"):
         EarlyStopping(EarlyStoppingConfig(metric="accuracy"))(
             Pause(1, {"loss": 1.0}, 0.1, state=start(), batches=Counting())
         )
