@@ -1,1 +1,1 @@
-"""One entry point per stage of training, and the recipes that they run."""
+"""One entry point per training stage, and the recipes that they run."""

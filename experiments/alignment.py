@@ -1,8 +1,8 @@
-"""From the quickstart's base model to one that people would rather talk with.
+"""Aligns the quickstart's base model.
 
-Supervised fine-tuning, a reward model and PPO, each a recipe over the run before it, in folders of
-the base's run; then what the model said before and after, and what a lexicon of sentiment, which
-people scored and none of them was trained on, makes of it.
+Runs supervised fine-tuning, reward modeling and PPO, each a recipe based on the previous run, in
+folders of the base's run. Then compares the answers before and after, and scores them with a
+sentiment lexicon that was rated by people and not used in training.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ SHOWN = 6  # prompts of the table
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a model says to held-out prompts.
+    """A model's answers to held-out prompts.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         samples: its answers.
-        gold: what the lexicon makes of each, in [-1, 1].
+        gold: the lexicon's score of each, in [-1, 1].
     """
 
     name: str
@@ -42,7 +42,7 @@ class Answers:
 
 
 def align(run_dir: pathlib.Path) -> list[Answers]:
-    """Trains the stages over a base, or finds them done; the answers of all policies, in order."""
+    """Trains missing stages on top of a base; returns the answers of all policies, in order."""
     folders = {name: run_dir / name for name in ("small_talk", "friendly", "friendlier")}
     tuning = dataclasses.replace(small_talk(), base=str(run_dir))
     training.run(tuning, folders["small_talk"])
@@ -65,7 +65,7 @@ def align(run_dir: pathlib.Path) -> list[Answers]:
 
 
 def answers(task: PolicyTask, name: str, model: runs.TrainedModel) -> Answers:
-    """What a model says to the held-out prompts of a policy's task, by the same draws as others."""
+    """A model's answers to the held-out prompts of a policy's task, with the same keys for all."""
     params = models.for_decoding(model.task.merge(model.params), model.config)
     samples: list[rl.Sample] = []
     for number, prompts in enumerate(task.batches("validation")):
@@ -86,25 +86,25 @@ def _keep(found: list[Answers], path: pathlib.Path) -> None:
 
 
 def said(found: list[Answers]) -> Table:
-    """The first prompts with what each model answered."""
+    """The first prompts with the answers of each model."""
     table = Table(title="Before and after", title_justify="left", show_lines=True)
-    table.add_column("said")
+    table.add_column("prompt")
     for answers in found:
         table.add_column(answers.name)
     rows = zip(*(answers.samples for answers in found), strict=True)
     for row in itertools.islice(rows, SHOWN):
-        # The last line is where the answer begins.
+        # The last line is the beginning of the answer.
         last = row[0].prompt.text.strip().splitlines()[-2:][0]
         table.add_row(last, *(sample.text.strip() for sample in row))
     return table
 
 
 def judged(found: list[Answers]) -> str:
-    """How friendly the answers are, and whether the difference is more than chance."""
+    """The sentiment of the answers, and the significance of the difference."""
     means = ", ".join(f"{answers.gold.mean():+.3f} {answers.name}" for answers in found)
     before, after = found[-2], found[-1]
     compared = evaluation.compare(after.gold.tolist(), before.gold.tolist())
     return (
-        f"Sentiment of {len(after.gold)} answers to held-out prompts, from -1 to 1: {means}; after "
-        f"PPO less before it {compared.difference.mean:+.3f}, p = {compared.p:.1g} (paired t-test)"
+        f"Sentiment of {len(after.gold)} answers to held-out prompts, from -1 to 1: {means}; "
+        f"PPO changed it by {compared.difference.mean:+.3f}, p = {compared.p:.1g} (paired t-test)"
     )

@@ -1,16 +1,16 @@
-r"""Writes more examples out of those there are, and keeps what still says the same.
+r"""Augments examples, and keeps the copies that preserve their meaning.
 
     python -m experiments.augment --input=train.jsonl --output=more.jsonl --kind=classification
     python -m experiments.augment --recipe=translated --input=train.jsonl --output=more.jsonl \
         --control.embedder=checkpoints/all-MiniLM-L6-v2 --classifier=runs/labels
 
-Examples come out as they went in, each followed by its copies, with "augmentation": the method, and
-the scores of the checks. What a model reads is written anew, what it shall write never. A copy that
-is unchanged, too long or short, not similar (--control.embedder) or takes another label
-(--classifier) is dropped, and counted.
+The output has the original examples, each followed by its copies, which have a field
+"augmentation" with the method and the scores of the checks. Only model inputs are rewritten, never
+targets. Copies that are unchanged, too long or short, dissimilar (--control.embedder) or get
+another label (--classifier) are dropped and counted.
 
-Augment what is trained on only. Where one file is split afterwards, every record's "origin" keeps
-copies on the side of their original: --data.split=grouped --data.split_field=origin.
+Augment only training data. If the file is split afterwards, every record's "origin" keeps copies in
+the split of their original: --data.split=grouped --data.split_field=origin.
 """
 
 import json
@@ -28,14 +28,14 @@ from llmjax.data.config import KINDS, ExampleSource, Kind
 
 INPUT = absl_flags.DEFINE_string("input", None, "File, folder or glob of examples.")
 OUTPUT = absl_flags.DEFINE_string("output", None, "File to write, .jsonl.")
-KIND = absl_flags.DEFINE_enum("kind", "classification", list(KINDS), "Of the examples.")
+KIND = absl_flags.DEFINE_enum("kind", "classification", list(KINDS), "Kind of the examples.")
 FIELDS = absl_flags.DEFINE_multi_string(
-    "field", None, "Where a record's part is, as part:field, unless it is found. Once for each."
+    "field", None, "Field of a part of records, as part:field, if not detected. Repeat for each."
 )
 CLASSIFIER = absl_flags.DEFINE_string(
-    "classifier", None, "Run of finetune --objective=classification; copies must have its label."
+    "classifier", None, "Run of finetune --objective=classification; copies must keep its label."
 )
-AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object in place of tables.")
+AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 
 flags.define(AUGMENTING, "usual")
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     """The entry point."""
     del argv
     if not INPUT.value or not OUTPUT.value:
-        raise flags.FlagError("--input or --output is missing: name what is read, and what written")
+        raise flags.FlagError("--input or --output is missing: name the files to read and to write")
     settings = flags.resolve()
     try:
         source = ExampleSource("input", INPUT.value, fields=tuple(FIELDS.value or ()))
@@ -73,12 +73,12 @@ def main(argv: list[str]) -> None:
 
 def _classify(run_dir: pathlib.Path) -> augmentation.Classifier:
     """The model of a run as a function from texts to labels."""
-    from experiments import runs  # and with it all that trains
+    from experiments import runs  # imports all of training
 
     model = runs.load(run_dir)
     if model.config.head.kind != "classification":
         raise flags.FlagError(
-            f"--classifier={run_dir}: its head is of kind {model.config.head.kind}; name a run of "
+            f"--classifier={run_dir}: its head has kind {model.config.head.kind}; name a run of "
             "experiments.finetune --objective=classification"
         )
     (found,) = model.task.trained_models(model.params).values()
@@ -88,12 +88,12 @@ def _classify(run_dir: pathlib.Path) -> augmentation.Classifier:
 
 
 def _show(report: augmentation.Report) -> None:
-    title = f"{report.originals:,} examples, and what was written of them"
+    title = f"Augmented copies of {report.originals:,} examples"
     table = Table(title=title, title_justify="left")
     table.add_column("method")
     table.add_column("kept", justify="right")
     table.add_column("dropped", justify="right")
-    table.add_column("why")
+    table.add_column("reasons")
     for method, reasons in report.dropped.items():
         why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         table.add_row(method, f"{report.written[method]:,}", f"{reasons.total():,}", why)

@@ -1,15 +1,15 @@
-r"""Checks examples before anything is trained on them, or writes them in another form.
+r"""Checks examples before training on them, or converts them to another form.
 
     python -m experiments.check_data --train=train.jsonl --test=test.jsonl --kind=classification \
         --labels=negative,positive --steps=language,harmful_content
     python -m experiments.check_data --train=alpaca.jsonl --kind=sft --convert=messages \
         --output=messages.jsonl
 
-Says which records hold no example of the kind, are too short or long, have a label that there is
-not, have their answer in the prompt, were there before, or are in both sets; and by --steps of
-cleaning, which are of another language or harmful. The first ten are shown by file and line. Exits
-with 1 where there is any. Conversion keeps fields that are no part of the example, and leaves out
-and counts what does not fit the form.
+Reports records that are not examples of the kind, are too short or long, have an unknown label,
+contain their answer in the prompt, are duplicates, or are in both sets; with cleaning --steps also
+those in another language or harmful. Shows the first ten by file and line. Exits with 1 if there
+are any. Conversion keeps fields that are not part of the example, and leaves out and counts records
+that do not fit the form.
 """
 
 import json
@@ -28,24 +28,24 @@ from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.config import KINDS, ExampleSource, Kind
 
 TRAIN = absl_flags.DEFINE_string("train", None, "File, folder or glob of examples.")
-TEST = absl_flags.DEFINE_string("test", None, "Examples that are held out, if there are.")
-KIND = absl_flags.DEFINE_enum("kind", "sft", list(KINDS), "Of the examples.")
+TEST = absl_flags.DEFINE_string("test", None, "Held-out examples, if any.")
+KIND = absl_flags.DEFINE_enum("kind", "sft", list(KINDS), "Kind of the examples.")
 FIELDS = absl_flags.DEFINE_multi_string(
-    "field", None, "Where a record's part is, as part:field, unless it is found. Once for each."
+    "field", None, "Field of a part of records, as part:field, if not detected. Repeat for each."
 )
-LABELS = absl_flags.DEFINE_list("labels", [], "Their names, in the order of their numbers.")
-SHORTEST = absl_flags.DEFINE_integer("shortest", 1, "Words of a text, question or answer.")
-LONGEST = absl_flags.DEFINE_integer("longest", 0, "The same, at most; 0 for no limit.")
+LABELS = absl_flags.DEFINE_list("labels", [], "Names of the labels, in order of their numbers.")
+SHORTEST = absl_flags.DEFINE_integer("shortest", 1, "Minimum words of a text, question or answer.")
+LONGEST = absl_flags.DEFINE_integer("longest", 0, "Maximum words of the same; 0 for no limit.")
 LEAK = absl_flags.DEFINE_integer(
-    "leak", 5, "Words of an answer from which on it must not stand in the prompt; 0 for any."
+    "leak", 5, "Answers of at least this many words must not be in the prompt; 0 for any answer."
 )
-STEPS = absl_flags.DEFINE_list("steps", [], "Steps of cleaning that texts must pass.")
+STEPS = absl_flags.DEFINE_list("steps", [], "Cleaning steps that texts must pass.")
 CONVERT = absl_flags.DEFINE_enum("convert", None, list(forms.FORMS), "Form to write.")
 OUTPUT = absl_flags.DEFINE_string("output", None, "File for --convert, .jsonl.")
 QUESTION = absl_flags.DEFINE_string(
-    "question", "", "Of --convert: what texts are asked for, whose label becomes an answer."
+    "question", "", "For --convert: question about texts whose label becomes the answer."
 )
-AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object in place of text.")
+AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
 
 
 def main(argv: list[str]) -> int:
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     if not TRAIN.value:
         raise flags.FlagError("--train is missing: name a file of examples")
     if bool(CONVERT.value) != bool(OUTPUT.value):
-        raise flags.FlagError("--convert and --output go together: say which form, and where to")
+        raise flags.FlagError("--convert and --output go together: give both")
     try:
         return _convert() if CONVERT.value else _check()
     except (ValueError, OSError, ImportError) as error:
@@ -87,13 +87,13 @@ def _check() -> int:
 
 
 def _steps() -> list[Step]:
-    """The steps of cleaning that are asked for, with their usual settings."""
+    """The requested cleaning steps, with default settings."""
     settings = CleaningConfig(steps=tuple(STEPS.value))
     for name in settings.names:
         if name in build.COMPARISONS:
             raise flags.FlagError(
-                f"--steps has {name}, which compares documents: leave it out, copies among "
-                "examples are found without it"
+                f"--steps has {name}, which compares documents: leave it out, as duplicate "
+                "examples are detected without it"
             )
     return [build.step(settings, name) for name in settings.names]
 
@@ -108,12 +108,12 @@ def _show(report: checking.Report) -> None:
     if total:
         table = Table()
         table.add_column("problem")
-        table.add_column("how often", justify="right")
+        table.add_column("count", justify="right")
         for reason, count in report.reasons.most_common():
             table.add_row(reason, f"{count:,}")
         console.print(table)
     for split, count in report.counts.items():
-        console.print(f"{split}: {count - report.bad[split]:,} of {count:,} examples are sound")
+        console.print(f"{split}: {count - report.bad[split]:,} of {count:,} examples are valid")
 
 
 def _convert() -> int:

@@ -1,12 +1,12 @@
-"""Compiles a recipe's training step for chips that need not be there, and says what it takes.
+"""Compiles a recipe's training step for (absent) chips, and reports what it needs.
 
     python -m experiments.compile --recipe=llama3_8b --target=v5p:4x4x4
     python -m experiments.compile --recipe=llama3_8b --target=v6e:16x16 --mesh.tensor=4 --json
     python -m experiments.compile --recipe=gpt2_small --target=h100:8 --model.remat=full
 
-Of one chip: memory by item against what there is, operations, the compiler's estimate of a step's
-time, what the chips send each other by kind and mesh axis beside the least that they must, and what
-would help. A step that does not fit is an answer too; the exit status is then 1.
+Per chip it reports memory by item and the available memory, operations, the compiler's estimate of
+the step time, communication by collective and mesh axis compared with the minimum, and advice. If
+the step does not fit, it says so and exits with status 1.
 """
 
 import json
@@ -20,10 +20,10 @@ from experiments.recipes import RECIPES
 from llmjax import planning
 
 TARGET = absl_flags.DEFINE_string(
-    "target", None, "Kind of chip and how many: v5p:4x4x4, v6e:16x16, h100:8."
+    "target", None, "Kind and number of chips: v5p:4x4x4, v6e:16x16, h100:8."
 )
 HLO = absl_flags.DEFINE_string("hlo", None, "File for the text of the compiled program.")
-AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object in place of tables.")
+AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 
 flags.define(RECIPES)
 
@@ -32,9 +32,9 @@ def main(argv: list[str]) -> int:
     """The entry point."""
     del argv
     if not TARGET.value:
-        raise flags.FlagError("--target is missing: v5p:4x4x4 or h100:8, say")
+        raise flags.FlagError("--target is missing: for example v5p:4x4x4 or h100:8")
     recipe = flags.resolve()
-    # Whatever this machine has, nothing runs on it.
+    # Nothing runs on this machine's accelerators.
     jax.config.update("jax_platforms", "cpu")
     try:
         target = planning.target(TARGET.value)

@@ -1,4 +1,4 @@
-"""The answers of `experiments.compile` as tables for people."""
+"""The answers of `experiments.compile` as tables."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,15 +11,15 @@ from experiments.plan_tables import count, facts, flops, gigabytes, grid
 
 ITEMS = {
     "parameters": "",
-    "gradients": "as many and as wide as the parameters",
+    "gradients": "as large as the parameters",
     "optimizer": "",
     "batch": "",
-    "activations": "and all else that is temporary",
+    "activations": "and other temporaries",
 }
 
 
 def show(answer: dict[str, Any], console: Console | None = None) -> None:
-    """Prints every part of an answer that there is, and what would help last."""
+    """Prints all available parts of an answer, with advice last."""
     console = console or Console()
     sizes = " × ".join(f"{axis}={size}" for axis, size in answer["mesh"].items() if size > 1)
     console.print(
@@ -31,21 +31,21 @@ def show(answer: dict[str, Any], console: Console | None = None) -> None:
         for part in section(answer):
             console.print(part)
     for line in answer["advice"]:
-        console.print(f"[bold]what would help[/] {escape(line)}")
+        console.print(f"[bold]advice[/] {escape(line)}")
 
 
 def _memory(answer: dict[str, Any]) -> Iterator[Table]:
     memory, refused = answer["memory"], answer["out_of_memory"]
-    found = facts("Memory of a chip, GiB")
+    found = facts("Memory per chip, GiB")
     for name, note in ITEMS.items():
         if name in memory:
             found.add_row(name, gigabytes(memory[name]), note)
     if refused:
         needed = refused["needed"]
-        verdict = "it does not fit" + ("" if needed else f": {escape(refused['message'])}")
+        verdict = "does not fit" + ("" if needed else f": {escape(refused['message'])}")
         found.add_row("needed", gigabytes(needed) if needed else "more", f"[bold red]{verdict}[/]")
     else:
-        share = f"{memory['peak'] / memory['available']:.0%} of what there is"
+        share = f"{memory['peak'] / memory['available']:.0%} of available"
         found.add_row("peak", gigabytes(memory["peak"]), share)
     found.add_row("available", gigabytes(memory["available"]), "")
     yield found
@@ -54,20 +54,20 @@ def _memory(answer: dict[str, Any]) -> Iterator[Table]:
 def _time(answer: dict[str, Any]) -> Iterator[Table]:
     if "flops" not in answer:
         return
-    found = facts("A step of a chip")
-    found.add_row("model FLOPs", flops(answer["flops"]["model"]), "causal attention as half")
-    found.add_row("FLOPs of Pallas kernels", flops(answer["flops"]["kernels"]), "as they declare")
+    found = facts("Step per chip")
+    found.add_row("model FLOPs", flops(answer["flops"]["model"]), "causal attention counts half")
+    found.add_row("FLOPs of Pallas kernels", flops(answer["flops"]["kernels"]), "as declared")
     seconds = answer["time"]
     if seconds:
         notes = {
             "compute": f"{answer['cost']['cycles']:.3g} cycles, by XLA's estimate",
-            "kernels": "of Pallas, at the chip's rate: at least",
-            "wire": "if all links send at once: at least",
+            "kernels": "Pallas kernels at the chip's peak: at least",
+            "wire": "with all links sending at once: at least",
         }
         for name, note in notes.items():
             found.add_row(name, f"{1e3 * seconds[name]:,.1f} ms", note)
         both = f"{seconds['mfu_exposed']:.0%} to {seconds['mfu_hidden']:.0%}"
-        found.add_row("MFU", both, "what is sent wholly exposed, or hidden")
+        found.add_row("MFU", both, "communication fully exposed, or hidden")
     stages, bubble = answer["pipeline"]["stages"], answer["pipeline"]["bubble"]
     if stages > 1:
         found.add_row("pipeline bubble", f"{bubble:.1%}", f"{stages} stages")
@@ -78,7 +78,7 @@ def _collectives(answer: dict[str, Any]) -> Iterator[Table]:
     if not answer.get("collectives"):
         return
     columns = ("collective", "axes", "chips", "calls", "GB of arrays", "GB sent")
-    found = grid("What a chip sends in a step", *columns, left=2)
+    found = grid("Communication per chip and step", *columns, left=2)
     for row in answer["collectives"]:
         axes = " × ".join(row["axes"]) or "none"
         sizes = (f"{row['bytes'] / 1e9:,.3f}", f"{row['wire'] / 1e9:,.3f}")
@@ -89,7 +89,7 @@ def _collectives(answer: dict[str, Any]) -> Iterator[Table]:
 def _traffic(answer: dict[str, Any]) -> Iterator[Table]:
     if not answer.get("traffic"):
         return
-    found = grid("By mesh axis, beside the least", "axis", "GB sent", "least", "ratio")
+    found = grid("Communication by mesh axis", "axis", "GB sent", "minimum", "ratio")
     for row in answer["traffic"]:
         least = "—" if row["least"] is None else f"{row['least'] / 1e9:,.3f}"
         ratio = "—" if row["ratio"] is None else f"{row['ratio']:.2f}"

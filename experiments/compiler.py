@@ -1,4 +1,4 @@
-"""Answers of `experiments.compile`, as plain data: what JSON holds and what the tables show."""
+"""Answers of `experiments.compile` as plain data, for JSON and tables."""
 
 import dataclasses
 import math
@@ -17,8 +17,8 @@ from llmjax import mesh, planning
 from llmjax.models import pipeline
 from llmjax.planning.target import Target
 
-ROOM = 0.5  # of a chip's memory: a program that needs less could hold more activations
-CLOSE = 1.05  # times the least traffic that can be
+ROOM = 0.5  # share of a chip's memory: a program that needs less could hold more activations
+CLOSE = 1.05  # traffic relative to the minimum that is still good
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Step:
     Attributes:
         lowered: the program.
         mesh: sizes of the mesh's axes.
-        memory: bytes on a chip of what is known without compiling.
+        memory: bytes per chip of the items that are known without compiling.
     """
 
     lowered: jax.stages.Lowered
@@ -37,7 +37,7 @@ class Step:
 
 
 def lower(recipe: Recipe, target: Target) -> Step:
-    """The step that `experiments.pretrain` would run there, of abstract arrays.
+    """The step that `experiments.pretrain` would run on the target, with abstract arrays.
 
     Raises:
         FlagError: the mesh does not fit the target, or the recipe the mesh.
@@ -53,7 +53,7 @@ def lower(recipe: Recipe, target: Target) -> Step:
     params = _bytes(state.params)
     memory = {
         "parameters": params,
-        "gradients": params,  # of the parameters' precision, and split as they are
+        "gradients": params,  # same precision and sharding as the parameters
         "optimizer": _bytes(state.opt_state),
         "batch": _bytes(batch),
     }
@@ -65,15 +65,15 @@ def _bytes(arrays: Any) -> float:
 
 
 def answer(recipe: Recipe, target: Target, hlo: pathlib.Path | None = None) -> dict[str, Any]:
-    """Compiles a recipe's step, and says what a chip holds, computes and sends.
+    """Compiles a recipe's step, and reports memory, compute and communication per chip.
 
     Args:
-        recipe: whose step it is.
+        recipe: the recipe.
         target: the chips.
-        hlo: file that the program's text is written to.
+        hlo: file for the program's text.
 
     Raises:
-        FlagError: as `lower`, or the file cannot be written.
+        FlagError: as in `lower`, or the file cannot be written.
     """
     step = lower(recipe, target)
     start = time.perf_counter()
@@ -110,11 +110,11 @@ def _write(path: pathlib.Path, text: str) -> None:
     try:
         path.write_text(text, "utf-8")
     except OSError as error:
-        raise FlagError(f"--hlo={path}: cannot write there: {error.strerror}") from error
+        raise FlagError(f"--hlo={path}: cannot be written: {error.strerror}") from error
 
 
 def _measured(recipe, target, step, compiled, available) -> dict[str, Any]:
-    """Of a program that compiles."""
+    """The figures of a program that compiles."""
     peak = planning.peak_bytes(compiled)
     text = compiled.as_text()
     moved = planning.collectives(text, step.mesh)
@@ -153,7 +153,7 @@ def _time(seconds: planning.Time, model_flops: float, target: Target) -> dict[st
 
 
 def _collectives(moved: dict[planning.Collective, planning.Amounts]) -> list[dict[str, Any]]:
-    """By kind and axes, the largest first."""
+    """Collectives by kind and axes, the largest first."""
     grouped: dict[tuple, planning.Amounts] = defaultdict(planning.Amounts)
     for one, amounts in moved.items():
         grouped[one.kind, one.axes, one.group] += amounts
@@ -165,7 +165,7 @@ def _collectives(moved: dict[planning.Collective, planning.Amounts]) -> list[dic
 
 
 def _traffic(recipe: Recipe, step: Step, sent: dict[str, float]) -> list[dict[str, Any]]:
-    """What is sent along each axis, beside the least; that is known of decoders."""
+    """Traffic along each axis and, for decoders, its minimum."""
     least: dict[str, float] = {}
     if recipe.objective == "clm":
         least = planning.least_traffic(
@@ -186,7 +186,7 @@ def _traffic(recipe: Recipe, step: Step, sent: dict[str, float]) -> list[dict[st
 
 
 def _pipeline(recipe: Recipe, step: Step) -> dict[str, Any]:
-    """What the stages of a pipeline wait."""
+    """The number of pipeline stages and their idle share."""
     plan = _schedule(recipe, step)
     return {"stages": plan.stages, "bubble": plan.bubble}
 
@@ -203,38 +203,37 @@ def _schedule(recipe: Recipe, step: Step) -> pipeline.Schedule:
 
 
 def advice(found: dict[str, Any]) -> list[str]:
-    """What would help: text for people, from an answer."""
+    """Advice on a recipe, from an answer."""
     said = []
     memory, sizes = found["memory"], found["mesh"]
     state = memory["parameters"] + memory["gradients"] + memory["optimizer"]
     if not found["fits"]:
         if found["remat"] != "full":
             said.append(
-                "--model.remat=full holds one activation a layer and computes the rest again"
+                "--model.remat=full stores one activation per layer and recomputes the rest"
             )
         if state > 0.5 * memory["available"]:
             said.append(
                 "more --mesh.fsdp (or --mesh.tensor): parameters, gradients and optimizer alone "
                 f"take {state / memory['available']:.0%} of a chip"
             )
-        said.append("a smaller --batch_size, or --accumulate for the same one in parts")
+        said.append("a smaller --batch_size, or --accumulate to split the same one")
         return said
     if memory["peak"] < ROOM * memory["available"]:
         room = 1 - memory["peak"] / memory["available"]
         less = {"full": "--model.remat=dots", "dots": "--model.remat=none"}.get(found["remat"])
-        way = f"{less} computes less twice; or " if less else ""
+        way = f"{less} recomputes less; or " if less else ""
         said.append(f"{room:.0%} of the memory is free: {way}a larger --batch_size")
     for row in found["traffic"]:
         if row["ratio"] and row["ratio"] > CLOSE:
             said.append(
-                f"axis {row['axis']} carries {row['ratio']:.2f} × the least that it could: see "
-                "its collectives"
+                f"axis {row['axis']} carries {row['ratio']:.2f} × the minimum: see its collectives"
             )
     seconds = found["time"]
     if seconds and seconds["wire"] > seconds["compute"] + seconds["kernels"]:
         heaviest = max(found["traffic"], key=lambda row: row["wire"])["axis"]
         said.append(
-            f"the links are the limit, most of it axis {heaviest}={sizes.get(heaviest)}: more rows "
-            "a chip (a larger --batch_size), or fewer chips along that axis"
+            f"communication is the bottleneck, mostly axis {heaviest}={sizes.get(heaviest)}: use "
+            "more rows per chip (a larger --batch_size), or fewer chips along that axis"
         )
     return said

@@ -1,14 +1,14 @@
-r"""Says how well a recipe does on what it has not seen, by as many runs as there are folds.
+r"""Cross-validates a recipe: one run per fold, each evaluated on the held-out fold.
 
     python -m experiments.crossvalidate --recipe=lora --base=runs/quickstart --folds=5 \
         --data.sources=name=mine,path=examples.jsonl
     python -m experiments.crossvalidate --stage=reward --recipe=pairs --base=runs/small_talk \
         --data.sources=name=mine,path=pairs.jsonl --data.split=grouped --data.split_field=user
 
-Each fold is held out once, and the others are trained on: a run of its own in RUN_DIR/folds. Of
-each the best evaluation counts, by early_stopping.metric. Means and their intervals, which allow
-for what the folds' training sets have in common (Nadeau & Bengio 2003), are printed and kept in
-RUN_DIR/summary.json. The same command goes on after a kill.
+Each fold is held out by one run in RUN_DIR/folds, which trains on the others. The best evaluation
+of each run counts, by early_stopping.metric. Means and their intervals, corrected for the overlap
+of the training sets (Nadeau & Bengio 2003), are printed and written to RUN_DIR/summary.json. After
+a kill, run the same command to continue.
 """
 
 import json
@@ -26,15 +26,17 @@ from llmjax.train.checkpoint import SaveError
 from llmjax.train.integrity import DamagedError
 from llmjax.train.loop import DivergedError
 
-RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the folds; runs/RECIPE_folds.")
-FOLDS = absl_flags.DEFINE_integer("folds", 5, "Runs, each with another part held out.", 2)
+RUN_DIR = absl_flags.DEFINE_string(
+    "run_dir", None, "Folder of the folds; by default runs/RECIPE_folds."
+)
+FOLDS = absl_flags.DEFINE_integer("folds", 5, "Number of folds, and of runs.", 2)
 
 _STAGES = ("finetune", "reward", "preference")
 STAGE = absl_flags.DEFINE_enum(
-    "stage", "finetune", _STAGES, "Whose recipes: the entry point that trains them."
+    "stage", "finetune", _STAGES, "Entry point whose recipes are trained."
 )
 
-# Which fields there are follows from the stage.
+# The stage determines the fields.
 flags.define(STAGES[flags.peek("stage", _STAGES, "finetune")])
 
 

@@ -1,16 +1,16 @@
-"""Measures a trained model on held-out text.
+"""Evaluates a trained model on held-out data.
 
-Of next tokens (clm) perplexity and bits per byte, of hidden ones (mlm) the loss at masks that are
-always the same, and of replaced ones (rtd) both models' losses and how many tokens are told right.
-Of answers their perplexity, of labels what is taken for what, of preferences how many comparisons
-are right, of a policy what its answers to held-out prompts are worth; and of a reward model also
-how well calibrated it is and how much it goes by length (RUN_DIR/reward_report.json, and the page).
+Metrics depend on the task: perplexity and bits per byte for next tokens (clm), the loss at fixed
+masks (mlm), both models' losses and the accuracy (rtd), perplexity of answers, the confusion of
+labels, accuracy on comparisons of preferences, and rewards of a policy's answers to held-out
+prompts. For reward models also calibration and length bias (RUN_DIR/reward_report.json, and the
+page).
 
     python -m experiments.evaluate --run_dir=runs/tiny
     python -m experiments.evaluate --run_dir=runs/tiny --data_dir=data/other --json
 
-By default on the run's own validation documents, all of them, each counted once. Another folder
-must have been prepared with the same tokenizer.
+The default is the run's own validation split, all of it, each document once. Another folder must
+have been prepared with the same tokenizer.
 """
 
 import json
@@ -26,12 +26,14 @@ from experiments import flags, runs
 from llmjax.train.report import write_report
 
 RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run.")
-DATA_DIR = absl_flags.DEFINE_string("data_dir", None, "Folder of prepared data; the run's own.")
-CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which one to read.")
+DATA_DIR = absl_flags.DEFINE_string(
+    "data_dir", None, "Folder of prepared data; by default the run's own."
+)
+CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Checkpoint to load.")
 BATCH_SIZE = absl_flags.DEFINE_integer(
     "batch_size", 0, "Rows (prompts) at a time; 0 as in training."
 )
-AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object in place of a table.")
+AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 
 
 def main(argv: list[str]) -> None:
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> None:
         report = runs.report_on(model, *where)
     if report is not None:
         found |= report.metrics()
-        write_report(run_dir)  # with its picture
+        write_report(run_dir)  # with its chart
     if AS_JSON.value:
         plain = {n: x if math.isfinite(x) else None for n, x in found.items()}
         print(json.dumps({"step": model.step, **plain}))

@@ -4,10 +4,9 @@
     python -m experiments.export --run_dir=runs/deberta_tiny --part=generator --output=exported/g
     python -m experiments.export --run_dir=runs/lora --adapter --output=exported/adapter
 
-Of a run with replaced tokens (rtd) the discriminator is written unless --part says otherwise. What
-was added to a model is multiplied into its weights, and of a policy it alone is written; --adapter
-writes what was added by itself, in PEFT's files. The tokenizer's files come along, with the chat
-template that the run was spoken to by.
+For replaced-token detection (rtd) it writes the discriminator unless --part says otherwise, and for
+reinforcement learning the policy. Adapters are merged into the weights; --adapter writes only the
+adapter, in PEFT's format. It also writes the tokenizer and the run's chat template.
 """
 
 import pathlib
@@ -18,12 +17,12 @@ from absl import flags as absl_flags
 from experiments import flags, runs
 
 RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run.")
-OUTPUT = absl_flags.DEFINE_string("output", None, "Folder to write; it has no checkpoint yet.")
-CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which one to read.")
+OUTPUT = absl_flags.DEFINE_string("output", None, "Output folder, without a checkpoint so far.")
+CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Checkpoint to load.")
 PART = absl_flags.DEFINE_enum(
-    "part", None, ["discriminator", "generator"], "Of a run with replaced tokens, which model."
+    "part", None, ["discriminator", "generator"], "Model to write, for replaced-token detection."
 )
-ADAPTER = absl_flags.DEFINE_bool("adapter", False, "What was added to the base, in PEFT's files.")
+ADAPTER = absl_flags.DEFINE_bool("adapter", False, "Write only the adapter, in PEFT's format.")
 DTYPE = absl_flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Precision of the tensors."
 )
@@ -50,7 +49,7 @@ def main(argv: list[str]) -> None:
     runs.export_tokenizer(model, output)
     print(f"{run_dir}, step {model.step}: wrote {output}")
     if left_out:
-        print(f"without its head ({left_out}), for which such checkpoints have no place")
+        print(f"left out its head ({left_out}), which this family's checkpoints cannot hold")
 
 
 if __name__ == "__main__":

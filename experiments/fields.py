@@ -1,8 +1,8 @@
-"""Configs as trees: nested frozen dataclasses, their typed leaves, and three ways to write them.
+"""Configs as trees: nested frozen dataclasses, their typed leaves, and their serialization.
 
-A config is declared once, as dataclasses whose docstrings have an `Attributes:` section. From that
-follow the command line's flags (a name, a type and a help text per leaf), overrides at any depth,
-and the JSON that is saved with a run and read back into an equal config.
+A config is declared once, as dataclasses whose docstrings have an `Attributes:` section. From these
+are derived command-line flags (name, type and help text per leaf), overrides at any depth, and the
+JSON that is saved with a run and read back into an equal config.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ Path = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """A field that holds no further config.
+    """A field that is not a nested config.
 
     Attributes:
         path: the names of the fields from the root to it.
-        annotation: its type, resolved.
-        doc: what the `Attributes:` section of its class says, on one line.
+        annotation: its resolved type.
+        doc: its entry in the `Attributes:` section of its class, on one line.
     """
 
     path: Path
@@ -42,7 +42,7 @@ def leaves(cls: type, path: Path = ()) -> Iterator[Leaf]:
     """All leaves of a config class, in order of declaration.
 
     Raises:
-        TypeError: a field has a type that no text on a command line can stand for.
+        TypeError: a field's type cannot be written on a command line.
     """
     docs = attribute_docs(cls)
     annotations = typing.get_type_hints(cls)
@@ -64,7 +64,7 @@ def attribute_docs(cls: type) -> dict[str, str]:
     for part in reversed(cls.__mro__):
         _, _, section = inspect.cleandoc(part.__doc__ or "").partition("\nAttributes:\n")
         body = re.split(r"\n(?=\S)", section)[0]
-        # Entries are indented alike, by 2 or 4; lines that go on with one are indented further.
+        # Entries are indented by 2 or 4; their continuation lines are indented further.
         entries = re.split(r"^ {1,4}(?=\w+: )", body, flags=re.MULTILINE)[1:]
         split = (entry.partition(": ") for entry in entries)
         docs |= {name: " ".join(text.split()) for name, _, text in split}
@@ -77,7 +77,7 @@ def _optional(annotation: Any) -> Any:
         return None
     rest = [a for a in typing.get_args(annotation) if a is not type(None)]
     if len(rest) != 1 or len(typing.get_args(annotation)) != 2:
-        raise TypeError(f"{annotation} is not a type that a flag can have")
+        raise TypeError(f"{annotation} is not supported as the type of a flag")
     return rest[0]
 
 
@@ -95,10 +95,10 @@ def _config_class(annotation: Any) -> type | None:
 
 
 def describe(annotation: Any) -> str:
-    """A type in words for people: `int`, `cosine|linear`, `float or none`, `int,int,...`.
+    """A readable name of a type: `int`, `cosine|linear`, `float or none`, `int,int,...`.
 
     Raises:
-        TypeError: a type that no text on a command line can stand for.
+        TypeError: the type cannot be written on a command line.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in (bool, int, float, str):
@@ -113,17 +113,17 @@ def describe(annotation: Any) -> str:
         return ",".join(map(describe, arguments))
     if inner := _optional(annotation):
         return f"{describe(inner)} or none"
-    raise TypeError(f"{annotation} is not a type that a flag can have")
+    raise TypeError(f"{annotation} is not supported as the type of a flag")
 
 
 def parse(annotation: Any, text: str) -> Any:
-    """The value that `text` stands for.
+    """Parses `text` as a value of a type.
 
-    A field declared `tuple[X, ...]` of a dataclass `X` is given one element at a time, as
-    `name=web,path=/data/web`; the result is then a dict of the fields that were given.
+    For a field declared `tuple[X, ...]` of a dataclass `X`, the text is one element, such as
+    `name=web,path=/data/web`, and the result is a dict of the given fields.
 
     Raises:
-        ValueError: the text does not stand for a value of this type.
+        ValueError: the text is not a value of this type.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     expected = ValueError(f"expected {describe(annotation)}")
@@ -162,7 +162,7 @@ def parse(annotation: Any, text: str) -> Any:
 def _parse_record(cls: type, text: str) -> dict[str, Any]:
     annotations = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
-    # A comma ends a value only if the name of a field follows: paths may have commas.
+    # A comma only ends a value if the name of a field follows, as paths may contain commas.
     parts = re.split(rf",(?=(?:{'|'.join(names)})=)", text)
     values: dict[str, Any] = {}
     for part in parts:
@@ -174,7 +174,7 @@ def _parse_record(cls: type, text: str) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{part}: {error}") from None
     if names[0] not in values:
-        raise ValueError(f"says no {names[0]}=...")
+        raise ValueError(f"{names[0]}=... is missing")
     return values
 
 
@@ -188,14 +188,13 @@ def get(config: Any, path: Path) -> Any:
 def replace(config: T, changes: Mapping[Path, Any]) -> T:
     """`config` with other values at some leaves.
 
-    Every dataclass on the way is built once, with all of its changes, so that what is validated
-    is the result and never a state between two changes. A change to a `tuple[X, ...]` of
-    dataclasses is a sequence of dicts, as `parse` gives them: the tuple has these elements and no
-    others, and one whose first field (its name) is that of an element that was there keeps the
-    fields that are not given.
+    Every dataclass on the way is built once with all of its changes, so that only the result is
+    validated, never an intermediate state. A change to a `tuple[X, ...]` of dataclasses is a
+    sequence of dicts from `parse`: the tuple gets exactly these elements. If an existing element
+    has the same first field (its name), it provides the fields that are not given.
 
     Raises:
-        ValueError: the config that results is not valid.
+        ValueError: the resulting config is invalid.
     """
     here: dict[str, Any] = {}
     below: dict[str, dict[Path, Any]] = {}
@@ -226,7 +225,7 @@ def _replace_records(cls: type, old: Sequence[Any], new: Sequence[dict[str, Any]
 
 
 def to_json(config: Any) -> Any:
-    """A config as JSON-able dicts, lists, numbers, strings and None."""
+    """A config as JSON-serializable dicts, lists, numbers, strings and None."""
     if dataclasses.is_dataclass(config):
         return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, tuple):
@@ -235,10 +234,10 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(cls: type[T], data: Any) -> T:
-    """The inverse of `to_json`. A field that `data` lacks has its default.
+    """Inverts `to_json`. Missing fields get their defaults.
 
     Raises:
-        ValueError: `data` has a field that `cls` does not have, or lacks one without default.
+        ValueError: `data` has an unknown field, or lacks one without a default.
     """
     return _from_json(cls, data)
 

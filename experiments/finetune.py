@@ -4,10 +4,10 @@ r"""Fine-tunes a model on examples: instructions with answers, conversations, or
     python -m experiments.finetune --recipe=lora --base=checkpoints/llama \
         --data.sources=name=mine,path=examples.jsonl --data.template=chatml
 
-The base is the folder of a run, or of a Hugging Face checkpoint with its tokenizer. Only what the
-assistant says is trained, the end of its turn included. With --peft.name=lora (or adapter, prefix,
-ia3) what is added to the model is all that trains and all that checkpoints hold. Looked after as
-`experiments.pretrain` is: the same command goes on after a kill.
+The base is the folder of a run, or of a Hugging Face checkpoint with its tokenizer. Only the
+assistant's turns are trained, including their end. With --peft.name=lora (or adapter, prefix, ia3)
+only the added parameters are trained and saved. As in `experiments.pretrain`, the same command
+continues after a kill.
 """
 
 from experiments import flags, launch

@@ -11,9 +11,9 @@
     if __name__ == "__main__":
         flags.run(main)
 
-`--recipe=tiny --model.num_layers=4` is the recipe `tiny` with one field changed. A name that does
-not exist is answered with the nearest ones, a value of the wrong type with the type; `--help` says
-what there is, and nothing about the flags of other libraries.
+`--recipe=tiny --model.num_layers=4` is the recipe `tiny` with one field changed. Errors suggest the
+nearest names for unknown flags, and the type for invalid values; `--help` lists all flags except
+those of other libraries.
 """
 
 import dataclasses
@@ -34,16 +34,16 @@ from llmjax.checks import nearest
 
 Recipes = Mapping[str, Callable[[], Any]]
 
-_COLUMN = 34  # where help texts begin
+_COLUMN = 34  # column of help texts
 _HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
 
 class FlagError(ValueError):
-    """The command line asks for what cannot be; the message says why, and what can."""
+    """The command line is invalid; the message says why, and what is possible."""
 
 
 class _RecipeParser(absl_flags.ArgumentParser):
-    """Checks the name of a recipe, and knows the recipes."""
+    """Parses the name of a recipe, and holds the recipes."""
 
     def __init__(self, recipes: Recipes) -> None:
         self.recipes = recipes
@@ -87,8 +87,8 @@ def define(recipes: Recipes, default: str | None = None, flag_values: FlagValues
     """Defines `--recipe` and one flag for each leaf of the recipes' type.
 
     Args:
-        recipes: functions that return a recipe, by name; all of one dataclass type.
-        default: the recipe when none is named.
+        recipes: functions that return a recipe, by name; all of the same dataclass type.
+        default: the default recipe.
         flag_values: where the flags are defined.
     """
     chooser: absl_flags.Flag = absl_flags.Flag(
@@ -104,21 +104,20 @@ def _flag(leaf: fields.Leaf) -> absl_flags.Flag:
     several = fields.element(leaf.annotation) is not None
     kind = absl_flags.MultiFlag if several else absl_flags.Flag
     flag: absl_flags.Flag = kind(_LeafParser(leaf), None, leaf.name, None, leaf.doc)
-    flag.help = f"{leaf.doc} Give it once for each." if several else leaf.doc
+    flag.help = f"{leaf.doc} Repeat the flag for each." if several else leaf.doc
     flag.boolean = leaf.annotation is bool
     return flag
 
 
 def resolve(base: Any = None, flag_values: FlagValues = FLAGS) -> Any:
-    """The recipe that the command line asks for.
+    """The recipe that the command line describes.
 
     Args:
-        base: what to start from when `--recipe` is not given, such as the config saved with a run.
+        base: starting point if `--recipe` is not given, such as the config saved with a run.
         flag_values: the parsed flags.
 
     Raises:
-        FlagError: no recipe is named and there is none to start from, or the fields do not fit
-            together.
+        FlagError: there is no recipe to start from, or the fields do not fit together.
     """
     if base is None or flag_values["recipe"].present:
         base = _chosen(flag_values)
@@ -133,10 +132,10 @@ def resolve(base: Any = None, flag_values: FlagValues = FLAGS) -> Any:
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Parses the command line and runs `main`; what is wrong with the flags is said in one line."""
+    """Parses the command line and runs `main`; errors in flags are reported in one line."""
 
     def checked(argv: list[str]) -> int | None:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
+        logging.set_verbosity(logging.WARNING)  # Orbax logs every file
         try:
             return main(argv)
         except FlagError as error:
@@ -146,16 +145,16 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
-    """Parses flags; `--help` prints the help and exits with 0, a mistake exits with 2.
+    """Parses flags; `--help` prints the help and exits with 0, an error exits with 2.
 
     Returns:
-        The program's name alone: the entry points take flags and nothing else.
+        Only the program's name: the entry points take flags and no other arguments.
     """
     try:
         if _HELP.isdisjoint(argv):
             rest = flag_values(list(argv))
         else:
-            # What is given beside --help chooses whose values the help shows.
+            # Other flags select the recipe whose values the help shows.
             flag_values([a for a in argv if a not in _HELP], known_only=True)
             print(help_text(argv[0], flag_values))
             sys.exit(0)
@@ -172,9 +171,9 @@ def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
 
 
 def peek(name: str, choices: Collection[str], default: str) -> str:
-    """The value of --NAME before flags are parsed: one that decides what flags there are.
+    """The value of --NAME before flags are parsed, as it determines which flags exist.
 
-    Exits with 2 where it is none of the choices.
+    Exits with 2 if it is not one of the choices.
     """
     value = default
     for argument, following in itertools.pairwise([*sys.argv[1:], ""]):
@@ -187,7 +186,7 @@ def peek(name: str, choices: Collection[str], default: str) -> str:
 
 
 def command_line(*, without: Collection[str] = (), program: str = "") -> str:
-    """What was typed to start this program, or would start another, but for the flags named."""
+    """The command line of this program, or of `program`, without some flags."""
     dropped = {f"--{prefix}{name}" for name in without for prefix in ("", "no")}
     given, skips = [], False
     for argument in sys.argv[1:]:
@@ -210,7 +209,7 @@ def step_range(name: str, text: str) -> tuple[int, int]:
     """
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise FlagError(f"--{name}={text}: two numbers of steps, from 1 up, such as 10:12")
+        raise FlagError(f"--{name}={text}: must be two step numbers from 1 on, such as 10:12")
     return int(first), int(last)
 
 
@@ -237,7 +236,7 @@ def _leaf_flags(flag_values: FlagValues) -> Iterator[tuple[fields.Leaf, absl_fla
 
 
 def _own(script: str, flag_values: FlagValues) -> list[absl_flags.Flag]:
-    """The flags of this project, without those of the libraries that it uses."""
+    """The flags of this project, without those of libraries."""
     return [
         flag
         for module, flags in flag_values.flags_by_module_dict().items()
@@ -256,7 +255,7 @@ def _recipes(flag_values: FlagValues) -> Recipes:
 
 
 def help_text(script: str, flag_values: FlagValues = FLAGS) -> str:
-    """What `--help` prints: purpose, recipes, and the flags by group with types and values."""
+    """The text of `--help`: purpose, recipes, and flags by group with types and values."""
     description = (sys.modules["__main__"].__doc__ or "").strip()
     own = _own(script, flag_values)
     parts = [description, f"Usage: {_program(script)} [--FLAG=VALUE ...]"]
@@ -283,7 +282,7 @@ def _recipes_help(recipes: Recipes) -> str:
 
 def _fields_help(flag_values: FlagValues) -> Iterator[str]:
     recipe = _chosen(flag_values)
-    shown = f"; in brackets those of {flag_values['recipe'].value}" if recipe else ""
+    shown = f"; values of {flag_values['recipe'].value} in brackets" if recipe else ""
     groups: dict[fields.Path, list[str]] = {}
     for leaf, flag in _leaf_flags(flag_values):
         value = fields.get(recipe, leaf.path) if recipe else None
@@ -312,7 +311,7 @@ def _show(value: Any) -> str:
 
 
 def _columns(left: str, right: str) -> str:
-    """`left` and, from a fixed column on, `right` wrapped to the terminal's width."""
+    """`left` and, from a fixed column on, `right`, wrapped to the terminal's width."""
     width = max(60, min(100, shutil.get_terminal_size((100, 24)).columns))
     indent = " " * _COLUMN
     body = textwrap.fill(right, width, initial_indent=indent, subsequent_indent=indent)

@@ -1,7 +1,7 @@
-"""A cross-validation in a folder: each fold of the examples is held out by a run of its own.
+"""A cross-validation in a folder: each fold of the examples is held out by one run.
 
-RUN_DIR/folds/N/        a run folder for each fold (`experiments.runs`), its data within
-RUN_DIR/summary.json    what the best evaluations of all of them come to
+RUN_DIR/folds/N/        a run folder for each fold (`experiments.runs`), including its data
+RUN_DIR/summary.json    statistics of the best evaluations of all folds
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ from llmjax.train.metrics import read_jsonl
 def run_fold(
     recipe: Tuning, run_dir: pathlib.Path, folds: int, fold: int, options: Options
 ) -> dict[str, float]:
-    """Trains with a fold held out, or goes on with that, and returns the best evaluation.
+    """Trains with a fold held out, or resumes that run, and returns the best evaluation.
 
     Raises:
-        FlagError: the recipe cannot be run so.
+        FlagError: the recipe cannot be cross-validated.
     """
     folder = run_dir / "folds" / str(fold)
     print(f"fold {fold + 1} of {folds}: {folder}")
     training.run(fold_recipe(recipe, folds, fold), folder, options)
-    jax.clear_caches()  # no other fold runs the same program
+    jax.clear_caches()  # folds do not share programs
     return best_evaluation(recipe, folder)
 
 
@@ -35,11 +35,11 @@ def fold_recipe(recipe: Tuning, folds: int, fold: int) -> Tuning:
     """The recipe with a fold held out.
 
     Raises:
-        FlagError: the data are prepared already, or cannot be cut so.
+        FlagError: the data are already prepared, or cannot be split.
     """
     if recipe.data.directory:
         raise flags.FlagError(
-            f"--data.directory={recipe.data.directory}: every fold prepares data of its own; leave "
+            f"--data.directory={recipe.data.directory}: every fold prepares its own data; leave "
             "it out"
         )
     try:
@@ -50,10 +50,10 @@ def fold_recipe(recipe: Tuning, folds: int, fold: int) -> Tuning:
 
 
 def best_evaluation(recipe: Tuning, folder: pathlib.Path) -> dict[str, float]:
-    """Of those that a run has written down, the watched metric first.
+    """The best recorded evaluation of a run, with the watched metric first.
 
     Raises:
-        FlagError: there is none with it.
+        FlagError: no evaluation has that metric.
     """
     watched = recipe.early_stopping
     best = watched.best_of(read_jsonl(folder / "metrics.jsonl"))
@@ -61,13 +61,13 @@ def best_evaluation(recipe: Tuning, folder: pathlib.Path) -> dict[str, float]:
         raise flags.FlagError(
             f"{folder}: no evaluation has early_stopping.metric={watched.metric}; choose another"
         )
-    # Counts are whole numbers, and no measure of a model.
+    # Integers are counts, not metrics of a model.
     kept = {name: x for name, x in best.items() if isinstance(x, float)}
     return {watched.metric: best[watched.metric], **kept}
 
 
 def summary(recipe: Tuning, found: list[dict[str, float]]) -> dict:
-    """What RUN_DIR/summary.json holds: the recipe, each fold, and every metric over all of them."""
+    """The contents of RUN_DIR/summary.json: the recipe, each fold, and statistics of metrics."""
     overlap = evaluation.fold_overlap(len(found))
     names = [name for name in found[0] if all(name in fold for fold in found)]
     over = {name: evaluation.summarize([f[name] for f in found], overlap=overlap) for name in names}

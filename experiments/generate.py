@@ -1,16 +1,15 @@
-"""Lets a trained model write: one text, a file of prompts, or a conversation.
+"""Generates text with a trained model: from a prompt, a file of prompts, or in a conversation.
 
     python -m experiments.generate --run_dir=runs/quickstart
     python -m experiments.generate --run_dir=runs/tiny --prompt="The import statement"
     python -m experiments.generate --run_dir=runs/tiny --prompts_file=in.jsonl --output=out.jsonl
     python -m experiments.generate --run_dir=runs/small_talk --chat
 
-A model that was tuned to answer is spoken to through its chat template: a prompt is what the user
-says, and ends where the assistant's turn does. One that was not, or with --raw, goes on with the
-text. A prompts file has one JSON object a line with a "prompt", or with "messages"; each comes
-back, `--samples` times, with a "completion", its number of tokens, and their mean log-probability
-under the model. Without prompts there is a conversation: /reset forgets it, /quit leaves, Ctrl-C
-stops a reply.
+For chat models, the prompt is the user's message, formatted by the chat template, and the output
+ends with the assistant's turn. Other models, or any with --raw, continue the text. A prompts file
+has one JSON object per line with a "prompt" or with "messages"; each is written back, `--samples`
+times, with a "completion", its number of tokens, and their mean log-probability under the model.
+Without prompts it starts a conversation: /reset clears it, /quit exits, Ctrl-C stops a reply.
 """
 
 import contextlib
@@ -25,28 +24,30 @@ from experiments import flags, runs, writing
 from llmjax import mesh, sampling
 
 RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run.")
-CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Which one to read.")
-PROMPT = absl_flags.DEFINE_string("prompt", None, "What the user says; or text to go on from.")
+CHECKPOINT = absl_flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Checkpoint to load.")
+PROMPT = absl_flags.DEFINE_string("prompt", None, "The user's message, or text to continue.")
 PROMPTS_FILE = absl_flags.DEFINE_string("prompts_file", None, "JSON lines, each with a prompt.")
-CHAT = absl_flags.DEFINE_bool("chat", False, "Talk, line by line, from a pipe too.")
-RAW = absl_flags.DEFINE_bool("raw", False, "Go on with plain text, whatever the chat template.")
-OUTPUT = absl_flags.DEFINE_string("output", None, "File for --prompts_file; else it is printed.")
-BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 8, "Texts that are written at a time.")
-SAMPLES = absl_flags.DEFINE_integer("samples", 1, "Texts for each prompt of a file.")
-MAX_NEW_TOKENS = absl_flags.DEFINE_integer("max_new_tokens", 128, "Tokens of a text, at most.")
+CHAT = absl_flags.DEFINE_bool("chat", False, "Start a conversation, also from a pipe.")
+RAW = absl_flags.DEFINE_bool("raw", False, "Continue plain text, ignoring the chat template.")
+OUTPUT = absl_flags.DEFINE_string("output", None, "File for --prompts_file; by default stdout.")
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 8, "Number of texts generated at a time.")
+SAMPLES = absl_flags.DEFINE_integer("samples", 1, "Completions per prompt of a file.")
+MAX_NEW_TOKENS = absl_flags.DEFINE_integer("max_new_tokens", 128, "Maximum tokens of a text.")
 TEMPERATURE = absl_flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token.")
-TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Choose among so many tokens; 0 is all.")
-TOP_P = absl_flags.DEFINE_float("top_p", 0.95, "Choose among tokens of so much probability.")
+TOP_K = absl_flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens; 0 for all.")
+TOP_P = absl_flags.DEFINE_float(
+    "top_p", 0.95, "Sample from the most likely tokens with this total probability."
+)
 MIN_P = absl_flags.DEFINE_float(
-    "min_p", 0.0, "Choose among tokens of so much of the likeliest one's probability."
+    "min_p", 0.0, "Sample from tokens with at least this share of the highest probability."
 )
 PENALTY = absl_flags.DEFINE_float(
-    "repetition_penalty", 1.0, "Above 1, makes tokens that the text has less likely."
+    "repetition_penalty", 1.0, "Above 1, makes tokens already in the text less likely."
 )
 STOP = absl_flags.DEFINE_multi_string(
-    "stop", None, "Text before which a text ends; \\n is a line break"
+    "stop", None, "Text that stops generation and is left out; \\n is a line break."
 )
-SEED = absl_flags.DEFINE_integer("seed", 0, "Of the draws.")
+SEED = absl_flags.DEFINE_integer("seed", 0, "Seed of sampling.")
 
 
 def main(argv: list[str]) -> None:
@@ -59,8 +60,8 @@ def main(argv: list[str]) -> None:
     task = runs.saved_task(run_dir)
     if task.config.head.kind != "lm":
         raise flags.FlagError(
-            f"--run_dir={run_dir}: a model with a head of kind {task.config.head.kind} cannot write"
-            "; name a run of one that was trained to predict next tokens"
+            f"--run_dir={run_dir}: a model with head.kind={task.config.head.kind} cannot generate "
+            "text; name the run of a model trained to predict next tokens"
         )
     made = mesh.for_decoding(task.make_mesh())
     with jax.set_mesh(made), _errors_of_flags():
@@ -83,10 +84,10 @@ def main(argv: list[str]) -> None:
 
 
 def _talks() -> bool:
-    """Whether there is to be a conversation.
+    """Whether to start a conversation.
 
     Raises:
-        FlagError: flags that do not go together, or nothing to talk on.
+        FlagError: the flags conflict, or there is no terminal.
     """
     given = {
         "--prompt": PROMPT.value is not None,
@@ -100,8 +101,8 @@ def _talks() -> bool:
         raise flags.FlagError("--output is for --prompts_file, which is missing")
     if not chosen and not sys.stdin.isatty():
         raise flags.FlagError(
-            "--prompt or --prompts_file is missing, and there is no terminal to talk on; --chat "
-            "reads what is said from a pipe"
+            "--prompt or --prompts_file is missing, and there is no terminal; --chat reads from a "
+            "pipe"
         )
     return chosen in ([], ["--chat"])
 
@@ -118,7 +119,7 @@ def _sampler() -> sampling.SamplerConfig:
 
 @contextlib.contextmanager
 def _errors_of_flags() -> Iterator[None]:
-    """What was asked for and cannot be is said in one line."""
+    """Reports invalid requests in one line."""
     try:
         yield
     except (ValueError, OSError) as error:

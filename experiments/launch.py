@@ -1,4 +1,4 @@
-"""The flags that all training runs have, and what their entry points do with them."""
+"""Flags and main function shared by the entry points of training runs."""
 
 import pathlib
 import sys
@@ -10,21 +10,21 @@ from llmjax.train.checkpoint import SaveError
 from llmjax.train.integrity import DamagedError
 from llmjax.train.loop import DivergedError
 
-RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run; runs/RECIPE if not given.")
-RESUME = absl_flags.DEFINE_bool("resume", True, "Go on with the run that is in the folder.")
+RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run; by default runs/RECIPE.")
+RESUME = absl_flags.DEFINE_bool("resume", True, "Resume the run in the folder, if there is one.")
 HANG_SECONDS = absl_flags.DEFINE_float(
-    "hang_seconds", 1800.0, "End the run when no step completes for so long; 0 waits for ever."
+    "hang_seconds", 1800.0, "End the run if no step completes for this long; 0 waits forever."
 )
 PROFILE = absl_flags.DEFINE_string(
-    "profile", None, "START:STOP, the steps of which RUN_DIR/profile gets a trace."
+    "profile", None, "START:STOP, the steps to trace to RUN_DIR/profile."
 )
 WANDB = absl_flags.DEFINE_string(
-    "wandb", None, "Project of Weights & Biases that gets the metrics too; needs llmjax[wandb]."
+    "wandb", None, "Weights & Biases project to log metrics to as well; needs llmjax[wandb]."
 )
 
 
 def main(argv: list[str]) -> None:
-    """Trains the recipe that the command line asks for."""
+    """Trains the recipe that the command line describes."""
     del argv
     processes.join()
     run_dir = pathlib.Path(RUN_DIR.value) if RUN_DIR.value else None

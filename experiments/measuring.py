@@ -1,4 +1,4 @@
-"""The quality of files: measured in processes, and shown in the terminal."""
+"""Measures the quality of files in several processes, and shows it in the terminal."""
 
 import concurrent.futures
 import multiprocessing
@@ -24,21 +24,21 @@ def report(
     text_field: str = "text",
     split: files.Split = "file",
 ) -> tuple[quality.Report, pathlib.Path]:
-    """Measures files, or what cleaning left, and writes page and numbers.
+    """Measures files, or the results of cleaning, and writes the page and the numbers.
 
     Args:
-        paths: of files, folders or globs, or of a folder of prepared data.
+        paths: files, folders or globs, or a folder of prepared data.
         output: the folder for quality.html and quality.json.
-        config: what is measured.
-        workers: processes; 0 is one for each core.
+        config: what to measure.
+        workers: number of processes; 0 for one per core.
         text_field: as in `data.Source`.
-        split: as there.
+        split: as in `data.Source`.
 
     Returns:
-        The report, and where the page lies.
+        The report, and the path of the page.
 
     Raises:
-        FileNotFoundError, ValueError: nothing that can be read is there.
+        FileNotFoundError, ValueError: there is nothing that can be read.
     """
     pieces, steps = files.find(paths, text_field, split)
     survey = measured(pieces, workers or len(os.sched_getaffinity(0)), config)
@@ -50,7 +50,7 @@ def report(
 def measured(
     pieces: Sequence[files.Piece], workers: int, config: quality.QualityConfig = _DEFAULT
 ) -> quality.Survey:
-    """All pieces measured, the largest first, with a progress bar."""
+    """Measures all pieces, the largest first, with a progress bar."""
     survey = quality.Survey(config)
     pieces = sorted(pieces, key=lambda piece: -piece.file.size)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
@@ -70,7 +70,7 @@ def measured(
 
 
 def table(report: quality.Report) -> Table:
-    """All numbers of all sources together; each source has its own on the page."""
+    """The numbers over all sources; the page has them for each source."""
     stages = {"raw": report.total.raw}
     if len(report.total.stages) > 1:
         stages["cleaned"] = report.total.cleaned

@@ -1,4 +1,4 @@
-"""What a recipe trains, from its objective: parameters, loss, evaluation, and models to export."""
+"""What a recipe's objective determines: parameters, loss, evaluation, and models to export."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,10 +12,10 @@ from llmjax.objectives import Loss
 
 
 def param_spec(recipe: Recipe) -> Any:
-    """The tree of `Param` that is trained: of rtd a generator's and a discriminator's.
+    """The tree of `Param` that is trained; for rtd, that of generator and discriminator.
 
     Raises:
-        ValueError: models that do not fit together.
+        ValueError: generator and discriminator do not match.
     """
     if recipe.objective != "rtd":
         return models.spec(recipe.model)
@@ -23,20 +23,20 @@ def param_spec(recipe: Recipe) -> Any:
 
 
 def generator(recipe: Recipe) -> models.ModelConfig:
-    """The generator of a recipe whose model is a discriminator."""
+    """The generator for a recipe whose model is a discriminator."""
     options = recipe.replacement
     return objectives.generator_config(recipe.model, options.width_share, options.layers_share)
 
 
 def sharding(recipe: Recipe) -> train.Sharding:
-    """What devices split during a step."""
+    """What stays split during a step."""
     return train.Sharding(param_spec(recipe), recipe.model.compute_dtype, recipe.mesh.zero)
 
 
 def step_ahead(recipe: Recipe) -> tuple[Any, train.TrainState]:
-    """The recipe's step and the shapes of its state, on the current mesh, which need not be there.
+    """The recipe's step and the shapes of its state, on the current mesh, which may be abstract.
 
-    As the tokenizer is not, which decides which tokens are special: that changes constants alone.
+    It uses a byte tokenizer, as special tokens only change constants of the program.
     """
     optimizer = optim.make(recipe.optimizer, param_spec(recipe), recipe.steps)
     step = train.make_step(
@@ -53,11 +53,11 @@ def make_loss(recipe: Recipe, tokenizer: data.Tokenizer, *, plain: bool = False)
 
     Args:
         recipe: the run.
-        tokenizer: whose special tokens are never hidden, and which knows where words begin.
-        plain: whether terms that only regularise are left out, for evaluation.
+        tokenizer: provides the special tokens, which are never masked, and the starts of words.
+        plain: whether to leave out regularization terms, for evaluation.
 
     Raises:
-        ValueError: the objective hides tokens, and the tokenizer has no mask token.
+        ValueError: the objective masks tokens, but the tokenizer has no mask token.
     """
     if recipe.objective == "clm":
         if plain:
@@ -67,7 +67,7 @@ def make_loss(recipe: Recipe, tokenizer: data.Tokenizer, *, plain: bool = False)
         )
     if tokenizer.mask_id is None:
         raise ValueError(
-            f"objective={recipe.objective} hides tokens, and the tokenizer has no mask token: take "
+            f"objective={recipe.objective} masks tokens, but the tokenizer has no mask token: use "
             "one that has, or objective=clm"
         )
     hidden: dict[str, Any] = {
@@ -88,7 +88,7 @@ def make_loss(recipe: Recipe, tokenizer: data.Tokenizer, *, plain: bool = False)
 
 
 def training_flops(recipe: Recipe) -> float:
-    """Operations of a training step for each token that is read (`llmjax.planning.flops`)."""
+    """FLOPs of a training step per token read (`llmjax.planning.flops`)."""
     if recipe.objective == "clm":
         return planning.training_flops(recipe.model, recipe.sequence_length)
     if recipe.objective == "mlm":
@@ -99,7 +99,7 @@ def training_flops(recipe: Recipe) -> float:
 
 
 def active_params(recipe: Recipe) -> int:
-    """Parameters that a token has to do with, of all models that are trained."""
+    """Active parameters per token, of all trained models."""
     found = planning.active_params(recipe.model)
     return found + (planning.active_params(generator(recipe)) if recipe.objective == "rtd" else 0)
 
@@ -111,7 +111,7 @@ def evaluate(
     batches: Iterable[Mapping[str, np.ndarray]],
     tokenizer: data.Tokenizer,
 ) -> dict[str, float]:
-    """What `llmjax.evaluation` says of the objective, validation_loss among it.
+    """The metrics of `llmjax.evaluation` for the objective, including validation_loss.
 
     Raises:
         ValueError: there is nothing to evaluate.
@@ -124,7 +124,7 @@ def evaluate(
 
 
 def trained_models(recipe: Recipe, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
-    """The ordinary models in what was trained, by name; the first is the one that is wanted."""
+    """The ordinary models among the trained parameters, by name; the first is the main one."""
     if recipe.objective != "rtd":
         return {"model": (recipe.model, params)}
     sharing = recipe.replacement.sharing
@@ -135,7 +135,7 @@ def trained_models(recipe: Recipe, params: Any) -> dict[str, tuple[models.ModelC
 
 
 def _starts_word(recipe: Recipe, tokenizer: data.Tokenizer) -> np.ndarray | None:
-    """bool [V] of the model, whose table may be larger than the tokenizer's."""
+    """Whether tokens begin a word, bool [V]; the model's table may exceed the tokenizer's."""
     if not recipe.masking.whole_word:
         return None
     starts = np.zeros(recipe.model.vocab_size, bool)

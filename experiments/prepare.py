@@ -1,13 +1,13 @@
-"""Prepares text for training: cleans it, trains a tokenizer and writes tokenised shards.
+"""Prepares text for training: cleans it, trains a tokenizer and writes tokenized shards.
 
     python -m experiments.prepare --recipe=tiny --output=data/tiny
     python -m experiments.prepare --recipe=chapter_mixture --output=data/mixture
     python -m experiments.prepare --recipe=gpt2_small --output=data/web \
         --data.sources=name=web,path=crawl --data.cleaning.steps=standard --workers=16
 
-`experiments.pretrain` does the same by itself; prepare once to train several models on the data
-(`--data.directory=data/mixture`). Running it again with the same text and settings does nothing,
-and when it is killed, the same command goes on. What cleaning turned away lies in OUTPUT/rejected.
+`experiments.pretrain` does the same if needed; prepare separately to train several models on the
+data (`--data.directory=data/mixture`). Running it again with the same text and settings does
+nothing; after a kill, the same command continues. Rejected text is in OUTPUT/rejected.
 """
 
 import pathlib
@@ -28,11 +28,11 @@ ENGINE = absl_flags.DEFINE_enum(
     "engine",
     "local",
     ["local", "ray", "slurm"],
-    "Where text is cleaned: in processes of this machine; on a Ray cluster, that of RAY_ADDRESS or "
-    "one on this machine; as jobs of Slurm, for which the output's folder must be on all nodes.",
+    "Where text is cleaned: in local processes; on a Ray cluster (RAY_ADDRESS, or a local one); "
+    "or as Slurm jobs, for which the output folder must be visible on all nodes.",
 )
 WORKERS = absl_flags.DEFINE_integer(
-    "workers", 0, "How many parts of the text are cleaned at once; 0 is as many as there is room."
+    "workers", 0, "Parts of the text that are cleaned at once; 0 for as many as possible."
 )
 PARTITION = absl_flags.DEFINE_string("partition", "", "Slurm's partition.")
 flags.define(RECIPES)
@@ -59,18 +59,18 @@ def _engine() -> engines.Engine:
         return engines.Ray(WORKERS.value)
     if ENGINE.value == "slurm":
         if not PARTITION.value:
-            raise flags.FlagError("--engine=slurm needs --partition: see sinfo for those there are")
+            raise flags.FlagError("--engine=slurm needs --partition: see sinfo for a list")
         return engines.Slurm(PARTITION.value, workers=WORKERS.value)
     return engines.Local(WORKERS.value)
 
 
 def _cleaned(source: str, counts: Counts) -> Table:
-    """What each step did, by reason."""
+    """The results of each cleaning step, with reasons for rejection."""
     table = Table(title=f"Cleaned: {source}", title_justify="left")
     table.add_column("step", no_wrap=True)
     for name in ("documents", "kept", "rejected", "documents/s"):
         table.add_column(name, justify="right")
-    table.add_column("why")
+    table.add_column("reasons")
     for row in counts.rows():
         reasons = sorted(row.rejected.items(), key=lambda found: -found[1])
         table.add_row(

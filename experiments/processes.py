@@ -1,15 +1,15 @@
-"""Runs of several processes, one on each host say: how they find each other, and take turns.
+"""Runs of several processes, such as one per host: how they find each other and take turns.
 
-On Cloud TPU pods, under Slurm, Open MPI and in Kubernetes (an indexed job) the environment says it
-all:
+On Cloud TPU pods, under Slurm, Open MPI and in Kubernetes (an indexed job), the environment
+describes the cluster:
 
     srun python -m experiments.pretrain --recipe=llama3_8b --cluster=auto
 
-Elsewhere each process is told:
+Elsewhere, tell each process:
 
     python -m experiments.pretrain ... --coordinator=host0:1234 --processes=2 --process=0
 
-Every process is given the same other flags, and sees the same --run_dir.
+All other flags must be the same for every process, and all must see the same --run_dir.
 """
 
 from collections.abc import Callable
@@ -22,24 +22,24 @@ from jax.experimental import multihost_utils
 from experiments.flags import FlagError
 
 CLUSTER = absl_flags.DEFINE_string(
-    "cluster", None, "Whose environment says which processes there are: auto, slurm, ompi, k8s, …."
+    "cluster", None, "Environment that describes the processes: auto, slurm, ompi, k8s, …."
 )
 COORDINATOR = absl_flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0; also give --processes and --process."
 )
-PROCESSES = absl_flags.DEFINE_integer("processes", None, "How many processes there are.")
-PROCESS = absl_flags.DEFINE_integer("process", None, "The number of this one, from 0.")
+PROCESSES = absl_flags.DEFINE_integer("processes", None, "Number of processes.")
+PROCESS = absl_flags.DEFINE_integer("process", None, "Index of this process, from 0.")
 
 Result = TypeVar("Result")
 
 
 def join() -> None:
-    """Joins this process with the others that the flags tell of, if they do.
+    """Joins this process with the others, if the flags describe several.
 
-    Before anything else asks for devices.
+    Call it before anything else uses devices.
 
     Raises:
-        FlagError: flags that do not fit together, or an environment that tells of no cluster.
+        FlagError: the flags conflict, or the environment does not describe a cluster.
     """
     count, number = PROCESSES.value, PROCESS.value
     if COORDINATOR.value is None:
@@ -67,7 +67,7 @@ def _initialize(**options: Any) -> None:
 
 
 def first(work: Callable[[], Result]) -> Result:
-    """Process 0 works, then all others do, which find done what is done once."""
+    """Runs `work` on process 0, then on all others, which find one-time work already done."""
     if jax.process_count() == 1:
         return work()
     if jax.process_index() == 0:

@@ -1,12 +1,12 @@
-"""Measures the quality of text files, or of what cleaning made of them.
+"""Measures the quality of text files, before or after cleaning.
 
     python -m experiments.quality --data=web.jsonl.gz,books --output=reports/raw
     python -m experiments.quality --data=data/mixture --output=reports/mixture
 
-writes quality.html, a page that opens offline, and quality.json with the same numbers, and prints
-them. Of a folder that `experiments.prepare` left, it says what was kept and what was turned away,
-by source and step; anything else is measured as it lies there, each path a source. Files are
-measured in several processes, in bounded memory.
+writes quality.html, a self-contained page, and quality.json with the same numbers, and prints them.
+For a folder from `experiments.prepare`, it reports what was kept and rejected, by source and step;
+anything else is measured as it is, each path as a source. Files are measured in several processes,
+in bounded memory.
 """
 
 from absl import flags as absl_flags
@@ -19,10 +19,10 @@ DATA = absl_flags.DEFINE_list("data", None, "Files, folders, globs, or a folder 
 OUTPUT = absl_flags.DEFINE_string("output", None, "Folder for quality.html and quality.json.")
 TEXT_FIELD = absl_flags.DEFINE_string("text_field", "text", "The field or column with the text.")
 SPLIT = absl_flags.DEFINE_enum(
-    "split", "file", ["file", "paragraph", "line"], "What a document is in plain text."
+    "split", "file", ["file", "paragraph", "line"], "What counts as a document in plain text."
 )
-MODEL = absl_flags.DEFINE_string("model", None, "A run whose model's perplexity is measured.")
-WORKERS = absl_flags.DEFINE_integer("workers", 0, "Processes; 0 is one for each core.")
+MODEL = absl_flags.DEFINE_string("model", None, "Run of a model to measure perplexity with.")
+WORKERS = absl_flags.DEFINE_integer("workers", 0, "Number of processes; 0 for one per core.")
 
 
 def main(argv: list[str]) -> None:
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         raise flags.FlagError(f"--{missing} is missing: say what to measure and where to write")
     config = quality.QualityConfig()
     if MODEL.value:
-        from experiments import scoring  # models, which nothing else here needs
+        from experiments import scoring  # imports models, which nothing else here needs
 
         config = quality.QualityConfig(scorer=scoring.RunScorer(MODEL.value))
     try:

@@ -1,14 +1,14 @@
-"""The main job, from nothing but packages to a model that chats.
+"""The whole process, from installed packages to a model that chats.
 
     ./tools/quickstart
     python -m experiments.quickstart --run_dir=runs/quickstart --steps=200
 
-Cleans 12 million characters of human conversation and reports on what that did, trains a tokenizer,
+Cleans 12 million characters of human conversation with a quality report, trains a tokenizer,
 pretrains a small decoder for about four minutes on two CPU cores, compares it on held-out dialogues
-with xz and with a 6-gram model, reads it back from its checkpoint and lets it answer. Then aligns
-it, in about as long: fine-tunes it on questions with answers, trains a reward model on pairs of
-replies, and improves its replies by PPO (`experiments.alignment`); --noalign leaves that out. Run
-it again and it goes on, or finds the work done.
+with xz and a 6-gram model, loads it from its checkpoint and generates answers. Then aligns it, in
+about the same time: fine-tunes it on questions with answers, trains a reward model on pairs of
+replies, and improves its replies by PPO (`experiments.alignment`); --noalign skips this. Running it
+again resumes it, or finds the work done.
 """
 
 import json
@@ -31,7 +31,7 @@ from llmjax.evaluation import baselines
 from llmjax.train.report import write_report
 
 ALIGN = absl_flags.DEFINE_bool(
-    "align", True, "Go on with fine-tuning, reward model and PPO, where the text is chitchat."
+    "align", True, "Continue with fine-tuning, reward model and PPO, if the corpus is chitchat."
 )
 RUN_DIR = absl_flags.DEFINE_string("run_dir", "runs/quickstart", "Folder of the run.")
 flags.define(RECIPES, default="quickstart")
@@ -71,9 +71,9 @@ def main(argv: list[str]) -> None:
 
 
 def compare(model: runs.TrainedModel, run_dir: pathlib.Path) -> dict[str, float]:
-    """Bits per byte of the held-out text: the model's, xz's and a 6-gram model's.
+    """Bits per byte on the held-out text, for the model, xz and a 6-gram model.
 
-    The result is kept in RUN_DIR/comparison.json, where the report finds it.
+    The result is written to RUN_DIR/comparison.json, for the report.
     """
     directory = model.task.directory()
     found = runs.evaluate_model(model, directory, model.recipe.batch_size)
@@ -95,7 +95,7 @@ def compare(model: runs.TrainedModel, run_dir: pathlib.Path) -> dict[str, float]
 
 
 def _documents(config: data.DataConfig, directory: pathlib.Path) -> Iterator[cleaning.Document]:
-    """Those that the tokens are of."""
+    """The documents that were tokenized."""
     if config.cleaning.names:
         yield from pipeline.read_cleaned(directory)
         return
@@ -106,7 +106,7 @@ def _documents(config: data.DataConfig, directory: pathlib.Path) -> Iterator[cle
 
 
 def replies(model: runs.TrainedModel) -> list[str]:
-    """What the model answers to each of `OPENINGS`."""
+    """The model's answers to each of `OPENINGS`."""
     tokenizer, config = model.tokenizer, model.config
     prompts = [
         [*tokenizer.opening, *tokenizer.encode(data.chat_prompt(turns))] for turns in OPENINGS
@@ -129,7 +129,7 @@ def replies(model: runs.TrainedModel) -> list[str]:
 
 
 def _table(compared: dict[str, float]) -> Table:
-    table = Table(title="Bits per byte of held-out text, lower is better", title_justify="left")
+    table = Table(title="Bits per byte on held-out text (lower is better)", title_justify="left")
     table.add_column("model")
     table.add_column("bits per byte", justify="right")
     for name, value in compared.items():

@@ -1,4 +1,4 @@
-"""Everything that determines a training run, in one frozen config; here of pretraining."""
+"""Everything that determines a training run, in one frozen config; here for pretraining."""
 
 import dataclasses
 import math
@@ -17,26 +17,25 @@ from llmjax.train.health import SpikeConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """What all training runs have, whatever they learn.
+    """Settings shared by all training runs.
 
     Attributes:
-        name: what reports call the run.
-        optimizer: how gradients become updates.
+        name: name of the run in reports.
+        optimizer: the optimizer.
         mesh: how devices share the work.
-        steps: updates of the parameters.
+        steps: number of parameter updates.
         batch_size: B, rows per update, over all devices.
         sequence_length: S, tokens per row.
-        accumulate: parts that a batch is computed in, one after the other, to save memory.
-        seed: of initial parameters, dropout, masks and the order of the data.
-        spikes: which steps are skipped because their loss or gradient stands out.
+        accumulate: number of micro-batches per batch, computed in sequence to save memory.
+        seed: seed of initial parameters, dropout, masks and the order of the data.
+        spikes: which steps are skipped as spikes in loss or gradient.
         early_stopping: when the run ends before its last step.
-        log_every: steps between lines of metrics.
-        log_norms: whether metrics have the norms of gradient and update of each group of
-            parameters.
+        log_every: steps between records of metrics.
+        log_norms: whether to log the norms of gradient and update of each group of parameters.
         evaluate_every: steps between evaluations; 0 means only at the end.
         evaluate_batches: validation batches per evaluation; 0 means all.
         checkpoint_every: steps between checkpoints; 0 means only at the end.
-        keep_checkpoints: latest checkpoints that are kept, beside the best.
+        keep_checkpoints: number of latest checkpoints to keep, besides the best.
     """
 
     name: str
@@ -64,13 +63,13 @@ class Training:
         )
         require(
             not self.early_stopping.patience or self.evaluate_every > 0,
-            f"early_stopping.patience={self.early_stopping.patience} counts evaluations, of which "
+            f"early_stopping.patience={self.early_stopping.patience} counts evaluations, but "
             "evaluate_every=0 makes none before the end: set it to a number of steps",
         )
         self._require_batch_divides()
 
     def _require_batch_divides(self) -> None:
-        """Only the known part: a mesh axis of -1 is known when the devices are."""
+        """Checks the known mesh axes; one of -1 is only known with the devices."""
         replicas = math.prod(max(getattr(self.mesh, name), 1) for name in RULES["batch"])
         require(
             self.batch_size % (self.accumulate * replicas) == 0,
@@ -82,25 +81,26 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(Training):
-    """A pretraining run. Two runs with equal recipes on equal data are equal, step by step.
+    """A pretraining run. Runs with equal recipes on equal data are identical, step by step.
 
     Attributes:
-        model: the network; of rtd the discriminator, from which the generator is made.
-        objective: what is learnt: clm, the next token (GPT-2); mlm, tokens that are hidden (BERT);
-            rtd, which tokens a generator has replaced (ELECTRA).
-        masking: of mlm and rtd, which tokens are hidden.
-        replacement: of rtd, the generator and the joint loss.
+        model: the network; for rtd the discriminator, from which the generator is derived.
+        objective: what is learned: clm, next tokens (GPT-2); mlm, masked tokens (BERT); rtd, which
+            tokens a generator has replaced (ELECTRA).
+        masking: for mlm and rtd, which tokens are masked.
+        replacement: for rtd, the generator and the joint loss.
         data: the text and its tokens.
-        corpus: a text that comes with a Python package, read when `data` has no sources: chitchat,
-            12.5 million characters of conversation; python_topics, half a million of the manual of
-            Python.
-        packing: concat fills rows and cuts documents at their ends; best_fit cuts only those longer
-            than a row, and pads; windows draws stretches of all text joined, blind to documents.
-        label_smoothing: of clm, share of each target's probability spread over the vocabulary.
-        z_loss: of clm, weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
-        sample_every: of clm, steps between samples; 0 means only at the end.
-        sample_prompt: what samples go on from; empty means the beginning of a document.
-        sample_tokens: tokens of a sample; 0 draws none.
+        corpus: a text from a Python package, used if `data` has no sources: chitchat, 12.5 million
+            characters of conversation; python_topics, half a million characters of Python's
+            manual.
+        packing: concat fills rows and splits documents at row ends; best_fit only splits those
+            longer than a row, and pads; windows draws random windows of the concatenated text,
+            ignoring documents.
+        label_smoothing: for clm, share of each target's probability spread over the vocabulary.
+        z_loss: for clm, weight of the penalty on log² of the softmax normalizer (PaLM, section 5).
+        sample_every: for clm, steps between samples; 0 means only at the end.
+        sample_prompt: text that samples continue; empty means the beginning of a document.
+        sample_tokens: tokens per sample; 0 for no samples.
     """
 
     model: ModelConfig
@@ -118,7 +118,7 @@ class Recipe(Training):
 
     @property
     def has_text(self) -> bool:
-        """Whether there is anything to train on; a benchmark's recipe has shapes alone."""
+        """Whether there is text to train on; recipes of benchmarks only have shapes."""
         return bool(self.data.sources) or self.corpus != "none"
 
     def __post_init__(self) -> None:
@@ -126,18 +126,18 @@ class Recipe(Training):
         require_not_negative(self, "z_loss", "sample_every", "sample_tokens")
         require(
             0.0 <= self.label_smoothing < 1.0,
-            f"label_smoothing={self.label_smoothing}: a share of probability is in [0, 1)",
+            f"label_smoothing={self.label_smoothing}: must be in [0, 1)",
         )
         self._require_model_fits()
         self._require_vocabulary_fits()
         require(
             self.sequence_length <= self.model.max_length,
             f"sequence_length={self.sequence_length} is longer than "
-            f"model.max_length={self.model.max_length}: raise the one or lower the other",
+            f"model.max_length={self.model.max_length}: lower the former or raise the latter",
         )
 
     def _require_model_fits(self) -> None:
-        """A causal model for clm, one that sees both sides for the others; heads by objective."""
+        """Checks the head, and that the model is causal for clm and bidirectional otherwise."""
         head, causal = {"clm": ("lm", True), "mlm": ("mlm", False), "rtd": ("rtd", False)}[
             self.objective
         ]
@@ -145,7 +145,7 @@ class Recipe(Training):
         require(
             found == (head, causal),
             f"objective={self.objective} needs a model with head.kind={head} and attention.causal="
-            f"{causal}, but {self.model.family} has {found[0]} and {found[1]}: take a recipe of "
+            f"{causal}, but {self.model.family} has {found[0]} and {found[1]}: use a recipe with "
             "this objective, or set both",
         )
         if self.objective == "clm":
@@ -158,7 +158,7 @@ class Recipe(Training):
             )
 
     def _require_vocabulary_fits(self) -> None:
-        """A recipe without text, as of a benchmark, has no tokenizer to fit."""
+        """Checks the tokenizer's size; recipes without text, for benchmarks, have none."""
         tokenizer = self.data.tokenizer
         size = RESERVED_PIECES if tokenizer.kind == "bytes" else tokenizer.vocab_size
         require(
@@ -169,17 +169,17 @@ class Recipe(Training):
 
 
 def data_config(recipe: Recipe, directory: pathlib.Path) -> DataConfig:
-    """The recipe's data; without sources, those of the corpus that it names.
+    """The recipe's data configuration; without sources, it reads the recipe's corpus.
 
     The corpus is written to `directory`, once.
 
     Raises:
         ValueError: the recipe has no text.
-        ModuleNotFoundError: the package that the corpus comes with is not installed.
+        ModuleNotFoundError: the package of the corpus is not installed.
     """
     if not recipe.has_text:
         raise ValueError(
-            f"recipe {recipe.name} has no text to train on: give it some, "
+            f"recipe {recipe.name} has no text to train on: give "
             "--data.sources=name=mine,path=FOLDER or --corpus=python_topics"
         )
     if recipe.data.sources:
@@ -198,6 +198,6 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_not_negative(config: object, *names: str) -> None:
-    """Raises ValueError for a field that is."""
+    """Raises ValueError if one of the fields is negative."""
     for name in names:
         require(getattr(config, name) >= 0, f"{name}={getattr(config, name)}: must not be negative")

@@ -1,4 +1,4 @@
-r"""Reinforcement learning: PPO, GRPO and their relatives.
+r"""Reinforcement learning: PPO, GRPO and their variants.
 
     python -m experiments.rl --recipe=ppo --base=runs/small_talk --run_dir=runs/ppo \
         --rewards=name=model,source=runs/reward --data.sources=name=mine,path=prompts.jsonl
@@ -6,11 +6,10 @@ r"""Reinforcement learning: PPO, GRPO and their relatives.
         --rewards=name=right,source=llmjax.rl.rewards:matches_answer \
         --data.sources=name=sums,path=sums.jsonl
 
-A record has a prompt, and whatever a reward needs to judge an answer. A reward is a run of
+A record has a prompt, and any data that a reward needs to judge an answer. A reward is a run of
 `experiments.reward`, the mean of several (source=runs/reward_*), or a Python function of
-`llmjax.rl.Sample`s; several are added with weights.
-What --gold names is asked on held-out prompts only: it tells whether the policy pleases the reward
-alone.
+`llmjax.rl.Sample`s; several are added with weights. The rewards in --gold are only computed on
+held-out prompts: they show whether the policy exploits the reward.
 """
 
 from experiments import flags, launch

@@ -1,14 +1,14 @@
-"""The folder of a run: what is in it, how it is opened, and how a model is read back from it.
+"""The folder of a run: its contents, how it is opened, and how a model is loaded from it.
 
 RUN_DIR/config.json      the recipe and the versions it ran with
-RUN_DIR/data/            tokenizer and shards, unless data.directory names another place
+RUN_DIR/data/            tokenizer and shards, unless data.directory names another folder
 RUN_DIR/checkpoints/     the last ones and the best
-RUN_DIR/metrics.jsonl    a line a step, and one an evaluation
-RUN_DIR/samples.jsonl    what the model wrote during the run
-RUN_DIR/tensorboard/     the same numbers for TensorBoard
+RUN_DIR/metrics.jsonl    a line per step and per evaluation
+RUN_DIR/samples.jsonl    text that the model generated during the run
+RUN_DIR/tensorboard/     the same metrics for TensorBoard
 RUN_DIR/report.html      all of it on one page, with plots/
 RUN_DIR/profile/         traces, with --profile
-RUN_DIR/diverged/        the batches that a run stopped at, if it did
+RUN_DIR/diverged/        the last batches of a run that diverged
 """
 
 import dataclasses
@@ -31,8 +31,7 @@ from llmjax import spec as specs
 if TYPE_CHECKING:
     from llmjax.train.checkpoint import Checkpointer, Remembering
 
-# What may differ between a run and its continuation: what is seen, how far it goes, and what keeps
-# it from going astray.
+# Fields that may change when a run is resumed: logging, length, and safeguards.
 FREE = {
     "name",
     "mesh",
@@ -53,10 +52,10 @@ FREE = {
 
 
 def saved_recipe(run_dir: pathlib.Path) -> Any:
-    """The recipe in a run folder, or None when there is none yet.
+    """The recipe in a run folder, or None if there is none yet.
 
     Raises:
-        FlagError: config.json is there and is no recipe.
+        FlagError: config.json exists but is not a recipe.
     """
     path = run_dir / "config.json"
     if not path.exists():
@@ -70,20 +69,20 @@ def saved_recipe(run_dir: pathlib.Path) -> Any:
 
 
 def open_run(run_dir: pathlib.Path, recipe: Training, *, resume: bool) -> None:
-    """Makes the folder, or checks that it belongs to this recipe; then writes config.json.
+    """Creates the folder, or checks that it belongs to this recipe; then writes config.json.
 
     Raises:
         FlagError: it holds a run and `resume` is off, or a run of another recipe.
     """
     before = saved_recipe(run_dir)
     if before is not None and not resume:
-        raise FlagError(f"{run_dir} holds a run: go on with --resume, or choose a new --run_dir")
+        raise FlagError(f"{run_dir} holds a run: continue it with --resume, or use a new --run_dir")
     if before is not None:
         _require_same(run_dir, before, recipe)
         if before.steps != recipe.steps:
             print(
-                f"{run_dir}: {before.steps} steps become {recipe.steps}; the "
-                f"{recipe.optimizer.schedule} schedule goes by the new number from here on"
+                f"{run_dir}: {before.steps} steps become {recipe.steps}; from here on, the "
+                f"{recipe.optimizer.schedule} schedule uses the new number"
             )
     if jax.process_index():
         return  # process 0 writes it
@@ -100,7 +99,7 @@ def open_run(run_dir: pathlib.Path, recipe: Training, *, resume: bool) -> None:
         partial.write_text(json.dumps(written, indent=1), "utf-8")
         partial.replace(path)
     except OSError as error:
-        raise FlagError(f"--run_dir={run_dir}: cannot write there: {error.strerror}") from error
+        raise FlagError(f"--run_dir={run_dir}: cannot be written: {error.strerror}") from error
 
 
 def begun(run_dir: pathlib.Path) -> float | None:
@@ -112,7 +111,7 @@ def begun(run_dir: pathlib.Path) -> float | None:
 def checkpointer(
     run_dir: pathlib.Path, recipe: Training, remembering: "Mapping[str, Remembering] | None" = None
 ) -> "Checkpointer":
-    """The checkpoints of a run; the best are those of the metric that early stopping watches."""
+    """The checkpoints of a run; the best are determined by early stopping's metric."""
     from llmjax.train.checkpoint import Checkpointer  # Orbax takes a second to import
 
     return Checkpointer(
@@ -126,7 +125,7 @@ def checkpointer(
 
 def _require_same(run_dir: pathlib.Path, before: Training, now: Training) -> None:
     if type(before) is not type(now):
-        raise FlagError(f"{run_dir} holds a run of another kind: choose a new --run_dir")
+        raise FlagError(f"{run_dir} holds a run of another kind: use a new --run_dir")
     changed = [
         f"{leaf.name} was {fields.get(before, leaf.path)} and is {fields.get(now, leaf.path)}"
         for leaf in fields.leaves(type(now))
@@ -135,21 +134,21 @@ def _require_same(run_dir: pathlib.Path, before: Training, now: Training) -> Non
     if changed:
         raise FlagError(
             f"{run_dir} holds a run of another recipe: {'; '.join(changed)}. "
-            "Go on with the same values, or choose a new --run_dir"
+            "Use the same values, or a new --run_dir"
         )
 
 
 def task_of(recipe: Training, run_dir: pathlib.Path) -> Task:
-    """What a run in a folder is to learn.
+    """The task of a run in a folder.
 
     Raises:
-        FlagError: the recipe names what is not there.
+        FlagError: the recipe names something that does not exist.
     """
     return _tasks().TASKS[type(recipe)](recipe, run_dir)
 
 
 def _tasks() -> Any:
-    """Imported late: some of them start from the models of other runs."""
+    """The module of tasks; imported late, as tasks load the models of other runs."""
     from experiments import tasks
 
     return tasks
@@ -157,13 +156,13 @@ def _tasks() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A model read back from a run folder.
+    """A model loaded from a run folder.
 
     Attributes:
-        task: what it was trained for.
+        task: the task it was trained for.
         tokenizer: its tokenizer.
-        params: all its parameters, as the task's `spec` declares them.
-        step: how many steps it was trained for.
+        params: all its parameters, as declared by the task's `spec`.
+        step: the number of training steps.
     """
 
     task: Task
@@ -173,29 +172,29 @@ class TrainedModel:
 
     @property
     def recipe(self) -> Any:
-        """What it was trained by."""
+        """The recipe it was trained with."""
         return self.task.recipe
 
     @property
     def config(self) -> models.ModelConfig:
-        """The model's."""
+        """The model configuration."""
         return self.task.config
 
 
 def saved_task(run_dir: pathlib.Path) -> Task:
-    """What the run in a folder learns.
+    """The task of the run in a folder.
 
     Raises:
         FlagError: the folder holds no run.
     """
     recipe = saved_recipe(run_dir)
     if recipe is None:
-        raise FlagError(f"--run_dir={run_dir}: no run there (it has no config.json)")
+        raise FlagError(f"--run_dir={run_dir}: not the folder of a run (it has no config.json)")
     return task_of(recipe, run_dir)
 
 
 def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
-    """The model of a run: its best checkpoint by early_stopping.metric, or its last one.
+    """Loads the model of a run: its best checkpoint by early_stopping.metric, or its last one.
 
     Raises:
         FlagError: the folder holds no run, or a run without a checkpoint.
@@ -211,15 +210,15 @@ def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
 def evaluate_model(
     model: TrainedModel, directory: pathlib.Path, batch_size: int | None = None
 ) -> dict[str, float]:
-    """What the model's task says on the validation split of prepared data.
+    """Evaluates a model's task on the validation split of prepared data.
 
     Args:
         model: from `load`.
-        directory: of the data.
+        directory: folder of the data.
         batch_size: rows at a time; by default as in training.
 
     Raises:
-        FlagError: the folder is not prepared, or with another tokenizer.
+        FlagError: the folder was not prepared, or with another tokenizer.
     """
     return model.task.evaluate(model.params, held_out(model, directory, batch_size))
 
@@ -227,7 +226,7 @@ def evaluate_model(
 def report_on(
     model: TrainedModel, directory: pathlib.Path, batch_size: int | None = None
 ) -> Report | None:
-    """What else there is to say, after `evaluate_model` of the same."""
+    """The task's further report, after `evaluate_model` with the same arguments."""
     return model.task.report(model.params, held_out(model, directory, batch_size))
 
 
@@ -235,7 +234,7 @@ def held_out(model: TrainedModel, directory: pathlib.Path, batch_size: int | Non
     """The batches of the validation split of prepared data.
 
     Raises:
-        FlagError: as `evaluate_model`.
+        FlagError: as in `evaluate_model`.
     """
     try:
         other = data.load_tokenizer(directory)
@@ -244,8 +243,8 @@ def held_out(model: TrainedModel, directory: pathlib.Path, batch_size: int | Non
         raise FlagError(str(error)) from error
     if other.fingerprint != model.tokenizer.fingerprint:
         raise FlagError(
-            f"{directory} was prepared with another tokenizer than the model's: prepare the text "
-            "with the run's own settings"
+            f"{directory} was not prepared with the model's tokenizer: prepare the text with the "
+            "run's own settings"
         )
     return batches
 
@@ -253,15 +252,15 @@ def held_out(model: TrainedModel, directory: pathlib.Path, batch_size: int | Non
 def export(
     model: TrainedModel, output: pathlib.Path, *, part: str | None = None, dtype: str
 ) -> str:
-    """Writes one of the models of a run; `part` None is the one that is wanted.
+    """Exports one of the models of a run; `part` None selects the main one.
 
     Returns:
-        The kind of a head that was left out, since the family's checkpoints have no place for it
-        (replaced tokens in DeBERTa's), or "".
+        The kind of a head that was left out because the family's checkpoints cannot hold it
+        (replaced-token detection in DeBERTa), or "".
 
     Raises:
-        FlagError: the run has no such part, or trained what weights cannot hold; the folder has a
-            checkpoint already, or the family has no such checkpoints.
+        FlagError: the run has no such part, or has parameters that cannot be merged into weights;
+            the folder already has a checkpoint; or the family has no such checkpoints.
     """
     parts = model.task.trained_models(model.params)
     if part is not None and part not in parts:
@@ -281,18 +280,19 @@ def export(
 
 
 def export_adapter(model: TrainedModel, output: pathlib.Path, *, dtype: str) -> None:
-    """Writes what a run added to its base, as PEFT's `PeftModel.from_pretrained` reads it.
+    """Exports the adapter of a run for PEFT's `PeftModel.from_pretrained`.
 
     Raises:
-        FlagError: it added nothing, nothing that such files can hold, or the folder has files.
+        FlagError: the run has no adapter, or one that the format cannot hold, or the folder already
+            has an adapter.
     """
     if (output / peft.files.CONFIG_FILE).exists():
-        raise FlagError(f"--output={output}: there is an adapter already; choose another folder")
+        raise FlagError(f"--output={output}: it already has an adapter; choose another folder")
     model.task.save_adapter(model.params, output, dtype)
 
 
 def export_tokenizer(model: TrainedModel, output: pathlib.Path) -> None:
-    """Puts the tokenizer's files beside a checkpoint, and how the model is spoken to."""
+    """Writes the tokenizer's files and the chat template next to a checkpoint."""
     hf.copy_tokenizer(model.task.directory(), output)
     model.tokenizer.save(output)
     if (template := model.task.template) is not None and model.config.head.kind == "lm":
@@ -300,7 +300,7 @@ def export_tokenizer(model: TrainedModel, output: pathlib.Path) -> None:
 
 
 def _ids(model: TrainedModel) -> dict[str, Any]:
-    """The special tokens, by the names that config.json has for them; eos is what ends a turn."""
+    """The special tokens, by their names in config.json; eos is the token that ends a turn."""
     names = ("pad", "bos", "eos")
     ids = {f"{name}_token_id": getattr(model.tokenizer, f"{name}_id") for name in names}
     if model.config.head.kind != "lm" or model.task.template is None:

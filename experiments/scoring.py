@@ -1,4 +1,4 @@
-"""The perplexity of texts under the model of a run, for cleaning by it."""
+"""The perplexity of texts under the model of a run, for cleaning."""
 
 import dataclasses
 import functools
@@ -11,13 +11,13 @@ from llmjax.evaluation import TextScorer
 
 @dataclasses.dataclass(frozen=True)
 class RunScorer:
-    """Perplexities under the best checkpoint of a run, which is read when the first are asked for.
+    """Perplexities under the best checkpoint of a run, which is loaded at first use.
 
-    It can be sent to other processes: what is sent is the folder's name.
+    It can be pickled to other processes: only the folder's name is sent.
 
     Attributes:
         run_dir: the folder of the run.
-        rows: how many rows are scored at a time.
+        rows: number of rows scored at a time.
     """
 
     run_dir: str

@@ -1,4 +1,4 @@
-"""What a sweep tries: fields of a recipe, each with a range or choices."""
+"""The search space of a sweep: fields of a recipe, each with a range or choices."""
 
 import dataclasses
 import math
@@ -20,12 +20,12 @@ class Dimension:
 
     Attributes:
         leaf: the field.
-        kind: int and float are ranges; choice, texts such as a command line has.
-        low: of a range, the least.
-        high: of a range, the most.
-        step: of a range, between values; None of a float's that has every value.
-        log: whether a range is searched by its logarithm.
-        choices: of kind choice.
+        kind: int and float are ranges; choice, values as written on the command line.
+        low: lower end of a range.
+        high: upper end of a range.
+        step: distance between values of a range; None for a continuous range.
+        log: whether a range is searched on a logarithmic scale.
+        choices: the values of kind choice.
     """
 
     leaf: fields.Leaf
@@ -38,7 +38,7 @@ class Dimension:
 
     @property
     def name(self) -> str:
-        """The field's, as on the command line."""
+        """The field's name, as on the command line."""
         return self.leaf.name
 
     def suggest(self, trial: Any) -> Value:
@@ -52,10 +52,10 @@ class Dimension:
 
 
 def parse(text: str, config: type = Recipe) -> Dimension:
-    """Reads FIELD=VALUES, of a field of a config class.
+    """Parses FIELD=VALUES, for a field of a config class.
 
-    Values are LOW:HIGH, LOW:HIGH:STEP or log:LOW:HIGH of a number, or choices with commas between
-    them; of a field whose own values have commas, with | between them.
+    Values are LOW:HIGH, LOW:HIGH:STEP or log:LOW:HIGH for numbers, or choices separated by commas,
+    or by | if values contain commas.
 
     Raises:
         FlagError: there is no such field, or it cannot have such values.
@@ -76,17 +76,17 @@ def parse(text: str, config: type = Recipe) -> Dimension:
 
 
 def parse_all(texts: Sequence[str], config: type = Recipe) -> tuple[Dimension, ...]:
-    """Reads every FIELD=VALUES of a config class; each field once.
+    """Parses every FIELD=VALUES of a config class; each field once.
 
     Raises:
-        FlagError: a text cannot be read, a field is there twice, or there is none.
+        FlagError: a text cannot be parsed, a field is given twice, or there is none.
     """
     if not texts:
-        raise FlagError("--sweep is missing: say --sweep=FIELD=VALUES for each field to search")
+        raise FlagError("--sweep is missing: give --sweep=FIELD=VALUES for each field to search")
     space = tuple(parse(text, config) for text in texts)
     names = [dimension.name for dimension in space]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise FlagError(f"--sweep={min(twice)}=... is there twice: give each field once")
+        raise FlagError(f"--sweep={min(twice)}=... is given twice: give each field once")
     return space
 
 
@@ -106,7 +106,7 @@ def apply(recipe: Training, space: Sequence[Dimension], values: Mapping[str, Val
 
 
 def _number(annotation: Any) -> Literal["int", "float"] | None:
-    """The kind of number that a field holds, None being allowed beside it or not."""
+    """The kind of number that a field holds, whether or not it is optional."""
     for option in (annotation, *typing.get_args(annotation)):
         if option in (int, float):
             return option.__name__
@@ -122,11 +122,11 @@ def _range(leaf: fields.Leaf, kind: Literal["int", "float"], text: str) -> Dimen
     try:
         low, high, *step = map(number, parts)
     except ValueError:
-        raise ValueError(f"a range of {leaf.name} has numbers of type {kind}") from None
+        raise ValueError(f"a range of {leaf.name} needs numbers of type {kind}") from None
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"{low} is not below {high}")
     if log and low <= 0:
-        raise ValueError("a logarithm is of numbers above 0")
+        raise ValueError("a logarithmic range needs numbers above 0")
     if step and not 0 < step[0] <= high - low:
         raise ValueError(f"a step of {step[0]} is not within the range")
     return Dimension(leaf, kind, low, high, step[0] if step else None, log)
@@ -134,10 +134,10 @@ def _range(leaf: fields.Leaf, kind: Literal["int", "float"], text: str) -> Dimen
 
 def _choices(leaf: fields.Leaf, text: str) -> Dimension:
     if fields.element(leaf.annotation):
-        raise ValueError("a field that is given once for each element cannot be searched")
+        raise ValueError("a repeated field cannot be searched")
     choices = tuple(text.split("|" if "|" in text else ","))
     for choice in choices:
         fields.parse(leaf.annotation, choice)
     if len(set(choices)) < 2:
-        raise ValueError("choices are two or more, FIELD=A,B; a range of numbers is FIELD=LOW:HIGH")
+        raise ValueError("give two or more choices, FIELD=A,B, or a numeric range, FIELD=LOW:HIGH")
     return Dimension(leaf, "choice", choices=choices)

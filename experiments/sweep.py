@@ -1,14 +1,14 @@
-"""Searches for the settings of a recipe that do best: any of its fields, by many short runs.
+"""Searches for the best settings of a recipe, over any of its fields, by many short runs.
 
     python -m experiments.sweep --recipe=tiny --sweep=optimizer.learning_rate=log:1e-4:1e-1
     python -m experiments.sweep --recipe=tiny --sweep=model.dropout.hidden=0:0.3 --trials=10
     python -m experiments.sweep --stage=finetune --recipe=lora --sweep=peft.lora.rank=4,8,16
 
-Optuna (pip install 'llmjax[sweep]') chooses the values of each trial by those before it, and ends
-trials early that do worse than others did at the same step. Run the same command again after a kill
-and it goes on, the killed trial from its checkpoint; with more --trials it adds some. Each trial is
-a run of its own in RUN_DIR/trials; RUN_DIR/sweep.html shows the search, and the last line trains
-the best recipe.
+Optuna (pip install 'llmjax[sweep]') chooses the values of each trial from previous ones, and prunes
+trials that do worse than others at the same step. After a kill, the same command continues, the
+killed trial from its checkpoint; with more --trials it adds trials. Each trial is a run in
+RUN_DIR/trials; RUN_DIR/sweep.html shows the search, and the last line printed is the command that
+trains the best recipe.
 """
 
 import dataclasses
@@ -29,28 +29,30 @@ from experiments.training import Options
 from llmjax.train.checkpoint import SaveError
 from llmjax.train.integrity import DamagedError
 
-RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the sweep; runs/RECIPE_sweep.")
+RUN_DIR = absl_flags.DEFINE_string(
+    "run_dir", None, "Folder of the sweep; by default runs/RECIPE_sweep."
+)
 SWEEP = absl_flags.DEFINE_multi_string(
     "sweep",
     [],
-    "FIELD=LOW:HIGH, FIELD=LOW:HIGH:STEP, FIELD=log:LOW:HIGH, or FIELD=A,B,... (A|B|... where "
-    "values have commas). Give it once for each field.",
+    "FIELD=LOW:HIGH, FIELD=LOW:HIGH:STEP, FIELD=log:LOW:HIGH, or FIELD=A,B,... (A|B|... if values "
+    "contain commas). Repeat the flag for each field.",
 )
 TRIALS = absl_flags.DEFINE_integer(
-    "trials", 20, "How many, those of earlier calls counted.", lower_bound=1
+    "trials", 20, "Number of trials, including those of earlier calls.", lower_bound=1
 )
 METRIC = absl_flags.DEFINE_string(
-    "metric", None, "Metric of an evaluation that is searched for; early_stopping.metric."
+    "metric", None, "Evaluation metric to optimize; by default early_stopping.metric."
 )
 PRUNER = absl_flags.DEFINE_enum(
-    "pruner", "median", ["median", "hyperband", "none"], "Which trials are ended early."
+    "pruner", "median", ["median", "hyperband", "none"], "How trials are pruned."
 )
 
 STAGE = absl_flags.DEFINE_enum(
-    "stage", "pretrain", list(STAGES), "Whose recipes: the entry point that trains them."
+    "stage", "pretrain", list(STAGES), "Entry point whose recipes are trained."
 )
 
-# Which fields there are follows from the stage.
+# The stage determines the fields.
 flags.define(STAGES[flags.peek("stage", STAGES, "pretrain")])
 
 OWN = ("stage", "run_dir", "sweep", "trials", "metric", "pruner")
@@ -81,10 +83,10 @@ def main(argv: list[str]) -> None:
 
 
 def with_metric(recipe: Training, metric: str | None) -> Training:
-    """The recipe with a metric that its trials, and their best checkpoints, are judged by.
+    """The recipe with the metric by which trials and best checkpoints are judged.
 
     Raises:
-        FlagError: the metric's name does not tell whether it is to be low or high.
+        FlagError: the metric's name does not show whether lower or higher is better.
     """
     if metric is None:
         return recipe
@@ -96,7 +98,7 @@ def with_metric(recipe: Training, metric: str | None) -> Training:
 
 
 def command(sweep: Sweep, trial: Trial, metric: str | None = None) -> str:
-    """The command line that trains the recipe of a trial, judged by a metric that --metric gave."""
+    """The command line that trains the recipe of a trial, judged by the metric of --metric."""
     swept = [dimension.name for dimension in sweep.space]
     given = flags.command_line(
         without=(*OWN, *swept), program=f"python -m experiments.{STAGE.value}"

@@ -1,4 +1,4 @@
-"""A search as a table for the terminal, and as a page with charts."""
+"""Reports of a sweep: a table for the terminal, and a page with charts."""
 
 import collections
 import dataclasses
@@ -29,8 +29,8 @@ def table(
     Args:
         trials: best first.
         space: the fields.
-        metric: what they are judged by.
-        rows: how many to show.
+        metric: the metric that trials are judged by.
+        rows: number of rows to show.
     """
     title = f"{min(rows, len(trials))} best of {len(trials)} trials"
     shown = Table("trial", title=title, title_justify="left")
@@ -52,7 +52,7 @@ def render(
     """The page's HTML.
 
     Args:
-        name: the recipe's.
+        name: the recipe's name.
         trials: best first.
         space: the fields.
         watched: the metric that trials are judged by.
@@ -63,7 +63,7 @@ def render(
     sections = [
         page.header("Search report", name, "", _figures(trials, watched)),
         page.section("The search", page.plots(drawn)),
-        page.section("Trials, the best first", page.table(head, [tuple(row) for row in rows])),
+        page.section("Trials, best first", page.table(head, [tuple(row) for row in rows])),
     ]
     return page.render(name, sections, "Written by llmjax; the trials are in study.db.")
 
@@ -119,14 +119,14 @@ def _history(trials: Sequence[Trial], watched: EarlyStoppingConfig) -> charts.Pl
 
 
 def _evaluations(trials: Sequence[Trial], metric: str) -> charts.Plot:
-    """Of every trial, the best one's on top."""
+    """The evaluations of every trial, with the best one's on top."""
     curves = []
     for trial in reversed(trials):
         role, _ = _STATES[trial.state]
         steps, values = np.array(trial.steps), np.array(trial.curve)
         curves.append(charts.Curve("", steps, values, role, strength=_WEAK))
     curves[-1] = dataclasses.replace(curves[-1], mark="line and points", strength=1.0)
-    return charts.Plot("evaluations", f"{metric} by step, the best trial bold", tuple(curves))
+    return charts.Plot("evaluations", f"{metric} by step (best trial bold)", tuple(curves))
 
 
 def _along(trials: Sequence[Trial], dimension: Dimension, metric: str) -> charts.Plot:
@@ -147,7 +147,7 @@ def _along(trials: Sequence[Trial], dimension: Dimension, metric: str) -> charts
 
 
 def _dots(trials: Sequence[Trial], x: np.ndarray) -> tuple[charts.Curve, ...]:
-    """The metric of each trial, by what became of it."""
+    """The metric of each trial, by its state."""
     curves = []
     for state, (role, mark) in _STATES.items():
         chosen = [index for index, trial in enumerate(trials) if trial.state == state]

@@ -1,11 +1,11 @@
-"""A search for a recipe's settings: trials that are runs, in a study that outlives the process.
+"""A sweep over a recipe's settings: each trial is a run, in a study that survives restarts.
 
-RUN_DIR/study.db      Optuna's study: what was tried and how well it did
-RUN_DIR/data/         tokenizer and shards, which all trials share
+RUN_DIR/study.db      Optuna's study: the trials and their results
+RUN_DIR/data/         tokenizer and shards, shared by all trials
 RUN_DIR/trials/N/     a run folder for each trial (`experiments.runs`)
-RUN_DIR/sweep.html    the search as a page
+RUN_DIR/sweep.html    the report
 
-A trial that was killed goes on from its checkpoint when the sweep is started again.
+A killed trial resumes from its checkpoint when the sweep is started again.
 """
 
 import contextlib
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 Pruner = Literal["median", "hyperband", "none"]
 Train = Callable[[Any, pathlib.Path, Options], Any]
 
-MAX_FAILURES = 3  # recipes in a row that cannot run, after which the search space is at fault
+MAX_FAILURES = 3  # consecutive invalid recipes, after which the search space is to blame
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What became of one set of values.
+    """The result of one set of values.
 
     Attributes:
-        number: its folder's name.
-        values: by field.
+        number: the name of its folder.
+        values: values by field.
         state: complete, pruned or failed.
-        value: the best of the metric; NaN of one that was never evaluated.
-        steps: those of its evaluations.
-        curve: the metric at each of them.
+        value: the best value of the metric; NaN if it was never evaluated.
+        steps: the steps of its evaluations.
+        curve: the metric at each of these steps.
         note: why it has no value, or "".
     """
 
@@ -61,15 +61,15 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A search in a folder.
+    """A sweep in a folder.
 
     Attributes:
-        recipe: what the values are put into; its early_stopping names the metric.
-        space: the fields.
+        recipe: the base recipe, whose early_stopping names the metric.
+        space: the fields to search.
         run_dir: the folder.
-        pruner: which trials are ended early.
-        options: how each run is looked after.
-        train: what runs one.
+        pruner: how trials are pruned.
+        options: options of each run.
+        train: runs a trial.
     """
 
     recipe: Any  # of any stage
@@ -82,25 +82,25 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.pruner != "none" and not self.recipe.evaluate_every:
             raise FlagError(
-                f"--pruner={self.pruner} compares evaluations during the runs, of which "
-                "evaluate_every=0 makes none: set it to a number of steps, or take --pruner=none"
+                f"--pruner={self.pruner} compares evaluations during the runs, but "
+                "evaluate_every=0 makes none: set it to a number of steps, or use --pruner=none"
             )
 
     @property
     def data_directory(self) -> pathlib.Path:
-        """That of all trials, unless the search is among settings of the data."""
+        """The data folder shared by all trials, unless data settings are searched."""
         return pathlib.Path(self.recipe.data.directory or self.run_dir / "data")
 
     @property
     def watched(self) -> EarlyStoppingConfig:
-        """Which metric, and whether it is to be low or high."""
+        """The metric, and whether lower or higher is better."""
         return self.recipe.early_stopping
 
     def run(self, trials: int) -> list[Trial]:
-        """Trains until so many trials are finished, those of earlier calls counted.
+        """Runs trials until `trials` are finished, including those of earlier calls.
 
         Returns:
-            All of them, best first; those without a value last.
+            All trials, best first; those without a value last.
 
         Raises:
             FlagError: the folder has another sweep or is in use, Optuna is missing, or recipes
@@ -123,14 +123,14 @@ class Sweep:
             return self.finished(study)
 
     def finished(self, study: "optuna.Study") -> list[Trial]:
-        """The trials of a study that are over, best first."""
+        """The finished trials of a study, best first."""
         names = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
         sign = 1 if self.watched.direction == "min" else -1
         found = []
         for trial in study.trials:
             note = trial.user_attrs.get("note", "")
             if trial.state.name not in names or (trial.state.name == "FAIL" and not note):
-                continue  # under way, or killed and tried again
+                continue  # running, or killed and requeued
             steps = tuple(sorted(trial.intermediate_values))
             curve = tuple(trial.intermediate_values[step] for step in steps)
             number, value = trial.user_attrs["folder"], trial.user_attrs.get("best", math.nan)
@@ -153,9 +153,9 @@ class Sweep:
         return dataclasses.replace(found, data=data)
 
     def _try(self, study: "optuna.Study", trial: "optuna.Trial", number: int) -> bool:
-        """Runs a trial and tells the study; whether it could run at all."""
+        """Runs a trial and reports to the study; False if it could not run."""
         state = require_optuna().trial.TrialState
-        number = trial.user_attrs.get("folder", number)  # which one that was killed has already
+        number = trial.user_attrs.get("folder", number)  # a killed trial keeps its number
         trial.set_user_attr("folder", number)
         values = {dimension.name: dimension.suggest(trial) for dimension in self.space}
         folder = self.run_dir / "trials" / str(number)
@@ -181,7 +181,7 @@ class Sweep:
             study.tell(trial, state=state.FAIL)
             return False
         finally:
-            jax.clear_caches()  # no other trial runs the same program
+            jax.clear_caches()  # trials do not share programs
         best = self._best(folder)
         if best is not None:
             trial.set_user_attr("best", best)
@@ -192,17 +192,17 @@ class Sweep:
         return True
 
     def _best(self, folder: pathlib.Path) -> float | None:
-        """Of the evaluations that a run has written down."""
+        """The best recorded evaluation of a run."""
         path = folder / "metrics.jsonl"
         records = read_jsonl(path) if path.exists() else []
         best = self.watched.best_of(records)
         return None if best is None else float(best[self.watched.metric])
 
     def _study(self) -> "optuna.Study":
-        """That of the folder, or a new one.
+        """The study of the folder, or a new one.
 
         Raises:
-            FlagError: that of the folder is another.
+            FlagError: the folder has a study with other settings.
         """
         optuna = require_optuna()
         study = optuna.create_study(
@@ -223,7 +223,7 @@ class Sweep:
             changed = sorted(_different(before, described))
             raise FlagError(
                 f"--run_dir={self.run_dir} holds a sweep with other settings ({', '.join(changed)})"
-                ": go on with the same, or choose a new folder"
+                ": use the same settings, or a new folder"
             )
         return study
 
@@ -239,7 +239,7 @@ class Sweep:
 
 
 def require_optuna() -> Any:
-    """The module, quieted.
+    """The Optuna module, with reduced logging.
 
     Raises:
         FlagError: it is not installed.
@@ -254,7 +254,7 @@ def require_optuna() -> Any:
 
 @contextlib.contextmanager
 def _locked(run_dir: pathlib.Path) -> Iterator[None]:
-    """One process at a time: another would take the running trial for one that was killed."""
+    """Allows one process at a time: another would mistake the running trial for a killed one."""
     with (run_dir / "study.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -264,7 +264,7 @@ def _locked(run_dir: pathlib.Path) -> Iterator[None]:
 
 
 def _requeue(study: "optuna.Study") -> None:
-    """Trials that were running when their process ended come next, in their own folders."""
+    """Requeues trials that were running when their process ended, in their own folders."""
     state = require_optuna().trial.TrialState
     for trial in study.get_trials(states=(state.RUNNING,)):
         if "folder" in trial.user_attrs:
@@ -273,13 +273,13 @@ def _requeue(study: "optuna.Study") -> None:
 
 
 def _describe(dimension: Dimension) -> dict[str, Any]:
-    """Its values, as JSON."""
+    """A dimension's values, as JSON."""
     names = [f.name for f in dataclasses.fields(dimension) if f.name != "leaf"]
     return {name: fields.to_json(getattr(dimension, name)) for name in names}
 
 
 def _different(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Dotted names of what differs."""
+    """The dotted names of differences."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before.keys() | now.keys():
             yield from _different(before.get(key), now.get(key), f"{name}.{key}" if name else key)
@@ -288,5 +288,5 @@ def _different(before: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def show(value: search_space.Value) -> str:
-    """A value in few digits."""
+    """A value with few digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

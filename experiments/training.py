@@ -28,15 +28,15 @@ from llmjax.train.watchdog import Watchdog
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a run is looked after; none of it changes what is learnt, though it may end sooner.
+    """Options of a run that do not change what it learns, except that it may end earlier.
 
     Attributes:
-        resume: whether to go on with the run that is there. Off, a folder with a run is an error.
-        hang_seconds: the process ends when no step completes for so long; 0 waits for ever.
-        profile: the first and the last step that a trace is written of, or None.
-        wandb: the project of Weights & Biases that gets the metrics, or "".
-        command: the command line that goes on with the run, said when a signal ends it.
-        watch: called after each evaluation, whose metrics the pause has; True ends the run there.
+        resume: whether to resume an existing run. If false, a folder with a run is an error.
+        hang_seconds: the process ends if no step completes for this long; 0 waits forever.
+        profile: the first and the last step to trace, or None.
+        wandb: Weights & Biases project to log metrics to, or "".
+        command: the command line that resumes the run, printed when a signal ends it.
+        watch: called after each evaluation, with its metrics in the pause; True ends the run.
     """
 
     resume: bool = True
@@ -53,11 +53,11 @@ def run(recipe: Training, run_dir: pathlib.Path, options: Options = Options()) -
     Args:
         recipe: the run.
         run_dir: its folder; see `experiments.runs`.
-        options: how it is looked after.
+        options: options of the run.
 
     Raises:
         flags.FlagError: the recipe, the folder, the text and the devices do not fit together.
-        DivergedError: too many steps in a row were skipped; the folder has their batches.
+        DivergedError: too many consecutive steps were skipped; their batches are in the folder.
     """
     task = runs.task_of(recipe, run_dir)
     try:
@@ -75,7 +75,7 @@ def run(recipe: Training, run_dir: pathlib.Path, options: Options = Options()) -
 
 
 def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
-    """Restores or begins, and trains to the last step; what it opens is closed by the stack."""
+    """Restores or starts a run, and trains to the last step; `stack` closes resources."""
     stack.callback(train.trim_after_compiling())
     task, recipe = run.task, run.recipe
     spec = task.trained_spec
@@ -94,7 +94,7 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
         batches.set_state(restored.data)
     start = int(state.step)
     if start >= recipe.steps:
-        print(f"{run.run_dir}: all {recipe.steps} steps are done; raise --steps to train on")
+        print(f"{run.run_dir}: all {recipe.steps} steps are done; raise --steps to continue")
         return
     if run.ended(start):
         return
@@ -117,7 +117,7 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
 
 
 class _Run:
-    """What the hooks of a run share."""
+    """State shared by the hooks of a run."""
 
     def __init__(self, task: Task, options: Options) -> None:
         self.task, self.options = task, options
@@ -129,7 +129,7 @@ class _Run:
     def hooks(
         self, checkpoints: Checkpointer, start: int, stack: contextlib.ExitStack, batches: Any
     ) -> list[Hook]:
-        """What watches a run that starts after a step, in the order of their calls."""
+        """The hooks of a run that starts after a step, in the order of their calls."""
         recipe, options = self.recipe, self.options
         progress = stack.enter_context(Progress(recipe.steps, start=start, title=recipe.name))
         recorder = self.recorder(progress, start, stack)
@@ -169,15 +169,15 @@ class _Run:
         return [*hooks, preemption]
 
     def ended(self, step: int) -> bool:
-        """Whether early stopping or the task has ended the run at a step, which is then said."""
+        """Whether early stopping or the task has ended the run at a step; prints why."""
         if why := self.task.ended():
             print(f"{self.run_dir}: ended at step {step}: {why}")
         found = self.early_stopping
         if found.stopped:
             print(
                 f"{self.run_dir}: stopped early at step {step}; the best {found.config.metric} was "
-                f"{found.best} at step {found.best_step}, which evaluation and export read. Raise "
-                "--early_stopping.patience to train on"
+                f"{found.best} at step {found.best_step}, which evaluation and export use. Raise "
+                "--early_stopping.patience to continue"
             )
         return found.stopped or why != ""
 
@@ -207,7 +207,7 @@ class _Run:
         return writer
 
     def evaluate(self, pause: Pause, recorder: metrics.Recorder) -> None:
-        """Measures the validation text, without the terms that only regularise."""
+        """Evaluates on the validation split, without regularization terms."""
         limit = self.recipe.evaluate_batches or None
         batches = itertools.islice(iter(self.task.batches("validation")), limit)
         found = self.task.evaluate(pause.state.all_params, batches)
@@ -215,7 +215,7 @@ class _Run:
         recorder.write({"step": pause.step, **found})
 
     def sample(self, pause: Pause, progress: Progress, samples: metrics.JsonlWriter | None) -> None:
-        """Lets the model write, shows it and keeps it."""
+        """Generates a sample, shows it and writes it to the run folder."""
         prompt, text = self.task.sample(pause.state.all_params)
         if samples is not None:
             samples.write({"step": pause.step, "prompt": prompt, "continuation": text})

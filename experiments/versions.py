@@ -1,4 +1,4 @@
-"""What a run ran on: saved with it, so that a figure can be reproduced or explained."""
+"""Versions and machine of a run, saved with it so that results can be reproduced."""
 
 import importlib.metadata
 import os
@@ -25,7 +25,7 @@ PACKAGES = (
 def versions() -> dict[str, str | int]:
     """Versions of Python, packages and this checkout, and the machine's devices.
 
-    A package that is not installed is left out; so is the commit where there is no git.
+    Packages that are not installed are left out, as is the commit without git.
     """
     found: dict[str, str | int] = {
         "python": platform.python_version(),
@@ -49,7 +49,7 @@ def versions() -> dict[str, str | int]:
 
 
 def _commit() -> str:
-    """The commit of this checkout, with a + when files differ from it; empty without git."""
+    """The commit of this checkout, with a + if files were modified; empty without git."""
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     root = pathlib.Path(__file__).parent
     try:

@@ -1,4 +1,4 @@
-"""How a trained model writes: what goes on from a text, or answers in a conversation."""
+"""Text generation with a trained model: continuing a text, or answering in a conversation."""
 
 import contextlib
 import dataclasses
@@ -15,19 +15,19 @@ from llmjax import models, sampling
 from llmjax.data import corpora
 from llmjax.data.chat import ASSISTANT, ChatTemplate, Message
 
-# A text to go on from, or a conversation to answer.
+# A text to continue, or a conversation to answer.
 Prompt = str | Sequence[Message]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How texts are written.
+    """How texts are generated.
 
     Attributes:
-        max_new_tokens: where a text ends that meets no stop.
-        sampler: how tokens are chosen.
-        stops: what ends a text and is no part of it, beside the end of a document.
-        seed: of the draws.
+        max_new_tokens: maximum length of a text without a stop.
+        sampler: how tokens are sampled.
+        stops: texts that stop generation and are left out, besides the end of a document.
+        seed: seed of sampling.
     """
 
     max_new_tokens: int
@@ -41,12 +41,12 @@ class Settings:
 
 
 class Writer:
-    """A model and how it is to write.
+    """Generates text with a model.
 
     Args:
-        model: adapters and all.
-        settings: how it writes.
-        template: how it is spoken to; None: by text that it goes on with.
+        model: the model, including adapters.
+        settings: generation settings.
+        template: the chat template; None to continue plain text.
     """
 
     def __init__(
@@ -67,24 +67,24 @@ class Writer:
 
     @property
     def room(self) -> int:
-        """The most tokens that a prompt may have."""
+        """The maximum number of tokens in a prompt."""
         longest = models.longest_row(self.params, self.model.config) or self.model.config.max_length
         return longest - self.settings.max_new_tokens
 
     def opened(self, said: str) -> Prompt:
-        """What is said, as the beginning of a conversation if there are any with the model."""
+        """The prompt for a first message: a conversation if the model has a chat template."""
         return [{"role": "user", "content": said}] if self.template else said
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """The prompt's tokens, at the beginning of a document."""
+        """The prompt's tokens, as the beginning of a document."""
         if isinstance(prompt, str):
             return [*self.model.tokenizer.opening, *self.model.tokenizer.encode(prompt)]
         if self.template is None:
-            raise ValueError("messages are for a model with a chat template, and without --raw")
+            raise ValueError("messages need a model with a chat template, and no --raw")
         return self.template.encode(prompt, add_generation_prompt=True)[0].tolist()
 
     def stream(self, prompt: Prompt, number: int = 0) -> Iterator[str]:
-        """Text that goes on from a prompt, as it is written; `number` varies the draws."""
+        """Streams the continuation of a prompt; `number` varies the random draws."""
         return sampling.stream(
             self.params,
             self.encode(prompt),
@@ -96,7 +96,7 @@ class Writer:
     def complete(
         self, prompts: list[Prompt], number: int = 0, samples: int = 1, at_a_time: int | None = None
     ) -> Iterator[dict[str, Any]]:
-        """For each prompt so many completions, their `tokens` and mean `log_prob`, in order."""
+        """Yields `samples` completions per prompt with `tokens` and mean `log_prob`, in order."""
         written = sampling.rollouts(
             self.params,
             [self.encode(prompt) for prompt in prompts],
@@ -128,15 +128,15 @@ def read_prompts(path: str, *, messages: bool = False) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines.
 
     Args:
-        path: of the file.
-        messages: whether an object may have "messages" in place of a prompt.
+        path: path of the file.
+        messages: whether an object may have "messages" instead of a prompt.
 
     Raises:
-        FlagError: it cannot be read, or a line of it is no object with a text "prompt".
+        FlagError: it cannot be read, or a line is not an object with a text "prompt".
     """
     wanted = 'a text "prompt"' + (' or "messages"' if messages else "")
     try:
-        # Not by `splitlines`: strings of JSON may hold other ends of lines than this one.
+        # Not `splitlines`, as JSON strings may contain other line separators.
         lines = pathlib.Path(path).read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise flags.FlagError(f"--prompts_file={path}: {error}") from error
@@ -147,23 +147,23 @@ def read_prompts(path: str, *, messages: bool = False) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise flags.FlagError(f"{path}:{number}: no JSON: {error}") from error
+            raise flags.FlagError(f"{path}:{number}: not JSON: {error}") from error
         there = isinstance(record, dict) and (
             isinstance(record.get("prompt"), str)
             or (messages and isinstance(record.get("messages"), list) and record["messages"])
         )
         if not there:
-            raise flags.FlagError(f"{path}:{number}: no object with {wanted}")
+            raise flags.FlagError(f"{path}:{number}: not an object with {wanted}")
         records.append(record)
     if not records:
-        raise flags.FlagError(f"--prompts_file={path}: there is no prompt in it")
+        raise flags.FlagError(f"--prompts_file={path}: it contains no prompts")
     return records
 
 
 def complete_file(
     writer: Writer, records: list[dict[str, Any]], output: str | None, batch_size: int, samples: int
 ) -> None:
-    """Writes each record with its completions, a JSON object a line, as they are done."""
+    """Writes each record with its completions, one JSON object per line, as they finish."""
     for name, value in (("batch_size", batch_size), ("samples", samples)):
         if value < 1:
             raise flags.FlagError(f"--{name}={value}: must be at least 1")
@@ -184,18 +184,18 @@ def complete_file(
 
 
 def chat(writer: Writer) -> None:
-    """Talks on the terminal until /quit or the end of the input."""
+    """Chats on the terminal until /quit or the end of the input."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  gives `input` a line to edit and a history
+        import readline  # noqa: F401  gives `input` line editing and history
     name, step = writer.model.recipe.name, writer.model.step
-    print(f"{name}, step {step}. /reset forgets, /quit leaves, Ctrl-C stops a reply.")
+    print(f"{name}, step {step}. /reset clears, /quit exits, Ctrl-C stops a reply.")
     turns: list[Message] = []
     number = 0
     while True:
         try:
             line = input("> ").strip()
         except KeyboardInterrupt:
-            print("\n/quit leaves")
+            print("\n/quit exits")
             continue
         except EOFError:
             print()
@@ -212,7 +212,7 @@ def chat(writer: Writer) -> None:
 
 
 def _context(writer: Writer, turns: list[Message]) -> Prompt:
-    """The prompt from the turns so far; forgets the oldest two while they are too long."""
+    """The prompt from the turns so far; drops the oldest two while it is too long."""
     while True:
         prompt = turns if writer.template else _text(writer, turns)
         if len(turns) <= 2 or len(writer.encode(prompt)) <= writer.room:
@@ -221,14 +221,14 @@ def _context(writer: Writer, turns: list[Message]) -> Prompt:
 
 
 def _text(writer: Writer, turns: list[Message]) -> str:
-    """Turns as a model reads them that has no chat template."""
+    """The turns as text, for models without a chat template."""
     said = [turn["content"] for turn in turns]
     chats = getattr(writer.model.recipe, "corpus", "") == "chitchat"
     return corpora.chat_prompt(said) if chats else "".join(said)
 
 
 def show(pieces: Iterable[str]) -> str:
-    """Prints text as it comes and returns it; Ctrl-C ends it."""
+    """Prints text as it is generated and returns it; Ctrl-C stops it."""
     text = ""
     with contextlib.suppress(KeyboardInterrupt):
         for piece in pieces:

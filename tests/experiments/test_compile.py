@@ -39,7 +39,7 @@ def test_an_answer_is_json_with_all_that_the_tables_show(answer):
     console = Console(file=io.StringIO(), width=100)
     compile_tables.show(answer, console)
     shown = console.file.getvalue()
-    for word in ("parameters", "optimizer", "peak", "MFU", "all-gather", "fsdp", "would help"):
+    for word in ("parameters", "optimizer", "peak", "MFU", "all-gather", "fsdp", "advice"):
         assert word in shown
 
 

@@ -136,7 +136,7 @@ def test_augmenting(tmp_path: pathlib.Path) -> None:
         ["--help"],
     )
     assert table[0] == as_json[0] == 0
-    assert "9 examples, and what was written of them" in " ".join(table[1].split())
+    assert "Augmented copies of 9 examples" in " ".join(table[1].split())
     counts = json.loads(as_json[1])
     assert counts["originals"] == 9
     assert counts["written"]["noise"] + sum(counts["dropped"]["noise"].values()) == 18

@@ -135,7 +135,7 @@ def test_parse(annotation: Any, text: str, value: Any) -> None:
         (tuple[int, ...], "1,,2", "expected int"),
         (tuple[float, float], "0.9", "expected float,float"),
         (tuple[Source, ...], "/data/web", "expected name=...,path=...,weight=..."),
-        (tuple[Source, ...], "path=/web", "says no name="),
+        (tuple[Source, ...], "path=/web", "name=... is missing"),
         (tuple[Source, ...], "name=web,weight=much", "weight=much: expected float"),
     ],
 )

@@ -220,6 +220,6 @@ def test_a_flag_read_before_the_others_is_checked(monkeypatch, capsys, typed):
 
 @pytest.mark.parametrize("text", ["9", "9:", ":9", "0:3", "5:4", "a:b", "1:2:3", "-1:4"])
 def test_a_range_of_steps_to_trace_is_two_numbers(text):
-    with pytest.raises(flags.FlagError, match=f"--profile={text}: two numbers of steps"):
+    with pytest.raises(flags.FlagError, match=f"--profile={text}: must be two step numbers"):
         flags.step_range("profile", text)
     assert flags.step_range("profile", "7:7") == (7, 7)

@@ -35,15 +35,15 @@ def test_values_are_ranges_or_choices(text, expected):
     ("text", "message"),
     [
         ("optimizer.learning_rat=1:2", "no such field; nearest: optimizer.learning_rate"),
-        ("optimizer.learning_rate=log:0:1", "a logarithm is of numbers above 0"),
+        ("optimizer.learning_rate=log:0:1", "a logarithmic range needs numbers above 0"),
         ("optimizer.learning_rate=log:1e-5:1e-3:2", "a range is LOW:HIGH"),
-        ("optimizer.learning_rate=1:a", "has numbers of type float"),
-        ("model.mlp_dim=1.5:3", "has numbers of type int"),
+        ("optimizer.learning_rate=1:a", "needs numbers of type float"),
+        ("model.mlp_dim=1.5:3", "needs numbers of type int"),
         ("batch_size=16:8", "16 is not below 8"),
         ("batch_size=8:16:32", "a step of 32"),
-        ("batch_size=8", "choices are two or more"),
+        ("batch_size=8", "give two or more choices"),
         ("optimizer.name=adamw,sgd", "expected one of adamw, muon"),
-        ("data.sources=name=a,path=b", "given once for each element"),
+        ("data.sources=name=a,path=b", "repeated field"),
     ],
 )
 def test_mistakes_are_named(text, message):
@@ -54,7 +54,7 @@ def test_mistakes_are_named(text, message):
 def test_there_is_something_to_search_once():
     with pytest.raises(FlagError, match="--sweep is missing"):
         search_space.parse_all([])
-    with pytest.raises(FlagError, match="--sweep=seed=... is there twice"):
+    with pytest.raises(FlagError, match="--sweep=seed=... is given twice"):
         search_space.parse_all(["seed=1,2", "seed=3:4"])
 
 

@@ -246,7 +246,7 @@ def test_prompts_with_messages_are_for_templates(tmp_path) -> None:
     lines = path.with_name("lines.jsonl")
     lines.write_text('{"prompt": "one\u2028two\x85three"}\r\n\n', "utf-8", newline="")
     assert writing.read_prompts(str(lines)) == [{"prompt": "one\u2028two\x85three"}]
-    with pytest.raises(flags.FlagError, match=r":1: no object with a text \"prompt\"$"):
+    with pytest.raises(flags.FlagError, match=r":1: not an object with a text \"prompt\"$"):
         writing.read_prompts(str(path))
 
 
@@ -308,7 +308,7 @@ def test_folds_are_summed_up_by_their_best_evaluations(root, tmp_path, monkeypat
     assert said["recipe"] == fields.to_json(recipe)
     json.dumps(said)
     given = dataclasses.replace(recipe.data, directory="somewhere")
-    with pytest.raises(flags.FlagError, match="data of its own"):
+    with pytest.raises(flags.FlagError, match="prepares its own data"):
         folds.fold_recipe(dataclasses.replace(recipe, data=given), 3, 0)
 
 

@@ -78,10 +78,10 @@ def test_a_file_comes_back_with_completions(writer, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "in.jsonl:1: no JSON"),
-        ('{"prompt": "a"}\n{"text": "b"}', 'in.jsonl:2: no object with a text "prompt"'),
-        ("[1]", "in.jsonl:1: no object"),
-        ("\n", "there is no prompt"),
+        ("{", "in.jsonl:1: not JSON"),
+        ('{"prompt": "a"}\n{"text": "b"}', 'in.jsonl:2: not an object with a text "prompt"'),
+        ("[1]", "in.jsonl:1: not an object"),
+        ("\n", "contains no prompts"),
         (None, "No such file"),
     ],
 )

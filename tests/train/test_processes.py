@@ -100,7 +100,7 @@ def run(code: str, folder) -> list[tuple[int, str]]:
     return [(p.returncode, text) for p, text in zip(processes, said, strict=True)]
 
 
-@pytest.mark.filterwarnings("ignore:passed over", "ignore:.*set aside")
+@pytest.mark.filterwarnings("ignore:skipped", "ignore:.*set aside")
 def test_one_killed_while_the_other_saves_leaves_the_last_one_for_any_number(tmp_path):
     ended = run(KILLED, tmp_path)
     assert ended[1][0] == -9, ended[1][1]
