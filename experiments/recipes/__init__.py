@@ -1,7 +1,7 @@
 """Recipes: functions that return a frozen config, by name.
 
-A new one is a function with a docstring, listed here. Change a field for one run with a flag; write
-a recipe for what is to be run again.
+A new recipe is a function with a docstring, listed here. Use flags to change fields for one run,
+and a recipe for what will be run again.
 """
 
 import types
@@ -71,7 +71,7 @@ AUGMENTING: Mapping[str, Callable[[], AugmentationConfig]] = types.MappingProxyT
     {recipe.__name__: recipe for recipe in (usual, translated, noisy)}
 )
 
-# By the entry point that trains them.
+# Recipes by the entry point that trains them.
 STAGES: Mapping[str, Mapping[str, Callable[[], Training]]] = types.MappingProxyType(
     {
         "pretrain": RECIPES,

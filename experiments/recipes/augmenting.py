@@ -1,4 +1,4 @@
-"""How examples are written anew."""
+"""Recipes of augmentation."""
 
 from llmjax.data.augmentation import (
     AugmentationConfig,
@@ -8,17 +8,17 @@ from llmjax.data.augmentation import (
 
 
 def usual() -> AugmentationConfig:
-    """Synonyms, sentences built anew and some noise, a copy by each."""
+    """Synonyms, rearranged sentences and some noise, one copy each."""
     return AugmentationConfig()
 
 
 def translated() -> AugmentationConfig:
-    """Into Spanish and back, by Apertium; and synonyms."""
+    """Back-translation through Spanish, by Apertium, and synonyms."""
     return AugmentationConfig(methods=("back_translation", "synonyms"))
 
 
 def noisy() -> AugmentationConfig:
-    """Many misspellings, for models that will read what people type and scanners read."""
+    """Many misspellings, for models that read typed or scanned text."""
     return AugmentationConfig(
         methods=("noise",),
         copies=3,

@@ -1,11 +1,11 @@
-"""Shapes that tools/bench.py times, on random tokens."""
+"""Shapes for tools/bench.py, which uses random tokens."""
 
 from experiments.recipe import Recipe
 from llmjax import models
 
 
 def w1() -> Recipe:
-    """Benchmark, GPT-2 style: 6 layers of width 384, 8192 tokens tied, 16 × 256 at a time."""
+    """Benchmark, GPT-2 style: 6 layers of width 384, tied vocabulary of 8192, batch of 16 × 256."""
     return Recipe(
         name="w1",
         model=models.gpt2(
@@ -24,7 +24,7 @@ def w1() -> Recipe:
 
 
 def w2() -> Recipe:
-    """Benchmark, Llama style: 8 layers of width 512, 32000 tokens untied, 4 × 512 at a time."""
+    """Benchmark, Llama style: 8 layers of width 512, untied vocabulary of 32000, batch 4 × 512."""
     return Recipe(
         name="w2",
         model=models.llama(

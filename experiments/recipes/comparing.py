@@ -1,4 +1,4 @@
-"""Reward models, and policies from preferences."""
+"""Recipes of reward models, and of policies from preferences."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from llmjax.peft import MethodConfig
 
 
 def pairs() -> RewardModelling:
-    """All parameters, an epoch or so; name base and data."""
+    """Trains all parameters for about an epoch; needs base and data."""
     return RewardModelling(
         name="pairs",
         reward=RewardConfig(centring=0.01),
@@ -23,9 +23,9 @@ def pairs() -> RewardModelling:
 
 
 def friendly() -> RewardModelling:
-    """The quickstart's model learns which of two replies is friendlier; two minutes, two cores.
+    """The quickstart's model learns which of two replies is friendlier; two minutes on two cores.
 
-    It has learned if it tells 75 % of the held-out pairs right. Seen: 95.5 %.
+    Success means an accuracy of 75 % on held-out pairs. Measured: 95.5 %.
     """
     return RewardModelling(
         name="friendly",
@@ -45,7 +45,7 @@ def friendly() -> RewardModelling:
 
 
 def dpo() -> Preferring:
-    """DPO of all parameters (Rafailov et al. 2023); name base and data."""
+    """DPO of all parameters (Rafailov et al. 2023); needs base and data."""
     return Preferring(
         name="dpo",
         preference=PreferenceConfig("dpo", beta=0.1),
@@ -56,14 +56,14 @@ def dpo() -> Preferring:
 
 
 def dpo_lora() -> Preferring:
-    """DPO of low-rank corrections: the reference is the base under them, and costs no memory."""
+    """DPO with LoRA: the reference is the base without it, and costs no memory."""
     return dataclasses.replace(
         dpo(), name="dpo_lora", peft=MethodConfig(name="lora"), optimizer=_gentle(5e-5)
     )
 
 
 def kto() -> Preferring:
-    """KTO of all parameters, from answers that are good or not (Ethayarajh et al. 2024)."""
+    """KTO of all parameters, from answers labeled good or bad (Ethayarajh et al. 2024)."""
     return dataclasses.replace(dpo(), name="kto", preference=PreferenceConfig("kto", beta=0.1))
 
 

@@ -1,4 +1,4 @@
-"""Encoders: two for two CPU cores, and two at their published sizes."""
+"""Recipes of encoders: two for two CPU cores, and two at published sizes."""
 
 from typing import Any
 
@@ -9,16 +9,17 @@ from llmjax.data.config import DataConfig, Source, TokenizerConfig
 from llmjax.objectives import ReplacementConfig, masking
 from llmjax.optim import OptimizerConfig, Rule
 
-# What Devlin et al. 2019 (appendix A.2) and Clark et al. 2020 (table 6) decay: all but these.
+# Parameters that Devlin et al. 2019 (appendix A.2) and Clark et al. 2020 (table 6) do not decay.
 DECAYS = (Rule("bias$|norm/", 0.0),)
 
 CONVERSATION = DataConfig(
     tokenizer=TokenizerConfig(vocab_size=2048, symbols=corpora.SPEAKERS), validation_share=0.02
 )
 
-# Relative positions in both: with BERT's learned absolute ones no attention finds its neighbours in
-# so few steps. After 400 of bert with these settings, all chosen tokens masked, the validation loss
-# is 6.23 nats, that of the tokens' frequencies; with rotary positions it is 4.66.
+# Both use relative positions: with BERT's learned absolute positions, attention does not learn to
+# find neighbours in so few steps. After 400 steps of bert with these settings and all chosen tokens
+# masked, the validation loss is 6.23 nats, that of unigram frequencies; with rotary positions it is
+# 4.66.
 SMALL: dict[str, Any] = {
     "vocab_size": 2048,
     "num_layers": 3,
@@ -42,10 +43,10 @@ SHORT: dict[str, Any] = {
 
 
 def modernbert_tiny() -> Recipe:
-    """Masked tokens of human conversation, small enough for two cores.
+    """ModernBERT on masked tokens of human conversation, small enough for two cores.
 
-    It has learned from what stands around a token if its validation loss ends below 4.5 nats; the
-    tokens' frequencies alone give 6.2 for a hidden one. Seen: 3.98, on one core in 11 minutes.
+    It has learned to use context if its validation loss ends below 4.5 nats; unigram frequencies
+    give 6.2 for a masked token. Measured: 3.98, on one core in 11 minutes.
     """
     return Recipe(
         name="modernbert_tiny",
@@ -57,11 +58,11 @@ def modernbert_tiny() -> Recipe:
 
 
 def deberta_tiny() -> Recipe:
-    """Replaced tokens of human conversation, small enough for two cores; DeBERTa v3's way.
+    """DeBERTa v3 on replaced tokens of human conversation, small enough for two cores.
 
-    The discriminator has learned if its validation loss ends 0.01 nats or more below the entropy of
-    whether a token is replaced, which it knows from their share alone. Seen: 0.317, and 0.340 of
-    the share; the generator's loss is 3.25. On one core in 14 minutes.
+    The discriminator has learned if its validation loss ends at least 0.01 nats below the entropy
+    of the share of replaced tokens. Measured: 0.317, with an entropy of 0.340 and a generator loss
+    of 3.25, on one core in 14 minutes.
     """
     return Recipe(
         name="deberta_tiny",
@@ -77,8 +78,8 @@ def deberta_tiny() -> Recipe:
 def bert_base() -> Recipe:
     """BERT base, 110 million parameters, a million steps of 131 thousand tokens; text in data/web.
 
-    Sizes and settings are those of Devlin et al. 2019, section 3 and appendix A.2, which has most
-    steps on sequences of 128; a second sentence is not predicted (Liu et al. 2019, section 4.2).
+    Sizes and settings are those of Devlin et al. 2019, section 3 and appendix A.2, who ran most
+    steps on sequences of 128. Without next-sentence prediction (Liu et al. 2019, section 4.2).
     """
     return Recipe(
         name="bert_base",
@@ -105,7 +106,7 @@ def bert_base() -> Recipe:
 
 
 def electra_base() -> Recipe:
-    """ELECTRA base, a discriminator of 110 million parameters and a generator; text in data/web.
+    """ELECTRA base, with a discriminator of 110 million parameters; text in data/web.
 
     Sizes and settings are those of Clark et al. 2020, table 6: the generator has a third of the
     discriminator's width, and shares its embeddings.
@@ -132,7 +133,7 @@ def electra_base() -> Recipe:
 
 
 def _published(learning_rate: float) -> OptimizerConfig:
-    """Adam with a linear decay, alike in both papers but for the rate; BERT's code clips at 1."""
+    """Adam with linear decay; the papers only differ in the rate. BERT's code clips at 1."""
     return OptimizerConfig(
         learning_rate=learning_rate,
         schedule="linear",

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning."""
+"""Recipes of supervised fine-tuning."""
 
 import dataclasses
 
@@ -9,14 +9,14 @@ from llmjax.peft import LoraConfig, MethodConfig
 
 
 def full() -> Finetuning:
-    """All parameters, at the rate that is usual for it; name base and data."""
+    """Fine-tunes all parameters, at the usual rate; needs base and data."""
     return Finetuning(
         name="full", optimizer=optim.suggested("full", 1000), steps=1000, evaluate_every=100
     )
 
 
 def lora() -> Finetuning:
-    """Low-rank corrections of all projections of attention and MLPs; name base and data."""
+    """LoRA on all projections of attention and MLPs; needs base and data."""
     return Finetuning(
         name="lora",
         peft=MethodConfig(name="lora", lora=LoraConfig(rank=8, alpha=16.0)),
@@ -27,7 +27,7 @@ def lora() -> Finetuning:
 
 
 def qlora() -> Finetuning:
-    """Low-rank corrections of projections that are held in 4 bits (Dettmers et al. 2023)."""
+    """LoRA on projections stored in 4 bits (Dettmers et al. 2023); needs base and data."""
     return Finetuning(
         name="qlora",
         peft=MethodConfig(name="lora", quantize="nf4", lora=LoraConfig(rank=16, alpha=16.0)),

@@ -1,4 +1,4 @@
-"""GPT-2 at its published sizes, for one machine with several accelerators."""
+"""Recipes of GPT-2 at published sizes, for one machine with several accelerators."""
 
 from experiments.recipe import Recipe
 from llmjax import models
@@ -7,9 +7,9 @@ from llmjax.optim.config import OptimizerConfig
 
 
 def gpt2_small() -> Recipe:
-    """GPT-2 small, 124 million parameters, half a million tokens a step; text in data/web.
+    """GPT-2 small, 124 million parameters, half a million tokens per step; text in data/web.
 
-    Sizes are those of Radford et al. 2019; rate, decay and batch are nanoGPT's reproduction of it.
+    Sizes are those of Radford et al. 2019; rate, decay and batch are from nanoGPT's reproduction.
     """
     return Recipe(
         name="gpt2_small",

@@ -1,4 +1,4 @@
-"""Llama and its kin at published sizes, for pods."""
+"""Recipes of Llama and similar models at published sizes, for pods."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from llmjax.optim.config import OptimizerConfig
 
 
 def llama3_8b() -> Recipe:
-    """Llama 3 8B on 15 trillion tokens, four million a step, over a pod; text in data/web.
+    """Llama 3 8B on 15 trillion tokens, four million per step, on a pod; text in data/web.
 
     Sizes, peak rate and warm-up are those of the Llama team 2024, "The Llama 3 Herd of Models",
     table 3 and section 3.4; the decay is a plain cosine.
@@ -44,7 +44,7 @@ def llama3_8b() -> Recipe:
 
 
 def llama3_70b() -> Recipe:
-    """Llama 3 70B, otherwise as llama3_8b; its sizes and rate are of the same table."""
+    """Llama 3 70B, otherwise like llama3_8b; sizes and rate are from the same table."""
     smaller = llama3_8b()
     return dataclasses.replace(
         smaller,
@@ -57,10 +57,10 @@ def llama3_70b() -> Recipe:
 
 
 def mixtral_8x7b() -> Recipe:
-    """Eight experts a layer, two for each token, over eight devices; otherwise as llama3_8b.
+    """Eight experts per layer, two per token, over eight devices; otherwise like llama3_8b.
 
-    The sizes are Mixtral 8x7B's (Jiang et al. 2024, table 1). The blocks are Qwen 3's, which have
-    norms of queries and keys besides.
+    The sizes are Mixtral 8x7B's (Jiang et al. 2024, table 1). The blocks are Qwen 3's, which also
+    have norms on queries and keys.
     """
     smaller = llama3_8b()
     return dataclasses.replace(

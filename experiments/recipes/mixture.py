@@ -1,11 +1,11 @@
-"""Text of several kinds in fixed shares."""
+"""Recipes with several kinds of text in fixed shares."""
 
 from experiments.recipe import Recipe
 from llmjax import models
 from llmjax.data.config import DataConfig, Source, TokenizerConfig
 from llmjax.optim.config import OptimizerConfig
 
-# The middles of the ranges that the chapter's table of data sources gives.
+# Midpoints of the ranges in the chapter's table of data sources.
 SHARES = {
     "web": 0.65,
     "books": 0.125,
@@ -19,7 +19,7 @@ SHARES = {
 def chapter_mixture() -> Recipe:
     """Six kinds of text in the chapter's shares, each in a folder of data/.
 
-    Other places are said by name and keep the shares:
+    To read other folders with the same shares, give their names:
     `--data.sources=name=web,path=/data/web --data.sources=name=books,path=/data/books ...`
     """
     sources = (Source(name, f"data/{name}", weight=share) for name, share in SHARES.items())

@@ -1,4 +1,4 @@
-"""A published configuration to compare convergence with."""
+"""A published configuration for comparing convergence."""
 
 from experiments.recipe import Recipe
 from llmjax import models
@@ -9,10 +9,10 @@ from llmjax.optim import OptimizerConfig, Rule
 def nanogpt_cpu() -> Recipe:
     """The published CPU run of nanoGPT: 4 layers of width 128 on characters, 2000 steps.
 
-    The settings are those of the command that nanoGPT's README gives for a laptop without a GPU
+    The settings are those in nanoGPT's README for a laptop without a GPU
     (config/train_shakespeare_char.py with --block_size=64 --batch_size=12 --n_layer=4 --n_head=4
-    --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0). Like there, matrices are
-    decayed and embeddings too, nothing has a bias, and GELU is exact. Tokens are bytes, which are
+    --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0). As in nanoGPT, matrices and
+    embeddings are decayed, there are no biases, and GELU is exact. Tokens are bytes, which are
     characters in ASCII text.
     """
     return Recipe(

@@ -1,4 +1,4 @@
-"""Reinforcement learning; each with the settings of its paper, where a paper has them."""
+"""Recipes of reinforcement learning, with the settings of the papers where these are given."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from llmjax.rl import KLConfig, LearningConfig, RolloutConfig
 
 
 def ppo() -> Reinforcing:
-    """PPO as InstructGPT has it (Ouyang et al. 2022, appendix C.4); name base, rewards, prompts."""
+    """PPO as in InstructGPT (Ouyang et al. 2022, appendix C.4); needs base, rewards, prompts."""
     return Reinforcing(
         name="ppo",
         critic="model",
@@ -25,10 +25,10 @@ def ppo() -> Reinforcing:
 
 
 def friendlier() -> Reinforcing:
-    """The quickstart's model learns to reply as `friendly` likes it; two minutes on two cores.
+    """The quickstart's model learns replies that `friendly` prefers; two minutes on two cores.
 
-    A lexicon of sentiment, which people scored, says on held-out prompts whether it has: answers
-    were 0.12 friendly before and 0.55 after 64 steps, of -1 to 1 (prompts of up to 64 tokens).
+    Answers to held-out prompts are judged by a sentiment lexicon rated by people, from -1 to 1:
+    0.12 before training and 0.55 after 64 steps (prompts of up to 64 tokens).
     """
     return Reinforcing(
         name="friendlier",
@@ -53,7 +53,7 @@ def friendlier() -> Reinforcing:
 
 
 def grpo() -> Reinforcing:
-    """GRPO (Shao et al. 2024): answers are compared, without a critic."""
+    """GRPO (Shao et al. 2024): advantages relative to other answers, without a critic."""
     return Reinforcing(
         name="grpo",
         rollouts=RolloutConfig(prompts=16, samples=8, max_new_tokens=64),
@@ -67,7 +67,7 @@ def grpo() -> Reinforcing:
 
 
 def dapo() -> Reinforcing:
-    """DAPO (Yu et al. 2025): a wider upper clip, no reference, prompts that teach something."""
+    """DAPO (Yu et al. 2025): a higher upper clip, no reference, dynamic sampling of prompts."""
     return dataclasses.replace(
         grpo(),
         name="dapo",
@@ -78,13 +78,13 @@ def dapo() -> Reinforcing:
 
 
 def gspo() -> Reinforcing:
-    """GSPO (Zheng et al. 2025): the ratio of whole answers."""
+    """GSPO (Zheng et al. 2025): the probability ratio of whole answers."""
     policy = PolicyConfig(ratio="sequence", aggregation="sequence", clip_low=3e-4, clip_high=4e-4)
     return dataclasses.replace(grpo(), name="gspo", policy=policy)
 
 
 def dr_grpo() -> Reinforcing:
-    """Dr. GRPO (Liu et al. 2025): neither lengths nor deviations are divided by; no reference."""
+    """Dr. GRPO (Liu et al. 2025): no division by lengths or deviations, and no reference."""
     return dataclasses.replace(
         grpo(),
         name="dr_grpo",

@@ -1,4 +1,4 @@
-"""Models that two CPU cores train while one waits."""
+"""Recipes of models that two CPU cores train in minutes."""
 
 from experiments.recipe import Recipe
 from llmjax import models
@@ -9,7 +9,7 @@ from llmjax.optim.config import OptimizerConfig
 
 
 def tiny() -> Recipe:
-    """The shortest real run: bytes of Python's manual, less than a tenth of a second a step."""
+    """The shortest real run: bytes of Python's manual, under a tenth of a second per step."""
     return Recipe(
         name="tiny",
         model=models.llama(
@@ -29,7 +29,7 @@ def tiny() -> Recipe:
 
 
 def quickstart() -> Recipe:
-    """The main job: human conversation, in about four minutes on two cores."""
+    """Human conversation, in about four minutes on two cores."""
     return Recipe(
         name="quickstart",
         model=models.llama(

@@ -18,7 +18,7 @@ from experiments.tasks.pretraining import Pretraining
 from experiments.tasks.reinforcing import Reinforcing
 from experiments.tasks.task import Task
 
-# By the kind of the recipe.
+# Tasks by the type of the recipe.
 TASKS: Mapping[type[Training], Callable[[Any, pathlib.Path], Task]] = types.MappingProxyType(
     {
         Recipe: Pretraining,

@@ -1,4 +1,4 @@
-"""The model that a run starts from: that of another run, or a Hugging Face checkpoint."""
+"""The base model of a run: another run's model, or a Hugging Face checkpoint."""
 
 import abc
 import json
@@ -14,7 +14,7 @@ from llmjax.train import integrity
 
 
 class Base(abc.ABC):
-    """A model that is there.
+    """An existing model.
 
     Attributes:
         path: its folder.
@@ -26,18 +26,18 @@ class Base(abc.ABC):
 
     @abc.abstractmethod
     def tokenizer_directory(self) -> pathlib.Path:
-        """Where its tokenizer lies."""
+        """The folder of its tokenizer."""
 
     @abc.abstractmethod
     def load(self) -> tuple[Any, str]:
-        """Its parameters in float32, plain arrays on the current mesh, and what tells them apart.
+        """Its parameters as plain float32 arrays on the current mesh, and their fingerprint.
 
         Raises:
             FlagError: they cannot be read.
         """
 
     def tokenizer(self) -> data.Tokenizer:
-        """That which it was trained with.
+        """The tokenizer that it was trained with.
 
         Raises:
             FlagError: it cannot be read.
@@ -49,18 +49,18 @@ class Base(abc.ABC):
 
 
 class RunBase(Base):
-    """Of a run: its best checkpoint."""
+    """The best checkpoint of a run."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path, self._task = path, runs.saved_task(path)
         self.config = self._task.config
 
     def tokenizer_directory(self) -> pathlib.Path:
-        """With the run's data."""
+        """The folder of the run's data."""
         return self._task.directory()
 
     def load(self) -> tuple[Any, str]:
-        """Adapters merged; told apart by the manifest, which has digests of all files."""
+        """Merges adapters; the fingerprint is that of the manifest, which has all digests."""
         found = runs.load(self.path)
         folder = epath.Path(self.path) / "checkpoints" / str(found.step)
         return self._task.merge(found.params), integrity.digest(folder, "manifest.json")
@@ -81,7 +81,7 @@ class HubBase(Base):
         return self.path
 
     def load(self) -> tuple[Any, str]:
-        """Told apart by the files of tensors."""
+        """Loads the checkpoint; the fingerprint is that of its tensor files."""
         try:
             _, params = hf.load(self.path, dtype="float32", progress=True)
         except ValueError as error:
@@ -104,5 +104,5 @@ def find(path: str) -> Base:
     try:
         is_run = "recipe" in json.loads(config.read_text("utf-8"))
     except ValueError as error:
-        raise FlagError(f"--base={path}: {config} is no JSON: {error}") from error
+        raise FlagError(f"--base={path}: {config} is not JSON: {error}") from error
     return RunBase(folder) if is_run else HubBase(folder)

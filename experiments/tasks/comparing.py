@@ -1,4 +1,4 @@
-"""Comparisons as tasks: a reward model learns which answer is better, or a policy at once."""
+"""Tasks with comparisons: training a reward model, or directly a policy."""
 
 import dataclasses
 import pathlib
@@ -22,8 +22,8 @@ class RewardModelling(Tuning):
     """A reward model, from comparisons of answers.
 
     Attributes:
-        reward: how comparisons become a loss.
-        responses: the most answers that are compared at once.
+        reward: options of the loss.
+        responses: maximum number of answers compared at once.
     """
 
     reward: RewardConfig = RewardConfig()
@@ -35,8 +35,8 @@ class Preferring(Tuning):
     """A policy, from comparisons of answers or from judged ones, without a reward model.
 
     Attributes:
-        preference: the loss: DPO or one of its relatives.
-        responses: the most answers that are compared at once.
+        preference: the loss: DPO or one of its variants.
+        responses: maximum number of answers compared at once.
     """
 
     preference: PreferenceConfig = PreferenceConfig()
@@ -44,7 +44,7 @@ class Preferring(Tuning):
 
 
 def _require_room(task: "RewardTask | PreferenceTask") -> None:
-    """Raises FlagError where a comparison has more answers than the loss reads."""
+    """Raises FlagError if a comparison has more answers than the loss reads."""
     about = data.load_manifest(task.directory()).examples
     if about is not None and about.kind == "comparison" and about.responses > task.recipe.responses:
         raise FlagError(
@@ -54,31 +54,31 @@ def _require_room(task: "RewardTask | PreferenceTask") -> None:
 
 
 class RewardTask(TuningTask):
-    """A model with a head of kind reward learns which answer is better."""
+    """Trains a model with a head of kind reward on comparisons."""
 
     kind: ClassVar[Kind] = "comparison"
     recipe: RewardModelling
 
     def configure(self, config: models.ModelConfig) -> models.ModelConfig:
-        """With another head."""
+        """The base's configuration with a head of kind reward."""
         return models.with_head(config, "reward")
 
     def prepare(self) -> None:
-        """Turns comparisons into tokens."""
+        """Tokenizes comparisons."""
         super().prepare()
         _require_room(self)
 
     def make_loss(self, *, plain: bool = False) -> Loss:
-        """Bradley and Terry's; in evaluations without the centring."""
+        """The Bradley-Terry loss; without centring in evaluations."""
         settings = RewardConfig(ranking=self.recipe.reward.ranking) if plain else self.recipe.reward
         return objectives.reward(self.config, settings, responses=self.recipe.responses)
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        """How many comparisons are right, and by how much."""
+        """Accuracy and margin on comparisons."""
         return evaluation.evaluate_means(self.plain_loss, params, batches)
 
     def report(self, params: Any, batches: Iterable[Batch]) -> evaluation.RewardReport:
-        """Calibration, and what lengths have to do with it; RUN_DIR/reward_report.json keeps it."""
+        """Calibration and length bias, also written to RUN_DIR/reward_report.json."""
         found = evaluation.evaluate_reward(
             self.config, params, batches, responses=self.recipe.responses
         )
@@ -88,17 +88,16 @@ class RewardTask(TuningTask):
 
 
 class PreferenceTask(TuningTask):
-    """A policy learns to write what is preferred.
+    """Trains a policy on preferences.
 
-    The reference is the policy without what was added to it; where the policy is trained as a
-    whole, a frozen copy beside it.
+    The reference is the policy without its adapter or, with full fine-tuning, a frozen copy.
     """
 
     recipe: Preferring
 
     @property
     def kind(self) -> Kind:  # type: ignore[override]
-        """Of the loss."""
+        """The kind of examples that the loss needs."""
         return "judged" if self.recipe.preference.kind == "kto" else "comparison"
 
     def __init__(self, recipe: Preferring, run_dir: pathlib.Path) -> None:
@@ -114,12 +113,12 @@ class PreferenceTask(TuningTask):
         return self.recipe.preference.needs_reference and self.recipe.peft.name == "full"
 
     def prepare(self) -> None:
-        """Turns comparisons, or judged answers, into tokens."""
+        """Tokenizes comparisons or judged answers."""
         super().prepare()
         _require_room(self)
 
     def make_loss(self, *, plain: bool = False) -> Loss:
-        """That of the recipe; evaluations are of the same."""
+        """The recipe's loss, also in evaluations."""
         recipe, reference = self.recipe, None
         if recipe.preference.needs_reference:
             reference = self.reference
@@ -132,13 +131,13 @@ class PreferenceTask(TuningTask):
         return params[REFERENCE] if self._has_copy() else peft.without(params, self.model_spec)
 
     def complete(self, params: Any) -> Any:
-        """With the copy that is the reference."""
+        """Adds the copy for the reference, if needed."""
         return params | {REFERENCE: jax.tree.map(jnp.copy, params)} if self._has_copy() else params
 
     def own(self, params: Any) -> Any:
-        """The policy alone."""
+        """The policy's parameters."""
         return {name: node for name, node in params.items() if name != REFERENCE}
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        """How many comparisons are right by implicit rewards, and by how much."""
+        """Accuracy and margin of implicit rewards on comparisons."""
         return evaluation.evaluate_means(self.plain_loss, params, batches)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning as a task: answers, or labels of texts."""
+"""Tasks of supervised fine-tuning, on answers or on labels of texts."""
 
 import dataclasses
 import pathlib
@@ -22,16 +22,16 @@ class Finetuning(Tuning):
     """Supervised fine-tuning.
 
     Attributes:
-        objective: what is learnt: sft, answers to instructions and in conversations, or plain text;
-            classification, labels of texts.
-        classification: how labels are learnt.
-        packing: of sft, best_fit puts several examples into a row, each blind to the others; none
-            gives each a row of its own.
-        label_smoothing: of sft, share of each target's probability spread over the vocabulary.
-        z_loss: of sft, weight of the penalty on log² of the softmax normaliser (PaLM, section 5).
-        sample_every: of sft, steps between samples; 0 means only at the end.
-        sample_prompt: what the user says in samples.
-        sample_tokens: tokens of a sample; 0 draws none.
+        objective: what is learned: sft, answers to instructions and in conversations, or plain
+            text; classification, labels of texts.
+        classification: options of the classification loss.
+        packing: for sft, best_fit packs several examples into a row, which do not see each other;
+            none uses one row per example.
+        label_smoothing: for sft, share of each target's probability spread over the vocabulary.
+        z_loss: for sft, weight of the penalty on log² of the softmax normalizer (PaLM, section 5).
+        sample_every: for sft, steps between samples; 0 means only at the end.
+        sample_prompt: the user's message in samples.
+        sample_tokens: tokens per sample; 0 for no samples.
     """
 
     objective: Literal["sft", "classification"] = "sft"
@@ -48,8 +48,8 @@ class Finetuning(Tuning):
         require_not_negative(self, "z_loss", "sample_every", "sample_tokens")
         require(
             self.objective == "sft" or len(self.data.labels) > 1,
-            f"data.labels={','.join(self.data.labels)}: name the labels to tell apart, in the order"
-            " of their numbers",
+            f"data.labels={','.join(self.data.labels)}: name the labels, at least two, in order of "
+            "their numbers",
         )
 
 
@@ -60,17 +60,17 @@ def finetuning(recipe: Finetuning, run_dir: pathlib.Path) -> TuningTask:
 
 
 class AnswerTask(TuningTask):
-    """A causal model learns what the assistant says."""
+    """Trains a causal model on the assistant's turns."""
 
     kind: ClassVar[Kind] = "sft"
     recipe: Finetuning
 
     def row_options(self) -> dict[str, Any]:
-        """How rows are filled."""
+        """The packing of rows."""
         return {"packing": self.recipe.packing}
 
     def make_loss(self, *, plain: bool = False) -> Loss:
-        """That of next tokens, over the targets that rows have."""
+        """The next-token loss over the rows' targets."""
         if plain:
             return objectives.clm(self.config)
         recipe = self.recipe
@@ -79,17 +79,17 @@ class AnswerTask(TuningTask):
         )
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        """Perplexity of the answers."""
+        """Loss and perplexity of the answers."""
         token_bytes = self.tokenizer().token_bytes
         return evaluation.evaluate(self.plain_loss, params, batches, token_bytes)
 
     @property
     def sample_every(self) -> int | None:
-        """By the recipe."""
+        """The recipe's interval, or None without samples."""
         return self.recipe.sample_every if self.recipe.sample_tokens else None
 
     def sample(self, params: Any) -> tuple[str, str]:
-        """What the model answers."""
+        """A prompt and the model's answer."""
         said = self.recipe.sample_prompt
         tokens, _ = self.template.encode(
             [{"role": "user", "content": said}], add_generation_prompt=True
@@ -107,7 +107,7 @@ class AnswerTask(TuningTask):
         return said, self.tokenizer().decode(written.tokens[0, : written.lengths[0]].tolist())
 
     def throughput(self) -> metrics.Throughput:
-        """By tokens that are read, whether or not they are targets."""
+        """Throughput in tokens read, whether or not they are targets."""
         if self.trained is not None:
             return super().throughput()
         return metrics.Throughput(
@@ -119,7 +119,7 @@ class AnswerTask(TuningTask):
 
 
 class LabelTask(TuningTask):
-    """A model with a head of kind classification learns labels."""
+    """Trains a model with a head of kind classification."""
 
     kind: ClassVar[Kind] = "classification"
     recipe: Finetuning
@@ -127,21 +127,21 @@ class LabelTask(TuningTask):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Those of the recipe."""
+        """The recipe's labels."""
         return self.recipe.data.labels
 
     def configure(self, config: models.ModelConfig) -> models.ModelConfig:
-        """With another head."""
+        """The base's configuration with a head of kind classification."""
         return models.with_head(config, "classification", labels=len(self.recipe.data.labels))
 
     def make_loss(self, *, plain: bool = False) -> Loss:
-        """Evaluations count what is taken for what."""
+        """The classification loss; evaluations add the confusion matrix."""
         if plain:
             return objectives.classification(self.config, confusion=True)
         return objectives.classification(self.config, self.recipe.classification)
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        """Accuracy, macro F1 and Matthews correlation; RUN_DIR/confusion.json is for the report."""
+        """Accuracy, macro F1 and Matthews correlation; also writes RUN_DIR/confusion.json."""
         found, self._confusion = evaluation.evaluate_classification(
             self.plain_loss, params, batches, self.labels
         )
@@ -150,6 +150,6 @@ class LabelTask(TuningTask):
         return found
 
     def report(self, params: Any, batches: Iterable[Batch]) -> evaluation.Confusion | None:
-        """What the evaluation counted."""
+        """The confusion matrix of the last evaluation."""
         del params, batches
         return self._confusion

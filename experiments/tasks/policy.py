@@ -1,4 +1,4 @@
-"""Reinforcement learning as a task: a policy answers prompts, and learns from what that earns."""
+"""The task of reinforcement learning: a policy answers prompts and learns from rewards."""
 
 import dataclasses
 import functools
@@ -24,11 +24,11 @@ from llmjax.train.state import TrainState
 
 
 class PolicyTask(TuningTask):
-    """A policy, and with it what estimates values, if anything does.
+    """Trains a policy and, optionally, a critic.
 
-    Parameters are the policy's where there is no critic or one that is a head on it; else those of
-    "policy" and "critic". The frozen copy that is the reference of a policy which is trained as a
-    whole stands beside them.
+    The parameters are the policy's if there is no critic or the critic is a head on it, otherwise
+    {"policy": ..., "critic": ...}. With full fine-tuning, they also include the reference, a frozen
+    copy.
     """
 
     kind: ClassVar[Kind] = "prompt"
@@ -66,7 +66,7 @@ class PolicyTask(TuningTask):
         self.trained = trained
 
     def prepare(self) -> None:
-        """Also looks whether answers have room, and for reward functions, which are not models."""
+        """Tokenizes prompts, and checks that answers fit and that reward functions exist."""
         super().prepare()
         recipe, about = self.recipe, data.load_manifest(self.directory()).examples
         assert about is not None  # examples were prepared
@@ -84,13 +84,13 @@ class PolicyTask(TuningTask):
 
     @property
     def players(self) -> rl.Players:
-        """Who has a part in it."""
+        """Selects each model's parameters."""
         reference = self.reference if self.recipe.needs_reference else None
         return rl.Players(self.config, self.own, reference, self.critic)
 
     @property
     def _has_copy(self) -> bool:
-        """Whether the reference is a copy; adapters leave it where it is."""
+        """Whether the reference is a copy; with adapters it is the base."""
         return self.recipe.peft.name == "full" and self.recipe.needs_reference
 
     def own(self, params: Any) -> Any:
@@ -99,13 +99,13 @@ class PolicyTask(TuningTask):
         return {name: node for name, node in found.items() if name != REFERENCE}
 
     def reference(self, params: Any) -> Any:
-        """The reference's."""
+        """The reference's parameters."""
         if self._has_copy:
             return params[REFERENCE]
         return peft.without(self.own(params), self.model_spec)
 
     def complete(self, params: Any) -> Any:
-        """With critic and reference."""
+        """Adds the parameters of critic and reference."""
         made = params
         if self.critic is not None:
             key = jax.random.fold_in(jax.random.key(self.recipe.seed), 1)
@@ -118,7 +118,7 @@ class PolicyTask(TuningTask):
         return made
 
     def _critic_params(self, policy: Any, key: jax.Array) -> Any:
-        """A critic's first parameters: a reward model's, or the policy's with a new head."""
+        """Initial parameters of the critic: a reward model's, or the policy's with a new head."""
         assert self.critic is not None
         declared = models.spec(self.critic.config)
         if self.recipe.critic_base:
@@ -128,8 +128,8 @@ class PolicyTask(TuningTask):
             same = {name: getattr(ours, name) for name in ("head", "dropout", "remat")}
             if dataclasses.replace(found.config, **same) != ours:
                 raise FlagError(
-                    f"--critic_base={self.recipe.critic_base}: it is another model than "
-                    f"--base={self.recipe.base}, whose configuration critics have"
+                    f"--critic_base={self.recipe.critic_base}: its configuration differs from "
+                    f"--base={self.recipe.base}, which the critic needs"
                 )
             return peft.add(found.task.merge(found.params), declared, key)
         base = peft.merge(peft.without(policy, self.model_spec))
@@ -137,7 +137,7 @@ class PolicyTask(TuningTask):
         return peft.add(body, declared, key)
 
     def make_loss(self, *, plain: bool = False) -> Loss:
-        """That of the recipe's policy."""
+        """The policy loss of the recipe."""
         del plain
         recipe = self.recipe
         most = None if recipe.pretraining else recipe.rollouts.max_new_tokens
@@ -150,7 +150,7 @@ class PolicyTask(TuningTask):
         directory: pathlib.Path | None = None,
         batch_size: int | None = None,
     ) -> Iterable[Any]:
-        """Experience; of validation, lists of prompts."""
+        """`rl.Experience` for training; lists of prompts for validation."""
         recipe = self.recipe
         if split == "train":
             return self._experience(directory or self.directory())
@@ -180,7 +180,7 @@ class PolicyTask(TuningTask):
         )
 
     def _pretraining(self) -> Any:
-        """Text that is learnt beside."""
+        """Batches of pretraining text (PPO-ptx), or None."""
         if not self.recipe.pretraining:
             return None
         self._require_tokenizer("pretraining", data.load_tokenizer(self.recipe.pretraining))
@@ -200,7 +200,7 @@ class PolicyTask(TuningTask):
     def _prompts(
         self, split: data.SplitName, count: int, directory: pathlib.Path | None
     ) -> "Prompts":
-        """Every process has all of them."""
+        """Lists of prompts; every process gets all of them."""
         found = data.prompt_batches(
             directory or self.directory(), split=split, batch_size=count, seed=self.recipe.seed
         )
@@ -208,14 +208,14 @@ class PolicyTask(TuningTask):
 
     @functools.cached_property
     def writer(self) -> rl.Writer:
-        """Writes answers."""
+        """Generates answers."""
         stops = self.template.stops
         decode, rollouts = self.tokenizer().decode, self.recipe.rollouts
         return rl.Writer(self.config, decode, rollouts, stops, self.model_spec)
 
     @functools.cached_property
     def mixture(self) -> dict[str, rl.WeightedReward]:
-        """What answers are worth."""
+        """The rewards and their weights."""
         return {
             s.name: rl.WeightedReward(self._reward("rewards", s), s.weight)
             for s in self.recipe.rewards
@@ -223,7 +223,7 @@ class PolicyTask(TuningTask):
 
     @functools.cached_property
     def gold(self) -> dict[str, rl.WeightedReward]:
-        """What they are really worth."""
+        """The gold rewards and their weights."""
         return {
             s.name: rl.WeightedReward(self._reward("gold", s), s.weight) for s in self.recipe.gold
         }
@@ -237,7 +237,7 @@ class PolicyTask(TuningTask):
             for folder, model in zip(folders, found, strict=True):
                 self._require_same_language(flag, model)
                 if model.config != found[0].config:
-                    raise ValueError(f"{folder} has another model than {folders[0]}")
+                    raise ValueError(f"{folder} and {folders[0]} have different models")
             return rl.ModelReward(
                 [model.task.merge(model.params) for model in found],
                 found[0].config,
@@ -248,7 +248,7 @@ class PolicyTask(TuningTask):
             raise FlagError(f"--{flag}, {source.name}: {error}") from error
 
     def _require_same_language(self, flag: str, other: "runs.TrainedModel") -> None:
-        """What reads answers has to know them as the policy writes them."""
+        """Raises FlagError unless a model has the policy's tokenizer and chat template."""
         self._require_tokenizer(flag, other.tokenizer)
         template = other.task.template
         if template is not None and template.source != self.template.source:
@@ -259,12 +259,12 @@ class PolicyTask(TuningTask):
 
     def _require_tokenizer(self, flag: str, other: data.Tokenizer) -> None:
         if other.fingerprint != self.tokenizer().fingerprint:
-            raise FlagError(f"--{flag}: its tokenizer is another one than the policy's")
+            raise FlagError(f"--{flag}: its tokenizer differs from the policy's")
 
     def ready(self, batches: Any, state: TrainState, record: Any) -> None:
         """Evaluates a new run's policy, and makes the first rollouts."""
         batches.record = self.guard.record = record
-        _ = self.mixture, self.gold  # what is not there is an error here
+        _ = self.mixture, self.gold  # raises if rewards are missing
         if int(state.step) == 0:
             found = self.evaluate(state.all_params, self.batches("validation"))
             self._judge(0, found)
@@ -272,7 +272,7 @@ class PolicyTask(TuningTask):
         batches.ready(state)
 
     def hooks(self, batches: Any, record: Any) -> list[Hook]:
-        """The guard looks at evaluations; experience is made when it is used up."""
+        """The hooks of the guard, at evaluations, and of rollouts."""
 
         def judge(pause: Pause) -> bool:
             return self._judge(pause.step, pause.metrics)
@@ -280,7 +280,7 @@ class PolicyTask(TuningTask):
         return [Every(self.recipe.evaluate_every, judge, last=self.recipe.steps), batches]
 
     def remembering(self) -> dict[str, Any]:
-        """What the guard has seen."""
+        """The guard, whose state is saved with the run."""
         return {"guard": self.guard}
 
     def _judge(self, step: int, found: dict[str, float]) -> bool:
@@ -290,11 +290,11 @@ class PolicyTask(TuningTask):
         return self.guard.evaluation(step, *(found[name] for name in seen))
 
     def ended(self) -> str:
-        """By the guard."""
+        """Why the guard ended the run, or ""."""
         return self.guard.ended
 
     def evaluate(self, params: Any, batches: Iterable[Any]) -> dict[str, float]:
-        """What answers to held-out prompts are worth, one to each, by draws that stay the same.
+        """Rewards of answers to held-out prompts, one answer each, with fixed keys.
 
         Raises:
             ValueError: there are no prompts.
@@ -325,7 +325,7 @@ class PolicyTask(TuningTask):
 
     @property
     def sample_every(self) -> int | None:
-        """With evaluations."""
+        """The interval of evaluations."""
         return self.recipe.evaluate_every
 
     def sample(self, params: Any) -> tuple[str, str]:
@@ -337,7 +337,7 @@ class PolicyTask(TuningTask):
 
 
 def _first(count: int, lists: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
-    """So many things of lists, or all."""
+    """The first `count` items of lists, or all."""
     for things in lists:
         yield things[:count]
         count -= len(things)
@@ -346,10 +346,10 @@ def _first(count: int, lists: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]
 
 
 def _folders(source: str) -> list[pathlib.Path]:
-    """The folder of that name, or those that a pattern finds.
+    """The folder of that name, or those that match a pattern.
 
     Raises:
-        ValueError: a pattern that finds none.
+        ValueError: no folder matches the pattern.
     """
     path = pathlib.Path(source)
     if path.is_dir() or not glob.has_magic(source):
@@ -358,11 +358,11 @@ def _folders(source: str) -> list[pathlib.Path]:
     found = sorted(pathlib.Path(root).glob(str(path.absolute().relative_to(root))))
     if folders := [folder for folder in found if folder.is_dir()]:
         return folders
-    raise ValueError(f"no folder is found by {source}")
+    raise ValueError(f"no folder matches {source}")
 
 
 class Prompts(Iterator[Sequence[rl.Prompt]]):
-    """Lists of prompts with their texts."""
+    """An iterator over lists of prompts with their texts."""
 
     def __init__(self, batches: Any, tokenizer: data.Tokenizer) -> None:
         self._batches, self._tokenizer = batches, tokenizer
@@ -376,9 +376,9 @@ class Prompts(Iterator[Sequence[rl.Prompt]]):
         ]
 
     def get_state(self) -> Any:
-        """The place in the data."""
+        """The position in the data."""
         return self._batches.get_state()
 
     def set_state(self, state: Any) -> None:
-        """Goes on there."""
+        """Restores a position."""
         self._batches.set_state(state)

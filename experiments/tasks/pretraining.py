@@ -1,4 +1,4 @@
-"""Pretraining as a task: a recipe's model learns from documents."""
+"""The task of pretraining: a recipe's model learns from documents."""
 
 import pathlib
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from llmjax.train import metrics
 
 
 class Pretraining(Task):
-    """Of a recipe with a model of its own, trained from scratch."""
+    """Trains a recipe's model from scratch."""
 
     recipe: Recipe
 
@@ -28,7 +28,7 @@ class Pretraining(Task):
         self.spec = objective.param_spec(recipe)
 
     def directory(self) -> pathlib.Path:
-        """Where tokenizer and shards lie."""
+        """The folder of tokenizer and shards."""
         return pathlib.Path(self.recipe.data.directory or self.run_dir / "data")
 
     def prepare(self) -> None:
@@ -36,15 +36,15 @@ class Pretraining(Task):
         prepare(self.recipe, self.directory(), engines.Local(workers=0))
 
     def tokenizer(self) -> data.Tokenizer:
-        """That of the text."""
+        """The tokenizer of the text."""
         return data.load_tokenizer(self.directory())
 
     def start(self, optimizer: Any) -> train.TrainState:
-        """New parameters, by the recipe's seed."""
+        """The state with new parameters, from the recipe's seed."""
         return train.init_state(jax.random.key(self.recipe.seed), self.spec, optimizer)
 
     def make_loss(self, *, plain: bool = False) -> Loss:
-        """As `objective.make_loss`."""
+        """See `objective.make_loss`."""
         return objective.make_loss(self.recipe, self.tokenizer(), plain=plain)
 
     def batches(
@@ -70,7 +70,7 @@ class Pretraining(Task):
         )
 
     def _weights(self, directory: pathlib.Path) -> dict[str, float] | None:
-        """The sources' shares of the tokens; None for those of their weights, as they are."""
+        """The sources' shares of the tokens; None to use their weights unchanged."""
         chosen, recipe = self.recipe.data.mixture, self.recipe
         if chosen == data.MixtureConfig():
             return None
@@ -81,26 +81,26 @@ class Pretraining(Task):
             raise FlagError(f"--data.mixture: {error}") from error
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        """As `objective.evaluate`."""
+        """See `objective.evaluate`."""
         return objective.evaluate(self.recipe, self.plain_loss, params, batches, self.tokenizer())
 
     def trained_models(self, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
-        """As `objective.trained_models`."""
+        """See `objective.trained_models`."""
         return objective.trained_models(self.recipe, params)
 
     def load(self, restore: Callable[[Any], Any]) -> tuple[Any, int] | None:
-        """What was trained is all there is."""
+        """Loads the parameters, all of which are in the checkpoint."""
         found = restore({"params": specs.abstract(self.spec)})
         return None if found is None else (found.state["params"], found.step)
 
     @property
     def sample_every(self) -> int | None:
-        """Only a model of next tokens writes."""
+        """The recipe's interval; None unless the objective is clm."""
         writes = self.recipe.objective == "clm" and self.recipe.sample_tokens
         return self.recipe.sample_every if writes else None
 
     def sample(self, params: Any) -> tuple[str, str]:
-        """The recipe's prompt and what the model goes on with."""
+        """The recipe's prompt and the model's continuation."""
         prompt, tokenizer = self.recipe.sample_prompt, self.tokenizer()
         tokens = [*tokenizer.opening, *tokenizer.encode(prompt)]
         room = self.config.max_length - len(tokens)
@@ -117,7 +117,7 @@ class Pretraining(Task):
         return prompt, tokenizer.decode(written.tokens[0, : written.lengths[0]].tolist())
 
     def throughput(self) -> metrics.Throughput:
-        """Of a model of next tokens by its operations too; of others few tokens are targets."""
+        """Throughput, for clm with MFU; for other objectives, which have few targets, of inputs."""
         if self.recipe.objective != "clm":
             return super().throughput()
         return metrics.Throughput(
@@ -130,7 +130,7 @@ class Pretraining(Task):
 def prepare(
     recipe: Recipe, directory: pathlib.Path, engine: engines.Engine | None = None
 ) -> data.Manifest:
-    """Prepares the recipe's data in a folder, or finds it done; cleans text where an engine does.
+    """Prepares the recipe's data in a folder, unless done; `engine` cleans the text.
 
     Raises:
         FlagError: the settings name no text, or text that cannot be used.
@@ -139,7 +139,7 @@ def prepare(
         config = data_config(recipe, directory / "corpus")
         scorer = None
         if "perplexity" in config.cleaning.names:
-            from experiments import scoring  # which reads runs, and they know of tasks
+            from experiments import scoring  # here, as it imports runs, which import tasks
 
             scorer = scoring.RunScorer(config.cleaning.perplexity.model)
         return data.prepare(config, directory, engine=engine, scorer=scorer)

@@ -14,14 +14,14 @@ from llmjax.train.health import SpikeConfig
 
 @dataclasses.dataclass(frozen=True)
 class RewardSource:
-    """A part of what answers are worth.
+    """One reward in a weighted sum.
 
     Attributes:
-        name: what metrics call it.
+        name: its name in metrics.
         source: the folder of a run of `experiments.reward`, or a pattern of several (runs/reward_*)
-            whose mean it is; or module:function, a function of a list of `llmjax.rl.Sample` that
-            gives a number for each.
-        weight: of it in the sum.
+            to average; or module:function, a function that maps a list of `llmjax.rl.Sample` to one
+            number each.
+        weight: its weight in the sum.
     """
 
     name: str
@@ -40,26 +40,26 @@ class Reinforcing(Tuning):
     """Reinforcement learning of a policy.
 
     Attributes:
-        rewards: what answers are worth, a weighted sum.
-        gold: what they are really worth, asked on held-out prompts only, to see whether the policy
-            pleases the rewards alone.
-        rollouts: how the policy answers.
-        learning: from rewards to batches.
-        policy: the loss.
-        critic: where values come from, which gae needs: none; a model of its own, started from the
+        rewards: the rewards, a weighted sum.
+        gold: gold rewards, only computed on held-out prompts, to see whether the policy exploits
+            the rewards.
+        rollouts: how answers are sampled.
+        learning: how rewards become batches.
+        policy: the policy loss.
+        critic: source of values, which gae needs: none; a separate model, initialized from the
             policy's base; or a head on the policy.
-        critic_base: the folder of a reward model's run that a critic of its own starts from; "" is
-            the policy's base.
+        critic_base: the folder of a reward model's run from which a separate critic is initialized;
+            "" for the policy's base.
         kl: weight of the divergence from the reference that is subtracted from rewards.
-        scores: what is done to rewards first.
-        guards: when there is an alarm.
-        pretraining: the folder of prepared text (`experiments.prepare`) that is learnt beside, with
-            policy.pretrain_coefficient (PPO-ptx).
-        pretraining_rows: rows of it in a batch.
+        scores: normalization of rewards.
+        guards: thresholds of alarms.
+        pretraining: the folder of prepared text (`experiments.prepare`) that is trained on as well,
+            with policy.pretrain_coefficient (PPO-ptx).
+        pretraining_rows: its rows in a batch.
         evaluation_prompts: held-out prompts that are answered in an evaluation.
     """
 
-    # Losses of policies say nothing by their height, and may jump.
+    # The value of a policy loss means nothing, and it may jump.
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig(metric="validation_reward")
     spikes: SpikeConfig = SpikeConfig(sigma=0.0)
     rewards: tuple[RewardSource, ...] = ()
@@ -78,7 +78,7 @@ class Reinforcing(Tuning):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the divergence from where the policy began is paid for, bounded or watched."""
+        """Whether the divergence from the reference is penalized, bounded or measured."""
         counts = (self.kl.coefficient, self.policy.kl_coefficient, self.guards.kl_budget)
         return self.kl.watch or any(counts)
 
@@ -94,13 +94,12 @@ class Reinforcing(Tuning):
         require(
             self.evaluation_prompts > 0 and not self.evaluate_batches,
             f"evaluation_prompts={self.evaluation_prompts} and evaluate_batches="
-            f"{self.evaluate_batches}: the former says how much is evaluated, 1 or more; leave the "
-            "latter at 0",
+            f"{self.evaluate_batches}: set the former to at least 1, and leave the latter at 0",
         )
         require(
             self.policy.temperature == self.rollouts.temperature,
             f"policy.temperature={self.policy.temperature} and rollouts.temperature="
-            f"{self.rollouts.temperature}: a policy learns at the temperature that it acts at",
+            f"{self.rollouts.temperature}: they must be equal",
         )
         require(
             bool(self.policy.pretrain_coefficient) == bool(self.pretraining)
@@ -110,5 +109,5 @@ class Reinforcing(Tuning):
         )
         require(
             self.dropout == Dropout(),
-            "dropout: ratios would be of two networks, not of two policies; leave it at 0",
+            "dropout: probability ratios would compare two dropout masks; leave it at 0",
         )

@@ -1,4 +1,4 @@
-"""What a training run learns: parameters, loss, batches and evaluation, whatever the stage."""
+"""The interface of a task: parameters, loss, batches and evaluation of any training stage."""
 
 import abc
 import functools
@@ -27,24 +27,24 @@ Record = Callable[[int, dict[str, float]], None]
 
 
 class Report(Protocol):
-    """What there is to say of a model beyond the metrics of its evaluation."""
+    """A report on a model beyond the metrics of its evaluation."""
 
     def metrics(self) -> dict[str, float]:
-        """Its numbers, by their names."""
+        """Its numbers by name."""
 
     def table(self, title: str = "") -> "rich.table.Table":
-        """For the terminal."""
+        """A table for the terminal."""
 
 
 class Task(abc.ABC):
-    """Of a recipe and the folder of its run; made before anything is computed.
+    """The task of a recipe in a run folder; created before anything is computed.
 
     Attributes:
         recipe: the run.
         run_dir: its folder.
-        config: of the model that is wanted.
-        spec: of all parameters, frozen ones too.
-        trained: picks by path the parameters that are trained; None: all are.
+        config: configuration of the main model.
+        spec: the spec of all parameters, including frozen ones.
+        trained: selects the trained parameters by path; None for all.
     """
 
     recipe: Training
@@ -55,40 +55,40 @@ class Task(abc.ABC):
 
     @property
     def trained_spec(self) -> Any:
-        """Of the parameters that are trained; None in place of the others."""
+        """The spec of the trained parameters, with None in place of the others."""
         return self.spec if self.trained is None else tree.partition(self.spec, self.trained)[0]
 
     @abc.abstractmethod
     def directory(self) -> pathlib.Path:
-        """Where the prepared data lie."""
+        """The folder of the prepared data."""
 
     @abc.abstractmethod
     def prepare(self) -> None:
-        """Makes the data ready, or finds it done.
+        """Prepares the data, unless it is done.
 
         Raises:
-            FlagError: it cannot be used.
+            FlagError: the data cannot be used.
         """
 
     @abc.abstractmethod
     def tokenizer(self) -> data.Tokenizer:
-        """Of the model."""
+        """The model's tokenizer."""
 
     @abc.abstractmethod
     def start(self, optimizer: Any) -> train.TrainState:
         """The state before the first step, on the current mesh."""
 
     def go_on(self, state: train.TrainState) -> train.TrainState:
-        """A state that was restored, with what checkpoints leave out."""
+        """Completes a restored state with what checkpoints leave out."""
         return state
 
     @abc.abstractmethod
     def make_loss(self, *, plain: bool = False) -> Loss:
-        """What is minimised; `plain` leaves out what only regularises."""
+        """The loss; `plain` leaves out regularization terms."""
 
     @functools.cached_property
     def plain_loss(self) -> Loss:
-        """Of evaluations: always the same function, which is compiled once."""
+        """The loss of evaluations: always the same function, so that it is compiled once."""
         return self.make_loss(plain=True)
 
     @abc.abstractmethod
@@ -102,93 +102,93 @@ class Task(abc.ABC):
         """This process's rows of the batches of a split.
 
         Args:
-            split: which.
-            directory: of prepared data; by default the run's.
+            split: the split.
+            directory: folder of prepared data; by default the run's.
             batch_size: by default the recipe's.
         """
 
     @abc.abstractmethod
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        """Metrics by name, validation_loss among them, of all parameters.
+        """Metrics by name, including validation_loss, for all parameters.
 
         Raises:
             ValueError: there is nothing to evaluate.
         """
 
     def merge(self, params: Any) -> Any:
-        """All parameters as the model's own spec declares them, without adapters."""
+        """All parameters as declared by the plain model's spec, with adapters merged."""
         return params
 
     def trained_models(self, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
-        """The ordinary models in all parameters, by name; the first is the one that is wanted.
+        """The ordinary models among all parameters, by name; the first is the main one.
 
         Raises:
-            FlagError: what was trained cannot be part of one.
+            FlagError: trained parameters cannot be merged into one.
         """
         return {"model": (self.config, self.merge(params))}
 
     def save_adapter(self, params: Any, directory: pathlib.Path, dtype: str) -> None:
-        """Writes what was added to a model in PEFT's files, in a precision.
+        """Writes the adapter in PEFT's format and the given precision.
 
         Raises:
-            FlagError: there is nothing, or nothing that such files can hold.
+            FlagError: there is no adapter, or the format cannot hold it.
         """
         del params, directory, dtype
         raise FlagError("--adapter: a run of pretraining trains the model itself; leave it out")
 
     @functools.cached_property
     def template(self) -> ChatTemplate | None:
-        """How the model is spoken to; None: by text that it goes on with."""
+        """The chat template; None for models that continue plain text."""
         return None
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of what a head tells apart; empty: they have none."""
+        """The names of labels; empty without labels."""
         return ()
 
     def report(self, params: Any, batches: Iterable[Batch]) -> Report | None:
-        """More about a model than `evaluate` says of the same batches; None: there is nothing.
+        """A report on the same batches, after `evaluate`, or None.
 
-        What the page of a run shows is kept in its folder.
+        Files for the page of a run are written to its folder.
         """
         del params, batches
         return None
 
     @abc.abstractmethod
     def load(self, restore: Callable[[Any], Any]) -> tuple[Any, int] | None:
-        """All parameters of a checkpoint, on the current mesh, and its step; None: there is none.
+        """All parameters of a checkpoint, on the current mesh, and its step; None without one.
 
         Args:
-            restore: (a tree of the shapes that are wanted) to a `checkpoint.Restored`, or None.
+            restore: from a tree of wanted shapes to a `checkpoint.Restored` or None.
         """
 
     def ready(self, batches: Any, state: train.TrainState, record: Record) -> None:
-        """Before the first step of a run, or of its continuation."""
+        """Called before the first step of a new or resumed run."""
         del batches, state, record
 
     def hooks(self, batches: Any, record: Record) -> list[Hook]:
-        """What else watches a run; `record` keeps metrics of a step."""
+        """Further hooks of a run; `record` writes metrics of a step."""
         return []
 
     def remembering(self) -> dict[str, Remembering]:
-        """What else belongs to the run, by name."""
+        """Further hooks whose state is saved with the run, by name."""
         return {}
 
     def ended(self) -> str:
-        """Why a run is at its end before its last step; "": it is not."""
+        """Why a run has ended before its last step; "" if it has not."""
         return ""
 
     @property
     def sample_every(self) -> int | None:
-        """Steps between samples, 0 meaning only at the end; None: there are none."""
+        """Steps between samples, 0 meaning only at the end; None for no samples."""
         return None
 
     def sample(self, params: Any) -> tuple[str, str]:
-        """A prompt and what the model goes on with."""
+        """A prompt and the model's continuation."""
         raise NotImplementedError
 
     def throughput(self) -> metrics.Throughput:
-        """How its speed is counted."""
+        """How the speed is measured."""
         return metrics.Throughput(counted="inputs", chips=jax.device_count())
 
     def make_mesh(self, devices: list | None = None) -> jax.sharding.Mesh:
@@ -205,7 +205,7 @@ class Task(abc.ABC):
         return made
 
     def require_divides(self, made: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
-        """Raises ValueError where the batch or the model does not divide over a mesh."""
+        """Raises ValueError if the batch or the model does not divide over a mesh."""
         recipe = self.recipe
         abstract = made if isinstance(made, jax.sharding.AbstractMesh) else made.abstract_mesh
         with jax.sharding.use_abstract_mesh(abstract):

@@ -1,4 +1,4 @@
-"""What stages have in common that start from a model which is there."""
+"""Base classes of stages that start from an existing model."""
 
 import dataclasses
 import functools
@@ -21,28 +21,29 @@ from llmjax.models import Dropout
 from llmjax.peft import MethodConfig, method
 
 BASE_FILE = "base.json"
-REFERENCE = "reference"  # a frozen copy of a policy, beside its own entries
+REFERENCE = "reference"  # entry with a frozen copy of a policy
 _HEAD = "^head(/|$)"
-# What no weight can hold, and what to do instead of merging it.
+# Methods whose parameters cannot be merged, and what to do instead.
 _UNMERGEABLE = {
-    "prefix": "no weight can hold prefixes: write PEFT's files of them, with --adapter",
-    "adapter": "no weight can hold bottleneck adapters, nor do PEFT's files: read the run itself",
+    "prefix": "prefixes cannot be merged into weights: write them in PEFT's format, with --adapter",
+    "adapter": "bottleneck adapters cannot be merged into weights, nor written in PEFT's format: "
+    "read the run itself",
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuning(Training):
-    """What all runs have that start from a model which is there.
+    """Settings shared by runs that start from an existing model.
 
     Attributes:
         base: the folder of a run, or of a Hugging Face checkpoint.
         data: the examples and their tokens.
-        corpus: examples that come with Python packages, read when `data` has no sources:
-            chatterbot, a thousand questions with answers; friendly_replies, comparisons of replies
-            in conversations by their sentiment; openings, what was said before them.
-        peft: what of the model is trained.
-        dropout: shares dropped in training.
-        remat: what the backward pass computes again (`model.remat`).
+        corpus: examples from Python packages, used if `data` has no sources: chatterbot, a thousand
+            questions with answers; friendly_replies, comparisons of replies in conversations by
+            their sentiment; openings, the turns before these replies.
+        peft: the fine-tuning method.
+        dropout: dropout rates.
+        remat: what the backward pass recomputes (`model.remat`).
     """
 
     base: str = ""
@@ -54,13 +55,13 @@ class Tuning(Training):
 
 
 class TuningTask(Task):
-    """Of such a recipe.
+    """The task of a recipe that starts from an existing model.
 
     Attributes:
-        kind: of the examples.
-        base: the model that is there.
-        model_spec: of its parameters and what is added to them.
-        template: how it is spoken to.
+        kind: kind of the examples.
+        base: the existing model.
+        model_spec: spec of its parameters and of those added to them.
+        template: the chat template.
     """
 
     kind: ClassVar[Kind]
@@ -81,29 +82,29 @@ class TuningTask(Task):
             raise FlagError(str(error)) from error
         if recipe.sequence_length > self.config.max_length:
             raise FlagError(
-                f"--sequence_length={recipe.sequence_length}: {recipe.base} was made for up to "
+                f"--sequence_length={recipe.sequence_length}: {recipe.base} supports only up to "
                 f"{self.config.max_length} tokens"
             )
 
     def configure(self, config: models.ModelConfig) -> models.ModelConfig:
-        """The base's configuration with the head of this stage: here that of next tokens.
+        """The base's configuration with the head of this stage: here a language model.
 
         Raises:
-            FlagError: the base has another.
+            FlagError: the base has another head.
         """
         if config.head.kind != "lm":
             raise FlagError(
-                f"--base={self.recipe.base}: a model with a head of kind {config.head.kind} does "
-                "not write; name one that predicts next tokens"
+                f"--base={self.recipe.base}: a model with head.kind={config.head.kind} cannot "
+                "generate text; name one that predicts next tokens"
             )
         return config
 
     def directory(self) -> pathlib.Path:
-        """Where the tokenizer and the examples lie."""
+        """The folder of tokenizer and examples."""
         return pathlib.Path(self.recipe.data.directory or self.run_dir / "data")
 
     def prepare(self) -> None:
-        """Turns the examples into tokens."""
+        """Tokenizes the examples."""
         settings = dataclasses.replace(self.recipe.data, kind=self.kind)
         corpus = self.recipe.corpus
         try:
@@ -117,29 +118,29 @@ class TuningTask(Task):
             raise FlagError(str(error)) from error
 
     def tokenizer(self) -> data.Tokenizer:
-        """The base's."""
+        """The base's tokenizer."""
         return data.load_tokenizer(self.directory())
 
     @functools.cached_property
     def template(self) -> chat.ChatTemplate:
-        """How the model is spoken to."""
+        """The chat template."""
         return chat.load_template(self.recipe.data.template, self.tokenizer())
 
     def start(self, optimizer: Any) -> train.TrainState:
-        """The base's parameters, and new ones by the recipe's seed."""
+        """The state with the base's parameters, and new ones from the recipe's seed."""
         params, fingerprint = self._loaded()
         self._remember(fingerprint)
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), 1)
         return train.start_state(key, params, optimizer, self.trained)
 
     def go_on(self, state: train.TrainState) -> train.TrainState:
-        """With what is frozen from the base again."""
+        """Adds the frozen parameters, loaded from the base."""
         if self.trained is None:
             return state
         return dataclasses.replace(state, frozen=self._frozen())
 
     def load(self, restore: Callable[[Any], Any]) -> tuple[Any, int] | None:
-        """What was trained, within the base where the rest is frozen."""
+        """Loads the trained parameters, and frozen ones from the base."""
         found = restore({"params": specs.abstract(self.trained_spec)})
         if found is None:
             return None
@@ -149,15 +150,15 @@ class TuningTask(Task):
         return params, found.step
 
     def own(self, params: Any) -> Any:
-        """Those of the model that is tuned, as `model_spec` declares them."""
+        """The parameters of the tuned model, as declared by `model_spec`."""
         return params
 
     def merge(self, params: Any) -> Any:
-        """Adapters in the weights."""
+        """Merges adapters into the weights."""
         return peft.merge(self.own(params))
 
     def trained_models(self, params: Any) -> dict[str, tuple[models.ModelConfig, Any]]:
-        """With adapters in the weights, where these can hold them."""
+        """The models with adapters merged, if possible."""
         if self.recipe.peft.name in _UNMERGEABLE:
             raise FlagError(
                 f"peft.name={self.recipe.peft.name}: {_UNMERGEABLE[self.recipe.peft.name]}"
@@ -165,7 +166,7 @@ class TuningTask(Task):
         return super().trained_models(params)
 
     def save_adapter(self, params: Any, directory: pathlib.Path, dtype: str) -> None:
-        """What the method added, and the head if that is new."""
+        """Writes the parameters that the method added, and the head if it is new."""
         name = self.recipe.peft.name
         if name == "full":
             raise FlagError(
@@ -184,7 +185,7 @@ class TuningTask(Task):
                 whole = tree.matches(also) if also else None
                 peft.files.save(directory, self.model_spec, added, whole=whole, **where)
             elif also:
-                raise ValueError("peft.name=prefix: its files have no place for a new head")
+                raise ValueError("peft.name=prefix: PEFT's format cannot hold a new head with it")
             else:
                 peft.prefix_files.save(directory, added, self.config, base_model=base_model)
         except ValueError as error:
@@ -226,7 +227,7 @@ class TuningTask(Task):
         return self.complete(adapted), fingerprint
 
     def complete(self, params: Any) -> Any:
-        """With what the stage has beside the model."""
+        """Adds the stage's parameters outside of the model."""
         return params
 
     def _keeps_head(self) -> bool:
@@ -244,10 +245,10 @@ class TuningTask(Task):
             (self.run_dir / BASE_FILE).write_text(json.dumps(content, indent=1), "utf-8")
 
     def _require_same(self, fingerprint: str) -> None:
-        """Raises FlagError where the base's parameters are others than they were."""
+        """Raises FlagError if the base's parameters have changed."""
         path = self.run_dir / BASE_FILE
         if path.exists() and json.loads(path.read_text("utf-8"))["fingerprint"] != fingerprint:
             raise FlagError(
                 f"--base={self.recipe.base}: its parameters have changed since {self.run_dir} began"
-                ", which has only what it trained itself: restore them, or begin a new run"
+                ", which only has its trained parameters: restore them, or start a new run"
             )

@@ -350,5 +350,5 @@ def test_a_policy_learns_from_an_ensemble(root, tmp_path) -> None:
     assert found
     assert all(value > 0 for value in found)
     nothing = dataclasses.replace(recipe, rewards=(RewardSource("models", "no/such_*"),))
-    with pytest.raises(flags.FlagError, match="no folder is found"):
+    with pytest.raises(flags.FlagError, match="no folder matches"):
         _ = runs.task_of(nothing, tmp_path / "ppo").mixture
