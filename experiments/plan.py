@@ -1,4 +1,4 @@
-"""Plans a training before it is paid for: size, data, memory, time and cost.
+"""Plans a training run in advance: size, data, memory, time and cost.
 
     python -m experiments.plan --recipe=llama3_8b --device=v5p --chips=64
     python -m experiments.plan --flops=1e22
@@ -8,14 +8,13 @@
     python -m experiments.plan --params=175e9 --tokens=300e9 --device=v100 --chips=1000 --days=34
     python -m experiments.plan --flops=1e20 --runs=ladder.csv --runs=runs/small
 
-A recipe (or --params and --tokens) says what is trained: its operations exactly and by the 6N rule,
-data at 20 to 100 tokens a parameter, memory of a chip by item, time and cost. A budget (--flops,
---hours of all chips, --money, or what a --loss takes) is spent by Chinchilla's three approaches and
-by a law of the loss: the best size and tokens, and what smaller models cost that are trained for
-longer. Both together place the model among those. --runs fits the law to runs of your own: params,
-tokens and loss in a .csv or .jsonl file, or the folder of an evaluated run. --prepared sets beside
-it the text in a folder that `experiments.prepare` wrote: how often each source is read, and what
-repeated text is worth.
+For a recipe (or --params and --tokens) it reports FLOPs (exact, and by the 6N rule), data at 20 to
+100 tokens per parameter, memory per chip by item, time and cost. For a budget (--flops, --hours of
+all chips, --money, or a target --loss) it reports the optimal size and tokens by Chinchilla's three
+approaches and a scaling law of the loss, and the cost of smaller models trained for longer. Given
+both, it compares the model with these. --runs fits the law to your own runs: params, tokens and
+loss in a .csv or .jsonl file, or the folder of an evaluated run. --prepared compares the text in a
+folder of `experiments.prepare`: how often each source is read, and what repeated text is worth.
 """
 
 import dataclasses
@@ -32,38 +31,38 @@ from llmjax.data.mixture import MixtureConfig
 from llmjax.pages import drawing
 from llmjax.planning import cost, fitting, plots, scaling
 
-ROOMY = 0.75  # share of a chip's memory, planned, that leaves a compiler room
+ROOMY = 0.75  # planned share of a chip's memory that leaves room for the compiler
 
 FLOPS = absl_flags.DEFINE_float("flops", None, "Budget: training FLOPs.")
 HOURS = absl_flags.DEFINE_float("hours", None, "Budget: hours of all --chips together.")
 MONEY = absl_flags.DEFINE_float("money", None, "Budget: US dollars.")
-LOSS = absl_flags.DEFINE_float("loss", None, "Budget: what reaches this loss, in nats a token.")
-PARAMS = absl_flags.DEFINE_float("params", None, "Parameters, of a model without a recipe.")
+LOSS = absl_flags.DEFINE_float("loss", None, "Budget: what reaches this loss, in nats per token.")
+PARAMS = absl_flags.DEFINE_float("params", None, "Parameters of a model without a recipe.")
 TOKENS = absl_flags.DEFINE_float("tokens", None, "Tokens to train on; by default the recipe's.")
 DEVICE = absl_flags.DEFINE_enum(
     "device", None, [chip.name for chip in planning.CHIPS], "Kind of chip."
 )
-CHIPS = absl_flags.DEFINE_integer("chips", 1, "How many of them.")
+CHIPS = absl_flags.DEFINE_integer("chips", 1, "Number of chips.")
 UTILIZATION = absl_flags.DEFINE_float(
-    "utilization", 0.4, "Share of the data sheet's rate that training gets (MFU)."
+    "utilization", 0.4, "Share of the peak rate that training reaches (MFU)."
 )
-PRICE = absl_flags.DEFINE_float("price", None, "Dollars for a chip-hour; by default a list price.")
-DAYS = absl_flags.DEFINE_float("days", None, "A claim: the training took so long. Is that so?")
+PRICE = absl_flags.DEFINE_float("price", None, "Dollars per chip-hour; by default the list price.")
+DAYS = absl_flags.DEFINE_float("days", None, "Claimed duration of the training, to be checked.")
 LAW = absl_flags.DEFINE_enum(
     "law",
     "besiroglu",
     list(planner.LAWS),
-    "Of the loss: the corrected fit of Besiroglu et al. 2024, or Hoffmann et al. 2022, approach 3, "
+    "Scaling law: the corrected fit of Besiroglu et al. 2024, or Hoffmann et al. 2022, approach 3, "
     "with unrounded or printed constants.",
 )
 RUNS = absl_flags.DEFINE_multi_string(
-    "runs", None, "Runs to fit the law to: .csv, .jsonl or a run folder. Give it once for each."
+    "runs", None, "Runs to fit the law to: .csv, .jsonl or a run folder. Repeat for each."
 )
 PREPARED = absl_flags.DEFINE_string(
-    "prepared", None, "Folder of prepared data: is there text enough? By default data.directory."
+    "prepared", None, "Folder of prepared data to compare; by default data.directory."
 )
 PLOT = absl_flags.DEFINE_string("plot", None, "File for isoFLOP curves, .svg or .png.")
-AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object in place of tables.")
+AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 
 flags.define(RECIPES)
 
@@ -79,10 +78,10 @@ def main(argv: list[str]) -> None:
 
 
 def plan() -> dict[str, Any]:
-    """All that the flags ask for.
+    """The answer to everything that the flags ask for.
 
     Raises:
-        FlagError: what they say does not fit together.
+        FlagError: the flags do not fit together.
     """
     _check()
     recipe = flags.resolve() if flags.FLAGS.recipe else None
@@ -109,7 +108,7 @@ def plan() -> dict[str, Any]:
             answer["memory"] = planner.memory(recipe, cluster)
             answer["warnings"] += _overflow(answer["memory"])
         except ValueError as error:
-            answer["warnings"].append(f"memory is not known: {error}")
+            answer["warnings"].append(f"memory is unknown: {error}")
     name, law, runs = planner.NAMES[LAW.value], planner.LAWS[LAW.value], None
     if RUNS.value:
         runs, fit = planner.fit_runs(RUNS.value)
@@ -126,7 +125,7 @@ def plan() -> dict[str, Any]:
 
 
 def _check() -> None:
-    """What can be said of the flags alone."""
+    """Checks the flags on their own."""
     budgets = (FLOPS, HOURS, MONEY, LOSS)
     positive = (*budgets, PARAMS, TOKENS, DAYS, PRICE)
     for flag in positive:
@@ -134,22 +133,21 @@ def _check() -> None:
             raise flags.FlagError(f"--{flag.name}={flag.value}: must be above 0, and finite")
     given = [flag.name for flag in budgets if flag.value is not None]
     if len(given) > 1:
-        raise flags.FlagError(f"--{' and --'.join(given)}: there is one budget; give one of them")
+        raise flags.FlagError(f"--{' and --'.join(given)}: give only one budget")
     if flags.FLAGS.recipe and PARAMS.value:
         raise flags.FlagError("--params is for a model without a recipe: leave out one of them")
     if not (flags.FLAGS.recipe or PARAMS.value or given or RUNS.value):
         raise flags.FlagError(
-            "--recipe, --params, --flops, --hours, --money, --loss or --runs is missing: say what "
-            "is to be planned"
+            "nothing to plan: give --recipe, --params, --flops, --hours, --money, --loss or --runs"
         )
     needing = [flag for flag in (HOURS, MONEY, DAYS, PRICE) if flag.value is not None]
     if needing and not DEVICE.value:
-        raise flags.FlagError(f"--{needing[0].name} is of chips of a kind: say --device too")
+        raise flags.FlagError(f"--{needing[0].name} depends on the chip: give --device too")
     of_training = {"days": DAYS.value, "prepared": PREPARED.value}
     for name, value in of_training.items():
         if value is not None and not (flags.FLAGS.recipe or PARAMS.value):
             raise flags.FlagError(
-                f"--{name} is about a training: say --recipe, or --params and --tokens"
+                f"--{name} is about a training run: give --recipe, or --params and --tokens"
             )
 
 
@@ -181,7 +179,7 @@ def _describe(cluster: cost.Cluster) -> dict[str, Any]:
 
 
 def _budget(cluster: cost.Cluster | None, law: scaling.LossLaw) -> float | None:
-    """In FLOPs."""
+    """The budget in FLOPs."""
     if LOSS.value is not None:
         try:
             return law.cheapest(LOSS.value).flops
@@ -191,7 +189,9 @@ def _budget(cluster: cost.Cluster | None, law: scaling.LossLaw) -> float | None:
         return cluster.flops_in(HOURS.value)
     if MONEY.value is not None and cluster is not None:
         if cluster.dollars is None:
-            raise flags.FlagError(f"--money: no price of {cluster.chip.name} is known: say --price")
+            raise flags.FlagError(
+                f"--money: the price of {cluster.chip.name} is unknown: give --price"
+            )
         return cluster.flops_for(MONEY.value)
     return FLOPS.value
 
@@ -203,7 +203,7 @@ def _doubts(claim: dict[str, Any]) -> list[str]:
     if needed > 1:
         return [f"--days={days:g}: impossible, it needs {needed:.0%} of the chips' peak"]
     return [
-        f"--days={days:g}: needs {needed:.0%} of the chips' peak, and large runs reach 30 to 60 %"
+        f"--days={days:g}: needs {needed:.0%} of the chips' peak, but large runs reach 30 to 60 %"
     ]
 
 
@@ -212,9 +212,9 @@ def _overflow(memory: dict[str, Any]) -> list[str]:
     if times <= ROOMY:
         return []
     if times <= 1:
-        return ["memory: tight, since compilers set aside 5 to 34 % more than is used at once"]
-    help_ = "more of mesh.fsdp or mesh.tensor, a larger accumulate, or model.remat=full"
-    return [f"memory: {times:.1f} times what a chip has; what helps is {help_}"]
+        return ["memory: tight, as compilers allocate 5 to 34 % more than is in use at once"]
+    help_ = "a larger mesh.fsdp or mesh.tensor, a larger accumulate, or model.remat=full"
+    return [f"memory: {times:.1f} times the chip's memory; try {help_}"]
 
 
 def _plot(law: scaling.LossLaw, flops: float | None, runs: fitting.Runs | None) -> None:
@@ -223,7 +223,7 @@ def _plot(law: scaling.LossLaw, flops: float | None, runs: fitting.Runs | None) 
     if flops is None and runs is not None:
         flops = float((scaling.FLOPS_PER_PARAM * runs.params * runs.tokens).max())
     if flops is None:
-        raise flags.FlagError("--plot: there is no budget to draw curves around; say --flops")
+        raise flags.FlagError("--plot: there is no budget to draw curves around; give --flops")
     budgets = [share * flops for share in planner.ISOFLOPS]
     try:
         drawing.write(plots.isoflops(law, budgets, runs), pathlib.Path(PLOT.value))

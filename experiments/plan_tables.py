@@ -1,4 +1,4 @@
-"""The answers of `experiments.plan` as tables for people."""
+"""The answers of `experiments.plan` as tables."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def show(answer: dict[str, Any], console: Console | None = None) -> None:
-    """Prints every part of an answer that there is, and its warnings last."""
+    """Prints all available parts of an answer, with warnings last."""
     console = console or Console()
     sections = (_model, _time, _data, _supply, _memory, _budget, _overtraining, _fit)
     for section in sections:
@@ -27,7 +27,7 @@ def show(answer: dict[str, Any], console: Console | None = None) -> None:
 
 
 def count(value: float) -> str:
-    """A number in three digits with its unit: 8.03 B, 15.0 T."""
+    """A number with three digits and a unit: 8.03 B, 15.0 T."""
     if not math.isfinite(value):
         return "never"
     for unit, letter in UNITS:
@@ -37,7 +37,7 @@ def count(value: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """A number in three digits or as many as it has."""
+    """A number with three significant digits, or all of its integer digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -47,7 +47,7 @@ def flops(value: float) -> str:
 
 
 def duration(days: float) -> str:
-    """In the unit that suits it."""
+    """A duration in a suitable unit."""
     for size, unit in ((365.25, "years"), (1, "days"), (1 / 24, "hours"), (1 / 1440, "minutes")):
         if days >= size:
             return (
@@ -64,12 +64,12 @@ def dollars(value: float | None) -> str:
 
 
 def gigabytes(value: float) -> str:
-    """Bytes, in GiB as memories are sold."""
+    """Bytes in GiB."""
     return f"{value / 2**30:,.2f}"
 
 
 def grid(title: str, *columns: str, left: int = 1) -> Table:
-    """An empty table, of which the first `left` columns hold names and the others numbers."""
+    """An empty table whose first `left` columns hold names, and the others numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
@@ -77,7 +77,7 @@ def grid(title: str, *columns: str, left: int = 1) -> Table:
 
 
 def facts(title: str) -> Table:
-    """An empty table with a name, a number and a remark in each row."""
+    """An empty table with a name, a number and a note in each row."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=False
     )
@@ -94,9 +94,9 @@ def _model(answer: dict[str, Any]) -> Iterator[Table]:
     table = facts(found["recipe"] or "Model")
     table.add_row("parameters", count(found["params"]), "")
     if found["active_params"] != found["params"]:
-        table.add_row("  of which a token meets", count(found["active_params"]), "")
+        table.add_row("  active per token", count(found["active_params"]), "")
     exact, rule = found["flops_per_token"], found["flops_per_token_6n"]
-    note = f"the 6N rule says {flops(rule)} ({rule / exact - 1:+.1%})"
+    note = f"the 6N rule gives {flops(rule)} ({rule / exact - 1:+.1%})"
     note = note if exact != rule else "by the 6N rule"
     table.add_row("FLOPs per token", flops(exact), note)
     if found["tokens"]:
@@ -113,15 +113,15 @@ def _time(answer: dict[str, Any]) -> Iterator[Table]:
         return
     chips = f"{found['chips']:,} × {found['chip']}"
     table = facts(f"Time and cost on {chips}")
-    peak = f"of {found['flops'] / 1e12:,.0f} TFLOP/s a chip (data sheet)"
-    table.add_row("utilisation", f"{found['utilization']:.0%}", peak)
+    peak = f"of {found['flops'] / 1e12:,.0f} TFLOP/s per chip (data sheet)"
+    table.add_row("utilization", f"{found['utilization']:.0%}", peak)
     table.add_row("time", duration(training["days"]), "")
     table.add_row("chip-hours", count(training["chip_hours"]), "")
     table.add_row("cost", dollars(training["dollars"]), _price(found))
     if "claim" in answer:
         claimed = answer["claim"]
         table.add_row(
-            f"in {claimed['days']:g} days it needs", f"{claimed['utilization']:.0%}", "utilisation"
+            f"needed for {claimed['days']:g} days", f"{claimed['utilization']:.0%}", "utilization"
         )
     yield table
 
@@ -129,8 +129,8 @@ def _time(answer: dict[str, Any]) -> Iterator[Table]:
 def _price(found: dict[str, Any]) -> str:
     price = found["price"]
     if price is None:
-        return "no price is known: give --price"
-    note = f"${price['dollars']:.2f} a chip-hour"
+        return "the price is unknown: give --price"
+    note = f"${price['dollars']:.2f} per chip-hour"
     return note + (f": {price['offer']}, list price of {price['date']}" if price["date"] else "")
 
 
@@ -141,7 +141,7 @@ def _data(answer: dict[str, Any]) -> Iterator[Table]:
     timed = "days" in rows[0]
     names = ("time", "cost") if timed else ()
     table = grid(
-        "Data that a model of this size needs", "tokens/parameter", "tokens", "FLOPs", *names
+        "Data needed for a model of this size", "tokens/parameter", "tokens", "FLOPs", *names
     )
     for row in rows:
         spent = (duration(row["days"]), dollars(row["dollars"])) if timed else ()
@@ -153,17 +153,17 @@ def _supply(answer: dict[str, Any]) -> Iterator[Table]:
     found = answer.get("supply")
     if not found:
         return
-    title = f"Text in {found['folder']}, for a training on {count(found['tokens'])} tokens"
-    table = grid(title, "source", "has", "share", "read", "epochs", "worth, as new")
+    title = f"Text in {found['folder']}, for training on {count(found['tokens'])} tokens"
+    table = grid(title, "source", "available", "share", "read", "epochs", "worth, as new")
     for row in found["sources"]:
         numbers = (count(row["tokens"]), f"{row['share']:.1%}", count(row["read"]))
         table.add_row(row["name"], *numbers, ratio(row["epochs"]), count(row["worth"]))
     yield table
-    table = facts(f"Enough, up to {planning.EPOCHS:g} epochs of any source, for")
+    table = facts(f"Sufficient, with up to {planning.EPOCHS:g} epochs of any source, for")
     table.add_row("tokens", count(found["enough_for"]), "in these shares")
     for row in found["needs"]:
         answered = "yes" if row["enough"] else "no"
-        table.add_row(f"{row['ratio']} a parameter", answered, f"{count(row['tokens'])} tokens")
+        table.add_row(f"{row['ratio']} per parameter", answered, f"{count(row['tokens'])} tokens")
     yield table
 
 
@@ -172,21 +172,21 @@ def _memory(answer: dict[str, Any]) -> Iterator[Table]:
     if not found:
         return
     sizes = " × ".join(f"{name}={size}" for name, size in found["mesh"].items() if size > 1)
-    table = facts(f"Memory of a chip at its fullest, GiB (mesh {sizes or 'of one chip'})")
-    each = found["parameters"] / 4  # parameters that a chip holds, in float32
+    table = facts(f"Peak memory per chip, GiB (mesh {sizes or 'of one chip'})")
+    each = found["parameters"] / 4  # number of float32 parameters on a chip
 
     def row(name: str, note: str) -> None:
         table.add_row(name.replace("_", " "), gigabytes(found[name]), note)
 
-    row("parameters", "4 bytes a parameter")
-    row("optimizer", f"{found['optimizer'] / each:.3g} bytes a parameter")
+    row("parameters", "4 bytes per parameter")
+    row("optimizer", f"{found['optimizer'] / each:.3g} bytes per parameter")
     if found["gradients"] < 0.99 * found["all_gradients"]:
         row("gradients", f"at that moment; {gigabytes(found['all_gradients'])} when complete")
     else:
-        row("gradients", "4 bytes a parameter, and sums under way")
-    row("weights", "rounded for products, or gathered from other chips")
+        row("gradients", "4 bytes per parameter, and partial sums")
+    row("weights", "cast for products, or gathered from other chips")
     row("activations", f"kept for the backward pass; remat={found['remat']}")
-    row("working", "of the layer or head that runs then")
+    row("working", "of the current layer or head")
     row("batch", "")
     share = found["total"] / found["chip"]
     of_chip = f"{share:.0%} of the chip's {gigabytes(found['chip'])}"
@@ -217,7 +217,7 @@ def _overtraining(answer: dict[str, Any]) -> Iterator[Table]:
     if not rows:
         return
     table = grid(
-        f"Smaller models, trained for longer (law: {answer['law']})",
+        f"Smaller models trained for longer (law: {answer['law']})",
         "parameters",
         "tokens",
         "tokens/N",
@@ -245,7 +245,7 @@ def _fit(answer: dict[str, Any]) -> Iterator[Table]:
     found = answer.get("fit")
     if not found:
         return
-    title = f"L = E + A/N^α + B/D^β of {found['runs']} runs, error {found['error']:.2%}"
+    title = f"L = E + A/N^α + B/D^β, fit to {found['runs']} runs, error {found['error']:.2%}"
     interval = f"{found['share']:.0%} interval (bootstrap)"
     table = grid(title, "", "value", interval)
     for name in ("E", "A", "B", "alpha", "beta", "a"):

@@ -1,4 +1,4 @@
-"""Answers of `experiments.plan`, as plain data: what JSON holds and what the tables show."""
+"""Answers of `experiments.plan` as plain data, for JSON and tables."""
 
 import dataclasses
 import math
@@ -34,21 +34,21 @@ FRONTIERS: dict[str, scaling.Law] = {
     "Chinchilla, approach 2": scaling.APPROACH_2,
     "Chinchilla, approach 3": scaling.APPROACH_3,
 }
-RATIOS = (20, 50, 100)  # tokens a parameter: compute-optimal, and trained for longer
-SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)  # of the best size, in over-training
+RATIOS = (20, 50, 100)  # tokens per parameter: compute-optimal, and trained for longer
+SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)  # of the optimal size, for over-training
 ISOFLOPS = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the budget, in the plot
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is to be trained, and how much that is.
+    """The size of a training run.
 
     Attributes:
-        name: of the recipe; empty if there is none.
-        params: N, all of them.
-        active: those that a token has to do with; fewer than N in a mixture of experts.
-        tokens: D; None if that is the question.
-        flops_per_token: exact, of a recipe; else 6·N.
+        name: name of the recipe; empty without one.
+        params: N, all parameters.
+        active: active parameters per token; fewer than N in a mixture of experts.
+        tokens: D; None if unknown.
+        flops_per_token: exact for a recipe; otherwise 6·N.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Work:
 
     @property
     def flops(self) -> float | None:
-        """Of the whole training."""
+        """FLOPs of the whole training."""
         return None if self.tokens is None else self.flops_per_token * self.tokens
 
 
 def work_of(recipe: Recipe | None, params: float | None, tokens: float | None) -> Work | None:
-    """The recipe's, or that of a model of which only its size is known; None without either."""
+    """The work of a recipe, or of a model of known size; None without either."""
     if recipe is not None:
         read = recipe.steps * recipe.batch_size * recipe.sequence_length
         return Work(
@@ -80,7 +80,7 @@ def work_of(recipe: Recipe | None, params: float | None, tokens: float | None) -
 
 
 def describe(work: Work) -> dict[str, Any]:
-    """Size and operations, beside those of the 6·N rule."""
+    """Size and FLOPs, compared with the 6·N rule."""
     rule = scaling.FLOPS_PER_PARAM * work.active
     tokens = work.tokens
     return {
@@ -97,7 +97,7 @@ def describe(work: Work) -> dict[str, Any]:
 
 
 def spend(flops: float, cluster: cost.Cluster | None) -> dict[str, Any]:
-    """FLOPs as time and money."""
+    """Converts FLOPs to time and money."""
     if cluster is None:
         return {"flops": flops}
     return {
@@ -109,13 +109,13 @@ def spend(flops: float, cluster: cost.Cluster | None) -> dict[str, Any]:
 
 
 def data_needed(work: Work, cluster: cost.Cluster | None) -> list[dict[str, Any]]:
-    """Tokens at 20 to 100 for each parameter, and what training on them takes."""
+    """Tokens at 20 to 100 per parameter, and the cost of training on them."""
     rows = ({"ratio": ratio, "tokens": ratio * work.active} for ratio in RATIOS)
     return [row | spend(work.flops_per_token * row["tokens"], cluster) for row in rows]
 
 
 def supply(work: Work, folder: str, settings: MixtureConfig) -> dict[str, Any]:
-    """Prepared text beside what is needed: of the training itself, and at 20 to 100 tokens each.
+    """Prepared text compared with the need: of this run, and at 20 to 100 tokens per parameter.
 
     Raises:
         FlagError: there are no prepared data, or the mixture does not fit them.
@@ -146,7 +146,7 @@ def supply(work: Work, folder: str, settings: MixtureConfig) -> dict[str, Any]:
 
 
 def optima(flops: float, name: str, law: scaling.LossLaw) -> list[dict[str, Any]]:
-    """The best model for a budget, by each law; the chosen one last, with the loss it expects."""
+    """The optimal model for a budget, by each law; the chosen law last, with expected loss."""
     found = []
     for label, one in {**FRONTIERS, name: law}.items():
         best = one.optimal(flops)
@@ -161,7 +161,7 @@ def optima(flops: float, name: str, law: scaling.LossLaw) -> list[dict[str, Any]
 def overtraining(
     flops: float, law: scaling.LossLaw, params: float | None = None
 ) -> list[dict[str, Any]]:
-    """Smaller models at the budget's cost, and at its best loss; `params` is one more."""
+    """Smaller models at the budget's cost, and at its optimal loss, including `params`."""
     best = law.optimal(flops).params
     sizes = {share * best for share in SHARES} | ({params} if params else set())
     rows = []
@@ -172,7 +172,7 @@ def overtraining(
 
 
 def memory(recipe: Recipe, cluster: cost.Cluster) -> dict[str, Any]:
-    """What the recipe's step holds on each chip, by item, in bytes.
+    """Memory of the recipe's step on each chip, by item, in bytes.
 
     Raises:
         ValueError: the recipe does not divide over the chips, or cannot run on them.
@@ -195,22 +195,22 @@ def memory(recipe: Recipe, cluster: cost.Cluster) -> dict[str, Any]:
 
 
 def claim(work: Work, cluster: cost.Cluster, days: float) -> dict[str, Any]:
-    """The utilisation that a training in so many days needs.
+    """The utilization that training in `days` days needs.
 
     Raises:
-        FlagError: nothing says what is trained.
+        FlagError: the number of tokens is unknown.
     """
     if work.flops is None:
-        raise FlagError("--days is about a training: say --tokens too")
+        raise FlagError("--days is about a training run: give --tokens too")
     needed = cluster.needed_utilization(work.flops, days * cost.DAY)
     return {"days": days, "utilization": needed, "believable": needed <= cost.GOOD_UTILIZATION}
 
 
 def fit_runs(paths: Sequence[str]) -> tuple[fitting.Runs, fitting.Fit]:
-    """A law of the user's own runs: files, or run folders.
+    """Fits a law to the user's own runs: files, or run folders.
 
     Raises:
-        FlagError: something that is neither, or too few runs.
+        FlagError: a path is neither, or there are too few runs.
     """
     try:
         found = fitting.merged([_runs_at(pathlib.Path(path)) for path in paths])
@@ -237,7 +237,7 @@ def _runs_at(path: pathlib.Path) -> fitting.Runs:
 
 
 def describe_fit(found: fitting.Runs, fit: fitting.Fit) -> dict[str, Any]:
-    """The law's numbers and exponents, each with its interval."""
+    """The law's constants and exponents, each with its interval."""
     quantities: dict[str, Callable[[scaling.LossLaw], float]] = {
         name: operator.attrgetter(name) for name in ("E", "A", "B", "alpha", "beta")
     }
@@ -250,7 +250,7 @@ def describe_fit(found: fitting.Runs, fit: fitting.Fit) -> dict[str, Any]:
 
 
 def finite(answer: Any) -> Any:
-    """The answer for JSON, which has no infinities: they become null."""
+    """Replaces infinities and NaN by None, for JSON."""
     if isinstance(answer, dict):
         return {name: finite(value) for name, value in answer.items()}
     if isinstance(answer, list | tuple):
@@ -261,10 +261,11 @@ def finite(answer: Any) -> Any:
 
 
 def repeated(found: dict[str, Any]) -> list[str]:
-    """Sources that are read more often than repetition is free."""
+    """Warnings about sources that are repeated too often."""
     return [
-        f"data: {one['name']} is read {one['epochs']:.3g} times, which teaches as much as "
-        f"{one['worth'] / one['read']:.0%} of it new; up to 4 times costs little (Muennighoff 2023)"
+        f"data: {one['name']} is read {one['epochs']:.3g} times, which is worth "
+        f"{one['worth'] / one['read']:.0%} of as much new text; up to 4 times costs little "
+        "(Muennighoff et al. 2023)"
         for one in found["sources"]
         if one["epochs"] > planning.EPOCHS
     ]

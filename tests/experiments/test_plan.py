@@ -53,20 +53,20 @@ def run(*lines: list[str]) -> list[tuple[int, str, str]]:
 
 GPT3 = ["--params=174.6e9", "--tokens=300e9", "--device=v100", "--chips=1000", "--days=34"]
 MISTAKES = {
-    "": "--recipe, --params, --flops, --hours, --money, --loss or --runs is missing",
+    "": "nothing to plan: give --recipe, --params, --flops",
     "--flops=-1": "--flops=-1.0: must be above 0",
     "--flops=nan": "--flops=nan: must be above 0",
-    "--flops=1e20 --money=5": "--flops and --money: there is one budget",
+    "--flops=1e20 --money=5": "--flops and --money: give only one budget",
     "--loss=1.5": "--loss=1.5: no model gets below E = 1.817",
-    "--hours=3": "--hours is of chips of a kind: say --device too",
+    "--hours=3": "--hours depends on the chip: give --device too",
     "--params=1e9 --recipe=tiny": "--params is for a model without a recipe",
-    "--params=1e9 --days=3 --device=v5e": "--days is about a training: say --tokens too",
-    "--flops=1e20 --days=3 --device=v5e": "--days is about a training: say --recipe, or --params",
-    "--money=9 --device=tpu7x": "--money: no price of tpu7x is known: say --price",
+    "--params=1e9 --days=3 --device=v5e": "--days is about a training run: give --tokens too",
+    "--flops=1e20 --days=3 --device=v5e": "--days is about a training run: give --recipe, or --params",
+    "--money=9 --device=tpu7x": "--money: the price of tpu7x is unknown: give --price",
     "--flops=1e20 --device=v5e --chips=0": "--chips=0: must be at least 1",
     "--flops=1e20 --device=v5e --utilization=40": "--utilization=40.0: a share of the peak",
     "--flops=1e20 --plot=a.gif": "--plot=a.gif: a.gif: a chart is written as .png or .svg",
-    "--params=1e9 --plot=a.svg": "--plot: there is no budget to draw curves around; say --flops",
+    "--params=1e9 --plot=a.svg": "--plot: there is no budget to draw curves around; give --flops",
     "--runs=nowhere.csv": "--runs:",
     "--device=h10 --flops=1": "--device=h10: value should be one of",
 }
