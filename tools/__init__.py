@@ -1,1 +1,1 @@
-"""What builds, tests and measures the checkout; nothing of it is installed with llmjax."""
+"""Scripts that build, test and measure this repository; they are not installed with llmjax."""

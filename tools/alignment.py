@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
-"""What alignment learns, over seeds: from the quickstart's base model, each stage and each method.
+"""Measures alignment over seeds: every stage and method, from the quickstart's base model.
 
     tools/alignment.py --base=runs/quickstart --output=runs/alignment
     tools/alignment.py --base=runs/quickstart --output=runs/alignment --arms=sft,lora --seeds=0
 
-Of each seed: supervised fine-tuning of all parameters and of low-rank corrections; a reward model;
-PPO, GRPO and DPO from the fine-tuned model. Then PPO by a reward that is easily cheated, the sum
-of an answer's friendly words: once with the price on the divergence (`keen`), and once with nothing
-that keeps it near (`unbound`), to see what the guards say.
+For each seed it runs full and LoRA fine-tuning, a reward model, and PPO, GRPO and DPO from the
+fine-tuned model. Then PPO with a reward that is easily hacked, the sum of an answer's friendly
+words: once with a KL penalty (`keen`) and once without (`unbound`), to test the guards.
 
-All policies answer the same held-out prompts by the same draws. A lexicon of sentiment, which
-people scored, says how friendly answers are, and the policies' own log-probabilities how far they
-are from where they began. A run that is done is not run again; figures go to `alignment.json` and
-`alignment.md`, charts to `*.svg`.
+All policies answer the same held-out prompts with the same keys. A sentiment lexicon rated by
+people scores the answers, and the policies' log-probabilities give the divergence from their start.
+Finished runs are not repeated; figures go to `alignment.json` and `alignment.md`, charts to
+`*.svg`.
 """
 
 import argparse
@@ -45,7 +44,7 @@ from llmjax.train.metrics import read_jsonl
 TUNED = ("sft", "lora", "reward")
 POLICIES = ("ppo", "grpo", "dpo", "keen", "unbound")
 PROMPTS = 256
-BUDGET = 15.0  # nats of an answer that PPO and GRPO may go from where they began
+BUDGET = 15.0  # KL budget of PPO and GRPO, in nats per answer
 
 
 def main() -> None:
@@ -54,7 +53,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--base", type=pathlib.Path, required=True, help="the quickstart's run")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="where runs go")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for the runs")
     parser.add_argument("--arms", default=",".join(TUNED + POLICIES), help="which, by commas")
     parser.add_argument("--seeds", default="0,1,2", help="by commas")
     options = parser.parse_args()
@@ -72,7 +71,7 @@ def main() -> None:
 
 
 def recipes(base: pathlib.Path, output: pathlib.Path, seed: int) -> dict[str, Training]:
-    """Every stage of a seed, those first that others start from."""
+    """Every stage of a seed, in order of dependence."""
     tuned, judge = str(output / "sft"), str(output / "reward")
     rewards = (RewardSource("model", judge),)
     small_talk = dataclasses.replace(finetuning.small_talk(), base=str(base), seed=seed)
@@ -127,7 +126,7 @@ def recipes(base: pathlib.Path, output: pathlib.Path, seed: int) -> dict[str, Tr
 
 
 def keenness(samples: Sequence[rl.Sample]) -> list[float]:
-    """How friendly an answer's words are, added up: the more of them, the better."""
+    """The summed friendliness of an answer's words: more words score higher."""
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     words = SentimentIntensityAnalyzer().lexicon
@@ -138,7 +137,7 @@ def keenness(samples: Sequence[rl.Sample]) -> list[float]:
 
 
 def low_rank(recipe: Any) -> Any:
-    """The same with corrections of rank 2 alone, at the higher rate that they need."""
+    """The recipe with LoRA of rank 2, at the higher learning rate that it needs."""
     return dataclasses.replace(
         recipe,
         peft=MethodConfig(name="lora", lora=LoraConfig(rank=2, alpha=4.0)),
@@ -149,7 +148,7 @@ def low_rank(recipe: Any) -> Any:
 def judge(
     output: pathlib.Path, base: pathlib.Path, arms: Sequence[str], seed: int
 ) -> dict[str, Any]:
-    """What the runs of a seed came to."""
+    """The results of a seed's runs."""
     found: dict[str, Any] = {}
     for name in ("sft", "lora"):
         if name in arms:
@@ -182,7 +181,7 @@ def judge(
 
 
 def _trained(folder: pathlib.Path) -> dict[str, float]:
-    """The share of a model's parameters that a run trained."""
+    """The share of parameters that a run trained."""
     task = runs.saved_task(folder)
     assert isinstance(task, TuningTask)
     return {"trained": specs.count(task.trained_spec) / specs.count(task.model_spec)}
@@ -194,7 +193,7 @@ def _divergence(
     start: runs.TrainedModel,
     samples: list[rl.Sample],
 ) -> float:
-    """KL(policy ‖ start) in nats an answer, by the policy's answers."""
+    """KL(policy ‖ start) in nats per answer, estimated on the policy's answers."""
     score = jax.jit(lambda p, batch: objectives.log_probs(p, batch, task.config).targets)
     total, merged = 0.0, [model.task.merge(model.params) for model in (policy, start)]
     for part in rl.samples.parts(rl.samples.rows(samples, task.recipe.sequence_length), 64):
@@ -205,7 +204,7 @@ def _divergence(
 
 
 def history(folder: pathlib.Path, metric: str) -> list[tuple[int, Any]]:
-    """(step, value) of a metric of a run, in order; none of a run without it."""
+    """(step, value) of a metric of a run, in order; empty without the metric."""
     records = read_jsonl(folder / "metrics.jsonl")
     return [(record["step"], record[metric]) for record in records if metric in record]
 
@@ -230,7 +229,7 @@ def report(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
                 lambda one: f"{one['lora']['loss'] / one['sft']['loss'] - 1:+.2%}",
             )
     if "reward" in found[0]:
-        row("reward model, held-out pairs right", lambda one: f"{one['reward']['accuracy']:.1%}")
+        row("reward model, accuracy on pairs", lambda one: f"{one['reward']['accuracy']:.1%}")
     if "before" in found[0]:
         row("gold reward before", lambda one: f"{np.mean(one['before']['gold']):+.3f}")
     for name in POLICIES:
@@ -253,7 +252,7 @@ def _said(policy: Mapping[str, Any]) -> str:
 
 
 def draw(output: pathlib.Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
-    """The course of each arm's held-out metric, a line a seed."""
+    """Charts of each arm's held-out metric, with a line per seed."""
     watched = {"sft": "validation_loss", "lora": "validation_loss", "reward": "validation_accuracy"}
     for arm in arms:
         metric = watched.get(arm, "validation_loss" if arm == "dpo" else "validation_gold")

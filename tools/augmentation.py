@@ -1,7 +1,7 @@
-"""What `judge_augmentation.py` judges by: classifiers that learn from copies, and one beside them.
+"""Classifiers for `judge_augmentation.py`: some learn from copies, one judges them.
 
-Two kinds learn: `frozen`, logistic regression on a frozen encoder's embeddings, and `words`, on
-which tokens occur. `Tuner` fine-tunes all of the encoder instead.
+Two kinds learn: `frozen`, logistic regression on a frozen encoder's embeddings, and `words`, on a
+bag of tokens. `Tuner` fine-tunes all of the encoder instead.
 """
 
 import dataclasses
@@ -30,17 +30,17 @@ class Review:
 
 
 def texts(reviews: Sequence[Review]) -> list[str]:
-    """Those of reviews."""
+    """The texts of reviews."""
     return [review.text for review in reviews]
 
 
 def numbers(reviews: Sequence[Review]) -> np.ndarray:
-    """Their labels, int [N]."""
+    """The labels of reviews, int [N]."""
     return np.array([LABELS.index(review.label) for review in reviews])
 
 
 class Words:
-    """Which tokens occur in texts, as vectors of length 1."""
+    """Bags of tokens of texts, as unit vectors."""
 
     def __init__(self, directory: str) -> None:
         self._tokenizer = load_tokenizer(directory)
@@ -57,7 +57,7 @@ Features = Callable[[Sequence[str]], np.ndarray]
 
 
 def penalty(features: Features, drawn: Sequence[Review]) -> float:
-    """The strength of the penalty that does best in five-fold cross-validation of some texts."""
+    """The penalty that is best in five-fold cross-validation on some texts."""
     vectors = features(texts(drawn))
     chosen = LogisticRegressionCV(
         Cs=np.logspace(-1, 3, 9), cv=5, scoring="accuracy", max_iter=500, l1_ratios=(0,),
@@ -73,10 +73,10 @@ def regression(
     written: Sequence[Review],
     tests: Sequence[Sequence[Review]],
 ) -> list[float]:
-    """The accuracies, on each test, of logistic regression that has learnt from texts and copies.
+    """The accuracies, on each test, of logistic regression trained on texts and copies.
 
-    Copies weigh as much as texts do, and all together as much as the texts alone, so that one
-    penalty suits both.
+    Copies have the same weight as texts, and all together the weight of the texts alone, so that
+    one penalty suits both.
     """
     both = [*drawn, *written]
     vectors = features(texts(both))
@@ -92,9 +92,9 @@ class Tuner:
     """Fine-tunes all parameters of an encoder with a new head, compiled once for all sets.
 
     Args:
-        directory: of the encoder.
-        steps: of every run, however many texts there are.
-        rate: of learning, at its peak.
+        directory: folder of the encoder.
+        steps: steps of every run, whatever the number of texts.
+        rate: peak learning rate.
     """
 
     def __init__(self, directory: str, steps: int, rate: float = 1e-4) -> None:
@@ -111,9 +111,9 @@ class Tuner:
         self._step = train.make_step(objectives.classification(self._config), optimizer)
 
     def accuracy(self, reviews: Sequence[Review], test: Sequence[Review], seed: int) -> float:
-        """On other texts, after tuning on some."""
+        """The accuracy on a test after fine-tuning on some reviews."""
         state = self._start(jax.random.key(seed))
-        # The step uses up what it is given.
+        # The step donates its input.
         params = jax.tree.map(jnp.copy, self._pretrained) | {"head": state.params["head"]}
         state = dataclasses.replace(state, params=params)
         data = self._encoded(reviews)
@@ -141,11 +141,11 @@ class Tuner:
 
 
 class Judge:
-    """Looks at copies: are they like their texts, and of their labels?
+    """Judges copies by similarity to their texts, and by whether they keep the label.
 
     Args:
         embed: texts to vectors.
-        known: reviews that its linear classifier learns from.
+        known: reviews to train its linear classifier on.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Judge:
         self._model.fit(embed(texts(known)), numbers(known))
 
     def of(self, written: Sequence[Review], originals: Sequence[Review]) -> dict[str, float]:
-        """Mean cosine of texts and copies, and the share of each that it gives their label."""
+        """Mean cosine of texts and copies, and the share of each classified with their label."""
         own = self._embed(texts(originals))
         copies = self._embed(texts(written))
         return {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times named workloads: train step, evaluation, decoding, data loading; alone or beside a peer.
+"""Benchmarks workloads (training step, evaluation, decoding, data), optionally against peers.
 
     tools/bench.py                                     W1 and W2, as a table
     tools/bench.py --workload=W1 --json                one JSON object a line
@@ -10,12 +10,12 @@
     tools/bench.py --workload=GRPO,PPO --against=torch   iterations of rollouts and a step: TRL
     tools/bench.py --workload=G1,G2 --against=torch      on a GPU: GPT-2 small and BERT base
     tools/bench.py --workload=W1,data                  how many W1 steps the loader could feed
-    tools/bench.py --kernels                           attention and cross entropy on a processor
+    tools/bench.py --kernels                           attention and cross entropy on a CPU
 
-Every engine runs in a process of its own; all stay alive and take turns, so that figures beside
-each other are from the same minutes. Nothing is cached between runs. The workloads are those of
-tools/benchmark/workloads.py; the fields of a line those of `Result` in tools/benchmark/session.py.
-All run on the default device of jax, and peers on a GPU that torch finds; there in bfloat16.
+Every engine runs in its own process; the processes take turns, so that compared figures are from
+the same minutes. Nothing is cached between runs. Workloads are defined in
+tools/benchmark/workloads.py, the fields of a line by `Result` in tools/benchmark/session.py. JAX
+uses its default device, and peers use a GPU if torch finds one; on GPUs in bfloat16.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from tools.benchmark.session import Result, measure
 from tools.benchmark.worker import ENGINES
 from tools.benchmark.workloads import WORKLOADS
 
-# Peers that a kind of workload does not have: none loads data as we do, and TRL compiles nothing.
+# Kinds of workloads without some peers: none has our data loading, and TRL does not compile.
 _LACKING = {"data": ENGINES, "grpo": ("torch-compile",), "ppo": ("torch-compile",)}
 
 
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def show(results: list[Result], console: rich.console.Console | None = None) -> None:
-    """Prints the table; what concerns a peer stands in its row."""
+    """Prints the table; figures about a peer are in its row."""
     console = console or rich.console.Console()
     table = rich.table.Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     for column in ("workload", "engine"):
@@ -103,7 +103,7 @@ def _optional(figure: float | None) -> str:
 
 
 def _notes(results: list[Result]) -> list[str]:
-    """What the columns mean, what the figures depend on, and what the loader's rate is worth."""
+    """Notes on the columns, on what the figures depend on, and on the loader's rate."""
     rate = max(result.matmul_gflops for result in results)
     notes = ["first: from the start of the process to the end of the first step, nothing cached"]
     notes.append(f"matmul: share of {rate:.0f} GFLOP/s, the best rate of a product in the run")
@@ -113,7 +113,7 @@ def _notes(results: list[Result]) -> list[str]:
         notes.append("speed, mem: llmjax over this peer (above 1 is faster, below 1 is smaller)")
     loads = ", ".join(sorted({f"{r.load_average:.1f}" for r in results}))
     notes.append(
-        f"cores: how many of {results[0].threads} a step kept busy; load average before: {loads}"
+        f"cores: busy cores of {results[0].threads} in a step; load average before: {loads}"
     )
     for engine, result in {result.engine: result for result in results}.items():
         versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
@@ -135,7 +135,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         type=_names("workload", {name: w.size == "cpu" for name, w in WORKLOADS.items()}),
         default="W1,W2",
         metavar="NAME,...",
-        help=f"{known}, or all: those for a processor (default: W1,W2)",
+        help=f"{known}, or all (those for a CPU; default: W1,W2)",
     )
     parser.add_argument(
         "--against",
@@ -149,11 +149,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=cores, help=f"cores for each engine (default: {cores})"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument(
         "--kernels",
         action="store_true",
-        help="operations instead, beside XLA with scores and logits in memory, in one process",
+        help="benchmark operations in one process, against XLA with scores and logits in memory",
     )
     options = parser.parse_args(arguments)
     for name in ("rounds", "threads"):

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Times the steps of cleaning beside datatrove's, on descriptions of Debian's packages.
+"""Benchmarks cleaning steps against datatrove's, on Debian's package descriptions.
 
     tools/bench_cleaning.py --documents=20000 --rounds=5 --join=10
 
-Each step is timed alone and all of them in a row, one process, one core. Both sides take turns at
-the same documents, which are others in every round: what is remembered of words is of other texts.
+Each step is timed alone, and all in sequence, in one process on one core. Both sides take turns on
+the same documents, which differ between rounds, so that caches of words come from other texts.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from llmjax.data import cleaning
 from llmjax.data.cleaning import Document, Step, language
 from tools import corpora
 
-# What takes documents' texts and says how many of them it keeps.
+# Takes the texts of documents and returns how many it keeps.
 Side = Callable[[Sequence[str]], int]
 
 
@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--documents", type=int, default=20_000, help="in all (default: 20000)")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns (default: 5)")
-    parser.add_argument("--join", type=int, default=1, help="descriptions a document (default: 1)")
+    parser.add_argument(
+        "--join", type=int, default=1, help="descriptions per document (default: 1)"
+    )
     parser.add_argument("--folder", type=pathlib.Path, default=corpora.default_folder())
     options = parser.parse_args(arguments)
     rounds = _rounds(options)
@@ -67,7 +69,7 @@ def _rounds(options: argparse.Namespace) -> list[list[str]]:
 
 
 def _timed(sides: Sequence[Side], rounds: Sequence[Sequence[str]]) -> list[tuple[int, list[float]]]:
-    """How many documents each side keeps, and how many a second in each round but the first."""
+    """Documents that each side keeps, and documents/s in each round except the first."""
     kept = [0 for _ in sides]
     rates: list[list[float]] = [[] for _ in sides]
     for number, texts in enumerate(rounds):
@@ -81,7 +83,7 @@ def _timed(sides: Sequence[Side], rounds: Sequence[Sequence[str]]) -> list[tuple
 
 
 def _sides() -> Mapping[str, tuple[Side, Side]]:
-    """Ours and datatrove's by name: single steps, and rows of them in FineWeb's order."""
+    """Our steps and datatrove's by name: single steps, and sequences in FineWeb's order."""
     single: dict[str, tuple[Step, Any]] = {
         "repair": (cleaning.Repair(), _repair()),
         "language": (cleaning.Language(), _language_filter()),
@@ -109,7 +111,7 @@ def _ours(steps: Sequence[Step]) -> Side:
 
 
 def _theirs(filters: Iterable[Any]) -> Side:
-    """A pipeline of datatrove's, as it comes."""
+    """A pipeline of datatrove's filters."""
     from datatrove.data import Document as Theirs
 
     pipeline = list(filters)
@@ -136,7 +138,7 @@ def _repair() -> Any:
 
 
 def _language_filter() -> Any:
-    """datatrove's, with the model that is here in place of the one that it would download."""
+    """datatrove's language filter, with a local model instead of the one it would download."""
     filter_ = _filter("LanguageFilter", languages=["en"])
     filter_.model._model = language._model()
     return filter_

@@ -44,10 +44,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=8, help="of a process and step (default: 8)")
-    parser.add_argument("--steps", type=int, default=24, help="of a turn (default: 24)")
-    parser.add_argument("--turns", type=int, default=3, help="of each kind (default: 3)")
-    parser.add_argument("flags", nargs="*", help="of experiments.pretrain, behind --")
+    parser.add_argument("--rows", type=int, default=8, help="rows per process (default: 8)")
+    parser.add_argument("--steps", type=int, default=24, help="steps per turn (default: 24)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each kind (default: 3)")
+    parser.add_argument("flags", nargs="*", help="flags of experiments.pretrain, after --")
     options = parser.parse_args(arguments)
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
@@ -60,13 +60,13 @@ def main(arguments: list[str] | None = None) -> None:
                 rates[kind].append(_rate(pathlib.Path(folder), on, options))
     medians = {kind: statistics.median(found) for kind, found in rates.items()}
     for kind, median in medians.items():
-        print(f"{kind}: {median:,.0f} tokens/s a process")
+        print(f"{kind}: {median:,.0f} tokens/s per process")
     shares = [medians["both"] / medians[kind] for kind in ("first core", "second core")]
-    print(f"both, of one alone: {shares[0]:.2f} and {shares[1]:.2f}")
+    print(f"both, relative to one alone: {shares[0]:.2f} and {shares[1]:.2f}")
 
 
 def _rate(folder: pathlib.Path, cores: list[int], options: argparse.Namespace) -> float:
-    """Tokens per second of each process, by the median step, of a run with a process a core."""
+    """Tokens/s of each process, by the median step, of a run with one process per core."""
     run_dir = folder / "run"
     shutil.rmtree(run_dir, ignore_errors=True)
     flags = [

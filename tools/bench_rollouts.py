@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Times continuous batching beside plain batches, on texts of uneven length.
+"""Benchmarks continuous batching against plain batches, on texts of uneven length.
 
     tools/bench_rollouts.py --prompts=64 --slots=8
 
-The model of a decoding workload is untrained and draws almost evenly from its vocabulary; with
-every so many-th token as a stop, lengths are geometric. Both ways write the same texts, by turns in
-one process; "steps" are what the device computes for all slots at once.
+The untrained model of a decoding workload samples almost uniformly from its vocabulary; with every
+n-th token as a stop, lengths are geometric. Both ways generate the same texts, in turns in one
+process; a "step" decodes one token for all slots.
 """
 
 import argparse
@@ -31,11 +31,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workload", default="W2-decode", help="whose model and prompt length")
+    parser.add_argument("--workload", default="W2-decode", help="model and prompt length")
     parser.add_argument("--prompts", type=int, default=64, help="texts (default: 64)")
     parser.add_argument("--slots", type=int, default=8, help="written at a time (default: 8)")
-    parser.add_argument("--mean", type=int, default=64, help="tokens of a text (default: 64)")
-    parser.add_argument("--longest", type=int, default=192, help="tokens, at most (default: 192)")
+    parser.add_argument("--mean", type=int, default=64, help="mean tokens per text (default: 64)")
+    parser.add_argument("--longest", type=int, default=192, help="maximum tokens (default: 192)")
     parser.add_argument("--rounds", type=int, default=3, help="timed turns (default: 3)")
     options = parser.parse_args(arguments)
     ways = _ways(options)
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     reference = lengths["plain batches"]
     for name, found in lengths.items():
         if not np.array_equal(found, reference):
-            sys.exit(f"bench_rollouts: {name} did not write the texts of plain batches")
+            sys.exit(f"bench_rollouts: {name} did not generate the texts of plain batches")
     batches = (reference[at : at + options.slots] for at in range(0, len(reference), options.slots))
     print(
         f"{len(reference)} texts of {reference.min()} to {reference.max()} tokens, "
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _ways(options: argparse.Namespace) -> dict[str, Callable[[], np.ndarray]]:
-    """Each writes all texts and returns their lengths."""
+    """The ways; each generates all texts and returns their lengths."""
     workload = WORKLOADS[options.workload]
     config = workload.settings.model
     key = jax.random.key(0)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pretrains an encoder by masked tokens (MLM) and by replaced ones (RTD), and compares them.
+"""Pretrains an encoder with masked tokens (MLM) and with replaced tokens (RTD), and compares them.
 
     mkdir -p lists/partial
     apt-get update -o Dir::State::lists=$PWD/lists -o Acquire::Languages=en \
@@ -7,12 +7,12 @@
     tools/compare_encoders.py prepare --lists=lists --data=debian.npz
     tools/compare_encoders.py run --data=debian.npz --out=results
 
-The corpus is the descriptions of Debian's packages, the labels are their sections (see
+The corpus is Debian's package descriptions, the labels are their sections (see
 tools/encoders/corpus.py). Both objectives train the same encoder on the same rows with the same
-compute, that of RTD's generator included, and each with the learning rate that does best for it on
-the validation split. After every doubling of the compute the encoder is judged by a linear probe
-and by fine-tuning on the training split, both on held-out packages. `run` needs neither network nor
-tokenizer, so it can go to a machine with an accelerator; `report` draws its results.json again.
+compute, including that of RTD's generator, each with its best learning rate on the validation
+split. After every doubling of the compute, the encoder is evaluated by a linear probe and by
+fine-tuning on the training split, both on held-out packages. `run` needs neither network nor
+tokenizer, so it can run on a separate accelerator machine; `report` redraws its results.json.
 
 Writes results.json, results.md (table, verdicts) and charts of accuracy by compute (probe.svg,
 fine_tuning.svg, and the same as .png) after every seed.
@@ -30,7 +30,7 @@ from typing import Any
 # As a script, Python looks for modules in tools/ alone.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-TUNING_SEED = 1_000  # of none of the runs that are compared
+TUNING_SEED = 1_000  # differs from the seeds of compared runs
 
 # For two cores and two hours.
 SMALL: dict[str, Any] = {
@@ -43,7 +43,7 @@ SMALL: dict[str, Any] = {
     "epochs": 1,
 }
 
-# Enough to see that all of it works.
+# Just enough to check that everything works.
 QUICK: dict[str, Any] = {
     "num_layers": 1,
     "embed_dim": 16,
@@ -65,7 +65,7 @@ def compare(
     say: Callable[[str], None],
     keep: Callable[[dict[str, Any]], None],
 ) -> None:
-    """All runs; after both of a seed, keeps what `report.write` writes."""
+    """Makes all runs, and writes the report after both objectives of a seed."""
     from tools.encoders import corpus, judging, pretraining
 
     judge = judging.Judge(data, settings)
@@ -101,7 +101,7 @@ def compare(
 
 
 def judge_point(judge: Any, point: Any, objective: str, seed: int) -> dict[str, Any]:
-    """What is written of a checkpoint."""
+    """The record of a checkpoint."""
     probe, tuned = judge.probe(point.encoder), judge.fine_tune(point.encoder, seed)
     return {
         "objective": objective,
@@ -187,28 +187,28 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     stages = parser.add_subparsers(dest="stage", required=True)
-    prepare = stages.add_parser("prepare", help="text to one file of tokens")
+    prepare = stages.add_parser("prepare", help="tokenize text to one file")
     prepare.add_argument("--lists", required=True, help="folder with apt's index files")
     prepare.add_argument("--data", required=True, help="the .npz file to write")
     prepare.add_argument("--vocab_size", type=int, default=8192, help="(default: 8192)")
     run = stages.add_parser("run", help="pretrain, judge and report")
     run.add_argument("--data", required=True, help="the .npz file of `prepare`")
     run.add_argument("--out", required=True, help="folder for the results")
-    run.add_argument("--seeds", type=int, default=3, help="of each objective (default: 3)")
+    run.add_argument("--seeds", type=int, default=3, help="seeds per objective (default: 3)")
     run.add_argument(
-        "--budget", type=float, help="FLOPs of a pretraining (default: 2e15; small: 1e13)"
+        "--budget", type=float, help="FLOPs of each pretraining (default: 2e15; small: 1e13)"
     )
     run.add_argument(
         "--learning_rates",
         type=float,
         nargs="+",
         metavar="RATE",
-        help="to choose from, or one (default: 1e-3 3e-3 1e-2)",
+        help="learning rates to choose from, or one (default: 1e-3 3e-3 1e-2)",
     )
     sizes = run.add_mutually_exclusive_group()
     for name, size, text in (
         ("small", SMALL, "a size for two cores and two hours"),
-        ("quick", QUICK, "a tiny model, to see that it works"),
+        ("quick", QUICK, "a tiny model, to check that it works"),
     ):
         sizes.add_argument(
             f"--{name}", dest="size", action="store_const", const=size, default={}, help=text

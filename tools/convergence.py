@@ -5,11 +5,11 @@
     tools/convergence.py --text=kjv.txt --json=convergence.json
 
 The configuration is the recipe `nanogpt_cpu`; the torch model is tools/torch_gpt.py. Both get the
-same batches in the same order, and each draws initial weights of its own from the same
-distributions. Of the text, as much is read as nanoGPT trains on; the last tenth is held out, and
-every loss is over all of it. Exits with 1 if the mean final losses differ by 1 % or more.
+same batches in the same order, and draw their own initial weights from the same distributions. The
+text is truncated to the size that nanoGPT trains on; the last tenth is held out, and every loss is
+over all of it. Exits with 1 if the mean final losses differ by 1 % or more.
 
-Needs the extra `parity`. Takes some minutes a seed on two cores.
+Needs the extra `parity`. Takes some minutes per seed on two cores.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from llmjax import data, models, objectives, optim, train
 from llmjax import spec as specs
 from llmjax.data.tokenizer import ByteTokenizer
 
-TEXT_BYTES = 1_115_394  # of the Shakespeare that nanoGPT trains on
+TEXT_BYTES = 1_115_394  # size of the Shakespeare text that nanoGPT trains on
 TOLERANCE = 0.01
 
 Batches = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -47,7 +47,7 @@ Batches = Sequence[tuple[np.ndarray, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What both are given.
+    """The task of both models.
 
     Attributes:
         recipe: the configuration.
@@ -62,7 +62,7 @@ class Task:
     evaluate_every: int
 
     def batches(self, seed: int) -> Batches:
-        """A window's place is drawn anew for every row of every step."""
+        """Batches of random windows."""
         B, S = self.recipe.batch_size, self.recipe.sequence_length
         starts = np.random.default_rng(seed).integers(
             len(self.train) - S, size=(self.recipe.steps, B)
@@ -70,18 +70,18 @@ class Task:
         return [windows(self.train, row, S) for row in starts]
 
     def is_due(self, step: int) -> bool:
-        """Whether the loss is taken after `step` steps."""
+        """Whether to evaluate the loss after `step` steps."""
         return step % self.evaluate_every == 0 or step == self.recipe.steps
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The windows [B, S] that begin at `starts` [B], and what follows each of their tokens."""
+    """The windows [B, S] that begin at `starts` [B], and the next token at each position."""
     places = starts[:, None] + np.arange(length)
     return tokens[places], tokens[places + 1]
 
 
 def make_task(text: bytes, recipe: Recipe, evaluate_every: int = 500) -> Task:
-    """Splits a text, nine tenths to one.
+    """Makes a task from a text, of which a tenth is held out.
 
     Raises:
         ValueError: the text is too short.
@@ -212,7 +212,7 @@ def show(final: dict[str, list[float]], difference: float) -> None:
 def _text(path: str) -> bytes:
     """The first bytes of the file, or all of Python's manual topics."""
     if path:
-        # A character that the cut divides is left out.
+        # Drops a character that was cut in two.
         text = pathlib.Path(path).read_bytes()[:TEXT_BYTES]
         return text.decode(errors="ignore").encode()
     with tempfile.TemporaryDirectory() as folder:
@@ -228,8 +228,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--text", default="", help="a text file (default: Python's manual topics)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each (default: 3)")
-    parser.add_argument("--steps", type=int, default=2000, help="of a run (default: 2000)")
-    parser.add_argument("--json", metavar="FILE", help="where to write the losses")
+    parser.add_argument("--steps", type=int, default=2000, help="steps per run (default: 2000)")
+    parser.add_argument("--json", metavar="FILE", help="file for the losses")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error(f"--seeds={options.seeds}: give 1 or more")

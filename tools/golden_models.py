@@ -140,7 +140,7 @@ VARIANTS: dict[str, ModelConfig] = {
 
 
 def _other_heads() -> dict[str, ModelConfig]:
-    """Every head of a family that is not its usual one."""
+    """Every head of a family except its usual one."""
     kinds = ("classification", "reward", "tokens", "span", "rtd", "mlm")
     return {
         f"{name}, {kind}": models.with_head(
@@ -153,7 +153,7 @@ def _other_heads() -> dict[str, ModelConfig]:
     }
 
 
-# Heads that llmjax has and transformers has not, or not of this kind of output.
+# Heads that transformers lacks, or has with another kind of output.
 NOT_IN_TRANSFORMERS = {
     ("deberta", "rtd"),
     ("gemma2", "span"),

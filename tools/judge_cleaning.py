@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Judges the steps of cleaning that compare documents or find what is in them, on real texts.
+"""Evaluates cleaning steps that compare documents or detect their contents, on real texts.
 
     tools/judge_cleaning.py duplicates personal leaks speed --json=cleaning.json
 
 `duplicates`: 20,000 of Debian's descriptions, a tenth of them edited copies, against the exact
 Jaccard similarity of all pairs and against datasketch. `personal`: 2,000 descriptions with planted
-personal data and 500 real mails whose headers say what they hold. `leaks`: 1,000 evaluation
-examples planted in descriptions among 20,000 clean ones. `speed`: all of these steps, one core,
-beside peers. Texts are fetched on first use, see
-tools/corpora.py. Needs the extra `data`, and datasketch for `duplicates`; takes some minutes.
+personal data and 500 real mails whose headers provide labels. `leaks`: 1,000 evaluation examples
+planted in descriptions among 20,000 clean ones. `speed`: all of these steps on one core, compared
+with peers. Texts are fetched on first use, see tools/corpora.py. Needs the extra `data`, and
+datasketch for `duplicates`; takes some minutes.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="+", choices=sorted(JUDGES), metavar="NAME")
-    parser.add_argument("--json", type=pathlib.Path, help="where to write all figures")
-    parser.add_argument("--show", action="store_true", help="show what was missed or wrong")
+    parser.add_argument("--json", type=pathlib.Path, help="file for all figures")
+    parser.add_argument("--show", action="store_true", help="show misses and false alarms")
     options = parser.parse_args(arguments)
     results: dict[str, list[Row]] = {}
     for name in options.names:

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Trains the same small model at equal tokens on raw text and on what cleaning makes of it.
+"""Trains the same small model on equally many tokens of raw and of cleaned text.
 
-    tools/judge_cleaning_pays.py --out=results            # some 15 minutes on two idle cores
-    tools/judge_cleaning_pays.py --out=results --quick    # two, to see that it works
+    tools/judge_cleaning_pays.py --out=results            # about 15 minutes on two idle cores
+    tools/judge_cleaning_pays.py --out=results --quick    # two, to check that it works
 
-Raw text is what a crawl is like: Wikipedia's prose, spam mails with their headers, and descriptions
+The raw text resembles a crawl: Wikipedia's prose, spam mails with their headers, and descriptions
 of Debian packages, each six times, half of the copies with some words changed (tools/corpora.py
 fetches all of it). Cleaning is the pipeline of `experiments.prepare` with its standard steps, which
-know nothing of these sources. Both models see as many tokens of one tokenizer, trained on the raw
-text; what there is less of is repeated. They are judged by bits per byte of Wikipedia's articles
-that neither saw.
+know nothing of these sources. Both models see equally many tokens of one tokenizer, trained on the
+raw text; the smaller text is repeated. They are evaluated by bits per byte on held-out Wikipedia
+articles.
 
-Writes results.json, results.md, pays.svg and quality.html, what cleaning did.
+Writes results.json, results.md, pays.svg and quality.html, the report on cleaning.
 """
 
 import argparse
@@ -40,8 +40,8 @@ from llmjax.evaluation import summary
 from llmjax.pages import charts, drawing
 from tools import corpora
 
-CHUNK = 3000  # characters of a document of an article, about
-HELD_OUT, HEAD = 10, 8000  # one article of so many, of which so many characters
+CHUNK = 3000  # approximate characters of a document cut from an article
+HELD_OUT, HEAD = 10, 8000  # every n-th article is held out, and truncated to these characters
 DESCRIPTIONS, COPIES, CHANGED = 500, 6, 0.01
 SPAM_BYTES = 2_500_000
 KINDS = ("raw", "cleaned")
@@ -66,7 +66,7 @@ QUICK = Settings(512, 1, 32, 2, 32, 4, steps=20, evaluations=2)
 
 
 def write_raw(folder: pathlib.Path, corpora_folder: pathlib.Path | None) -> list[str]:
-    """Writes the raw text, a file a source, and returns the held-out articles."""
+    """Writes the raw text, one file per source, and returns the held-out articles."""
     rng = random.Random(0)
     articles = list(corpora.read(corpora.fetch("wiki", corpora_folder)))
     held_out = [article["text"][:HEAD] for article in articles[::HELD_OUT]]
@@ -108,7 +108,7 @@ def _spam(rng: random.Random, folder: pathlib.Path | None) -> Iterator[str]:
 
 
 def _descriptions(rng: random.Random, folder: pathlib.Path | None) -> Iterator[str]:
-    """Some descriptions, each `COPIES` times, in half of these words having changed places."""
+    """Some descriptions, each `COPIES` times, half of them with words swapped."""
     records = corpora.read(corpora.fetch("debian", folder), "en")
     long = [record["text"] for record in records if len(record["text"].split()) >= 70]
     for text in rng.sample(long, DESCRIPTIONS):
@@ -121,7 +121,7 @@ def _descriptions(rng: random.Random, folder: pathlib.Path | None) -> Iterator[s
 
 
 def clean(raw: pathlib.Path, folder: pathlib.Path, steps: Sequence[str]) -> dict[str, list[str]]:
-    """The texts of both kinds; writes the report of what cleaning did."""
+    """The raw and cleaned texts; also writes the report on cleaning."""
     sources = tuple(data.Source(path.stem, str(path)) for path in sorted(raw.glob("*.jsonl")))
     settings = data.DataConfig(sources=sources, cleaning=CleaningConfig(steps=tuple(steps)))
     inputs = {source.name: documents.find_files(source) for source in sources}
@@ -141,11 +141,11 @@ def clean(raw: pathlib.Path, folder: pathlib.Path, steps: Sequence[str]) -> dict
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Texts as tokens.
+    """The tokenized texts.
 
     Attributes:
-        settings: of model and training.
-        encoder: for both kinds.
+        settings: settings of model and training.
+        encoder: the tokenizer of both kinds.
         texts: token lists of each kind's documents.
         held_out: int32 [N], the held-out text.
         held_out_bytes: its length.
@@ -172,7 +172,7 @@ class Task:
         return cls(settings, encoder, encoded, np.array(ids, np.int32), size)
 
     def batches(self, kind: str, seed: int) -> Iterator[np.ndarray]:
-        """Windows [B, S + 1] of the documents in an order of the seed, anew every pass."""
+        """Windows [B, S + 1] of the documents, shuffled by the seed in every pass."""
         rng = np.random.default_rng(seed)
         S, B = self.settings.length, self.settings.batch_size
         documents_ = self.texts[kind]
@@ -189,7 +189,7 @@ class Task:
 
 
 def run(task: Task, kind: str, seed: int, say: Callable[[int, float], None]) -> dict[int, float]:
-    """Bits per byte of the held-out text by step."""
+    """Bits per byte on the held-out text by step."""
     settings = task.settings
     model = models.llama(
         vocab_size=task.encoder.vocab_size,
@@ -220,7 +220,7 @@ def run(task: Task, kind: str, seed: int, say: Callable[[int, float], None]) -> 
 
 
 def _held_out(task: Task) -> Iterator[dict[str, jax.Array]]:
-    """The held-out text in windows [B, S] side by side; what fills the last ones is no target."""
+    """The held-out text in adjacent windows [B, S]; padding has no targets."""
     S, B = task.settings.length, 4 * task.settings.batch_size
     targets = task.held_out[1:]
     rows = -(-len(targets) // (S * B)) * B
@@ -239,7 +239,7 @@ def _batch(rows: np.ndarray) -> dict[str, jax.Array]:
 
 
 def results_of(task: Task, seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """All runs, both kinds of a seed one after the other."""
+    """Makes all runs, alternating between both kinds for each seed."""
     runs: dict[str, list[dict[int, float]]] = {kind: [] for kind in KINDS}
     for seed in range(seeds):
         for kind in KINDS:
@@ -260,7 +260,7 @@ def results_of(task: Task, seeds: int, say: Callable[[str], None]) -> dict[str, 
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table, and who is better by how much."""
+    """The table, and the difference between both kinds."""
     final = {kind: [list(run.values())[-1] for run in results["runs"][kind]] for kind in KINDS}
     lines = ["| text | documents | tokens | passes | bits per byte, mean (95 %) |"]
     lines.append("| --- | ---: | ---: | ---: | ---: |")
@@ -326,8 +326,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of all results")
-    parser.add_argument("--corpora", type=pathlib.Path, help="where fetched texts are kept")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the results")
+    parser.add_argument("--corpora", type=pathlib.Path, help="folder of fetched texts")
     parser.add_argument("--steps", nargs="+", default=["standard"], help="of cleaning")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each (default: 3)")
     parser.add_argument("--quick", action="store_true", help="a tiny model, a few steps")

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-r"""How often a word's part of speech is told, and how often a tagger agrees.
+r"""Measures how often a word's part of speech is determined, and how often a tagger agrees.
 
     apt-get install apertium apertium-eng-spa
     tools/judge_parts_of_speech.py --archive=vaderSentiment-3.3.2.tar.gz
 
-`grammar.parts_of_speech` says nothing where it cannot be sure; synonyms are for the other words.
-The tagger is Apertium's for English, a hidden Markov model, on a thousand film reviews (VADER's).
-It errs too: where the two differ, either may be right.
+`grammar.parts_of_speech` gives no answer if it cannot be sure; synonyms are only used for the other
+words. The tagger is Apertium's for English, a hidden Markov model, on a thousand film reviews
+(VADER's). It makes errors too: if the two differ, either may be right.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def read(archive: str) -> list[str]:
-    """Film reviews, without what the tagger's format has a meaning for."""
+    """Film reviews, without characters that are special in the tagger's format."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "texts.jsonl"
         corpora.sentiment(path, archive)
@@ -91,7 +91,7 @@ def tagged(texts: Sequence[str], folder: pathlib.Path) -> Tagged:
 
 
 def compare(ours: Tagged, theirs: Tagged) -> collections.Counter[str]:
-    """Of the words that both read alike: content words, those told, and those told alike."""
+    """Counts of commonly tokenized words: content words, determined ones, and agreements."""
     matcher = difflib.SequenceMatcher(
         None, [word for word, _ in ours], [word for word, _ in theirs], autojunk=False
     )
@@ -109,7 +109,7 @@ def compare(ours: Tagged, theirs: Tagged) -> collections.Counter[str]:
 
 
 def table(counts: collections.Counter[str]) -> str:
-    """By whether the lexicon knows a word as one part of speech only."""
+    """The table, by whether the lexicon has a single part of speech for a word."""
     lines = ["| the lexicon knows | words | told | tagger agrees |", "| --- | ---: | ---: | ---: |"]
     for kind in ("one part only", "several"):
         content, told_, alike = (counts[f"{kind}: {n}"] for n in ("content", "told", "alike"))

@@ -1,10 +1,10 @@
-"""Writes what AdapterHub's `adapters` computes with bottlenecks in tiny models of transformers.
+"""Writes goldens of AdapterHub's `adapters`: bottlenecks in tiny models of transformers.
 
     python -m tools.make_adapter_goldens
 
-Needs `adapters` (1.3), which pins another release of transformers than the extra `parity`: an
-environment of its own. Weights are drawn by name; logits of real tokens, and the gradients of a
-weighted sum of them by the adapters, go to tests/parity/goldens/adapters.npz.
+Needs `adapters` (1.3) in a separate environment, as it pins another release of transformers than
+the extra `parity`. Weights are drawn by name; logits of real tokens, and the adapters' gradients of
+a weighted sum of them, go to tests/parity/goldens/adapters.npz.
 """
 
 from typing import Any
@@ -53,13 +53,13 @@ def draw_adapter(path: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def cotangent(segment_ids: np.ndarray, vocab_size: int) -> np.ndarray:
-    """What logits are multiplied by before they are summed; 0 at padding."""
+    """The weights of the sum of logits; 0 at padding."""
     weights = draw_weight("cotangent", (*segment_ids.shape, vocab_size))
     return weights * (segment_ids != 0)[..., None]
 
 
 def compute(config: models.ModelConfig, adapter: AdapterConfig, theirs: dict[str, Any]) -> Arrays:
-    """What `adapters` computes: "logits", and "gradient/…" of every weight of the adapters."""
+    """The results of `adapters`: "logits", and "gradient/…" of every weight of the adapters."""
     import adapters
     import torch
 

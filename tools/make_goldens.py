@@ -1,4 +1,4 @@
-"""Writes what transformers computes for tiny models, for tests that have no torch.
+"""Writes goldens of transformers for tiny models, for tests without torch.
 
     python -m tools.make_goldens
 
@@ -100,7 +100,7 @@ def torch_model(config: models.ModelConfig) -> Any:
 
 
 def split_experts(name: str, value: np.ndarray) -> Arrays:
-    """A tensor of the model in memory as those of a checkpoint, where experts are apart."""
+    """Splits a tensor of the model into those of a checkpoint, which has separate experts."""
     base, _, last = name.rpartition(".")
     if last == "gate_up_proj":
         halves = zip(("gate_proj", "up_proj"), np.split(value, 2, axis=1), strict=True)
@@ -122,10 +122,10 @@ def join_experts(name: str, parts: Arrays) -> np.ndarray:
 
 
 def compute(config: models.ModelConfig, batch: Arrays) -> Arrays:
-    """What transformers computes: "logits", mean "loss", and "gradient/…" of every weight.
+    """The results of transformers: "logits", mean "loss", and "gradient/…" of every weight.
 
-    In float64, but for batches of which a row sees nothing at all: transformers' masks in float64
-    overflow its softmax in float32 there.
+    In float64, except for batches with a row that sees nothing: there, transformers' float64 masks
+    overflow its float32 softmax.
     """
     import torch
 
@@ -208,9 +208,9 @@ def _torch_loss(logits: Any, batch: Arrays, kind: str) -> Any:
 
 
 def digest(results: Arrays) -> Arrays:
-    """The results with what is larger than a vector made smaller: multiplied by a fixed vector.
+    """The results, with arrays larger than a vector replaced by products with a fixed vector.
 
-    An error in any entry shows in the product, which is small enough to be kept in files.
+    An error in any entry shows in the product, which is small enough to store.
     """
 
     def one(name, value):

@@ -1,4 +1,4 @@
-"""Writes an adapter as PEFT saves it, and what the adapted model computes, for tests without torch.
+"""Writes goldens of PEFT: a saved adapter and the adapted model's logits, for tests without torch.
 
     python -m tools.make_peft_goldens
 
@@ -29,8 +29,8 @@ def adapted_model(config: models.ModelConfig, fields: Any) -> Any:
     """The model of `make_goldens` under PEFT's adapter, whose values are drawn by name.
 
     Args:
-        config: of the model.
-        fields: a configuration of PEFT's.
+        config: model configuration.
+        fields: a configuration of PEFT.
     """
     import peft
     import torch
@@ -48,7 +48,7 @@ def adapted_model(config: models.ModelConfig, fields: Any) -> Any:
 
 
 def logits(model: Any, config: models.ModelConfig) -> np.ndarray:
-    """Of the batch that `make_goldens` draws, padded on the right."""
+    """The logits for the batch of `make_goldens`, padded on the right."""
     import torch
 
     batch = draw_inputs(config, "right")

@@ -1,8 +1,8 @@
-"""A GPT in plain torch, the judge of tools/convergence.py. Shares nothing with llmjax.
+"""A GPT in plain torch, the reference of tools/convergence.py. Shares no code with llmjax.
 
-The architecture and the settings are those that nanoGPT publishes: pre-norm blocks, learned
-positions, exact GELU, no biases, tied head, weights of 0.02 and residual projections of
-0.02 / sqrt(2·L); AdamW that decays all matrices, embeddings among them.
+Architecture and settings are those published by nanoGPT: pre-norm blocks, learned positions, exact
+GELU, no biases, tied head, weights with a standard deviation of 0.02, or 0.02 / sqrt(2·L) for
+residual projections; AdamW that decays all matrices, including embeddings.
 """
 
 import math
@@ -73,9 +73,9 @@ def train(
         model: the arguments of `GPT`.
         settings: beta1, beta2, epsilon, weight_decay, clip_norm.
         batches: (tokens, targets), int32 [B, S] each.
-        learning_rate: of each step, counted from 0.
-        seed: of the initial weights.
-        report: is called after every step with the steps done and the model.
+        learning_rate: learning rate of each step, counted from 0.
+        seed: seed of the initial weights.
+        report: called after every step with the number of steps and the model.
     """
     torch.manual_seed(seed)
     gpt = GPT(**model)
@@ -106,7 +106,7 @@ def evaluate(gpt: GPT, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> floa
 
 
 def count(gpt: GPT) -> int:
-    """Its parameters."""
+    """The number of parameters."""
     return sum(weight.numel() for weight in gpt.parameters())
 
 

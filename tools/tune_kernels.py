@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Finds the fastest sizes of tiles on this device and writes them where the kernels look.
+"""Finds the fastest tile sizes on this device and writes them to the table that kernels read.
 
     tools/tune_kernels.py                                       every kernel of this platform
-    tools/tune_kernels.py --kernel=linear_cross_entropy         those whose name begins so
+    tools/tune_kernels.py --kernel=linear_cross_entropy         kernels with this prefix
     tools/tune_kernels.py --channels=64,128 --dtype=bfloat16    of attention's heads
-    tools/tune_kernels.py --dry-run                             only says what it found
+    tools/tune_kernels.py --dry-run                             print results only
 
-Every candidate is compared with the default's results and timed in turns beside it. One that does
-not compile is left out, and one that is not faster by 3 % changes nothing. The table is
-llmjax/kernels/tuned.json, by the name that the device gives itself: commit it.
+The results of every candidate are compared with the default's, and both are timed in turns.
+Candidates that do not compile are skipped, and a gain below 3 % changes nothing. The table is
+llmjax/kernels/tuned.json, by device kind: commit it.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from llmjax.kernels import tuning
 from tools.benchmark import kernel_cases
 from tools.benchmark.kernels import Case, Figures, measure
 
-GAIN = 1.03  # what a change must bring
+GAIN = 1.03  # minimum speedup of a change
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A kernel and what to try.
+    """A kernel and the sizes to try.
 
     Attributes:
         kernel: as in `tuning.sizes`.
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The fastest sizes, none if the default's, and the time that the default takes over theirs."""
+    """The fastest sizes (none for the default's) and their speedup over the default."""
 
     sizes: dict[str, int]
     speed: float
@@ -162,7 +162,7 @@ class Best:
 def tune(
     subject: Subject, channels: int, dtype: str, rounds: int, say: Callable[[str], None]
 ) -> tuple[str, Best]:
-    """The name of the case, and what is best there."""
+    """The name of the case, and its best sizes."""
     case = subject.case(channels, dtype)
     run = case.contenders["default"]
     trials = {json.dumps(sizes): sizes for sizes in subject.trials()}
@@ -176,7 +176,7 @@ def tune(
 
 
 def _under(kernel: str, sizes: dict[str, int], run: Callable) -> Callable:
-    """`run`, traced while the kernel has these sizes."""
+    """`run`, traced with these sizes of the kernel."""
 
     def traced(*arrays: Any) -> Any:
         with tuning.trial(kernel, sizes):
@@ -186,7 +186,7 @@ def _under(kernel: str, sizes: dict[str, int], run: Callable) -> Callable:
 
 
 def write(found: dict[str, Any]) -> None:
-    """Adds devices to the table, in place of what it has of them."""
+    """Writes devices to the table, replacing their entries."""
     table = tuning.table(tuning.FILE) | found
     table = {device: kernels for device, kernels in sorted(table.items()) if kernels}
     tuning.FILE.write_text(json.dumps(table, indent=2) + "\n")
@@ -197,12 +197,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kernel", default="", help="how its name begins (default: all)")
+    parser.add_argument("--kernel", default="", help="prefix of kernel names (default: all)")
     parser.add_argument(
         "--channels",
         default="64,128,256",
         type=lambda text: [int(number) for number in text.split(",")],
-        help="of attention's heads; cross entropy takes 16 times as many (default: 64,128,256)",
+        help="channels of heads; cross entropy uses 16 times as many (default: 64,128,256)",
     )
     usual = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     parser.add_argument(

@@ -61,7 +61,7 @@ MISTAKES = {
     "--hours=3": "--hours depends on the chip: give --device too",
     "--params=1e9 --recipe=tiny": "--params is for a model without a recipe",
     "--params=1e9 --days=3 --device=v5e": "--days is about a training run: give --tokens too",
-    "--flops=1e20 --days=3 --device=v5e": "--days is about a training run: give --recipe, or --params",
+    "--flops=1e20 --days=3 --device=v5e": "--days is about a training run: give --recipe",
     "--money=9 --device=tpu7x": "--money: the price of tpu7x is unknown: give --price",
     "--flops=1e20 --device=v5e --chips=0": "--chips=0: must be at least 1",
     "--flops=1e20 --device=v5e --utilization=40": "--utilization=40.0: a share of the peak",
