@@ -58,12 +58,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _rounds(options: argparse.Namespace) -> list[list[str]]:
-    """Documents for each round, and before these some that nothing is timed on."""
+    """Documents for the untimed warm-up round, then for each timed round."""
     path = corpora.fetch("debian", options.folder)
     texts = (record["text"] for record in corpora.read(path, "en"))
     joined = iter(lambda: "\n\n".join(itertools.islice(texts, options.join)), "")
     documents = list(itertools.islice(joined, options.documents))
-    # Neighbours are of one kind, so every round has some from all over.
+    # Neighbours are alike, so each round samples the whole corpus.
     parts = options.rounds + 1
     return [documents[number::parts] for number in range(parts)]
 

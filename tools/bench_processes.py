@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Times a run of two processes on CPUs beside one process, each kept to a core of its own.
+"""Compares a two-process run on CPUs with a single process, each process pinned to one core.
 
     tools/bench_processes.py                          # some three minutes on two idle cores
     tools/bench_processes.py -- --mesh.zero=1         # flags of the run behind --
 
-All read as many rows a process. The first process alone, the second alone, and both together take
-turns; the median step of each turn counts, without its first steps.
+The number of rows per process is the same in all runs. The first core alone, the second alone, and
+both together take turns; each turn is scored by its median step, excluding the first steps.
 """
 
 import argparse
@@ -36,7 +36,7 @@ FLAGS = (
     "--optimizer.schedule=constant",
     "--optimizer.warmup_steps=0",
 )
-FIRST = 4  # steps that are not counted: compiling, and what the memory is not used to
+FIRST = 4  # untimed steps: compilation and warm-up
 
 
 def main(arguments: list[str] | None = None) -> None:

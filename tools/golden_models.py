@@ -7,7 +7,7 @@ SIZES = {"vocab_size": 48, "num_layers": 2, "embed_dim": 16, "num_heads": 4, "ma
 GROUPED = SIZES | {"num_kv_heads": 2, "mlp_dim": 24}
 ENCODER = SIZES | {"mlp_dim": 24, "dropout": models.Dropout()}
 
-# One of each family, with everything that sets it apart; goldens are kept of these.
+# One model per family, with all its distinctive features. The repository stores their goldens.
 CONFIGS: dict[str, ModelConfig] = {
     "gpt2": models.gpt2(**SIZES | {"max_length": 16, "dropout": models.Dropout()}),
     "llama": models.llama(
@@ -45,7 +45,7 @@ CONFIGS: dict[str, ModelConfig] = {
     ),
 }
 
-# More of each: other sizes, heads and options, compared where transformers is installed.
+# Other sizes, heads and options, compared only where transformers is installed.
 VARIANTS: dict[str, ModelConfig] = {
     "gpt2, deep and untied": models.gpt2(
         vocab_size=40,

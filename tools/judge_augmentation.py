@@ -134,7 +134,7 @@ def remembering(embed: Features) -> Features:
 
 
 def arms(options: argparse.Namespace) -> dict[str, augmentation.AugmentationConfig | None]:
-    """What is compared: three copies of each text by one method, or one by each of four."""
+    """The methods to compare: three copies of each text by one method, or one by each of four."""
     every = augmentation.AugmentationConfig(
         methods=("synonyms", "back_translation", "restructuring", "noise"),
         synonyms=augmentation.SynonymReplacement(path=options.thesaurus),

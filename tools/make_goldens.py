@@ -29,7 +29,7 @@ def draw_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def draw_inputs(config: models.ModelConfig, padding: Padding = "none") -> Arrays:
-    """A batch of two rows of 12 tokens, and what the model's head is trained on.
+    """A batch of two rows of 12 tokens, with targets for the model's head.
 
     "tokens", "segment_ids" (0 is padding), "positions" within them, "token_types" of models that
     tell them apart, and "targets": the next or masked tokens, labels, or starts and ends, with -1
@@ -40,7 +40,7 @@ def draw_inputs(config: models.ModelConfig, padding: Padding = "none") -> Arrays
     lengths = np.array([[12], [12]] if padding == "none" else [[9], [5]])
     places = np.arange(12)[None] - (12 - lengths if padding == "left" else 0)
     there = (places >= 0) & (places < lengths)
-    # RoBERTa takes for padding what has the padding's id.
+    # RoBERTa treats every token with the padding id as padding.
     tokens = np.where(there, tokens, max(0, config.embedding.offset - 1)).astype(np.int32)
     batch = {
         "tokens": tokens,

@@ -1,1 +1,1 @@
-"""The parts of tools/bench.py: workloads, the programs of each engine, and how they take turns."""
+"""The parts of tools/bench.py: workloads, each engine's programs, and the measuring session."""

@@ -1,4 +1,4 @@
-"""Our heuristic steps beside datatrove's filters: the same rules by other names."""
+"""Our heuristic steps paired with datatrove's filters for the same rules."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from llmjax.data import cleaning
 from llmjax.data.cleaning import Document, Rejected
 
-# datatrove's names of our reasons, where its filters say why.
+# From datatrove's reasons, where its filters give them, to ours.
 _REASONS = {
     "gopher_short_doc": "too few words",
     "gopher_long_doc": "too many words",
@@ -38,11 +38,11 @@ _REASONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A step of ours and the filter of datatrove that does the same.
+    """One of our steps and the equivalent datatrove filter.
 
     Attributes:
         step: the step.
-        make_filter: the filter, of a language.
+        make_filter: builds the filter for a language.
     """
 
     step: Callable[[Document], Document | Rejected]
@@ -50,9 +50,9 @@ class Pair:
 
 
 def pairs() -> Mapping[str, Pair]:
-    """The pairs by our names, with the settings of the papers, and looser ones that let rules act.
+    """The pairs by our names, with the papers' settings and with looser ones that let rules act.
 
-    Most package descriptions are shorter than the fifty words that Gopher asks for.
+    Most package descriptions are shorter than the 50 words that Gopher requires.
 
     Raises:
         ImportError: datatrove is not installed.
@@ -103,7 +103,7 @@ def pairs() -> Mapping[str, Pair]:
 
 
 def ours(pair: Pair, text: str, language: str = "en") -> tuple[str, str]:
-    """What our step says: the reason to turn a text away or "", and the text that is left."""
+    """Our step's reason for rejecting a text, or "", and the remaining text."""
     result = pair.step(Document(text, metadata={"language": language}))
     if isinstance(result, Rejected):
         return result.reason, text
@@ -111,7 +111,7 @@ def ours(pair: Pair, text: str, language: str = "en") -> tuple[str, str]:
 
 
 def theirs(filter_: Any, text: str) -> tuple[str, str]:
-    """The same of datatrove's filter, the reason in our words."""
+    """Like `ours` for datatrove's filter, with the reason in our words."""
     from datatrove.data import Document as Theirs
 
     document = Theirs(text=text, id="")

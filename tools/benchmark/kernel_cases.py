@@ -1,4 +1,4 @@
-"""What is timed of the kernels: on a processor, on a GPU, and in a rehearsal of the latter."""
+"""The kernel benchmark's cases: for a CPU, for a GPU, and a small rehearsal of the latter."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from tools.benchmark.kernels import Case, attention, cross_entropy, decoding, di
 
 
 def cpu() -> list[Case]:
-    """The default implementations beside what keeps scores and logits in memory, float32."""
+    """The default implementations against ones that materialize scores and logits, in float32."""
     implementations = {"in memory": _in_memory, "xla": _ours("xla")}
     cases = [
         attention(
@@ -36,7 +36,7 @@ def cpu() -> list[Case]:
 
 
 def gpu(lengths: tuple[int, ...] = (4096, 8192, 16384)) -> list[Case]:
-    """Attention beside cuDNN, cross entropy beside logits in memory, and the cache's bandwidth."""
+    """Attention against cuDNN, cross entropy against materialized logits, and cache bandwidth."""
     names = ("cudnn", "pallas_gpu", "tokamax", "xla")
     cases = [
         attention(
@@ -66,7 +66,7 @@ def gpu(lengths: tuple[int, ...] = (4096, 8192, 16384)) -> list[Case]:
 
 
 def rehearsal() -> list[Case]:
-    """The GPU's in small: kernels are interpreted where there is none."""
+    """The GPU cases at small sizes; without a GPU, kernels run in interpret mode."""
     names = ("xla", "pallas_gpu", "cudnn", "tokamax")
     cases = [
         attention(
@@ -100,7 +100,7 @@ def tune_attention(implementation: Any, *, backward: bool = True) -> Callable[[i
 
 
 def tune_cross_entropy(implementation: Any) -> Callable[[int, str], Case]:
-    """Likewise, of hidden states that are 16 times as wide as a head."""
+    """Likewise for cross entropy, with hidden states 16 times as wide as a head."""
 
     def case(channels: int, dtype: str) -> Case:
         sizes: dict[str, Any] = {"tokens": _length(), "width": 16 * channels, "dtype": dtype}
@@ -111,7 +111,7 @@ def tune_cross_entropy(implementation: Any) -> Callable[[int, str], Case]:
 
 
 def tune_decoding(implementation: Any) -> Callable[[int, str], Case]:
-    """Likewise, of a cache."""
+    """Likewise for decoding from a cache."""
 
     def case(channels: int, dtype: str) -> Case:
         sizes: dict[str, Any] = {"batch": 8, "heads": 32, "kv_heads": 8, "capacity": _length()}
@@ -122,7 +122,7 @@ def tune_decoding(implementation: Any) -> Callable[[int, str], Case]:
 
 
 def tune_disentangled(implementation: Any) -> Callable[[int, str], Case]:
-    """Likewise, of positions in 512 rows."""
+    """Likewise for disentangled attention, with 512 rows of relative positions."""
 
     def case(channels: int, dtype: str) -> Case:
         sizes: dict[str, Any] = {"batch": 2, "heads": 8, "length": _length(), "channels": channels}
@@ -133,7 +133,7 @@ def tune_disentangled(implementation: Any) -> Callable[[int, str], Case]:
 
 
 def _length() -> int:
-    """Tokens that keep the device busy for long enough."""
+    """A sequence length that keeps the device busy long enough to time."""
     return 512 if jax.default_backend() == "cpu" else 4096
 
 
@@ -142,7 +142,7 @@ def _ours(implementation: Any):
 
 
 def _in_memory(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """jax's own, whose scores are an array."""
+    """jax's own attention, which materializes the scores."""
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     out = jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="xla")
     return jnp.swapaxes(out, 1, 2)

@@ -1,7 +1,7 @@
-"""Operations beside each other in one process: whether they agree, how fast and how large they are.
+"""Compares implementations of an operation in one process: results, speed and memory.
 
-Each case runs every contender once, compares what they find with the first one's, and then takes
-turns: what disturbs the machine disturbs all of them.
+Each case runs every contender once, compares its results with the first contender's, and then times
+them in turns, so that disturbances of the machine affect all of them.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ import rich.table
 from llmjax.kernels.flash_attention import Mask, flash_attention
 from llmjax.kernels.linear_cross_entropy import linear_cross_entropy
 
-TURN_S = 0.1  # a turn is as many calls as take about this long
+TURN_S = 0.1  # approximate duration of a turn, which sets its number of calls
 REFUSALS = (ValueError, NotImplementedError, ImportError, jax.errors.JaxRuntimeError)
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.03}  # of the largest number
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.03}  # relative to the largest value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Case:
     Attributes:
         name: what is computed.
         arrays: makes the arguments.
-        contenders: functions of them by name; the first is what the others are compared with.
-        work: what the result needs, in `unit`.
+        contenders: functions of these by name; the first is the reference.
+        work: the work that the result requires, in `unit`.
         unit: "FLOP", floating-point operations, or "B", bytes to be read.
     """
 
@@ -49,20 +49,20 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """One contender's in a case.
+    """One contender's figures in a case.
 
     Attributes:
-        case: its name.
-        contender: its name.
-        refused: why it does not run here; nothing else is known then.
-        error: largest difference from the first contender's results, as a share of the largest
-            number there.
-        milliseconds: median of the turns, of one call.
-        rate: of the work, in `unit` a second.
+        case: the case's name.
+        contender: the contender's name.
+        refused: why it does not run here; the other figures are then unset.
+        error: largest difference from the first contender's results, relative to their largest
+            value.
+        milliseconds: time per call, the median over turns.
+        rate: work per second, in `unit`.
         unit: as in `Case`.
         speed: the first contender's time over this one's.
-        temporary_mb: held beside arguments and results.
-        memory_share: that over the first contender's.
+        temporary_mb: memory besides arguments and results.
+        memory_share: `temporary_mb` over the first contender's.
     """
 
     case: str
@@ -78,7 +78,7 @@ class Figures:
 
 
 class DisagreementError(RuntimeError):
-    """A contender computes something else."""
+    """A contender's results differ from the first one's."""
 
 
 def attention(
@@ -93,10 +93,10 @@ def attention(
     dtype: str,
     backward: bool,
 ) -> Case:
-    """Causal self-attention: the result or, of `backward`, that and all gradients."""
+    """Causal self-attention: the result and, with `backward`, all gradients."""
     shapes = [(batch, h, length, channels) for h in (heads, kv_heads, kv_heads, heads)]
     pairs = batch * heads * length * (length + 1) / 2
-    # Two products forward, five backward, of which the scores are one again.
+    # Two products forward and five backward, including the recomputed scores.
     products = 7 if backward else 2
     return Case(
         name,
@@ -126,7 +126,7 @@ def disentangled(
         mask, scale = Mask(causal=False), (3 * channels) ** -0.5
         return attend(query, key, value, index, mask, c2p=c2p, p2c=p2c, scale=scale)
 
-    # As attention, and for each term one product of a tile's size forward and two backward.
+    # As for attention, plus one tile-sized product forward and two backward for each term.
     return Case(
         name,
         functools.partial(_normal, [states, states, states, table, table, states], dtype),
@@ -141,7 +141,7 @@ def disentangled(
 def cross_entropy(
     name: str, implementations: Sequence[Any], *, tokens: int, width: int, vocab: int, dtype: str
 ) -> Case:
-    """Loss and gradients of hidden states and head; the head is in float32."""
+    """The loss and its gradients with respect to hidden states and head; the head is float32."""
 
     def arrays():
         hidden, weight = _normal([(1, tokens, width), (vocab, width)], dtype)
@@ -168,7 +168,7 @@ def decoding(
     kv_heads: int,
     **sizes: Any,
 ) -> Case:
-    """One query in each row over a cache that is full; the work is to read it."""
+    """One query per row over a full cache; the work is reading the cache."""
     capacity, channels, dtype = sizes["capacity"], sizes["channels"], sizes["dtype"]
     cache = (batch, kv_heads, capacity, channels)
 
@@ -191,7 +191,7 @@ def _normal(shapes, dtype) -> tuple[jax.Array, ...]:
 
 
 def _pass(function: Callable, count: int, backward: bool) -> Callable:
-    """Of `count` arguments and a cotangent of the result."""
+    """`function` of `count` arguments; with `backward`, also its gradients for a cotangent."""
 
     def run(*arrays):
         given, (cotangent,) = arrays[:count], arrays[count:]
@@ -207,7 +207,7 @@ def measure(case: Case, rounds: int, say: Callable[[str], None]) -> Iterator[Fig
     """Every contender's figures.
 
     Raises:
-        DisagreementError: one finds something else than the first.
+        DisagreementError: a contender's results differ from the first one's.
     """
     arrays = case.arrays()
     programs, figures = {}, {}
@@ -251,20 +251,20 @@ def _check(case, who, found, expected, dtype) -> float:
 
 
 def _times(programs: Mapping[str, Any], arrays, rounds: int) -> dict[str, float]:
-    """Median seconds of a call of each."""
+    """Each program's median seconds per call."""
     calls = {}
     for who, program in programs.items():
         calls[who] = max(1, int(TURN_S / _turn(program, arrays, 1)))
     turns: dict[str, list[float]] = {who: [] for who in programs}
     for number in range(rounds):
-        # Every other round goes backwards, so that none always comes after the same other.
+        # The order alternates, so that no program always runs after the same other.
         for who in list(programs)[:: -1 if number % 2 else 1]:
             turns[who].append(_turn(programs[who], arrays, calls[who]))
     return {who: statistics.median(seconds) for who, seconds in turns.items()}
 
 
 def _turn(program, arrays, calls: int) -> float:
-    """Seconds of a call, in a row of them; a GPU is kept busy."""
+    """Seconds per call, over back-to-back calls that keep a GPU busy."""
     start = time.perf_counter()
     for _ in range(calls):
         out = program(*arrays)
@@ -273,7 +273,7 @@ def _turn(program, arrays, calls: int) -> float:
 
 
 def table(rows: Sequence[Figures]) -> rich.table.Table:
-    """All figures, to look at."""
+    """A table of all figures."""
     shown = rich.table.Table(box=None, header_style="bold", pad_edge=False)
     for title in ("case", "contender", "ms", "rate", "speed", "temporaries", "share", "error"):
         text = title in ("case", "contender")
@@ -296,7 +296,7 @@ def table(rows: Sequence[Figures]) -> rich.table.Table:
 
 
 def show(cases: Sequence[Case], rounds: int, *, as_json: bool) -> None:
-    """Prints the figures: a JSON object a line as they come, or a table at the end."""
+    """Prints the figures: one JSON object per line as they arrive, or a table at the end."""
     stderr = rich.console.Console(stderr=True, highlight=False)
     rows = []
     for case in cases:

@@ -1,4 +1,4 @@
-"""The workloads in llmjax. Each `build` returns a function that does one turn to its end."""
+"""The workloads in llmjax. Each builder returns a function that runs one turn to completion."""
 
 import importlib.metadata
 import json
@@ -16,14 +16,14 @@ from llmjax import spec as specs
 from tools.benchmark.settings import Settings
 from tools.benchmark.workloads import LORA, Workload
 
-# Does one unit of work to its end; the loss, where there is one.
+# Runs one unit of work to completion and returns its loss, if any.
 Turn = Callable[[], float | None]
 
 CORPUS_BYTES = 16 << 20
 
 
 def build(workload: Workload) -> Turn:
-    """The turn of a workload: compiled by its first call, finished when it returns."""
+    """The workload's turn: compiled by its first call, finished when it returns."""
     train.trim_after_compiling()
     programs = {"train": _train, "eval": _eval, "decode": _decode, "data": _data, "lora": _lora}
     return programs.get(workload.kind, _reinforce)(workload)
@@ -42,22 +42,22 @@ def matmul(size: int) -> Callable[[], None]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a figure depends on."""
+    """Versions of the libraries that affect the figures."""
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
 
 
 def accelerated() -> bool:
-    """Whether jax computes on something other than the processor."""
+    """Whether jax runs on an accelerator."""
     return jax.default_backend() != "cpu"
 
 
 def device() -> str:
-    """What jax computes on."""
+    """The device that jax runs on."""
     return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
 
 
 def peak_device_memory_mb() -> float | None:
-    """The most memory that arrays and programs held on the first device; None on a processor."""
+    """Peak memory of arrays and programs on the first device; None on a CPU."""
     statistics = jax.devices()[0].memory_stats() if accelerated() else None
     return statistics["peak_bytes_in_use"] / (1 << 20) if statistics else None
 
@@ -156,7 +156,7 @@ def _data(workload: Workload) -> Turn:
         )
     )
 
-    def turn(folder: Any = folder) -> None:  # the folder lives as long as the function
+    def turn(folder: Any = folder) -> None:  # keeps the folder alive
         for _ in range(workload.data_batches):
             next(batches)
 

@@ -1,7 +1,7 @@
-"""The workloads in transformers, on torch: the same shapes, optimizer and work in a turn.
+"""The workloads in transformers, on torch: the same shapes, optimizer and work per turn.
 
-This module runs in a process of its own that never imports jax, so that its peak memory is
-torch's alone; it is told what to do in plain values (`Workload.job`).
+This module runs in its own process, which never imports jax, so that the peak memory is torch's
+alone. Jobs arrive as plain values (`Workload.job`).
 """
 
 import importlib.metadata
@@ -14,21 +14,21 @@ import transformers
 
 Job = dict[str, Any]
 
-# Does one unit of work to its end; the loss, where there is one.
+# Runs one unit of work to completion and returns its loss, if any.
 Turn = Callable[[], float | None]
 
-IGNORE = -100  # labels of positions that predict nothing
+IGNORE = -100  # label of positions without a target
 
 
 def build(job: Job, *, compiled: bool) -> tuple[Turn, int]:
-    """The turn of a job, and the model's number of parameters.
+    """The job's turn and the model's number of parameters.
 
     Args:
         job: from `Workload.job`.
-        compiled: whether to use torch.compile, for decoding with the static cache that it needs.
+        compiled: whether to use torch.compile; decoding then uses the static cache it needs.
     """
     if job["kind"] in ("grpo", "ppo"):
-        from tools.benchmark import trl_peers  # which is no part of the extra `parity`
+        from tools.benchmark import trl_peers  # TRL is not in the extra `parity`
 
         return trl_peers.build(job)
     transformers.logging.set_verbosity_error()
@@ -43,7 +43,7 @@ def build(job: Job, *, compiled: bool) -> tuple[Turn, int]:
 
 
 def _with_lora(model: Any) -> Any:
-    """Low-rank corrections of all seven projections of a layer, which alone are trained."""
+    """Adds LoRA to all seven projections of each layer and freezes everything else."""
     import peft
 
     names = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
@@ -65,23 +65,23 @@ def matmul(size: int) -> Callable[[], None]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a figure depends on."""
+    """Versions of the libraries that affect the figures."""
     used = [name for name in ("torch", "transformers", "peft", "trl") if name in sys.modules]
     return {name: importlib.metadata.version(name) for name in used}
 
 
 def accelerated() -> bool:
-    """Whether torch computes on a GPU."""
+    """Whether torch runs on a GPU."""
     return torch.cuda.is_available()
 
 
 def device() -> str:
-    """What torch computes on."""
+    """The device that torch runs on."""
     return f"1 × {torch.cuda.get_device_name()}" if accelerated() else "cpu"
 
 
 def peak_device_memory_mb() -> float | None:
-    """The most memory that tensors held on the GPU; None on a processor."""
+    """Peak memory of tensors on the GPU; None on a CPU."""
     return torch.cuda.max_memory_allocated() / (1 << 20) if accelerated() else None
 
 
@@ -96,12 +96,12 @@ def _finish() -> None:
 
 
 def _precision() -> Any:
-    """As ours: parameters in float32, and on a GPU products in bfloat16."""
+    """Precision as ours: parameters in float32 and, on a GPU, matmuls in bfloat16."""
     return torch.autocast(_device(), torch.bfloat16, enabled=accelerated())
 
 
 def model_of(config: dict[str, Any]) -> Any:
-    """The model of a configuration, from `Workload.job`."""
+    """The model of a configuration from `Workload.job`."""
     shared = {
         "vocab_size": config["vocab_size"],
         "tie_word_embeddings": config["tied"],
@@ -140,7 +140,7 @@ def model_of(config: dict[str, Any]) -> Any:
 
 
 def _electra(job: Job) -> Any:
-    """A discriminator, and a generator whose embeddings are the discriminator's."""
+    """A discriminator and a generator that share embeddings."""
     generator, discriminator = model_of(job["generator"]), model_of(job["model"])
     generator.electra.embeddings = discriminator.electra.embeddings
     generator.generator_lm_head.weight = discriminator.electra.embeddings.word_embeddings.weight
@@ -202,7 +202,7 @@ def _rtd(job: Job, model: Any, compiled: bool) -> Callable[[], Any]:
         with torch.no_grad():
             chosen = labels != IGNORE
             logits = proposed.logits[chosen].float()
-            # Gumbel noise: the largest sum follows the softmax.
+            # Gumbel-max trick: samples from the softmax.
             draws = (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
             corrupted = tokens.masked_scatter(chosen, draws)
         replaced = (corrupted != tokens).long()
@@ -256,7 +256,7 @@ def _decode(job: Job, model: Any, compiled: bool) -> Turn:
     if compiled:
         settings.cache_implementation = "static"
         settings.compile_config = transformers.CompileConfig(fullgraph=True, mode="default")
-        # Otherwise generate() compiles on GPUs alone.
+        # By default, generate() compiles only on GPUs.
         settings.compile_config._compile_all_devices = True
     prompts = _random_tokens(job, job["decode_rows"], job["prompt_tokens"])
     there = torch.ones_like(prompts)

@@ -1,4 +1,4 @@
-"""Measures a workload: one process for each engine, all alive together, one computing at a time."""
+"""Measures a workload with one process per engine, all alive but only one computing at a time."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from tools.benchmark.workloads import Workload
 ROOT = pathlib.Path(__file__).parents[2]
 MATMUL_SIZE = 2048
 LOSS_TOLERANCE = 0.05  # relative
-PAUSE_S = 0.05  # lets the threads of the engine before stop spinning
+PAUSE_S = 0.05  # lets the previous engine's threads stop spinning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,27 +27,27 @@ class Result:
     """One engine's figures on one workload.
 
     Attributes:
-        workload: its name.
+        workload: the workload's name.
         engine: llmjax, torch (transformers, eager) or torch-compile.
         tokens_per_s: tokens of a turn over step_s.
-        step_s: median of the turns after the first.
-        turns_s: all of these.
-        first_step_s: from starting the process to the end of the first turn, nothing cached.
-        compile_s: what the first turn took longer than the median.
-        loss: of the first turn, before any update; None where there is none.
-        peak_memory_mb: of the engine's process.
-        peak_device_memory_mb: of what it held on an accelerator; None on a processor.
-        cores: median processor time over wall time: how many cores it was given.
-        matmul_gflops: best rate of a product that any engine reached in this run: of float32, on
-            an accelerator of bfloat16.
-        matmul_share: the workload's operations over step_s, as a share of that rate.
+        step_s: median seconds of the turns after the first.
+        turns_s: seconds of each of these turns.
+        first_step_s: from starting the process to the end of the first turn, without caches.
+        compile_s: seconds of the first turn beyond the median.
+        loss: the first turn's loss, before any update, if any.
+        peak_memory_mb: peak memory of the engine's process.
+        peak_device_memory_mb: peak memory on the accelerator; None on a CPU.
+        cores: median of CPU time over wall time, the number of cores used.
+        matmul_gflops: best matmul rate of any engine in this run, in float32 or, on an
+            accelerator, bfloat16.
+        matmul_share: the workload's FLOPs over step_s, as a share of that rate.
         speedup: each peer's step_s over this one's.
-        memory_share: this peak memory over each peer's, on an accelerator of that.
-        parameters: of the model.
+        memory_share: this peak memory over each peer's; on an accelerator, of device memory.
+        parameters: the model's number of parameters.
         threads: cores that the process may use.
-        load_average: of the machine, over the minute before.
-        device: what it computed on.
-        versions: of Python and the libraries.
+        load_average: the machine's load average over the last minute.
+        device: the device used.
+        versions: versions of Python and the libraries.
     """
 
     workload: str
@@ -73,15 +73,15 @@ class Result:
 
 
 class Worker:
-    """The parent's side of a worker process, which ends with the `with` block.
+    """The parent's handle of a worker process, which ends with the `with` block.
 
     Attributes:
-        engine: its name.
+        engine: the engine's name.
         first: seconds of the first turn.
-        loss: of the first turn, or None.
+        loss: the first turn's loss, or None.
         first_step_s: from starting the process to the end of that turn.
         turns: the replies to the timed turns.
-        gflops: rates of the products of matrices beside them.
+        gflops: matmul rates measured after each timed turn.
     """
 
     def __init__(self, engine: str, workload: Workload, threads: int, cache: str) -> None:
@@ -90,7 +90,7 @@ class Worker:
         own = {
             "OMP_NUM_THREADS": str(threads),
             "TORCHINDUCTOR_CACHE_DIR": cache,
-            # jax would take most of a GPU at its start, and leave peers too little.
+            # By default, jax preallocates most of a GPU and leaves peers too little.
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }
         self._process = subprocess.Popen(
@@ -122,14 +122,14 @@ class Worker:
             self._process.wait()
 
     def ask(self, command: str) -> dict[str, Any]:
-        """The reply to a command. RuntimeError if the process ended instead."""
+        """Sends a command and returns the reply; RuntimeError if the process ended instead."""
         self._write(command)
         assert self._process.stdout is not None
         reply = self._process.stdout.readline()
         if not reply:
             raise RuntimeError(
                 f"the {self.engine} process ended with status {self._process.wait()} at "
-                f"{command.split()[0]!r}; what it wrote stands above"
+                f"{command.split()[0]!r}; see its output above"
             )
         return json.loads(reply)
 
@@ -140,7 +140,7 @@ class Worker:
         self.first_step_s = time.perf_counter() - self._start
 
     def round(self) -> float:
-        """One timed turn, and a product of matrices beside it; the turn's seconds."""
+        """Runs a timed turn and a matmul; returns the turn's seconds."""
         time.sleep(PAUSE_S)
         self.turns.append(self.ask("turn"))
         self.gflops.append(self.ask(f"matmul {MATMUL_SIZE}")["gflops"])
@@ -148,7 +148,7 @@ class Worker:
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the missing reply says so better
+        with contextlib.suppress(BrokenPipeError):  # the missing reply is reported instead
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
@@ -161,18 +161,18 @@ def measure(
     threads: int,
     say: Callable[[str], None],
 ) -> list[Result]:
-    """The engines' figures, taken in turns: what disturbs the machine disturbs all of them.
+    """Measures the engines in turns, so that disturbances of the machine affect all of them.
 
     Args:
         workload: what to time.
-        engines: llmjax, and peers.
+        engines: llmjax and its peers.
         rounds: timed turns of each engine, after one that compiles.
-        threads: cores that each may use.
-        say: is told what happens.
+        threads: cores that each engine may use.
+        say: receives progress messages.
 
     Raises:
-        RuntimeError: a process failed, or a peer does other work: its model has another size, its
-            first loss is another, or it is on another kind of device.
+        RuntimeError: a process failed, or a peer's work differs: its model has another size, its
+            first loss differs, or it runs on another kind of device.
     """
     load = os.getloadavg()[0]
     with contextlib.ExitStack() as stack:
@@ -185,7 +185,7 @@ def measure(
             say(f"{workload.name}: {engine} finished its first step in {worker.first_step_s:.1f} s")
             workers.append(worker)
         for number in range(rounds):
-            # Every other round goes backwards, so that none always comes after the same other.
+            # The order alternates, so that no engine always runs after the same other.
             order = workers if number % 2 == 0 else workers[::-1]
             times = "  ".join(f"{worker.engine} {worker.round():.3f} s" for worker in order)
             say(f"{workload.name}: round {number + 1} of {rounds}: {times}")
@@ -238,7 +238,7 @@ def _results(
 def _check_same_work(
     workload: Workload, workers: Sequence[Worker], finals: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Whoever has another model, another loss or another device is no peer."""
+    """Raises RuntimeError unless all engines have the same model size, loss and kind of device."""
     first = workers[0]
     on = finals[first.engine]
     for worker in workers:
@@ -247,7 +247,7 @@ def _check_same_work(
             raise RuntimeError(
                 f"{name} has {final['parameters']} parameters, and not {workload.parameters}"
             )
-        # Untrained models guess about evenly, so their losses hardly depend on what was drawn.
+        # Untrained models predict almost uniformly, so their losses hardly depend on the seed.
         if (
             worker.loss is not None
             and first.loss is not None

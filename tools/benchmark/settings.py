@@ -1,4 +1,4 @@
-"""What is trained and at which shapes, by name; always on random tokens, and without dropout."""
+"""Named models, objectives and batch shapes to benchmark, on random tokens without dropout."""
 
 import dataclasses
 import types
@@ -10,7 +10,7 @@ from llmjax.objectives import masking
 from llmjax.optim.config import OptimizerConfig
 from llmjax.spec import Tree
 
-# Of the vocabulary that BERT and ELECTRA were published with: [PAD], [CLS] and [SEP].
+# [PAD], [CLS] and [SEP] in the published vocabulary of BERT and ELECTRA.
 BERT_VOCABULARY = 30522
 MASK_ID = 103
 SPECIAL_IDS = (0, 101, 102)
@@ -22,13 +22,13 @@ class Settings:
 
     Attributes:
         objective: clm, the next token; mlm, masked tokens; rtd, replaced tokens.
-        model: the network; of rtd the discriminator.
+        model: the network; for rtd, the discriminator.
         batch_size: B.
         sequence_length: S.
-        generator: of rtd; its embeddings are the discriminator's.
-        optimizer: how gradients become updates.
-        steps: of the schedule.
-        seed: of parameters and masks.
+        generator: rtd's generator, which shares the discriminator's embeddings.
+        optimizer: the optimizer.
+        steps: length of the schedule.
+        seed: seed of parameters and masks.
     """
 
     objective: Literal["clm", "mlm", "rtd"]
@@ -42,19 +42,19 @@ class Settings:
 
     @property
     def masking(self) -> masking.MaskingConfig:
-        """Which tokens mlm and rtd hide."""
+        """How mlm and rtd mask tokens."""
         return masking.ELECTRA if self.objective == "rtd" else masking.BERT
 
     @property
     def spec(self) -> Tree:
-        """All that is trained."""
+        """All trained parameters."""
         if self.generator is not None:
             return objectives.rtd_spec(self.generator, self.model)
         return models.spec(self.model)
 
     @property
     def loss(self) -> objectives.Loss:
-        """Of the parameters that `spec` declares and a batch."""
+        """The loss, a function of the parameters that `spec` declares and a batch."""
         if self.objective == "clm":
             return objectives.clm(self.model)
         hidden: dict[str, Any] = {"mask_id": MASK_ID, "special_ids": SPECIAL_IDS}
@@ -64,7 +64,7 @@ class Settings:
 
     @property
     def training_flops(self) -> float:
-        """Operations of a training step that the objective needs, as `llmjax.planning` counts."""
+        """FLOPs of a training step, as `llmjax.planning` counts them."""
         length = self.sequence_length
         if self.generator is not None:
             per_token = planning.rtd_flops(self.generator, self.model, length, self.masking)
@@ -76,17 +76,17 @@ class Settings:
 
 
 def mlm() -> Settings:
-    """BERT, 6 layers of width 384, 16 × 128 at a time."""
+    """BERT with 6 layers of width 384, on batches of 16 × 128."""
     return Settings("mlm", models.bert(**_ENCODER), batch_size=16, sequence_length=128)
 
 
 def rtd() -> Settings:
-    """ELECTRA: that encoder as the discriminator, and a generator of a quarter of its width."""
+    """ELECTRA: the encoder of `mlm` as discriminator, and a generator of a quarter of its width."""
     return _rtd(_ENCODER, batch_size=16, sequence_length=128)
 
 
 def policy() -> Settings:
-    """A decoder of 4 layers of width 256 that answers prompts."""
+    """A decoder with 4 layers of width 256 as policy."""
     model = models.llama(
         **_PLAIN,
         vocab_size=8192,
@@ -101,7 +101,7 @@ def policy() -> Settings:
 
 
 def tiny_mlm() -> Settings:
-    """Only shows that the benchmark works."""
+    """A tiny model for smoke tests."""
     return Settings("mlm", models.bert(**_TINY), batch_size=8, sequence_length=32)
 
 
@@ -111,10 +111,10 @@ def tiny_rtd() -> Settings:
 
 
 def gpt2_small() -> Settings:
-    """GPT-2 small, 16 × 1024 at a time: for one accelerator."""
+    """GPT-2 small on batches of 16 × 1024, for one accelerator."""
     model = models.gpt2(
         **_BASE,
-        # The published 50257, rounded up as most do: matrices of odd sizes are slow.
+        # The published 50257 rounded up, as is common: matrices of odd sizes are slow.
         vocab_size=50304,
         max_length=1024,
     )
@@ -122,7 +122,7 @@ def gpt2_small() -> Settings:
 
 
 def bert_base() -> Settings:
-    """BERT base, 32 × 512 at a time: for one accelerator."""
+    """BERT base on batches of 32 × 512, for one accelerator."""
     model = models.bert(**_BASE, vocab_size=BERT_VOCABULARY, max_length=512)
     return Settings("mlm", model, batch_size=32, sequence_length=512)
 
@@ -130,8 +130,8 @@ def bert_base() -> Settings:
 def _rtd(encoder: dict[str, Any], batch_size: int, sequence_length: int) -> Settings:
     """The generator by the rules of Clark et al. (2020), section 3.2, and the code they released.
 
-    As many layers, and a quarter of the width, of which a head has 64 channels; tables as wide as
-    the discriminator's.
+    It has as many layers as the discriminator, a quarter of its width, heads of 64 channels, and
+    embeddings as wide as the discriminator's.
     """
     width = encoder["embed_dim"] // 4
     smaller = encoder | {
@@ -148,7 +148,7 @@ def _rtd(encoder: dict[str, Any], batch_size: int, sequence_length: int) -> Sett
 
 def _recipe(name: str) -> Settings:
     """The shapes of a recipe."""
-    # Recipes import the data pipeline, which a machine that only times training may lack.
+    # Recipes import the data pipeline, whose packages a machine that only times training may lack.
     from experiments.recipes import RECIPES
 
     recipe = RECIPES[name]()
@@ -188,5 +188,5 @@ SETTINGS: Mapping[str, Callable[[], Settings]] = types.MappingProxyType(
 
 
 def named(name: str) -> Settings:
-    """The settings of a name: one of `SETTINGS`, or of a recipe."""
+    """The settings by name, from `SETTINGS` or from a recipe."""
     return SETTINGS[name]() if name in SETTINGS else _recipe(name)

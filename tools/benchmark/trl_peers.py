@@ -1,7 +1,6 @@
-"""Iterations of reinforcement learning in TRL, on torch: the same shapes and work in a turn.
+"""Iterations of reinforcement learning in TRL, on torch: the same shapes and work per turn.
 
-TRL's trainers own their loops. Each runs in a thread that stops after every iteration until it is
-told to go on.
+TRL's trainers own their loops. Each runs in a thread that pauses after every iteration.
 """
 
 import tempfile
@@ -21,18 +20,18 @@ _FOREVER = 1 << 20  # iterations
 
 
 def build(job: Job) -> tuple[Turn, int]:
-    """The turn of a job, and the number of parameters of its policy."""
+    """The job's turn and the policy's number of parameters."""
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     policy = model_of(job["model"])
-    # TRL wants tokens to have text, and prompts as such.
+    # TRL requires a tokenizer, and prompts as text.
     names = tokenizer(job["model"]["vocab_size"])
     train = {"grpo": _grpo, "ppo": _ppo}[job["kind"]](job, policy, names)
     return Turns(train), sum(parameter.numel() for parameter in policy.parameters())
 
 
 class Turns(transformers.TrainerCallback):
-    """One iteration of a trainer's loop for each call.
+    """Runs one iteration of a trainer's loop per call.
 
     Args:
         train: runs the loop with a callback.
@@ -52,12 +51,12 @@ class Turns(transformers.TrainerCallback):
         self._thread = threading.Thread(target=run, daemon=True)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Says that an iteration is over, and waits for the next call."""
+        """Signals the end of an iteration and waits for the next call."""
         self._done.release()
         self._go.acquire()
 
     def __call__(self) -> None:
-        """Lets the loop go on for an iteration.
+        """Runs the loop for one iteration.
 
         Raises:
             RuntimeError: the loop failed.
@@ -72,7 +71,7 @@ class Turns(transformers.TrainerCallback):
 
 
 def tokenizer(vocab_size: int) -> Any:
-    """Words t0, t1, … for the tokens of a vocabulary; t0 is padding and t1 ends a text."""
+    """A tokenizer with the words t0, t1, …; t0 is padding and t1 ends a text."""
     import tokenizers
 
     names = {f"t{i}": i for i in range(vocab_size)}
@@ -89,7 +88,7 @@ def _prompts(job: Job) -> torch.Tensor:
 
 
 def _shared(job: Job) -> dict[str, Any]:
-    """Of both configurations: a batch an iteration, nothing written, nothing computed again."""
+    """Options of both configurations: one batch per iteration, no output, no rematerialization."""
     return {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": job["decode_rows"],
@@ -105,7 +104,7 @@ def _shared(job: Job) -> dict[str, Any]:
 
 
 def _grpo(job: Job, policy: Any, names: Any) -> Callable[[Any], Any]:
-    """Four answers to a prompt, no reference, one step."""
+    """GRPO with four answers per prompt, no reference model, and one step."""
     config = trl.GRPOConfig(
         **_shared(job),
         num_generations=4,
@@ -118,7 +117,7 @@ def _grpo(job: Job, policy: Any, names: Any) -> Callable[[Any], Any]:
     texts = names.batch_decode(_prompts(job))
 
     def low(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        """The share of small token ids: anything that is cheap."""
+        """The share of small token ids, a cheap reward."""
         half = job["model"]["vocab_size"] // 2
         return [sum(token < half for token in ids) / len(ids) for ids in completion_ids]
 
@@ -136,7 +135,7 @@ def _grpo(job: Job, policy: Any, names: Any) -> Callable[[Any], Any]:
 
 
 def _ppo(job: Job, policy: Any, names: Any) -> Callable[[Any], Any]:
-    """With a critic of the policy's size, a reference, and next to nothing of a reward model."""
+    """PPO with a critic of the policy's size, a reference model, and a trivial reward model."""
     config = ppo.PPOConfig(
         **_shared(job),
         num_ppo_epochs=1,

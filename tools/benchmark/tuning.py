@@ -16,7 +16,7 @@ Turn = Callable[[], float | None]
 
 
 def lora(settings: Settings, corrections: peft.LoraConfig, batch: dict[str, jax.Array]) -> Turn:
-    """A step of low-rank corrections over a base that stays as it is."""
+    """A LoRA training step over a frozen base."""
     spec = peft.lora.spec(settings.spec, corrections)
     trained = peft.trained(spec)
     optimizer = optim.make(settings.optimizer, tree.partition(spec, trained)[0], settings.steps)
@@ -36,14 +36,15 @@ def lora(settings: Settings, corrections: peft.LoraConfig, batch: dict[str, jax.
 def reinforce(
     settings: Settings, *, answers: int, prompt_tokens: int, new_tokens: int, ppo: bool
 ) -> Turn:
-    """An iteration: rollouts, rewards, what models say of them, and an epoch of one step.
+    """An iteration: rollouts, rewards, log-probabilities and values, and an epoch of one step.
 
     Args:
-        settings: of the policy.
-        answers: in an iteration; of GRPO, four to each prompt.
-        prompt_tokens: of each prompt.
-        new_tokens: of each answer.
-        ppo: with a critic of the policy's size, and a reference; else GRPO, without one.
+        settings: the policy's settings.
+        answers: number per iteration; GRPO has four per prompt.
+        prompt_tokens: length of each prompt.
+        new_tokens: length of each answer.
+        ppo: PPO with a critic of the policy's size and a reference model; otherwise GRPO without a
+            reference model.
     """
     config, samples = settings.model, 1 if ppo else 4
     critic = objectives.Critic(models.with_head(config, "value")) if ppo else None
@@ -95,12 +96,12 @@ def _policy(critic: objectives.Critic | None, params: Any) -> Any:
 
 
 def _low(samples: Sequence[rl.Sample]) -> np.ndarray:
-    """The share of small token ids: anything that is cheap."""
+    """The share of small token ids, a cheap reward."""
     return np.array([np.mean(sample.tokens < 4096) for sample in samples])
 
 
 class _Prompts(Iterator[list[rl.Prompt]]):
-    """Random ones."""
+    """Random prompts."""
 
     def __init__(self, count: int, length: int, vocabulary: int) -> None:
         self._draw = np.random.default_rng(0)

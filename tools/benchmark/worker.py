@@ -1,9 +1,9 @@
-"""One engine and one workload in a process of its own, which computes only when it is told to.
+"""A process that runs one engine on one workload and computes only on command.
 
-The parent writes a JSON line with the job, then commands; each is answered with a JSON line:
+The parent writes a JSON line with the job, then commands; each reply is a JSON line:
 
-    turn            {"seconds": wall time, "cores": processor time over wall time, "loss": ...}
-    matmul SIZE     {"gflops": rate of one product; on an accelerator of a larger one, in bfloat16}
+    turn            {"seconds": wall time, "cores": CPU time over wall time, "loss": ...}
+    matmul SIZE     {"gflops": rate of one matmul; on an accelerator a larger one, in bfloat16}
     finish          {"peak_memory_mb": ..., "peak_device_memory_mb": ..., "device": ...,
                      "versions": {...}, "parameters": ...}
 """
@@ -20,15 +20,15 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 ENGINES = ("llmjax", "torch", "torch-compile")
-ACCELERATED_SCALE = 4  # a product that a processor needs a second for is nothing to a GPU
+ACCELERATED_SCALE = 4  # matmuls sized for a CPU are too short to time on a GPU
 
 
 class Engine:
     """The programs of one engine.
 
     Attributes:
-        turn: does one unit of the workload's work.
-        parameters: of its model, or None.
+        turn: runs one unit of work.
+        parameters: the model's number of parameters, or None.
     """
 
     def __init__(self, name: str, job: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Engine:
             self.turn, self.parameters = self._module.build(job, compiled=name == "torch-compile")
 
     def answer(self, command: str) -> dict[str, Any]:
-        """Obeys one command of the module's docstring."""
+        """Executes a command of the module's docstring and returns the reply."""
         if command == "turn":
             wall, processor = time.perf_counter(), time.process_time()
             loss = self.turn()
@@ -63,7 +63,7 @@ class Engine:
         }
 
     def _gflops(self, size: int) -> float:
-        """The rate of the second product: the first may compile."""
+        """The rate of a second matmul; the first may compile."""
         size *= ACCELERATED_SCALE if self._module.accelerated() else 1
         product = self._module.matmul(size)
         product()
@@ -73,9 +73,9 @@ class Engine:
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process ever held.
+    """This process's peak memory.
 
-    Linux has it as VmHWM. Its ru_maxrss begins at what the parent held when it started us.
+    Reads VmHWM on Linux, whose ru_maxrss starts at the parent's memory at the time of the fork.
     """
     status = pathlib.Path("/proc/self/status")
     if status.exists():
@@ -86,7 +86,7 @@ def peak_memory_mb() -> float:
 
 
 def serve(commands: TextIO, replies: TextIO) -> None:
-    """Builds the job that stands in the first line and obeys the commands behind it."""
+    """Builds the job in the first line and executes the commands after it."""
     job = json.loads(commands.readline())
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])
@@ -97,7 +97,7 @@ def serve(commands: TextIO, replies: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    # What libraries print goes to stderr: stdout carries the replies alone.
+    # Libraries' prints go to stderr: stdout carries only replies.
     with os.fdopen(os.dup(1), "w") as replies:
         os.dup2(2, 1)
         serve(sys.stdin, replies)

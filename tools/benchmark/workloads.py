@@ -1,4 +1,4 @@
-"""What is timed: the shapes, and the kind of work that is done with them."""
+"""The benchmark's workloads: the shapes and the kind of work."""
 
 import dataclasses
 import types
@@ -19,16 +19,16 @@ class Workload:
     """One line of the benchmark. A turn is one unit of its work.
 
     Attributes:
-        name: as on the command line.
+        name: name on the command line.
         shapes: name of the settings.
-        kind: of a turn: train, an optimizer step; lora, one of low-rank corrections; eval, the loss
-            of a batch; decode, greedy generation behind random prompts; grpo and ppo, an iteration
-            of so many answers; data, `data_batches` batches from the loader.
-        size: toy only shows that the benchmark works; gpu is too large for a processor.
-        decode_rows: prompts that are continued together.
-        prompt_tokens: length of each.
-        new_tokens: what is generated behind each.
-        data_batches: batches in a turn.
+        kind: what a turn does: train, an optimizer step; lora, a LoRA step; eval, the loss of a
+            batch; decode, greedy generation from random prompts; grpo and ppo, an iteration of
+            `decode_rows` answers; data, `data_batches` batches from the loader.
+        size: toy is for smoke tests; gpu is too large for a CPU.
+        decode_rows: prompts decoded together.
+        prompt_tokens: length of each prompt.
+        new_tokens: tokens generated for each prompt.
+        data_batches: batches per turn.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Workload:
 
     @property
     def settings(self) -> Settings:
-        """What is trained."""
+        """The settings named by `shapes`."""
         return named(self.shapes)
 
     @property
@@ -57,9 +57,9 @@ class Workload:
 
     @property
     def flops(self) -> float | None:
-        """Operations that a turn needs; None where matmuls do not rule.
+        """FLOPs of a turn; None where matmuls do not dominate.
 
-        Decoding waits for memory, and the loader multiplies nothing.
+        Decoding is bound by memory bandwidth, and the loader has no matmuls.
         """
         # The backward pass costs twice the forward one.
         share = {"train": 1, "eval": 1 / 3}.get(self.kind)
@@ -67,7 +67,7 @@ class Workload:
 
     @property
     def parameters(self) -> int | None:
-        """The model's, so that a peer can be checked to have the same; None without a model."""
+        """The model's number of parameters, to compare with a peer's; None without a model."""
         if self.kind == "data":
             return None
         if self.kind == "lora":
@@ -75,7 +75,7 @@ class Workload:
         return specs.count(self.settings.spec)
 
     def job(self) -> dict[str, Any]:
-        """All that a worker needs, as plain values: a peer's process does not import jax."""
+        """The worker's job as plain values, because a peer's process does not import jax."""
         settings = self.settings
         generator = settings.generator
         return dataclasses.asdict(self) | {
@@ -90,7 +90,7 @@ class Workload:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """The model's configuration with what follows from it."""
+    """The model's configuration with its derived values."""
     return dataclasses.asdict(config) | {
         "num_kv_heads": config.kv_heads,
         "mlp_dim": config.hidden_dim,

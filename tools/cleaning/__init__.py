@@ -1,1 +1,1 @@
-"""Judges of cleaning: real texts with planted faults, and what independent measures say of them."""
+"""Evaluations of cleaning, on real texts with planted faults and by independent measures."""

@@ -1,4 +1,4 @@
-"""Evaluation data planted in documents: what is found, and which clean document suffers."""
+"""Recall on evaluation data planted in documents, and false positives on clean documents."""
 
 import random
 import re
@@ -12,7 +12,7 @@ CLEAN, LEAKS = 20_000, 1_000
 
 
 def examples(seed: int = 0) -> list[tuple[str, str]]:
-    """Paragraphs of mails and, in hundreds of languages, of the declaration of human rights."""
+    """Paragraphs of mails, and of the declaration of human rights in hundreds of languages."""
     draw = random.Random(seed)
     mails = (record["text"].split("\n\n") for record in corpora.read(corpora.fetch("mails")))
     paragraphs = [part for _, *parts in mails for part in parts if "@" not in part]
@@ -26,15 +26,15 @@ def examples(seed: int = 0) -> list[tuple[str, str]]:
 
 
 def disguised(text: str, draw: random.Random) -> str:
-    """The same words in other capitals, on other lines, with other quotation marks."""
+    """The same words with other capitalization, line breaks and quotation marks."""
     changed = draw.choice([text, text.upper() if text.isascii() else text, text.replace(", ", " ")])
     return re.sub(r"\s+", lambda _: draw.choice([" ", "\n", "  "]), changed.replace('"', "“"))
 
 
 def judge(seed: int = 0) -> Iterator[dict[str, object]]:
-    """For both modes, how many leaks were found, and how many clean documents were not left alone.
+    """For both modes, how many leaks were found and how many clean documents were changed.
 
-    A clean document that shares 13 words with an example does quote it, and is counted as such.
+    A clean document that shares 13 words with an example does quote it; these are counted apart.
     """
     draw = random.Random(seed)
     known = examples(seed)

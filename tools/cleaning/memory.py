@@ -1,9 +1,9 @@
-"""The memory and the speed of cleaning, over a corpus and over ten times as much.
+"""Measures the memory and speed of cleaning on a corpus and on one ten times as large.
 
     python -m tools.cleaning.memory --times=1,10 --steps=standard
 
-The corpus is Debian's descriptions, several times over with a number in each, so that exact copies
-are none. Every size is cleaned in a process of its own, by one worker.
+The corpus repeats Debian's descriptions with a distinct number in each, so that there are no exact
+copies. Each size is cleaned in a separate process by one worker.
 """
 
 import argparse
@@ -26,11 +26,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--times", default="1,10", help="how many times over the corpus")
-    parser.add_argument("--documents", type=int, default=10_000, help="of the corpus, once")
-    parser.add_argument("--steps", default="standard", help="names of steps, with commas")
+    parser.add_argument("--times", default="1,10", help="corpus repetitions, comma-separated")
+    parser.add_argument("--documents", type=int, default=10_000, help="documents per repetition")
+    parser.add_argument("--steps", default="standard", help="comma-separated names of steps")
     parser.add_argument("--part_bytes", type=int, default=1 << 22, help="as CleaningConfig's")
-    parser.add_argument("--input", type=pathlib.Path, help="clean this, and say what it took")
+    parser.add_argument("--input", type=pathlib.Path, help="clean this file and print the cost")
     options = parser.parse_args()
     if options.input:
         print(json.dumps(measure(options.input, options.steps, options.part_bytes)))
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure(path: pathlib.Path, steps: str, part_bytes: int) -> dict[str, object]:
-    """Cleans a file; documents, seconds of CPU, speed by these, peak memory in MB."""
+    """Cleans a file; returns documents, CPU seconds, their quotient, and peak memory in MB."""
     source = config.Source("s", str(path))
     cleaning = CleaningConfig(tuple(steps.split(",")), part_bytes=part_bytes)
     settings = config.DataConfig((source,), cleaning=cleaning)

@@ -1,4 +1,4 @@
-"""Personal data made up by the rules that their issuers publish, and texts to plant them in."""
+"""Synthetic personal data that follow their issuers' published rules, and carrier sentences."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ BASE62 = string.ascii_letters + DIGITS
 
 
 def planted(draw: random.Random) -> Mapping[str, Callable[[], str]]:
-    """What makes sentences with one value of a kind, the value between null characters."""
+    """Makers of sentences by kind; each sentence has one value, between null characters."""
     return {
         "email": lambda: email(draw),
         "phone": lambda: phone(draw),
@@ -42,7 +42,7 @@ def email(draw: random.Random) -> str:
 
 
 def phone(draw: random.Random) -> str:
-    """A valid number of a country's plan, as people there write it or with its code."""
+    """A valid number of some country, in national or international notation."""
     import phonenumbers
 
     national = draw.random() < 0.5
@@ -72,14 +72,14 @@ def phone(draw: random.Random) -> str:
 
 
 def luhn_digit(digits: str) -> str:
-    """The digit that makes the sum of Luhn's rule a multiple of ten."""
+    """The check digit of Luhn's algorithm."""
     table = "0246813579"
     total = sum(int(table[int(d)]) if i % 2 == 0 else int(d) for i, d in enumerate(digits[::-1]))
     return str(-total % 10)
 
 
 def card(draw: random.Random) -> str:
-    """A card of one of six networks, in groups or not."""
+    """A card number of one of six networks, with or without grouping."""
     prefix, length = draw.choice(
         [("4", 16), ("4", 13), ("4", 19), ("53", 16), ("2221", 16), ("37", 15), ("6011", 16),
          ("3530", 16), ("36", 14), ("62", 16), ("6304", 12)]
@@ -100,7 +100,7 @@ def card(draw: random.Random) -> str:
 
 
 def iban(draw: random.Random) -> str:
-    """An account of one of eight countries, in groups of four or not, in capitals or not."""
+    """An IBAN of one of eight countries, with or without grouping, in upper or lower case."""
     country, form = draw.choice(
         [("DE", "d" * 18), ("GB", "aaaa" + "d" * 14), ("FR", "d" * 10 + "c" * 11 + "dd"),
          ("NL", "aaaa" + "d" * 10), ("NO", "d" * 11), ("MT", "aaaa" + "d" * 5 + "c" * 18),
@@ -232,7 +232,7 @@ KEYS = (_github, _aws, _slack, _jwt, _pem, _named)
 
 
 def harmless(draw: random.Random) -> str:
-    """A sentence with numbers and names that are nobody's."""
+    """A sentence with numbers and names that are not personal data."""
     digits = signs(draw, "123456789", 1) + signs(draw, DIGITS, 9)
     commit = signs(draw, "0123456789abcdef", 40)
     d, c = digits, commit

@@ -1,4 +1,4 @@
-"""Personal data: what is found of what was planted, and of what real mails' headers hold."""
+"""Precision and recall on planted personal data and on the headers of real mails."""
 
 import collections
 import email
@@ -14,12 +14,12 @@ from tools.cleaning import planted
 PLANTED, MAILS = 2_000, 500
 # (kind, start, end)
 Label = tuple[str, int, int]
-# Addresses that RFC 6890 and 5771 keep for other uses than the public's.
+# Addresses that RFC 6890 and RFC 5771 reserve.
 _NOT_PUBLIC = re.compile(
     r"(?:0|10|127|22[4-9]|2[3-5]\d)\.|192\.168\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\."
     r"|192\.0\.[02]\.|198\.1[89]\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\."
 )
-# Addresses as RFC 5322 has them, under domains that there were in 2002.
+# RFC 5322 addresses under top-level domains that existed in 2002.
 _ADDRESS = re.compile(
     r"(?<![\w.!#$%&'*+/=?^`{|}~-])[\w.!#$%&'*+/=?^`{|}~-]+"
     r"@(?:[a-z\d-]+\.)+(?:com|net|org|edu|gov|mil|int|info|biz|[a-z]{2})(?![\w-])",
@@ -34,7 +34,7 @@ HEADERS = (
 
 
 def planted_texts(seed: int = 0) -> Iterator[tuple[str, list[Label]]]:
-    """Debian's descriptions with personal data, and with numbers that are none."""
+    """Debian's descriptions with planted personal data and with harmless numbers."""
     draw = random.Random(seed)
     makers = planted.planted(draw)
     carriers = [
@@ -59,7 +59,7 @@ def planted_texts(seed: int = 0) -> Iterator[tuple[str, list[Label]]]:
 
 
 def mails(seed: int = 0) -> Iterator[tuple[str, list[Label]]]:
-    """Header fields of real mails: the addresses of people and of machines are marked there."""
+    """Header fields of real mails, where addresses of people and machines are delimited."""
     records = list(corpora.read(corpora.fetch("mails")))
     for record in random.Random(seed).sample(records, MAILS):
         message = email.message_from_string(record["text"])
@@ -83,9 +83,10 @@ def mails(seed: int = 0) -> Iterator[tuple[str, list[Label]]]:
 def judge(
     texts: Iterable[tuple[str, list[Label]]], show: bool = False
 ) -> Iterator[dict[str, object]]:
-    """Recall and precision by kind, and the time that finding took.
+    """Recall and precision by kind, and the detection time.
 
-    A label is found if one of its kind covers it; what covers no label is wrong.
+    A label is found if a detection of its kind covers it; a detection that covers no label is
+    wrong.
     """
     right: collections.Counter[str] = collections.Counter()
     known, wrong = collections.Counter(right), collections.Counter(right)

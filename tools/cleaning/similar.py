@@ -1,4 +1,4 @@
-"""Near duplicates against the exact Jaccard similarity of all pairs, and against datasketch."""
+"""Compares near-duplicate detection with exact Jaccard similarities and with datasketch."""
 
 import collections
 import itertools
@@ -16,7 +16,7 @@ DOCUMENTS, PLANTED = 20_000, 2_000
 
 
 def texts(seed: int = 0) -> list[str]:
-    """Debian's English descriptions, a tenth of them copies with some words changed."""
+    """Debian's English descriptions; a tenth are copies with some words changed."""
     draw = random.Random(seed)
     found = [record["text"] for record in corpora.read(corpora.fetch("debian"), "en")]
     kept = draw.sample(found, DOCUMENTS - PLANTED)
@@ -25,7 +25,7 @@ def texts(seed: int = 0) -> list[str]:
 
 
 def edited(text: str, rate: float, draw: random.Random) -> str:
-    """A text with words dropped, doubled and exchanged at a rate."""
+    """The text with words dropped, doubled and replaced at the given rate."""
     words = text.split()
 
     def changed(word: str) -> list[str]:
@@ -44,9 +44,9 @@ def grams(text: str, n: int = 5) -> frozenset[str]:
 
 
 def exact_pairs(sets: Sequence[frozenset[str]], threshold: float) -> set[Pair]:
-    """All pairs of at least some Jaccard similarity, by prefix filtering (Bayardo et al. 2007).
+    """All pairs above a Jaccard similarity, by prefix filtering (Bayardo et al. 2007).
 
-    Of two sets that are so similar, the rarest elements of one and of the other meet.
+    Two sets that are this similar share one of their rarest elements.
     """
     counts = collections.Counter(itertools.chain.from_iterable(sets))
     owners: dict[str, list[int]] = collections.defaultdict(list)
@@ -62,13 +62,13 @@ def exact_pairs(sets: Sequence[frozenset[str]], threshold: float) -> set[Pair]:
 
 
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
-    """The shared part of two sets."""
+    """The Jaccard similarity of two sets."""
     both = len(left & right)
     return both / (len(left) + len(right) - both) if both else 0.0
 
 
 def ours(documents: Sequence[str], settings: minhash.MinHash) -> set[Pair]:
-    """The pairs that our MinHash finds, verified if the settings say so."""
+    """The pairs found by our MinHash, verified if the settings ask for it."""
     shard = [Document(text, id=f"debian:{i}") for i, text in enumerate(documents)]
     pairs = minhash.candidates([minhash.index(shard, settings)], settings)
     if settings.similarity is not None:
@@ -80,7 +80,7 @@ def ours(documents: Sequence[str], settings: minhash.MinHash) -> set[Pair]:
 
 
 def datasketch_pairs(sets: Sequence[frozenset[str]], **options: object) -> set[Pair]:
-    """The pairs that datasketch's MinHash and LSH find."""
+    """The pairs found by datasketch's MinHash and LSH."""
     import datasketch
 
     permutations = int(str(options["num_perm"]))
@@ -97,7 +97,7 @@ def datasketch_pairs(sets: Sequence[frozenset[str]], **options: object) -> set[P
 
 
 def judge(threshold: float = 0.8) -> Iterator[dict[str, object]]:
-    """Precision and recall of pairs, and seconds, by method."""
+    """Precision, recall and seconds of each method."""
     documents = texts()
     sets = [grams(text) for text in documents]
     start = time.process_time()

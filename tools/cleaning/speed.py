@@ -1,4 +1,4 @@
-"""How fast the steps that compare documents or find what is in them are, beside their peers."""
+"""Compares the speed of deduplication and detection steps with other libraries."""
 
 import itertools
 import time
@@ -15,7 +15,7 @@ Run = Callable[[Sequence[Document]], object]
 
 
 def judge() -> Iterator[dict[str, object]]:
-    """Documents and megabytes a second of processor time, over Debian's descriptions."""
+    """Documents and megabytes per CPU second on Debian's descriptions."""
     records = corpora.read(corpora.fetch("debian"), "en")
     documents = [
         Document(record["text"], id=f"debian:{i}")
@@ -23,7 +23,7 @@ def judge() -> Iterator[dict[str, object]]:
     ]
     for name, run in {**_ours(documents), **_peers()}.items():
         some = documents[:PEERS] if name in _peers() else documents
-        run(documents[:20])  # what is loaded once
+        run(documents[:20])  # one-time loading
         start = time.process_time()
         run(some)
         seconds = time.process_time() - start
@@ -83,7 +83,7 @@ def _datasketch(documents: Sequence[Document]) -> None:
 
 
 def _presidio(documents: Sequence[Document]) -> None:
-    """With a pipeline of spaCy that has no model, for the entities that ours looks for."""
+    """Presidio with a blank spaCy pipeline, for the entities that ours detects."""
     import presidio_analyzer
     import spacy
     from presidio_analyzer.nlp_engine import SpacyNlpEngine

@@ -1,11 +1,11 @@
-"""The whole of cleaning beside the same pipeline of datatrove, from a file to files.
+"""Compares a whole cleaning run with the same pipeline in datatrove, from file to files.
 
     python -m tools.cleaning.whole --documents=8000 --join=5 --turns=3
 
-Both read one JSONL file of Debian's descriptions and write what is left, in this order: repair,
-language, Gopher's, C4's and FineWeb's rules, near duplicates by 14 bands of 8, and personal data.
-datatrove's formatter knows e-mail and IP addresses, ours all the kinds that it finds by default.
-Each turn is a process of its own with one worker. Seconds are CPU time, loading included.
+Both read one JSONL file of Debian's descriptions and apply, in this order: repair, language,
+Gopher's, C4's and FineWeb's rules, near duplicates by 14 bands of 8, and personal data.
+datatrove's formatter handles e-mail and IP addresses, ours all its default kinds. Each turn is a
+separate process with one worker. Seconds are CPU time, including loading.
 """
 
 import argparse
@@ -41,11 +41,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--documents", type=int, default=8000, help="in all (default: 8000)")
-    parser.add_argument("--join", type=int, default=5, help="descriptions a document (default: 5)")
-    parser.add_argument("--turns", type=int, default=3, help="of each side (default: 3)")
+    parser.add_argument("--documents", type=int, default=8000, help="total number (default: 8000)")
+    parser.add_argument("--join", type=int, default=5, help="descriptions each (default: 5)")
+    parser.add_argument("--turns", type=int, default=3, help="timed runs per side (default: 3)")
     parser.add_argument("--folder", type=pathlib.Path, default=corpora.default_folder())
-    parser.add_argument("--input", type=pathlib.Path, help="clean this, as --side does")
+    parser.add_argument("--input", type=pathlib.Path, help="clean this file with --side")
     parser.add_argument("--side", choices=sorted(SIDES), help="of --input")
     options = parser.parse_args()
     if options.input:
@@ -69,7 +69,7 @@ def _write(path: pathlib.Path, options: argparse.Namespace) -> None:
 
 
 def _compare(path: pathlib.Path, options: argparse.Namespace) -> None:
-    """Both sides by turns, and a table of their medians."""
+    """Runs both sides in turns and prints a table of medians."""
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(options.turns):
         for side, turns in found.items():
@@ -95,13 +95,13 @@ def _compare(path: pathlib.Path, options: argparse.Namespace) -> None:
 
 
 def _seconds() -> float:
-    """CPU time of this process and of those that it waited for."""
+    """CPU time of this process and of its finished children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _peak() -> float:
-    """Of the largest process, in MB."""
+    """Peak memory of the largest process, in MB."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return max(one.ru_maxrss for one in used) / 1024
 
@@ -114,7 +114,7 @@ def _ours(path: pathlib.Path, folder: pathlib.Path) -> int:
 
 
 def _theirs(path: pathlib.Path, folder: pathlib.Path) -> int:
-    """datatrove's blocks as they come, one task each."""
+    """datatrove's stock blocks, one task each."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline import filters, formatters
     from datatrove.pipeline.dedup import minhash
@@ -122,8 +122,8 @@ def _theirs(path: pathlib.Path, folder: pathlib.Path) -> int:
     from datatrove.pipeline.writers import JsonlWriter
     from datatrove.utils import lid
 
-    # The model that is here in place of the one that it would download; executors copy blocks, and
-    # no model can be copied.
+    # A local model replaces the one that datatrove would download. It is set here because executors
+    # copy blocks, and models cannot be copied.
     lid.FastTextLID.model = property(lambda _: language._model())
     places = {name: str(folder / name) for name in ("good", "signatures", "buckets", "ids", "end")}
     settings = minhash.MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)

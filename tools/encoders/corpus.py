@@ -1,8 +1,8 @@
-"""Debian's package descriptions: text to pretrain on, and texts with a section as their label.
+"""Debian's package descriptions: pretraining text, and texts labelled with their section.
 
-Splits are by source package, so that the near-duplicates that one source builds stay together. A
-paragraph that several sources share is boilerplate: labelled texts lose it, and the pretraining
-text has it once. Pretraining reads packages of the training split only, labelled or not.
+Splits are by source package, so that near-duplicates from one source stay together. A paragraph
+that several sources share is boilerplate: it is removed from labelled texts and kept once in the
+pretraining text. Pretraining reads only packages of the training split, labelled or not.
 """
 
 import collections
@@ -16,9 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-# Sections that tell what software is about. Left out: those that say how it is packaged (doc,
-# libdevel, debug), those whose name the text gives away (python, perl, gnome, kde, fonts), misc,
-# and rare ones.
+# Sections that describe a subject. Excluded: those that describe packaging (doc, libdevel, debug),
+# those whose name appears in the text (python, perl, gnome, kde, fonts), misc, and rare ones.
 TOPICS = (
     "admin",
     "database",
@@ -40,7 +39,7 @@ TOPICS = (
     "web",
     "x11",
 )
-MIN_WORDS = 12  # of a labelled text, boilerplate taken out
+MIN_WORDS = 12  # of a labelled text without boilerplate
 MAX_TOKENS = 512  # kept of a labelled text
 
 Split = Literal["train", "validation", "test"]
@@ -57,14 +56,14 @@ class Package:
 
     @property
     def split(self) -> Split:
-        """Seven tenths of the sources are for training, one for validation and two for the test."""
+        """The split by source: 70 % training, 10 % validation, 20 % test."""
         place = zlib.crc32(self.source.encode()) % 10
         return "test" if place < 2 else "validation" if place == 2 else "train"
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """What is read: documents to pretrain on, and labelled ones with their sections and splits."""
+    """Pretraining documents, and labelled documents with their sections and splits."""
 
     unlabelled: list[str]
     labelled: list[str]
@@ -78,7 +77,7 @@ def read(directory: str | pathlib.Path) -> list[Package]:
     Plain, gzip or xz files.
 
     Raises:
-        ValueError: a kind of file is not there.
+        ValueError: a kind of file is missing.
     """
     stanzas: dict[str, dict[str, dict[str, str]]] = {}
     for kind in ("Packages", "Translation-en"):
@@ -89,7 +88,7 @@ def read(directory: str | pathlib.Path) -> list[Package]:
         if not files:
             raise ValueError(
                 f"{str(directory)!r} has no file *{kind}, plain, .gz or .xz; tools/"
-                "compare_encoders.py --help tells how to fetch them"
+                "compare_encoders.py --help explains how to fetch them"
             )
         stanzas[kind] = {fields["Package"]: fields for path in files for fields in _stanzas(path)}
     packages = []
@@ -102,7 +101,7 @@ def read(directory: str | pathlib.Path) -> list[Package]:
 
 
 def choose(packages: Iterable[Package], topics: Sequence[str] = TOPICS) -> Texts:
-    """The texts of packages; a source gives one labelled text at most, its longest."""
+    """The texts of packages; each source yields at most one labelled text, its longest."""
     packages = list(packages)
     owners: dict[str, set[str]] = collections.defaultdict(set)
     for package in packages:
@@ -130,11 +129,11 @@ def choose(packages: Iterable[Package], topics: Sequence[str] = TOPICS) -> Texts
 
 
 def prepare(directory: str | pathlib.Path, path: str | pathlib.Path, vocab_size: int) -> str:
-    """Reads, tokenizes and writes one .npz, which `Data` reads; says what is in it.
+    """Reads and tokenizes the corpus, writes the .npz that `Data` reads, and summarizes it.
 
     The tokenizer is trained on the pretraining text.
     """
-    # Whoever only reads the result needs no tokenizer.
+    # Reading the result needs no tokenizer.
     from llmjax.data import TokenizerConfig
     from llmjax.data import tokenizer as tokenizers
 
@@ -166,7 +165,7 @@ def prepare(directory: str | pathlib.Path, path: str | pathlib.Path, vocab_size:
 
 
 def _flat(tokenizer, texts: list[str], longest: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """All texts in a row, each between bos and eos, and where they begin [N + 1]."""
+    """The concatenated texts, each between bos and eos, and their offsets [N + 1]."""
     documents = []
     for ids in tokenizer.encode_batch(texts):
         ids = [*tokenizer.opening, *ids, tokenizer.eos_id][:longest]
@@ -197,7 +196,7 @@ def _stanzas(path: pathlib.Path) -> Iterator[dict[str, str]]:
 
 
 def _paragraphs(description: str) -> Iterator[str]:
-    """The synopsis and the paragraphs, which lines with a full stop alone divide."""
+    """The synopsis and the paragraphs, which are separated by lines with only a full stop."""
     synopsis, _, body = description.partition("\n")
     for paragraph in [synopsis, *body.split("\n .")]:
         text = " ".join(paragraph.split())

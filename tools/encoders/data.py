@@ -13,19 +13,19 @@ Rows = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What `corpus.prepare` wrote.
+    """The file that `corpus.prepare` writes.
 
     Attributes:
-        tokens: uint16, the documents to pretrain on, one behind the other.
-        offsets: where they begin, and the end [N + 1].
-        labelled_tokens: uint16, the labelled documents.
-        labelled_offsets: where they begin, and the end [M + 1].
+        tokens: uint16, the concatenated pretraining documents.
+        offsets: their starts and the end [N + 1].
+        labelled_tokens: uint16, the concatenated labelled documents.
+        labelled_offsets: their starts and the end [M + 1].
         labels: [M], indices of topics.
         splits: [M], indices of `SPLITS`.
         topics: names of the labels.
         vocab_size: V.
         mask_id: the mask token.
-        special_ids: tokens that are never hidden.
+        special_ids: tokens that are never masked.
     """
 
     tokens: np.ndarray
@@ -44,7 +44,7 @@ class Data:
         """Reads the file.
 
         Raises:
-            ValueError: a file that was not prepared.
+            ValueError: the file lacks arrays.
         """
         with np.load(path) as file:
             arrays = dict(file)
@@ -58,13 +58,13 @@ class Data:
         return cls(**arrays)
 
     def batches(self, seed: int, batch_size: int, length: int) -> Iterator[Rows]:
-        """Full rows [B, S] of packed documents, in a new order every epoch, for ever.
+        """An infinite stream of full rows [B, S] of packed documents, reshuffled every epoch.
 
-        A document that a row's end cuts goes on in the next row, as a segment of its own. Positions
-        begin at 0 in each segment, as they do in the rows of labelled documents.
+        A document cut at a row's end continues in the next row as a separate segment. Positions
+        start at 0 in each segment, as in the rows of labelled documents.
 
         Raises:
-            ValueError: less text than one batch needs.
+            ValueError: there is less text than one batch needs.
         """
         size = batch_size * length
         if len(self.tokens) < size:
@@ -83,7 +83,7 @@ class Data:
             tokens, owners = tokens[count * size :], owners[count * size :]
 
     def labelled(self, split: Split, length: int) -> Rows:
-        """The documents of a split, one in a row [N, S], cut or padded, and "labels" [N]."""
+        """The documents of a split, one per row [N, S], truncated or padded, and "labels" [N]."""
         chosen = np.flatnonzero(self.splits == SPLITS.index(split))
         tokens = np.zeros((len(chosen), length), np.int32)
         segment_ids = np.zeros_like(tokens)
@@ -105,7 +105,7 @@ class Data:
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """start, start + 1, … of each start, `length` of them, one behind the other."""
+    """The concatenated ranges start, start + 1, … of the given lengths."""
     shift = starts.astype(np.int64) - np.append(0, np.cumsum(lengths)[:-1])
     return np.arange(lengths.sum()) + np.repeat(shift, lengths)
 

@@ -1,4 +1,4 @@
-"""What an encoder knows of a labelled set: a linear probe, and fine-tuning."""
+"""Evaluates an encoder on a labelled set by a linear probe and by fine-tuning."""
 
 import dataclasses
 import functools
@@ -15,34 +15,34 @@ from tools.encoders.corpus import SPLITS, Split
 from tools.encoders.data import Data, Rows
 from tools.encoders.pretraining import Settings, encoder_config
 
-PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # of the probe; the validation split chooses
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)  # of the probe; chosen on the validation split
 PROBE_STEPS = 400
 PROBE_RATE = 0.02
-ROWS = 256  # of a batch that is only read
+ROWS = 256  # batch size of inference
 FINE_TUNING_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Shares of held-out documents told right: of all, and the mean of the labels' shares."""
+    """Accuracy on held-out documents, overall and balanced (the mean over labels)."""
 
     accuracy: float
     balanced: float
 
     @classmethod
     def of(cls, guesses: np.ndarray, labels: np.ndarray) -> "Score":
-        """Guesses and labels [N]."""
+        """The score of guesses [N] for labels [N]."""
         right = guesses == labels
         shares = [right[labels == label].mean() for label in np.unique(labels)]
         return cls(float(right.mean()), float(np.mean(shares)))
 
 
 class Judge:
-    """Compiled once for all encoders of one size.
+    """Evaluates encoders; compiled once for all encoders of one size.
 
     Args:
-        data: with the labelled set.
-        settings: of the encoder and of fine-tuning.
+        data: data with the labelled set.
+        settings: settings of the encoder and of fine-tuning.
     """
 
     def __init__(self, data: Data, settings: Settings) -> None:
@@ -76,7 +76,7 @@ class Judge:
         self._logits = jax.jit(functools.partial(_logits, config=config))
 
     def probe(self, encoder: Any, split: Split = "test") -> Score:
-        """Of a logistic regression on the mean of the frozen encoder's last hidden states."""
+        """Scores logistic regression on the mean of the frozen encoder's last hidden states."""
         parts = {
             name: self._read(lambda batch: self._features(encoder, batch), rows)
             for name, rows in self._rows.items()
@@ -86,12 +86,12 @@ class Judge:
         return self._regress(scaled, split)
 
     def bag_of_tokens(self) -> Score:
-        """Of a logistic regression on which tokens occur, weighted by rareness: no encoder."""
+        """Scores logistic regression on token occurrence weighted by rarity, without an encoder."""
         parts = {name: self._data.counts(name, self._settings.length) for name in self._rows}
         documents = len(parts["train"])
         rareness = np.log((1 + documents) / (1 + (parts["train"] > 0).sum(axis=0)))
         weighted = {name: np.log1p(part) * rareness for name, part in parts.items()}
-        # As long as standardised features of one row in a hundred would be.
+        # The norm that standardized features of one row in a hundred would have.
         scaled = {
             name: 10 * part / (np.linalg.norm(part, axis=1, keepdims=True) + 1e-6)
             for name, part in weighted.items()
@@ -99,15 +99,15 @@ class Judge:
         return self._regress(scaled, "test")
 
     def majority(self) -> Score:
-        """Of guessing the commonest label."""
+        """Scores guessing the most common label."""
         commonest = np.bincount(self._rows["train"]["labels"]).argmax()
         labels = self._rows["test"]["labels"]
         return Score.of(np.full_like(labels, commonest), labels)
 
     def fine_tune(self, encoder: Any, seed: int) -> Score:
-        """Of the encoder trained on with a new head, the same steps for every encoder."""
+        """Scores the encoder fine-tuned with a new head, with the same steps for every encoder."""
         state = self._start(jax.random.key(seed))
-        # The step uses up what it is given.
+        # The step donates its state, so the encoder is copied.
         params = jax.tree.map(jnp.copy, encoder) | {"head": state.params["head"]}
         state = dataclasses.replace(state, params=params)
         for batch in self._shuffled(seed):
@@ -143,7 +143,7 @@ class Judge:
             yield {name: array[chosen] for name, array in rows.items()}
 
     def _read(self, function, rows: Rows) -> np.ndarray:
-        """function of batches of one size, put together."""
+        """Applies `function` to batches of one size and concatenates the results."""
         count = len(rows["labels"])
         parts = []
         for start in range(0, count, ROWS):

@@ -1,4 +1,4 @@
-"""Pretraining of one encoder by masked tokens or by replaced ones, up to a budget of compute."""
+"""Pretrains an encoder by masked or replaced tokens within a compute budget."""
 
 import dataclasses
 import functools
@@ -20,22 +20,22 @@ OBJECTIVES: tuple[Objective, ...] = ("mlm", "rtd")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Sizes and budgets, the same for both.
+    """Sizes and budgets, the same for both objectives.
 
     Attributes:
-        num_layers: of the encoder.
+        num_layers: layers of the encoder.
         embed_dim: D.
         num_heads: H.
         length: S.
         batch_size: B, rows of a pretraining step.
-        width_share: of the encoder's width that the generator of rtd has.
-        budget: operations of a pretraining, `planning` counts them; a generator's count too.
-        checkpoints: how many are evaluated, each after twice the compute of the one before.
-        warmup: steps over which the learning rate rises.
-        rates: learning rates to choose from, for each objective on its own.
-        tuning_share: of the budget, that each rate is tried for.
-        epochs: of fine-tuning.
-        fine_tuning_rate: its peak learning rate.
+        width_share: width of rtd's generator as a share of the encoder's.
+        budget: FLOPs of a pretraining run as `planning` counts them, including the generator's.
+        checkpoints: evaluated checkpoints, each after twice the compute of the previous one.
+        warmup: warmup steps.
+        rates: learning rates to choose from, separately for each objective.
+        tuning_share: share of the budget for which each rate is tried.
+        epochs: epochs of fine-tuning.
+        fine_tuning_rate: peak learning rate of fine-tuning.
     """
 
     num_layers: int = 6
@@ -54,13 +54,13 @@ class Settings:
 
 
 class RateState(NamedTuple):
-    """What every update is multiplied by."""
+    """The factor of every update."""
 
     rate: jax.Array
 
 
 class Point(NamedTuple):
-    """A checkpoint: operations and seconds spent so far, the loss, and the encoder's weights."""
+    """A checkpoint: FLOPs and seconds spent so far, the loss, and the encoder's weights."""
 
     flops: float
     seconds: float
@@ -73,11 +73,11 @@ class Pretraining:
     """One objective, compiled once for all seeds and learning rates.
 
     Attributes:
-        objective: its name.
-        steps: of the whole budget.
-        flops_per_step: operations of one.
-        start: (key, learning rate) to the state before the first step.
-        step: as `train.make_step` makes it.
+        objective: name of the objective.
+        steps: steps in the whole budget.
+        flops_per_step: FLOPs of a step.
+        start: maps (key, learning rate) to the initial state.
+        step: the step from `train.make_step`.
     """
 
     objective: Objective
@@ -95,7 +95,7 @@ class Pretraining:
         visit: Callable[[Point], None],
         at: tuple[int, ...],
     ) -> None:
-        """Trains until the last step of `at`, and visits the encoder after each of these."""
+        """Trains until the last step of `at` and calls `visit` after each of these steps."""
         state = self.start(jax.random.key(seed), rate)
         batches = data.batches(seed, settings.batch_size, settings.length)
         if 0 in at:
@@ -111,21 +111,21 @@ class Pretraining:
                 start = time.perf_counter()
 
     def encoder(self, params: Any) -> Any:
-        """The weights of the encoder, without a head."""
+        """The encoder's weights, without the head."""
         params = params if self.objective == "mlm" else params["discriminator"]
         return {name: node for name, node in params.items() if name != "head"}
 
     def checkpoints(self, settings: Settings) -> tuple[int, ...]:
-        """0, and the steps with a half of the compute of the next, the last with all of it."""
+        """Step 0, then steps whose compute doubles up to the whole budget."""
         halves = range(settings.checkpoints - 1, -1, -1)
         return (0, *dict.fromkeys(max(1, round(self.steps / 2**half)) for half in halves))
 
 
 def encoder_config(data: Data, settings: Settings) -> models.ModelConfig:
-    """The encoder of both: BERT's, with rotary positions.
+    """The encoder of both objectives: BERT's, with rotary positions.
 
-    With learned absolute ones the loss stays that of the tokens' frequencies for most of so short a
-    pretraining, and the runs tell when attention finds its neighbours rather than who learns more.
+    With learned absolute positions, the loss stays at the unigram entropy for most of such a short
+    pretraining, and the runs would measure when attention finds neighboring tokens.
     """
     return models.electra(
         position="rope",
@@ -141,8 +141,8 @@ def encoder_config(data: Data, settings: Settings) -> models.ModelConfig:
 def make(objective: Objective, data: Data, settings: Settings) -> Pretraining:
     """The pretraining of `encoder_config`'s encoder.
 
-    The schedule is `inverse_sqrt`, which does not know where the run ends: each checkpoint is what
-    a run of its budget would give.
+    The schedule is `inverse_sqrt`, which does not depend on the number of steps, so each checkpoint
+    equals the result of a run with its budget.
     """
     encoder = encoder_config(data, settings)
     hidden: dict[str, Any] = {"mask_id": data.mask_id, "special_ids": data.special_ids}
@@ -179,7 +179,7 @@ def make(objective: Objective, data: Data, settings: Settings) -> Pretraining:
 
 
 def _scale_by_rate() -> optax.GradientTransformation:
-    """Multiplies updates by a rate in the state, so that another rate compiles nothing anew."""
+    """Multiplies updates by a rate in the state, so that another rate needs no recompilation."""
 
     def update(updates, state, params=None):
         del params

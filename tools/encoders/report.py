@@ -1,4 +1,4 @@
-"""From scores to curves, to the ratio of compute to equal accuracy, to a table and charts."""
+"""Reports scores: curves, the ratio of compute at equal accuracy, a table, and charts."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ MEASURES = {
     "fine_tuning": "fine-tuning",
     "fine_tuning_balanced": "fine-tuning, balanced",
 }
-MARGIN = 1.05  # steps are whole, so checkpoints of both differ in compute by up to so much
+MARGIN = 1.05  # whole steps: checkpoints of both differ in compute by up to this factor
 PLOTTED = ("probe", "fine_tuning")
 _ROLES: dict[str, charts.Role] = {"mlm": "first", "rtd": "second"}
 
@@ -24,21 +24,21 @@ Record = dict[str, Any]
 
 
 class Curves(NamedTuple):
-    """Operations of an objective's checkpoints [P], and accuracies of its seeds at them [R, P]."""
+    """FLOPs of an objective's checkpoints [P], and the accuracies of its seeds there [R, P]."""
 
     flops: np.ndarray
     accuracy: np.ndarray
 
 
 class Ratio(NamedTuple):
-    """Compute of mlm over that of rtd at the accuracy that both reach.
+    """Compute of mlm over that of rtd at an accuracy that both reach.
 
     Attributes:
         accuracy: the lower of the two mean accuracies at the end.
-        mean: of the mean curves.
-        low: the lowest over pairs of one seed of each.
-        high: the highest.
-        pairs: their number.
+        mean: ratio of the mean curves.
+        low: lowest ratio over pairs of one seed of each objective.
+        high: highest ratio over these pairs.
+        pairs: number of pairs.
     """
 
     accuracy: float
@@ -49,7 +49,7 @@ class Ratio(NamedTuple):
 
 
 def curves(records: Sequence[Record], objective: str, measure: str) -> Curves:
-    """The curves of an objective, checkpoint 0 left out."""
+    """The curves of an objective, without checkpoint 0."""
     seeds = sorted({record["seed"] for record in records})
     rows = [
         sorted(
@@ -64,10 +64,10 @@ def curves(records: Sequence[Record], objective: str, measure: str) -> Curves:
 
 
 def compute_to_reach(flops: np.ndarray, accuracy: np.ndarray, target: float) -> float:
-    """The least compute with which a curve [P] reaches the target.
+    """The least compute at which a curve [P] reaches the target.
 
-    Between checkpoints the accuracy is linear in the logarithm of the compute. The first checkpoint
-    bounds it from above where that has reached the target already; infinite where none has.
+    Accuracy is interpolated linearly in the logarithm of compute. The result is an upper bound if
+    the first checkpoint reaches the target, and infinite if none does.
     """
     reached = np.flatnonzero(accuracy >= target)
     if not len(reached):
@@ -95,9 +95,9 @@ def ratio(mlm: Curves, rtd: Curves) -> Ratio:
 
 
 def verdict(name: str, found: Ratio) -> str:
-    """Who wins by this measure, in a sentence.
+    """Which objective wins by this measure, in a sentence.
 
-    Nobody where pairs of seeds disagree, or differ by less than `MARGIN`, or there is one seed.
+    Neither, if pairs of seeds disagree or differ by less than `MARGIN`, or if there is one seed.
     """
     spread = f"{found.low:.2f} to {found.high:.2f} over {found.pairs} pairs of seeds"
     at = f"at an accuracy of {found.accuracy:.1%} MLM needs {found.mean:.2f} times RTD's compute"
@@ -153,7 +153,7 @@ def write(results: dict[str, Any], directory: pathlib.Path) -> None:
 
 
 def chart(records: Sequence[Record], measure: str, known: float) -> charts.Plot:
-    """Accuracy by compute: means over seeds within their range, and what needs no encoder."""
+    """A chart of accuracy by compute: means and ranges over seeds, and the bag of tokens."""
     shown = []
     for objective, role in _ROLES.items():
         flops, accuracy = curves(records, objective, measure)
