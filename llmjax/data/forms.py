@@ -1,4 +1,4 @@
-"""Examples to records, in the forms that public sets have: the inverse of `examples.parse`."""
+"""Writes examples as records in the forms of public datasets: the inverse of `examples.parse`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,11 +15,11 @@ def to_record(example: Example, form: str, question: str = "") -> Record:
     Args:
         example: of any kind.
         form: a name of `FORMS`.
-        question: what a text to classify is asked for, in forms that have answers: the text goes
-            behind it, and its label is the answer.
+        question: what to ask about a text to classify, in forms with answers: the text follows it,
+            and the label is the answer.
 
     Raises:
-        UnfitError: the form has no place for something that the example has.
+        UnfitError: the form cannot hold a part of the example.
     """
     if form not in FORMS:
         raise ValueError(f"form is {form!r}: use one of {', '.join(FORMS)}.")
@@ -30,7 +30,7 @@ def to_record(example: Example, form: str, question: str = "") -> Record:
 
 
 def _as_question(example: Example, question: str) -> Example:
-    """A text with its label as a question with its answer."""
+    """A labelled text as a question and its answer."""
     if not question.strip():
         raise UnfitError("a text with a label answers no question: say which one")
     content = "\n\n".join([question, *example.texts])
@@ -44,7 +44,7 @@ def _instruction(example: Example) -> Record:
     system, rest = _system(example.prompt)
     asked = _content(rest, "user", "an instruction is one message of the user's")
     answer = _content(_answer(example), ASSISTANT, "an instruction has one answer, in one message")
-    # Empty, as Alpaca's are: what was in it is part of the instruction.
+    # Empty, as in Alpaca: the instruction already includes the input.
     if system and not system["system"].strip():
         raise UnfitError("the system says nothing")
     return {**system, "instruction": asked, "input": "", "output": answer}
@@ -109,7 +109,7 @@ def _prompt(example: Example) -> list[Message]:
 
 
 def _system(prompt: Messages) -> tuple[Record, Messages]:
-    """What the system says, as a field, and the messages behind it."""
+    """The system message as a field, and the remaining messages."""
     if prompt and prompt[0]["role"] == "system":
         return {"system": prompt[0]["content"]}, prompt[1:]
     return {}, prompt
@@ -122,7 +122,7 @@ def _answer(example: Example) -> Messages:
 
 
 def _content(messages: Messages, role: str, wanted: str) -> str:
-    """What the only message says."""
+    """The content of the only message."""
     (message,) = messages if len(messages) == 1 else ({},)
     if message.get("role") != role or set(message) != {"role", "content"}:
         raise UnfitError(wanted)

@@ -1,4 +1,4 @@
-"""How much of the training each source gets: proportions, temperature and caps; pure functions."""
+"""Shares of sources in training: proportions, temperature and caps, as pure functions."""
 
 import dataclasses
 import math
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class MixtureConfig:
-    """How weights and sizes of sources become their shares of the training tokens.
+    """How weights and sizes of sources become shares of the training tokens.
 
     Attributes:
-        by: `weights`: shares are those of `Source.weight`, whatever the sources' sizes; `tokens`:
-            those of the tokens each has, times its weight, by which some are read more often than
-            others (2.0: two epochs in the time of one).
-        temperature: T of shares^(1/T): 1 keeps them, more makes them more equal.
-        max_epochs: how often a training may read a source at most; what it would get beyond goes to
-            the others. 0 sets no limit; 4 is where repetition begins to cost (Muennighoff 2023).
+        by: `weights`: shares are proportional to `Source.weight`, regardless of size; `tokens`:
+            shares are proportional to the source's tokens times its weight, which then acts as a
+            relative number of epochs (2.0: two epochs in the time of one).
+        temperature: T in shares^(1/T): 1 keeps the shares, larger values make them more equal.
+        max_epochs: maximum number of passes over a source; the excess goes to the others. 0 for no
+            limit; repetition begins to cost at 4 (Muennighoff 2023).
     """
 
     by: Literal["weights", "tokens"] = "weights"
@@ -47,10 +47,10 @@ def weights(
     Args:
         manifest: of the data, with each source's weight and tokens.
         settings: how these become shares.
-        tokens: that are trained on; `max_epochs` needs them.
+        tokens: number of training tokens, needed for `max_epochs`.
 
     Raises:
-        ValueError: no source has any share, or there is too little text for `max_epochs`.
+        ValueError: no source has a share, or there is too little text for `max_epochs`.
     """
     by_name = {source.name: source for source in manifest.sources}
     sizes = {name: float(source.train.tokens) for name, source in by_name.items()}
@@ -66,19 +66,19 @@ def shares(
 ) -> dict[str, float]:
     """Each source's share of the training tokens; they sum to 1.
 
-    With q_i = w_i, or w_i · n_i by tokens, p_i = q_i^(1/T) / Σ q_j^(1/T). T = 1 leaves proportions
-    as they are, T → ∞ makes all equal (Arivazhagan et al. 2019, section 4.2, arXiv:1907.05019).
-    Then no source is read more often than `max_epochs` allows: p_i ≤ E · n_i / D, and what is over
-    goes to the others in their proportions.
+    With q_i = w_i, or w_i · n_i by tokens, p_i = q_i^(1/T) / Σ q_j^(1/T). T = 1 keeps the
+    proportions, T → ∞ makes them equal (Arivazhagan et al. 2019, section 4.2, arXiv:1907.05019).
+    Then `max_epochs` caps each source, p_i ≤ E · n_i / D, and the excess goes to the others in
+    proportion.
 
     Args:
-        weights: w_i, 0 leaves a source out.
-        sizes: n_i, the tokens of each source.
-        settings: by what, temperature and cap.
-        tokens: D; only the cap needs them.
+        weights: w_i; 0 leaves a source out.
+        sizes: n_i, tokens of each source.
+        settings: proportions, temperature and cap.
+        tokens: D; needed only for the cap.
 
     Raises:
-        ValueError: no source has any share, or E epochs of all of them are fewer than D tokens.
+        ValueError: no source has a share, or E epochs of all sources are fewer than D tokens.
     """
     by_tokens = settings.by == "tokens"
     rough = {n: w * (sizes[n] if by_tokens else 1.0) for n, w in weights.items() if w > 0}
@@ -98,7 +98,7 @@ def shares(
 def epochs(
     shares: Mapping[str, float], sizes: Mapping[str, float], tokens: float
 ) -> dict[str, float]:
-    """How often a training on so many tokens reads each source: p_i · D / n_i."""
+    """How often a training run of `tokens` tokens reads each source: p_i · D / n_i."""
     return {
         name: share * tokens / sizes[name] if sizes[name] else math.inf if share else 0.0
         for name, share in shares.items()
@@ -108,11 +108,11 @@ def epochs(
 def _capped(
     wanted: dict[str, float], caps: Mapping[str, float], max_epochs: float, tokens: float
 ) -> dict[str, float]:
-    """Shares below their caps, in proportion to those wanted where no cap holds."""
-    if sum(caps.values()) < 1 - 1e-9:  # rounding, where all are read to the end
+    """Shares within their caps, in proportion to the wanted ones where no cap holds."""
+    if sum(caps.values()) < 1 - 1e-9:  # rounding, if all sources are read to the end
         raise ValueError(
             f"max_epochs={max_epochs:g} of all sources are {sum(caps.values()) * tokens:.3g} "
-            f"tokens, and the training reads {tokens:.3g}: raise it, train on less, or add text."
+            f"tokens, but the training reads {tokens:.3g}: raise it, train on less, or add text."
         )
     held: dict[str, float] = {}
     while True:

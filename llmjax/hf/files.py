@@ -115,9 +115,9 @@ def open_directory(directory: str | Path) -> StoredTensors:
     pickled = sorted({path.name for pattern in _PICKLED for path in directory.glob(pattern)})
     if pickled:
         raise ValueError(
-            f"{directory} has {pickled[0]} and no {SINGLE_FILE}. Such a file can run code when it is "
-            "loaded, so it is refused. Use a safetensors revision, or convert it where you trust "
-            "it: transformers' from_pretrained(…), then save_pretrained(…, "
+            f"{directory} has {pickled[0]} and no {SINGLE_FILE}. Such a file can run code when it "
+            "is loaded, so it is refused. Use a safetensors revision, or convert it where you "
+            "trust it: transformers' from_pretrained(…), then save_pretrained(…, "
             "safe_serialization=True)"
         )
     raise ValueError(f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}")
