@@ -1,4 +1,4 @@
-"""More examples out of those there are: texts written anew that still say the same.
+"""Augments examples: rewrites texts while keeping their meaning.
 
 In short:
 
