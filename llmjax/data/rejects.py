@@ -96,7 +96,7 @@ def complaint(
         f"source {source!r}: {counts.total()} of {total} {what} are malformed "
         f"({counts.total() / total:.2%}), more than {kind}.max_rejected_share={limit} allows. "
         f"{reasons}, which is: {first[counts.most_common(1)[0][0]][1] or 'empty'}. All are listed "
-        f"in {where}. Mend the source, correct its settings, or raise the limit."
+        f"in {where}. Fix the source, correct its settings, or raise the limit."
     )
 
 
