@@ -23,8 +23,7 @@ from rich.table import Table
 
 from experiments import flags
 from llmjax.data import checking, conversion, directories, documents, forms
-from llmjax.data.cleaning import Step, build
-from llmjax.data.cleaning.config import CleaningConfig
+from llmjax.data.cleaning import build
 from llmjax.data.config import KINDS, ExampleSource, Kind
 
 TRAIN = absl_flags.DEFINE_string("train", None, "File, folder or glob of examples.")
@@ -39,7 +38,7 @@ LONGEST = absl_flags.DEFINE_integer("longest", 0, "The same, at most; 0 for no l
 LEAK = absl_flags.DEFINE_integer(
     "leak", 5, "Words of an answer from which on it must not stand in the prompt; 0 for any."
 )
-STEPS = absl_flags.DEFINE_string("steps", "", "Steps of cleaning that texts must pass.")
+STEPS = absl_flags.DEFINE_list("steps", [], "Steps of cleaning that texts must pass.")
 CONVERT = absl_flags.DEFINE_enum("convert", None, list(forms.FORMS), "Form to write.")
 OUTPUT = absl_flags.DEFINE_string("output", None, "File for --convert, .jsonl.")
 QUESTION = absl_flags.DEFINE_string(
@@ -76,7 +75,7 @@ def _check() -> int:
             sources,
             cast(Kind, KIND.value),
             settings,
-            _steps(),
+            build.alone(STEPS.value or ()),
             lambda read: bar.update(task, advance=read),
         )
     if AS_JSON.value:
@@ -84,21 +83,6 @@ def _check() -> int:
     else:
         _show(report)
     return int(any(report.bad.values()))
-
-
-def _steps() -> list[Step]:
-    """The steps of cleaning that are asked for, with their usual settings."""
-    names = tuple(filter(None, STEPS.value.split(",")))
-    if not names:
-        return []
-    settings = CleaningConfig(steps=names)
-    for name in settings.names:
-        if name in build.COMPARISONS:
-            raise flags.FlagError(
-                f"--steps has {name}, which compares documents: leave it out, copies among "
-                "examples are found without it"
-            )
-    return [build.step(settings, name) for name in settings.names]
 
 
 def _show(report: checking.Report) -> None:

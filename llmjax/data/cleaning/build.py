@@ -65,6 +65,23 @@ def step(config: CleaningConfig, name: str, scorer: Scorer | None = None) -> Ste
     return made
 
 
+def alone(names: Sequence[str]) -> list[Step]:
+    """Steps by name, with their usual settings, after a trial; none if there are no names.
+
+    Raises:
+        ValueError: there is no such step, it needs settings, or it compares documents.
+        ImportError: a step's library is not installed.
+    """
+    config = CleaningConfig(steps=tuple(names))
+    for name in config.names:
+        if name in COMPARISONS:
+            raise ValueError(
+                f"the step {name!r} compares documents, and here each is looked at alone: leave it "
+                "out."
+            )
+    return [step(config, name) for name in config.names]
+
+
 def _made(config: CleaningConfig, name: str, scorer: Scorer | None) -> Step:
     """A step by its settings, which most steps are themselves."""
     if name == "perplexity":

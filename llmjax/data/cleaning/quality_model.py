@@ -110,8 +110,13 @@ def train(
         labels += [label] * len(samples)
     with needs("scikit-learn"):
         from sklearn.linear_model import LogisticRegression
-    regression = LogisticRegression(C=1 / regularization, class_weight="balanced", max_iter=1000)
-    regression.fit(_features(texts, features, ngrams), labels)
+        from threadpoolctl import threadpool_limits
+    # The default tolerance leaves probabilities uncertain in their third digit.
+    regression = LogisticRegression(
+        C=1 / regularization, class_weight="balanced", max_iter=1000, tol=1e-7
+    )
+    with threadpool_limits(1):  # threads sum in other orders, and wait for each other on busy cores
+        regression.fit(_features(texts, features, ngrams), labels)
     weights = regression.coef_[0].astype(np.float32)
     return LinearModel(weights, float(regression.intercept_[0]), ngrams)
 
