@@ -154,9 +154,10 @@ def _difference(directory: Path, done: shards.Manifest, settings: Settings) -> s
         for name, value in wanted.items()
         if done.config.get(name) != value
     ]
+    others = "the input files have changed since, or the model that judged them has"
     return (
         f"{str(directory)!r} holds data that were prepared differently "
-        f"({'; '.join(changes) or 'the input files have changed since'}). Choose another "
+        f"({'; '.join(changes) or others}). Choose another "
         "directory, or pass overwrite=True to replace them."
     )
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from llmjax.data.cleaning import decontamination, perplexity
+from llmjax.data.cleaning import decontamination, harm, perplexity, quality_model, urls
 from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.document import Document, Step
 from llmjax.data.cleaning.index import Index
@@ -96,6 +96,12 @@ def _made(config: CleaningConfig, name: str, scorer: Scorer | None) -> Step:
 @functools.lru_cache
 def _decontamination(sets: tuple[str, ...], settings: decontamination.Decontamination) -> Step:
     return decontamination.step(decontamination.examples(sets), settings)
+
+
+def forget() -> None:
+    """Forgets what steps have read of files that settings name: they may have changed since."""
+    for remembered in (urls.load, harm.load, quality_model.load, _decontamination):
+        remembered.cache_clear()
 
 
 def index(config: CleaningConfig, name: str, documents: Iterable[Document]) -> Index:
