@@ -83,8 +83,7 @@ def fingerprint(settings: Settings, inputs: Inputs, *others: str) -> str:
 def plain(settings: Settings) -> dict[str, Any]:
     """The settings that decide what the shards hold, as plain values: no paths, no weights."""
     fields = json.loads(json.dumps(dataclasses.asdict(settings)))
-    del fields["directory"]
-    fields.pop("mixture", None)
+    del fields["directory"], fields["mixture"]
     for source in fields["sources"]:
         del source["path"], source["weight"]
     if isinstance(settings, config.DataConfig):
