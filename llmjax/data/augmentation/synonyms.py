@@ -24,7 +24,8 @@ class SynonymReplacement(Method):
 
     Attributes:
         rate: the share of the words that have a synonym that are exchanged.
-        path: the thesaurus, in the format of MyThes; by default that of Debian's mythes-en-us.
+        path: the thesaurus, a file in the format of MyThes or the folder of WordNet's database; by
+            default that of Debian's mythes-en-us.
         senses: how many meanings of a part of speech are used; WordNet has the usual ones first.
         ambiguity: words with more meanings than this as their part of speech stay; "make" has 49.
         mutual: whether the word must be in these meanings of the synonym, too. Rare words (a

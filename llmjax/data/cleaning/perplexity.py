@@ -14,7 +14,8 @@ from typing import ClassVar
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.rules import judge, require_ranges
 
-# Perplexities of texts: `llmjax.evaluation.TextScorer` is one, under a model of ours.
+# Perplexities of texts: `llmjax.evaluation.TextScorer` is one, under a model of ours. What has a
+# `fingerprint`, a text, says by it whether its model is still the same.
 Scorer = Callable[[Sequence[str]], Iterable[float]]
 
 
@@ -70,6 +71,11 @@ class Step:
         if math.isfinite(score):
             document = document.with_metadata(perplexity=float(f"{score:.6g}"))
         return judge(document, [("too easy", score, low), ("too strange", score, high)])
+
+
+def fingerprint(scorer: Scorer | None) -> str:
+    """What a scorer says of its model, "" if it says nothing."""
+    return str(getattr(scorer, "fingerprint", ""))
 
 
 def step(settings: Perplexity, scorer: Scorer) -> Step:

@@ -138,7 +138,7 @@ class Task:
         self, counts: Counts, cleaned: stored.Writer, rejected: stored.Writer, report: Report
     ) -> Iterator[Document]:
         """The documents that go on, written; the others are put aside, and all are counted."""
-        steps = [_Watched(name, self._step(name), counts) for name in self.phase.steps]
+        steps = [Watched(name, self._step(name), counts) for name in self.phase.steps]
         due = time.monotonic() + _REPORT_SECONDS
         for item in self._items(counts):
             if time.monotonic() >= due:
@@ -194,7 +194,7 @@ def unread(item: documents.Rejected, source: str) -> Rejected:
     return Rejected(document, item.reason, step=READ)
 
 
-class _Watched:
+class Watched:
     """A step that is timed, and that turns away what it fails on or leaves no text of."""
 
     def __init__(self, name: str, step: Step, counts: Counts) -> None:
