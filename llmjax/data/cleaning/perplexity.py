@@ -67,6 +67,8 @@ class Step:
         return [self._judged(*pair) for pair in zip(documents, scores, strict=True)]
 
     def _judged(self, document: Document, score: float) -> Document | Rejected:
+        if math.isnan(score):
+            raise ValueError("the scorer gave nan for a perplexity: its model is broken")
         low, high = score < self.settings.minimum, score > self.settings.maximum
         if math.isfinite(score):
             document = document.with_metadata(perplexity=float(f"{score:.6g}"))
