@@ -62,8 +62,7 @@ class RunBase(Base):
     def load(self) -> tuple[Any, str]:
         """Adapters merged; told apart by the manifest, which has digests of all files."""
         found = runs.load(self.path)
-        folder = epath.Path(self.path) / "checkpoints" / str(found.step)
-        return self._task.merge(found.params), integrity.digest(folder, "manifest.json")
+        return self._task.merge(found.params), runs.fingerprint(self.path, found.step)
 
 
 class HubBase(Base):

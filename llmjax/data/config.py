@@ -238,6 +238,7 @@ class ExampleConfig:
         max_rejected_share: `prepare_examples` fails if more than this share of a source is
           malformed or leaves nothing to train on.
         shard_tokens: a shard is closed once it holds this many tokens.
+        mixture: how the sources' weights become shares; decides nothing that lies in shards.
     """
 
     sources: tuple[ExampleSource, ...] = ()
@@ -256,6 +257,7 @@ class ExampleConfig:
     fold: int = 0
     max_rejected_share: float = 0.01
     shard_tokens: int = 1 << 26
+    mixture: MixtureConfig = MixtureConfig()
 
     def __post_init__(self) -> None:
         _check_shares(self)

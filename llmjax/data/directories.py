@@ -83,8 +83,7 @@ def fingerprint(settings: Settings, inputs: Inputs, *others: str) -> str:
 def plain(settings: Settings) -> dict[str, Any]:
     """The settings that determine the shards, as plain values: no paths, no weights."""
     fields = json.loads(json.dumps(dataclasses.asdict(settings)))
-    del fields["directory"]
-    fields.pop("mixture", None)
+    del fields["directory"], fields["mixture"]
     for source in fields["sources"]:
         del source["path"], source["weight"]
     if isinstance(settings, config.DataConfig):
@@ -154,9 +153,10 @@ def _difference(directory: Path, done: shards.Manifest, settings: Settings) -> s
         for name, value in wanted.items()
         if done.config.get(name) != value
     ]
+    others = "the input files have changed since, or the model that judged them has"
     return (
         f"{str(directory)!r} holds data that were prepared differently "
-        f"({'; '.join(changes) or 'the input files have changed since'}). Choose another "
+        f"({'; '.join(changes) or others}). Choose another "
         "directory, or pass overwrite=True to replace them."
     )
 

@@ -40,14 +40,19 @@ class MixtureConfig:
 
 
 def weights(
-    manifest: "Manifest", settings: MixtureConfig, tokens: float | None = None
+    manifest: "Manifest",
+    settings: MixtureConfig,
+    tokens: float | None = None,
+    *,
+    examples: float | None = None,
 ) -> dict[str, float]:
     """The sources' shares of the training tokens of prepared data, for the loader's `weights`.
 
     Args:
         manifest: of the data, with each source's weight and tokens.
         settings: how these become shares.
-        tokens: number of training tokens, needed for `max_epochs`.
+        tokens: number of training tokens, needed for `max_epochs`,
+        examples: or the number of examples, if each is a row or a prompt of any length.
 
     Raises:
         ValueError: no source has a share, or there is too little text for `max_epochs`.
@@ -55,7 +60,17 @@ def weights(
     by_name = {source.name: source for source in manifest.sources}
     sizes = {name: float(source.train.tokens) for name, source in by_name.items()}
     given = {name: source.weight for name, source in by_name.items()}
-    return shares(given, sizes, settings, tokens)
+    if examples is None or not settings.max_epochs:
+        return shares(given, sizes, settings, tokens)
+    # Shares of the examples are shares of the tokens over an example's mean length. A cap on how
+    # often a source is read holds for either, and leaves the others their proportions.
+    free = shares(given, sizes, dataclasses.replace(settings, max_epochs=0.0))
+    counts = {name: float(source.train.documents) for name, source in by_name.items()}
+    drawn = {name: p and p * counts[name] / sizes[name] for name, p in free.items()}
+    capped = shares(
+        drawn, counts, MixtureConfig(max_epochs=settings.max_epochs), examples, unit="examples"
+    )
+    return _normalised({n: p and p * sizes[n] / counts[n] for n, p in capped.items()}, 1.0)
 
 
 def shares(
@@ -63,6 +78,8 @@ def shares(
     sizes: Mapping[str, float],
     settings: MixtureConfig = MixtureConfig(),
     tokens: float | None = None,
+    *,
+    unit: str = "tokens",
 ) -> dict[str, float]:
     """Each source's share of the training tokens; they sum to 1.
 
@@ -76,6 +93,7 @@ def shares(
         sizes: n_i, tokens of each source.
         settings: proportions, temperature and cap.
         tokens: D; needed only for the cap.
+        unit: of sizes and D, for messages.
 
     Raises:
         ValueError: no source has a share, or E epochs of all sources are fewer than D tokens.
@@ -88,10 +106,16 @@ def shares(
     powers = {n: (q / largest) ** (1 / settings.temperature) for n, q in rough.items() if q > 0}
     found = _normalised(powers, 1.0)
     if settings.max_epochs and tokens is None:
-        raise ValueError("max_epochs caps sources by the tokens of the training: say how many.")
+        raise ValueError(f"max_epochs caps sources by the {unit} of the training: say how many.")
     if settings.max_epochs:
         caps = {name: settings.max_epochs * sizes[name] / float(tokens or 1) for name in found}
-        found = _capped(found, caps, settings.max_epochs, float(tokens or 0))
+        if sum(caps.values()) < 1 - 1e-9:  # rounding, where all are read to the end
+            raise ValueError(
+                f"max_epochs={settings.max_epochs:g} of all sources are "
+                f"{sum(caps.values()) * float(tokens or 0):.3g} {unit}, and the training reads "
+                f"{float(tokens or 0):.3g}: raise it, train on less, or add text."
+            )
+        found = _capped(found, caps)
     return {name: found.get(name, 0.0) for name in weights}
 
 
@@ -105,15 +129,8 @@ def epochs(
     }
 
 
-def _capped(
-    wanted: dict[str, float], caps: Mapping[str, float], max_epochs: float, tokens: float
-) -> dict[str, float]:
+def _capped(wanted: dict[str, float], caps: Mapping[str, float]) -> dict[str, float]:
     """Shares within their caps, in proportion to the wanted ones where no cap holds."""
-    if sum(caps.values()) < 1 - 1e-9:  # rounding, if all sources are read to the end
-        raise ValueError(
-            f"max_epochs={max_epochs:g} of all sources are {sum(caps.values()) * tokens:.3g} "
-            f"tokens, but the training reads {tokens:.3g}: raise it, train on less, or add text."
-        )
     held: dict[str, float] = {}
     while True:
         free = {name: share for name, share in wanted.items() if name not in held}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from llmjax.data import config, directories, documents, rejects, shards, splits, tokenizer
-from llmjax.data.cleaning import engines, pipeline
+from llmjax.data.cleaning import engines, perplexity, pipeline
 from llmjax.data.cleaning.perplexity import Scorer
 
 # Texts are encoded in lots of about this size, enough to keep the threads busy.
@@ -56,7 +56,9 @@ def prepare(
         raise ValueError("DataConfig.sources is empty: name at least one Source to read.")
     directory = Path(directory)
     inputs = {source.name: documents.find_files(source) for source in settings.sources}
-    fingerprint = directories.fingerprint(settings, inputs)
+    scored = "perplexity" in settings.cleaning.names
+    others = (perplexity.fingerprint(scorer),) if scored else ()
+    fingerprint = directories.fingerprint(settings, inputs, *others)
     build = functools.partial(_build, settings, inputs, fingerprint, directory, engine, scorer)
     return directories.make(directory, settings, fingerprint, build, overwrite=overwrite)
 

@@ -42,9 +42,10 @@ class Value:
 
     aval: Any
     held: bool = False
-    sources: frozenset["Value"] = frozenset()
-    readers: list["Step"] = dataclasses.field(default_factory=list)
-    stack: "Value | None" = None
+    # Printed with these, a program that shares values grows exponentially.
+    sources: frozenset["Value"] = dataclasses.field(default=frozenset(), repr=False)
+    readers: list["Step"] = dataclasses.field(default_factory=list, repr=False)
+    stack: "Value | None" = dataclasses.field(default=None, repr=False)
     tiled: bool = False
     size: float = 0.0
     kind: Kind = "working"
@@ -171,11 +172,21 @@ def _steps(found: Program) -> int:
     return len(found.steps)
 
 
+def _alike(outer: Sequence[Value], inner: Sequence[Value]) -> int:
+    """How many have as many axes outside of a loop as within."""
+    pairs = zip(outer, inner, strict=True)
+    return sum(out.aval.ndim == within.aval.ndim for out, within in pairs)
+
+
 def arity(step: Step) -> tuple[int, int, int]:
     """Counts a loop's operands: those its body does not take, its constants, and its carry."""
     params = step.params
     if step.name == "scan":
-        return 0, params["num_consts"], params["num_carry"]
+        assert step.inner is not None
+        # Told by shapes: what is sliced or stacked has an axis more outside of the loop. The names
+        # of a scan's parameters differ between versions of jax.
+        carried = _alike(step.gives, step.inner.outputs)
+        return 0, _alike(step.reads, step.inner.inputs) - carried, carried
     if step.name == "while":
         return params["cond_nconsts"], params["body_nconsts"], len(step.gives)
     return 1, len(step.reads), 0  # the branch index of cond

@@ -44,8 +44,11 @@ def score(samples: Sequence[Sample], mixture: Mapping[str, WeightedReward]) -> S
     """The weighted sum of rewards.
 
     Raises:
-        ValueError: naming the reward: it gives another number of values, or one that is not finite.
+        ValueError: there is no reward; or, naming the reward: it gives another number of values, or
+            one that is not finite.
     """
+    if not mixture:
+        raise ValueError("no reward: name at least one to score samples by")
     parts, shared = {}, jax.process_count() > 1
     for name, (reward, _) in mixture.items():
         given = reward(samples)

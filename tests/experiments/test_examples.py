@@ -1,4 +1,4 @@
-"""The commands that check, convert and augment examples, as they are typed."""
+"""The commands about examples and the quality of text, as they are typed."""
 
 import json
 import pathlib
@@ -116,7 +116,7 @@ def test_steps_of_cleaning_find_what_was_planted(tmp_path: pathlib.Path) -> None
         assert report["bad"] == {"train": len(expected)}
         assert code == (1 if expected else 0)
     assert compares[0] == unknown[0] == 2
-    assert "--steps has near_duplicates, which compares documents" in compares[2]
+    assert "the step 'near_duplicates' compares documents" in compares[2]
     assert "has 'langage': use 'language'" in unknown[2]
 
 
@@ -148,3 +148,43 @@ def test_augmenting(tmp_path: pathlib.Path) -> None:
     assert "no thesaurus at 'nowhere.dat': apt-get install mythes-en-us" in unread[2]
     assert not list(tmp_path.glob("*.partial"))
     assert "--noise.rate" in shown[1]
+
+
+def test_learning_quality(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("sklearn")
+    good = write(tmp_path / "good.jsonl", *({"text": f"The river is {i}."} for i in range(120)))
+    (tmp_path / "bad.txt").write_text("".join(f"click here {i} now\n" for i in range(120)))
+    bad, out = str(tmp_path / "bad.txt"), tmp_path / "models" / "quality.safetensors"
+    given = [f"--good={good}", f"--bad={bad}", "--split=line", "--features=1024"]
+    again = tmp_path / "again.safetensors"
+    table, as_json, nothing, few, comparing, unreadable, wrong = run(
+        "learn_quality",
+        [*given, f"--output={out}", "--kept=0.5,1", "--held_out=0.3"],
+        [*given, f"--output={again}", "--json", "--kept_of=bad", "--kept=0.25", "--held_out=0.3"],
+        given,
+        [*given, f"--output={again}", "--documents=2"],
+        [*given, f"--output={again}", "--steps=near_duplicates"],
+        [f"--good={good}", "--bad=nowhere", f"--output={again}"],
+        [*given, f"--output={again}", "--kept=many"],
+    )
+    assert table[0] == as_json[0] == 0
+    assert "accuracy 1.0000 (mean of both kinds), ROC AUC 1.0000" in table[1]
+    assert "100.0%" in table[1]
+    assert f"--data.cleaning.quality_model.model={out}" in table[1]
+    assert out.read_bytes() == again.read_bytes()
+    assert sorted(path.name for path in out.parent.iterdir()) == [out.name]
+    figures = json.loads(as_json[1])
+    (threshold,) = figures["thresholds"]
+    assert threshold["bad"] == pytest.approx(0.25, abs=1 / figures["held_out"]["bad"])
+    assert nothing[0] == few[0] == comparing[0] == unreadable[0] == wrong[0] == 2
+    assert "--output is missing" in nothing[2]
+    assert "are to learn from and 0 held out: give more" in few[2]
+    assert "'near_duplicates' compares documents" in comparing[2]
+    assert "Source 'bad': nothing to read at 'nowhere'" in unreadable[2]
+    assert "--kept has 'many': give shares" in wrong[2]
+    # What the table says a minimum keeps is what the step keeps.
+    from llmjax.data.cleaning import Document, QualityModel
+
+    step = QualityModel(str(out), threshold["minimum"])
+    kept = [isinstance(step(Document(f"click here {i} now")), Document) for i in range(120)]
+    assert 0.1 < sum(kept) / len(kept) < 0.4

@@ -24,7 +24,8 @@ class SynonymReplacement(Method):
 
     Attributes:
         rate: share of the words with a synonym to replace.
-        path: of the thesaurus, in MyThes format; by default that of Debian's mythes-en-us.
+        path: of the thesaurus, a MyThes file or the folder of WordNet's database; by default that
+            of Debian's mythes-en-us.
         senses: number of senses of a part of speech to use; WordNet lists common senses first.
         ambiguity: words with more senses as their part of speech stay unchanged; "make" has 49.
         mutual: whether the word must be among the synonyms of its synonym in these senses. This

@@ -10,6 +10,10 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmjax.data.augmentation.wordnet import WordNet
 
 # The path of WordNet in this format in Debian's package mythes-en-us.
 ENGLISH = "/usr/share/mythes/th_en_US_v2.dat"
@@ -86,16 +90,20 @@ class Thesaurus:
 
 
 @functools.lru_cache(maxsize=4)
-def load(path: str = ENGLISH) -> Thesaurus:
-    """Reads a thesaurus, once.
+def load(path: str = ENGLISH) -> "Thesaurus | WordNet":
+    """Reads a thesaurus, once: a file of MyThes, or a folder of WordNet's.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is malformed.
     """
+    if Path(path).is_dir():
+        from llmjax.data.augmentation.wordnet import WordNet  # which has the same meanings
+
+        return WordNet(path)
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"no thesaurus at {path!r}: apt-get install mythes-en-us, or name another file in the "
-            "format of MyThes."
+            "format of MyThes, or the folder of WordNet's database."
         )
     return Thesaurus(Path(path).read_bytes(), path)

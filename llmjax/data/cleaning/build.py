@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from llmjax.data.cleaning import decontamination, perplexity
+from llmjax.data.cleaning import decontamination, harm, perplexity, quality_model, urls
 from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.document import Document, Step
 from llmjax.data.cleaning.index import Index
@@ -65,6 +65,23 @@ def step(config: CleaningConfig, name: str, scorer: Scorer | None = None) -> Ste
     return made
 
 
+def alone(names: Sequence[str]) -> list[Step]:
+    """Steps by name, with their usual settings, after a trial; none if there are no names.
+
+    Raises:
+        ValueError: there is no such step, it needs settings, or it compares documents.
+        ImportError: a step's library is not installed.
+    """
+    config = CleaningConfig(steps=tuple(names))
+    for name in config.names:
+        if name in COMPARISONS:
+            raise ValueError(
+                f"the step {name!r} compares documents, and here each is looked at alone: leave it "
+                "out."
+            )
+    return [step(config, name) for name in config.names]
+
+
 def _made(config: CleaningConfig, name: str, scorer: Scorer | None) -> Step:
     """Builds a step; most settings are the step itself."""
     if name == "perplexity":
@@ -79,6 +96,12 @@ def _made(config: CleaningConfig, name: str, scorer: Scorer | None) -> Step:
 @functools.lru_cache
 def _decontamination(sets: tuple[str, ...], settings: decontamination.Decontamination) -> Step:
     return decontamination.step(decontamination.examples(sets), settings)
+
+
+def forget() -> None:
+    """Forgets what steps have read of files that settings name: they may have changed since."""
+    for remembered in (urls.load, harm.load, quality_model.load, _decontamination):
+        remembered.cache_clear()
 
 
 def index(config: CleaningConfig, name: str, documents: Iterable[Document]) -> Index:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmjax.checks import nearest
+from llmjax.data.cleaning import contents, decontamination
 from llmjax.data.cleaning.c4 import C4Quality
 from llmjax.data.cleaning.decontamination import Decontamination
 from llmjax.data.cleaning.fineweb import FineWebQuality
@@ -127,9 +128,24 @@ class CleaningConfig:
         return getattr(self, name, None)
 
     def plain(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """What determines the output, as plain values: the steps in order, and their settings."""
+        """What determines the output, as plain values: the steps in order, and their settings.
+
+        Files that settings name are represented by digests: their contents count, not their paths.
+
+        Raises:
+            FileNotFoundError, ValueError: a file cannot be read.
+        """
         names = self.names if names is None else names
         found = {name: self.settings(name) for name in names}
-        settings = {name: dataclasses.asdict(held) for name, held in found.items() if held}
-        sets = {"evaluation_sets": self.evaluation_sets} if "decontamination" in names else {}
+        settings = {name: _plain(held) for name, held in found.items() if held}
+        sets = {}
+        if "decontamination" in names:
+            files = decontamination.find(self.evaluation_sets)
+            sets = {"evaluation_sets": [(f.name, contents.digest(f.path)) for f in files]}
         return {"steps": list(names), **sets, **settings}
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """Settings of a step; those that name files say themselves how these count."""
+    own = getattr(settings, "plain", None)
+    return own() if own else dataclasses.asdict(settings)

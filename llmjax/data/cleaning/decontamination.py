@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -160,17 +161,32 @@ def examples(paths: Sequence[str], fields: Sequence[str] = ()) -> Iterator[tuple
         FileNotFoundError: there is nothing to read at a path.
         ValueError: a file cannot be read in full; an incomplete set would let leaks pass.
     """
-    # Imported here because `config` imports this module.
     from llmjax.data import config, documents, records
 
-    for path in paths:
-        source = config.Source(name="evaluation", path=path, split="line")
-        for file in documents.find_files(source):
-            is_record = file.name.endswith(documents.RECORD_SUFFIXES)
-            for item in records.read(file) if is_record else documents.read(file, source):
-                if isinstance(item, documents.Rejected):
-                    raise ValueError(_unreadable(path, item))
-                yield _example(item, fields)
+    source = config.Source("evaluation", "sets", split="line")
+    for file in find(paths):
+        is_record = file.name.endswith(documents.RECORD_SUFFIXES)
+        for item in records.read(file) if is_record else documents.read(file, source):
+            if isinstance(item, documents.Rejected):
+                raise ValueError(_unreadable(file.path, item))
+            yield _example(item, fields)
+
+
+def find(paths: Sequence[str]) -> "list[documents.File]":
+    """The files of evaluation sets, in order.
+
+    Args:
+        paths: files, folders or globs.
+
+    Raises:
+        FileNotFoundError: nothing lies at a path.
+        ValueError: a file's suffix names no format that can be read.
+    """
+    # Sources have settings of cleaning, and so this module's, which is imported first.
+    from llmjax.data import config, documents
+
+    sources = [config.Source("evaluation", path) for path in paths]
+    return [file for source in sources for file in documents.find_files(source)]
 
 
 def _example(record: "records.Record | Document", fields: Sequence[str]) -> tuple[str, str]:
@@ -180,9 +196,9 @@ def _example(record: "records.Record | Document", fields: Sequence[str]) -> tupl
     return f"{record.file}:{record.position}", "\n".join(_strings(values))
 
 
-def _unreadable(path: str, item: "documents.Rejected") -> str:
-    where = f"{item.file}, {item.unit} {item.position}"
-    return f"evaluation set {path!r}: {where} cannot be read ({item.reason}). Fix the file."
+def _unreadable(path: Path, item: "documents.Rejected") -> str:
+    where = f"{path}, {item.unit} {item.position}"
+    return f"an evaluation set cannot be read: {where} ({item.reason}). Fix the file."
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -212,10 +212,12 @@ class Slurm:
 
 
 def _queued(job: str) -> bool:
-    """Whether a Slurm job is pending or running."""
+    """Whether a Slurm job is pending or running; True if the controller does not answer."""
     command = ["squeue", "--noheader", "--jobs", str(job)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return bool(result.stdout.strip())
+    # Slurm forgets a job some minutes after its end, and names it as invalid from then on.
+    forgotten = "Invalid job id" in result.stderr
+    return bool(result.stdout.strip()) or (result.returncode != 0 and not forgotten)
 
 
 def _search_path() -> str:

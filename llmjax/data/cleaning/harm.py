@@ -12,9 +12,9 @@ import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from llmjax.data.cleaning import offence, pieces, shingles
+from llmjax.data.cleaning import contents, offence, pieces, shingles
 from llmjax.data.cleaning.document import Document, Rejected
 
 
@@ -70,6 +70,11 @@ class HarmfulContent:
         kept = (sentence for sentence, bad in zip(sentences, found, strict=True) if not bad)
         return document.with_text("".join(kept).rstrip())
 
+    def plain(self) -> dict[str, Any]:
+        """The settings as plain values, digests in place of files."""
+        lists = [(category, contents.digest(path)) for category, path in map(_category, self.lists)]
+        return dataclasses.asdict(self) | {"lists": lists}
+
     def _categories(self, sentences: Sequence[str]) -> list[set[str]]:
         """The harmful categories of each sentence."""
         found: list[set[str]] = [set() for _ in sentences]
@@ -79,7 +84,7 @@ class HarmfulContent:
                 if probability >= self.threshold:
                     categories.add("offensive")
         for category, path in map(_category, self.lists):
-            pattern = _pattern(path)
+            pattern = load(path)
             for categories, sentence in zip(found, sentences, strict=True):
                 if pattern.search(_spaced(sentence)):
                     categories.add(category)
@@ -99,8 +104,12 @@ def _spaced(text: str) -> str:
 
 
 @functools.lru_cache
-def _pattern(path: str) -> re.Pattern[str]:
-    """Matches the listed words and phrases in the output of `_spaced`."""
+def load(path: str) -> re.Pattern[str]:
+    """Matches the words and phrases listed in a file, which is read once, in `_spaced` text.
+
+    Raises:
+        ValueError: the file lists none.
+    """
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     phrases = {_spaced(line) for line in lines} - {"  "}
     if not phrases:

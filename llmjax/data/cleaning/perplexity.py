@@ -14,7 +14,8 @@ from typing import ClassVar
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.rules import judge, require_ranges
 
-# Computes perplexities of texts; `llmjax.evaluation.TextScorer` does so with a model of ours.
+# Computes perplexities of texts; `llmjax.evaluation.TextScorer` does so with a model of ours. Its
+# `fingerprint`, if any, is a string that changes with the model.
 Scorer = Callable[[Sequence[str]], Iterable[float]]
 
 
@@ -66,10 +67,17 @@ class Step:
         return [self._judged(*pair) for pair in zip(documents, scores, strict=True)]
 
     def _judged(self, document: Document, score: float) -> Document | Rejected:
+        if math.isnan(score):
+            raise ValueError("the scorer gave nan for a perplexity: its model is broken")
         low, high = score < self.settings.minimum, score > self.settings.maximum
         if math.isfinite(score):
             document = document.with_metadata(perplexity=float(f"{score:.6g}"))
         return judge(document, [("too easy", score, low), ("too strange", score, high)])
+
+
+def fingerprint(scorer: Scorer | None) -> str:
+    """What a scorer says of its model, "" if it says nothing."""
+    return str(getattr(scorer, "fingerprint", ""))
 
 
 def step(settings: Perplexity, scorer: Scorer) -> Step:

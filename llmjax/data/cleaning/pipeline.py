@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llmjax.data import config, documents, rejects
-from llmjax.data.cleaning import build, index, progress, stored
+from llmjax.data.cleaning import build, index, perplexity, progress, stored
 from llmjax.data.cleaning.counts import Counts
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.engines import Engine, Local, Run
@@ -58,6 +58,7 @@ def clean_sources(
         RuntimeError: parts were not finished.
         ImportError: a step's library is not installed.
     """
+    build.forget()
     parts = cut(settings, inputs)
     phases = _phases(settings, parts, directory, scorer)
     _remove_unfinished(directory)
@@ -122,13 +123,15 @@ def _phases(
 ) -> list[list[Task]]:
     """The tasks of each phase; a phase's output depends on all steps up to its last."""
     cleaning, corpus = settings.cleaning, [part.fingerprint() for part in parts]
+    model = perplexity.fingerprint(scorer) if "perplexity" in cleaning.names else ""
     found: list[list[Task]] = []
     names: list[str] = []
     before: list[Task] | list[None] = [None] * len(parts)
     for phase in build.phases(cleaning):
         names += phase.steps
         steps = cleaning.plain([*names, phase.compares] if phase.compares else names)
-        others = (steps, corpus if phase.number else [])
+        others = [steps, corpus if phase.number else []]
+        others += [model] if "perplexity" in names else []
         folder = directory / _PHASES_FOLDER / str(phase.number) if phase.compares else directory
         before = [
             Task(part, phase, cleaning, folder, earlier, part.fingerprint(*others), scorer)

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from llmjax.data.cleaning import contents
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.extra import needs
 from llmjax.data.cleaning.rules import require_ranges
@@ -49,6 +50,11 @@ class QualityModel:
         score = float(load(self.model).scores([document.text])[0])
         document = document.with_metadata(quality=round(score, 4))
         return Rejected(document, "low quality", score) if score < self.minimum else document
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as plain values, a digest in place of the model's file."""
+        model = contents.digest(self.model) if self.model else ""
+        return dataclasses.asdict(self) | {"model": model}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,8 +116,13 @@ def train(
         labels += [label] * len(samples)
     with needs("scikit-learn"):
         from sklearn.linear_model import LogisticRegression
-    regression = LogisticRegression(C=1 / regularization, class_weight="balanced", max_iter=1000)
-    regression.fit(_features(texts, features, ngrams), labels)
+        from threadpoolctl import threadpool_limits
+    # The default tolerance leaves probabilities uncertain in their third digit.
+    regression = LogisticRegression(
+        C=1 / regularization, class_weight="balanced", max_iter=1000, tol=1e-7
+    )
+    with threadpool_limits(1):  # threads sum in other orders, and wait for each other on busy cores
+        regression.fit(_features(texts, features, ngrams), labels)
     weights = regression.coef_[0].astype(np.float32)
     return LinearModel(weights, float(regression.intercept_[0]), ngrams)
 

@@ -138,7 +138,7 @@ class Task:
         self, counts: Counts, cleaned: stored.Writer, rejected: stored.Writer, report: Report
     ) -> Iterator[Document]:
         """Yields and writes the documents that are kept; stores the others, and counts all."""
-        steps = [_Watched(name, self._step(name), counts) for name in self.phase.steps]
+        steps = [Watched(name, self._step(name), counts) for name in self.phase.steps]
         due = time.monotonic() + _REPORT_SECONDS
         for item in self._items(counts):
             if time.monotonic() >= due:
@@ -194,7 +194,7 @@ def unread(item: documents.Rejected, source: str) -> Rejected:
     return Rejected(document, item.reason, step=READ)
 
 
-class _Watched:
+class Watched:
     """A timed step that rejects documents on which it fails or of which it leaves no text."""
 
     def __init__(self, name: str, step: Step, counts: Counts) -> None:

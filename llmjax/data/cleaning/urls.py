@@ -10,8 +10,9 @@ import math
 import pathlib
 import re
 import urllib.parse
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from llmjax.data.cleaning import contents
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.rules import require_ranges
 
@@ -65,7 +66,7 @@ class Urls:
         url = str(document.metadata.get("url") or "").lower()
         if not url:
             return document
-        lists = _lists(self)
+        lists = load(self)
         if not lists.domains.isdisjoint(_parents(_host(url))):
             return Rejected(document, "refused domain")
         if _bare(url) in lists.urls:
@@ -80,6 +81,14 @@ class Urls:
             return Rejected(document, "suspicious words in the address", weak)
         return document
 
+    def plain(self) -> dict[str, Any]:
+        """The settings as plain values, digests in place of files."""
+        fields = dataclasses.asdict(self)
+        for name in fields:
+            if name.endswith("_files"):
+                fields[name] = [contents.digest(path) for path in fields[name]]
+        return fields
+
 
 @dataclasses.dataclass(frozen=True)
 class _Lists:
@@ -91,7 +100,12 @@ class _Lists:
 
 
 @functools.lru_cache(maxsize=4)
-def _lists(step: Urls) -> _Lists:
+def load(step: Urls) -> _Lists:
+    """What is refused, in place and in files, which are read once.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
     subwords = {_NO_WORD.sub("", one) for one in _entries(step.subwords, step.subword_files)} - {""}
     return _Lists(
         frozenset(one.strip(".") for one in _entries(step.domains, step.domain_files)),
