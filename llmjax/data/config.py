@@ -238,7 +238,7 @@ class ExampleConfig:
         max_rejected_share: `prepare_examples` fails if more than this share of a source is
           malformed or leaves nothing to train on.
         shard_tokens: a shard is closed once it holds this many tokens.
-        mixture: how the sources' weights become shares; decides nothing that lies in shards.
+        mixture: how the sources' weights become shares; it does not affect the shards.
     """
 
     sources: tuple[ExampleSource, ...] = ()

@@ -153,7 +153,7 @@ def _difference(directory: Path, done: shards.Manifest, settings: Settings) -> s
         for name, value in wanted.items()
         if done.config.get(name) != value
     ]
-    others = "the input files have changed since, or the model that judged them has"
+    others = "the input files have changed, or the model that judged them"
     return (
         f"{str(directory)!r} holds data that were prepared differently "
         f"({'; '.join(changes) or others}). Choose another "

@@ -62,8 +62,8 @@ def weights(
     given = {name: source.weight for name, source in by_name.items()}
     if examples is None or not settings.max_epochs:
         return shares(given, sizes, settings, tokens)
-    # Shares of the examples are shares of the tokens over an example's mean length. A cap on how
-    # often a source is read holds for either, and leaves the others their proportions.
+    # Dividing shares of tokens by the mean length of an example gives shares of examples. The cap
+    # on passes holds for both, and keeps the proportions of the other sources.
     free = shares(given, sizes, dataclasses.replace(settings, max_epochs=0.0))
     counts = {name: float(source.train.documents) for name, source in by_name.items()}
     drawn = {name: p and p * counts[name] / sizes[name] for name, p in free.items()}
@@ -109,10 +109,10 @@ def shares(
         raise ValueError(f"max_epochs caps sources by the {unit} of the training: say how many.")
     if settings.max_epochs:
         caps = {name: settings.max_epochs * sizes[name] / float(tokens or 1) for name in found}
-        if sum(caps.values()) < 1 - 1e-9:  # rounding, where all are read to the end
+        if sum(caps.values()) < 1 - 1e-9:  # rounding, if all sources are read to the end
             raise ValueError(
                 f"max_epochs={settings.max_epochs:g} of all sources are "
-                f"{sum(caps.values()) * float(tokens or 0):.3g} {unit}, and the training reads "
+                f"{sum(caps.values()) * float(tokens or 0):.3g} {unit}, but the training reads "
                 f"{float(tokens or 0):.3g}: raise it, train on less, or add text."
             )
         found = _capped(found, caps)

@@ -42,7 +42,7 @@ class Value:
 
     aval: Any
     held: bool = False
-    # Printed with these, a program that shares values grows exponentially.
+    # Left out of repr, which would grow exponentially if values are shared.
     sources: frozenset["Value"] = dataclasses.field(default=frozenset(), repr=False)
     readers: list["Step"] = dataclasses.field(default_factory=list, repr=False)
     stack: "Value | None" = dataclasses.field(default=None, repr=False)
@@ -173,7 +173,7 @@ def _steps(found: Program) -> int:
 
 
 def _alike(outer: Sequence[Value], inner: Sequence[Value]) -> int:
-    """How many have as many axes outside of a loop as within."""
+    """The number of values with the same rank outside of a loop as inside."""
     pairs = zip(outer, inner, strict=True)
     return sum(out.aval.ndim == within.aval.ndim for out, within in pairs)
 
@@ -183,8 +183,8 @@ def arity(step: Step) -> tuple[int, int, int]:
     params = step.params
     if step.name == "scan":
         assert step.inner is not None
-        # Told by shapes: what is sliced or stacked has an axis more outside of the loop. The names
-        # of a scan's parameters differ between versions of jax.
+        # Derived from ranks, since sliced and stacked values have one more axis outside of the loop
+        # and the names of a scan's parameters differ between versions of JAX.
         carried = _alike(step.gives, step.inner.outputs)
         return 0, _alike(step.reads, step.inner.inputs) - carried, carried
     if step.name == "while":

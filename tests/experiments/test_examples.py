@@ -178,7 +178,7 @@ def test_learning_quality(tmp_path: pathlib.Path) -> None:
     assert threshold["bad"] == pytest.approx(0.25, abs=1 / figures["held_out"]["bad"])
     assert nothing[0] == few[0] == comparing[0] == unreadable[0] == wrong[0] == 2
     assert "--output is missing" in nothing[2]
-    assert "are to learn from and 0 held out: give more" in few[2]
+    assert "are for training and 0 held out: give more" in few[2]
     assert "'near_duplicates' compares documents" in comparing[2]
     assert "Source 'bad': nothing to read at 'nowhere'" in unreadable[2]
     assert "--kept has 'many': give shares" in wrong[2]

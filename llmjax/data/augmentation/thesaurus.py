@@ -91,14 +91,14 @@ class Thesaurus:
 
 @functools.lru_cache(maxsize=4)
 def load(path: str = ENGLISH) -> "Thesaurus | WordNet":
-    """Reads a thesaurus, once: a file of MyThes, or a folder of WordNet's.
+    """Loads a thesaurus once: a MyThes file, or the folder of WordNet's database.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is malformed.
     """
     if Path(path).is_dir():
-        from llmjax.data.augmentation.wordnet import WordNet  # which has the same meanings
+        from llmjax.data.augmentation.wordnet import WordNet  # which imports this module
 
         return WordNet(path)
     if not Path(path).is_file():

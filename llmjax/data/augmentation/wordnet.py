@@ -1,8 +1,8 @@
-"""WordNet's own database, as wndb(5WN) describes it (Fellbaum 1998, "WordNet").
+"""Reads WordNet's own database, in the format of wndb(5WN) (Fellbaum 1998, "WordNet").
 
-For each part of speech there are two files. A line of `index.noun` is a word with the places of its
-synsets in `data.noun`, the most usual first; what stands at such a place is a synset: words that
-mean the same, and pointers to others. Lines that begin with two spaces are the licence.
+Each part of speech has two files. A line of `index.noun` is a word with the offsets of its synsets
+in `data.noun`, most common first. A synset is a set of synonyms with pointers to other synsets.
+Lines that begin with two spaces are the licence.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from llmjax.data.augmentation.thesaurus import Meaning
 
-# The files' suffixes, in the order in which a word's meanings are given.
+# The suffixes of the files, in the order of a word's meanings.
 _PARTS: Mapping[str, str] = {"noun": "NOUN", "verb": "VERB", "adj": "ADJ", "adv": "ADV"}
-# In pointers; "s" is an adjective whose meaning is near that of another.
+# Parts of speech in pointers; "s" is a satellite adjective.
 _FILES: Mapping[str, str] = {"n": "noun", "v": "verb", "a": "adj", "s": "adj", "r": "adv"}
-# What the pointers mean that say something of single words, in the terms of MyThes' thesauri.
+# Pointers that relate words, in the terms of MyThes.
 _RELATIONS: Mapping[str, str] = {
     "!": "antonym",
     "@": "generic term",
@@ -27,14 +27,14 @@ _Pointer = tuple[str, int, str, int, int]
 
 
 class WordNet:
-    """Words to their meanings; what `Thesaurus` is for a file of MyThes.
+    """Maps words to their meanings, like `Thesaurus` for a MyThes file.
 
     Args:
-        folder: of `index.noun`, `data.noun` and so on; parts of speech may be missing.
+        folder: with `index.noun`, `data.noun` and so on; parts of speech may be missing.
 
     Raises:
-        FileNotFoundError: there is no index in it, or one without its data.
-        ValueError: a line of an index is none; says which.
+        FileNotFoundError: the folder has no index, or an index without its data.
+        ValueError: an index is malformed; the message names the line.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -48,7 +48,7 @@ class WordNet:
         if not self._places:
             raise FileNotFoundError(
                 f"{str(folder)!r} has no index.noun, index.verb, index.adj or index.adv: name a "
-                "folder of WordNet's database, Debian's /usr/share/wordnet for instance."
+                "folder of WordNet's database, such as Debian's /usr/share/wordnet."
             )
 
     def __len__(self) -> int:
@@ -59,10 +59,10 @@ class WordNet:
         return any(key in places for places in self._places.values())
 
     def __getitem__(self, word: str) -> tuple[Meaning, ...]:
-        """A word's meanings, none where it has none.
+        """A word's meanings; empty for an unknown word.
 
         Raises:
-            ValueError: the data do not belong to the index.
+            ValueError: the data does not match the index.
         """
         key = _key(word)
         return tuple(
@@ -84,13 +84,13 @@ class WordNet:
         return Meaning(_PARTS[name], tuple(dict.fromkeys(same)), tuple(dict.fromkeys(related)))
 
     def _pointed(self, name: str, place: int, which: int) -> Iterator[str]:
-        """The word of a synset that a pointer means, or all of them."""
+        """The words of a synset that a pointer refers to: one or all of them."""
         if name in self._data:
             words, _ = self._synset(name, place)
             yield from words[which - 1 : which] if which else words
 
     def _synset(self, name: str, place: int) -> tuple[list[str], list[_Pointer]]:
-        """The words at a place, and (symbol, place, file, source, target) of its pointers."""
+        """The words at an offset, and (symbol, offset, file, source, target) of its pointers."""
         data = self._data[name]
         line, _, _ = data[place : data.find(b"\n", place)].partition(b" | ")  # all lines end in one
         try:
@@ -113,14 +113,14 @@ class WordNet:
 
 
 def _index(path: Path) -> dict[bytes, tuple[int, ...]]:
-    """The words of an index, as it writes them, and the places of their synsets."""
+    """The words of an index, in its spelling, with the offsets of their synsets."""
     places = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if line.startswith(b"  "):
             continue
         try:
             lemma, _, count, pointers, *rest = line.split()
-            # Behind the symbols of pointers stand two counts.
+            # Two counts follow the pointer symbols.
             found = tuple(map(int, rest[int(pointers) + 2 :]))
             if not found or len(found) != int(count):
                 raise ValueError(f"{len(found)} synsets")
@@ -137,5 +137,5 @@ def _key(word: str) -> bytes:
 
 
 def _word(field: str) -> str:
-    """A word as it is written; adjectives may say in brackets where they stand: `galore(ip)`."""
+    """A word in normal spelling; an adjective may have a position marker: `galore(ip)`."""
     return field.partition("(")[0].replace("_", " ")

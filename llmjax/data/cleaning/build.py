@@ -66,18 +66,17 @@ def step(config: CleaningConfig, name: str, scorer: Scorer | None = None) -> Ste
 
 
 def alone(names: Sequence[str]) -> list[Step]:
-    """Steps by name, with their usual settings, after a trial; none if there are no names.
+    """Builds and tries out steps by name, with default settings.
 
     Raises:
-        ValueError: there is no such step, it needs settings, or it compares documents.
+        ValueError: a step is unknown, needs settings, or compares documents.
         ImportError: a step's library is not installed.
     """
     config = CleaningConfig(steps=tuple(names))
     for name in config.names:
         if name in COMPARISONS:
             raise ValueError(
-                f"the step {name!r} compares documents, and here each is looked at alone: leave it "
-                "out."
+                f"the step {name!r} compares documents, which cannot be done here: leave it out."
             )
     return [step(config, name) for name in config.names]
 
@@ -99,7 +98,7 @@ def _decontamination(sets: tuple[str, ...], settings: decontamination.Decontamin
 
 
 def forget() -> None:
-    """Forgets what steps have read of files that settings name: they may have changed since."""
+    """Clears the caches of files that settings name, since the files may have changed."""
     for remembered in (urls.load, harm.load, quality_model.load, _decontamination):
         remembered.cache_clear()
 

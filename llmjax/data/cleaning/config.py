@@ -146,6 +146,6 @@ class CleaningConfig:
 
 
 def _plain(settings: Any) -> dict[str, Any]:
-    """Settings of a step; those that name files say themselves how these count."""
+    """The settings of a step as plain values; settings with files have their own `plain`."""
     own = getattr(settings, "plain", None)
     return own() if own else dataclasses.asdict(settings)

@@ -173,16 +173,16 @@ def examples(paths: Sequence[str], fields: Sequence[str] = ()) -> Iterator[tuple
 
 
 def find(paths: Sequence[str]) -> "list[documents.File]":
-    """The files of evaluation sets, in order.
+    """Lists the files of evaluation sets, in order.
 
     Args:
         paths: files, folders or globs.
 
     Raises:
-        FileNotFoundError: nothing lies at a path.
-        ValueError: a file's suffix names no format that can be read.
+        FileNotFoundError: there is nothing to read at a path.
+        ValueError: a file's suffix does not name a supported format.
     """
-    # Sources have settings of cleaning, and so this module's, which is imported first.
+    # Imported here because `config` imports this module.
     from llmjax.data import config, documents
 
     sources = [config.Source("evaluation", path) for path in paths]

@@ -215,7 +215,7 @@ def _queued(job: str) -> bool:
     """Whether a Slurm job is pending or running; True if the controller does not answer."""
     command = ["squeue", "--noheader", "--jobs", str(job)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    # Slurm forgets a job some minutes after its end, and names it as invalid from then on.
+    # Slurm forgets a job some minutes after its end, and then calls its id invalid.
     forgotten = "Invalid job id" in result.stderr
     return bool(result.stdout.strip()) or (result.returncode != 0 and not forgotten)
 

@@ -71,7 +71,7 @@ class HarmfulContent:
         return document.with_text("".join(kept).rstrip())
 
     def plain(self) -> dict[str, Any]:
-        """The settings as plain values, digests in place of files."""
+        """The settings as plain values, with digests instead of files."""
         lists = [(category, contents.digest(path)) for category, path in map(_category, self.lists)]
         return dataclasses.asdict(self) | {"lists": lists}
 

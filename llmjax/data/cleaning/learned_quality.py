@@ -1,4 +1,4 @@
-"""A model of quality out of files of good and bad texts, and what held-out texts say of it.
+"""Trains a quality model on files of good and bad texts, and evaluates it on held-out texts.
 
 In short:
 
@@ -7,8 +7,8 @@ In short:
     model, trial = learned_quality.learn(good.texts, bad.texts)
     model.save("quality.safetensors")
 
-All draws are by hashes of the texts: the same texts and settings give the same file, in whatever
-order and files they come.
+All random choices depend on hashes of the texts: the same texts and settings give the same model,
+whatever their order and files.
 """
 
 import collections
@@ -28,7 +28,7 @@ from llmjax.data.cleaning.extra import needs
 
 Kind = Literal["good", "bad"]
 
-# What a minimum is rounded down to: as many digits as a command line is worth.
+# Digits that a minimum is rounded down to, for use on a command line.
 _DIGITS = 6
 
 
@@ -37,8 +37,8 @@ class Sample:
     """Texts of one kind.
 
     Attributes:
-        texts: each once, in an order that hashes decide.
-        left_out: how many could not be read or were turned away by a step, by reason.
+        texts: without duplicates, ordered by hash.
+        left_out: texts that could not be read or that a step rejected, by reason.
     """
 
     texts: tuple[str, ...]
@@ -47,12 +47,12 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """A setting of `QualityModel.minimum`, and what it keeps of the held-out texts.
+    """A value of `QualityModel.minimum`, and the share of held-out texts that it keeps.
 
     Attributes:
-        minimum: the least score that is kept.
-        good: the share of good texts that is kept.
-        bad: the share of bad texts that is kept.
+        minimum: the lowest score that is kept.
+        good: share of good texts kept.
+        bad: share of bad texts kept.
     """
 
     minimum: float
@@ -62,15 +62,15 @@ class Threshold:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """How well a model tells texts apart that it has not seen.
+    """How well a model classifies held-out texts.
 
     Attributes:
-        learned: how many texts of each kind it has learned from.
-        held_out: how many of each kind it is judged by.
-        contradictory: texts of both kinds, which are left out.
-        accuracy: the share that are on the right side of 0.5, as the mean of both kinds.
-        roc_auc: how often a good text scores higher than a bad one; ties count half.
-        thresholds: for each of the kept shares asked for, in their order.
+        learned: number of training texts of each kind.
+        held_out: number of held-out texts of each kind.
+        contradictory: texts that are both good and bad, which are left out.
+        accuracy: share of texts on the right side of 0.5, averaged over both kinds.
+        roc_auc: probability that a good text scores higher than a bad one; ties count half.
+        thresholds: one for each requested share, in that order.
     """
 
     learned: dict[Kind, int]
@@ -81,7 +81,7 @@ class Trial:
     thresholds: tuple[Threshold, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """The trial as plain values."""
         return dataclasses.asdict(self)
 
 
@@ -93,18 +93,18 @@ def sample(
     steps: Sequence[Step] = (),
     advance: documents.Advance = lambda _: None,
 ) -> Sample:
-    """Draws texts from files, without copies; holds no more of them than it returns.
+    """Samples distinct texts from files; holds no more of them than it returns.
 
     Args:
-        sources: where the texts lie.
-        most: so many are drawn; all, where there are no more.
-        seed: of the draw, 0 or more.
-        steps: of cleaning, which texts pass first, as they will before the model judges them.
+        sources: of the texts.
+        most: maximum number of texts.
+        seed: of the sample, 0 or more.
+        steps: cleaning steps that texts pass first, as they will before the model judges them.
         advance: called with the number of bytes read since the last call.
 
     Raises:
         FileNotFoundError: there is nothing to read at a source's path.
-        ValueError: a file's format cannot be told, or `most` is out of range.
+        ValueError: a file's suffix does not name a supported format, or `most` is out of range.
     """
     if most < 1:
         raise ValueError(f"most is {most}: use 1 or more.")
@@ -142,20 +142,19 @@ def learn(
     features: int = 1 << 18,
     regularization: float = 0.1,
 ) -> tuple[quality_model.LinearModel, Trial]:
-    """Learns from some texts and is judged by the others.
+    """Trains a model on some of the texts and evaluates it on the others.
 
     Args:
-        good: texts that are wanted, each once.
-        bad: texts that are not, each once.
-        held_out: the share that the model is judged by and does not see, by a hash of each text.
-        kept: shares of held-out texts, for each of which the highest minimum is looked for that
-            keeps so many.
-        of: the kind of these texts. Where the bad ones are a crawl as it came, shares of these say
-            how much of it will be left.
-        seed: of the draw, 0 or more.
-        ngrams: as in `quality_model.train`, and so are the rest.
-        features: as there.
-        regularization: as there.
+        good: distinct wanted texts.
+        bad: distinct unwanted texts.
+        held_out: share of texts for evaluation, chosen by a hash of each text.
+        kept: shares of held-out texts; for each, the trial has the highest minimum that keeps it.
+        of: the kind of text that `kept` refers to. If the bad texts are a raw crawl, their share
+            tells how much of it will be left.
+        seed: of the choice, 0 or more.
+        ngrams: as for `quality_model.train`.
+        features: as for `quality_model.train`.
+        regularization: as for `quality_model.train`.
 
     Raises:
         ValueError: a kind has no text on one side, or an argument is out of range.
@@ -189,20 +188,20 @@ def learn(
 def _parted(
     kind: Kind, texts: Sequence[str], share: float, seed: int
 ) -> tuple[list[str], list[str]]:
-    """Texts to learn from, and texts that are held out."""
+    """Splits texts into training and held-out texts."""
     out = splits.random([b"held out " + _bytes(text) for text in texts], share, seed)
     seen = [text for text, is_out in zip(texts, out, strict=True) if not is_out]
     unseen = [text for text, is_out in zip(texts, out, strict=True) if is_out]
     if not seen or not unseen:
         raise ValueError(
-            f"of {len(texts)} {kind} texts {len(seen)} are to learn from and {len(unseen)} held "
+            f"of {len(texts)} {kind} texts, {len(seen)} are for training and {len(unseen)} held "
             f"out: give more, or another share than held_out={share:g}."
         )
     return seen, unseen
 
 
 def _threshold(scores: dict[Kind, np.ndarray], of: Kind, share: float) -> Threshold:
-    """The highest minimum, but for rounding, that keeps a share of a kind."""
+    """The highest minimum, up to rounding, that keeps this share of a kind."""
     ranked = np.sort(scores[of])[::-1]
     least = float(ranked[max(math.ceil(share * len(ranked)), 1) - 1])
     minimum = round(least, _DIGITS)

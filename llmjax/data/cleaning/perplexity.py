@@ -68,7 +68,7 @@ class Step:
 
     def _judged(self, document: Document, score: float) -> Document | Rejected:
         if math.isnan(score):
-            raise ValueError("the scorer gave nan for a perplexity: its model is broken")
+            raise ValueError("the scorer returned a perplexity of nan: its model is broken")
         low, high = score < self.settings.minimum, score > self.settings.maximum
         if math.isfinite(score):
             document = document.with_metadata(perplexity=float(f"{score:.6g}"))
@@ -76,7 +76,7 @@ class Step:
 
 
 def fingerprint(scorer: Scorer | None) -> str:
-    """What a scorer says of its model, "" if it says nothing."""
+    """The fingerprint of a scorer's model; "" if it has none."""
     return str(getattr(scorer, "fingerprint", ""))
 
 

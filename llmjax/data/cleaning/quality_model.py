@@ -52,7 +52,7 @@ class QualityModel:
         return Rejected(document, "low quality", score) if score < self.minimum else document
 
     def plain(self) -> dict[str, Any]:
-        """The settings as plain values, a digest in place of the model's file."""
+        """The settings as plain values, with a digest instead of the model's file."""
         model = contents.digest(self.model) if self.model else ""
         return dataclasses.asdict(self) | {"model": model}
 
@@ -117,11 +117,13 @@ def train(
     with needs("scikit-learn"):
         from sklearn.linear_model import LogisticRegression
         from threadpoolctl import threadpool_limits
-    # The default tolerance leaves probabilities uncertain in their third digit.
+    # With the default tolerance, probabilities are uncertain in the third digit.
     regression = LogisticRegression(
         C=1 / regularization, class_weight="balanced", max_iter=1000, tol=1e-7
     )
-    with threadpool_limits(1):  # threads sum in other orders, and wait for each other on busy cores
+    with threadpool_limits(
+        1
+    ):  # threads change the order of sums, and block each other on busy cores
         regression.fit(_features(texts, features, ngrams), labels)
     weights = regression.coef_[0].astype(np.float32)
     return LinearModel(weights, float(regression.intercept_[0]), ngrams)

@@ -82,7 +82,7 @@ class Urls:
         return document
 
     def plain(self) -> dict[str, Any]:
-        """The settings as plain values, digests in place of files."""
+        """The settings as plain values, with digests instead of files."""
         fields = dataclasses.asdict(self)
         for name in fields:
             if name.endswith("_files"):
@@ -101,7 +101,7 @@ class _Lists:
 
 @functools.lru_cache(maxsize=4)
 def load(step: Urls) -> _Lists:
-    """What is refused, in place and in files, which are read once.
+    """Loads the inline lists and those in files, which are read once.
 
     Raises:
         ValueError: a file cannot be read.

@@ -134,5 +134,5 @@ def test_a_digest_is_that_of_the_bytes(tmp_path: pathlib.Path) -> None:
     assert contents.digest(path) == wanted
     path.write_bytes(b"abcd")
     assert contents.digest(path) != wanted
-    with pytest.raises(ValueError, match="settings of cleaning name, cannot be read"):
+    with pytest.raises(ValueError, match="cleaning settings name, cannot be read"):
         contents.digest(tmp_path)

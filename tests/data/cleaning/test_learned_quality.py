@@ -169,7 +169,7 @@ def test_held_out_texts_teach_nothing(prose: list[str], chat: list[str]) -> None
     ("settings", "message"),
     [
         ({"held_out": 0.0}, "held_out is 0"),
-        ({"held_out": 0.001}, "of 20 good texts 20 are to learn from and 0 held out"),
+        ({"held_out": 0.001}, "of 20 good texts, 20 are for training and 0 held out"),
         ({"kept": (0.5, 1.5)}, "kept has 1.5"),
         ({"ngrams": 0}, "ngrams is 0"),
         ({"features": 0}, "features is 0"),

@@ -35,7 +35,7 @@ def test_many_at_once_are_one_by_one() -> None:
 def test_a_broken_model_is_an_error() -> None:
     """Not a document that is kept: no comparison with nan is true."""
     broken = perplexity.step(Perplexity(minimum=10, maximum=1000), lambda texts: [math.nan])
-    with pytest.raises(ValueError, match="gave nan"):
+    with pytest.raises(ValueError, match="perplexity of nan"):
         broken(Document("plain"))
 
 
