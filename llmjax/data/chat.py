@@ -154,8 +154,8 @@ class ChatTemplate:
             return ""
         if own[-1].endswith(_WORDS):
             _log.warning(
-                "the chat template's generation marks leave out what ends a turn, so a model "
-                "trained with it never learns to end one: move it inside of the marks"
+                "the chat template's generation marks exclude the end of a turn, so a model "
+                "trained with it never learns to end one: move it inside the marks"
             )
         return own[-1].rpartition(_WORDS)[2]
 
@@ -275,13 +275,13 @@ class ChatTemplate:
     def _require_trained(self, spans: Sequence[_Span | None], messages: Sequence[Message]) -> None:
         if not spans:
             if not any(message.get("role") == ASSISTANT for message in messages):
-                what = "the conversation has no turn of the assistant, so nothing to train on"
+                what = "the conversation has no assistant turn, so there is nothing to train on"
             else:
-                what = "the chat template's generation marks hold nothing of the conversation"
+                what = "the chat template's generation marks contain nothing of the conversation"
             raise ValueError(f"{what}: {_shown(messages)}.")
         if None in spans:
             raise ValueError(
-                "it is not certain what the assistant wrote: the chat template has no generation "
+                "the assistant's text cannot be located: the chat template has no generation "
                 "marks, and a conversation's beginning renders differently by itself. "
                 "Put {% generation %}…{% endgeneration %} around the assistant's words, use "
                 "a template that has them, or train on the last turn only (turns='last'). "

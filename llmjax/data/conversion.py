@@ -39,7 +39,7 @@ def convert(
         raise ValueError(f"form is {form!r}: use one of {', '.join(forms.FORMS)}.")
     files = documents.find_files(source, documents.RECORD_SUFFIXES)
     if output.suffix != ".jsonl" or any(f.path.resolve() == output.resolve() for f in files):
-        raise ValueError(f"output is {str(output)!r}: name a .jsonl file other than what is read.")
+        raise ValueError(f"output is {str(output)!r}: name a .jsonl file that is not an input.")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     written, left_out = 0, collections.Counter[str]()

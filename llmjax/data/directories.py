@@ -155,9 +155,9 @@ def _difference(directory: Path, done: shards.Manifest, settings: Settings) -> s
     ]
     others = "the input files have changed, or the model that judged them"
     return (
-        f"{str(directory)!r} holds data that were prepared differently "
+        f"{str(directory)!r} holds data that was prepared differently "
         f"({'; '.join(changes) or others}). Choose another "
-        "directory, or pass overwrite=True to replace them."
+        "directory, or pass overwrite=True to replace it."
     )
 
 

@@ -129,7 +129,7 @@ def prompt_batches(
 def _packing(kind: config.Kind, packing: str | None) -> str:
     """Validates the packing, or chooses the default of a kind."""
     if kind == "prompt":
-        raise ValueError("prompts make no rows: read them with `prompt_batches`.")
+        raise ValueError("prompts are not packed into rows: read them with `prompt_batches`.")
     packing = packing or ("best_fit" if kind == "sft" else "none")
     if packing not in (("best_fit", "none") if kind == "sft" else ("none",)):
         raise ValueError(

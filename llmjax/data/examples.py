@@ -198,7 +198,7 @@ def _conversation(messages: Messages) -> Example:
     """A conversation, split before its first answer."""
     roles = [message["role"] for message in messages]
     if ASSISTANT not in roles:
-        raise UnfitError("no message of the assistant's, so there is nothing to train on")
+        raise UnfitError("no assistant message, so there is nothing to train on")
     first = roles.index(ASSISTANT)
     return Example(prompt=messages[:first], answers=(messages[first:],))
 
@@ -223,7 +223,7 @@ def _label(label: Any) -> str | int:
         or label == ""
         or (not isinstance(label, str) and label < 0)
     ):
-        raise UnfitError("the label is neither a name nor a number from 0 on")
+        raise UnfitError("the label is neither a name nor a number of at least 0")
     return label if isinstance(label, str) else int(label)
 
 
@@ -243,7 +243,7 @@ def _comparison(parts: _Parts) -> Example:
     if parts.has("margin"):
         margin = _number(parts.get("margin"), "margin")
         if len(responses) > 2:
-            raise UnfitError("a margin is between two responses, and there are more")
+            raise UnfitError("a margin needs exactly two responses")
     if len(responses) < 2:
         raise UnfitError("fewer than two responses, so there is nothing to compare")
     whole = all(isinstance(response, Sequence) for response in responses)
@@ -261,13 +261,13 @@ def _comparison(parts: _Parts) -> Example:
 def _ranked(responses: Sequence[Any], scores: Any) -> tuple[list[Any], float]:
     """Responses from best to worst, one per score; and the margin if there are two."""
     if not isinstance(scores, Sequence) or len(scores) != len(responses):
-        raise UnfitError("not as many scores as responses")
+        raise UnfitError("the numbers of scores and responses differ")
     by_score: dict[float, Any] = {}
     for response, score in zip(responses, scores, strict=True):
         by_score.setdefault(_number(score, "score"), response)
     order = sorted(by_score, reverse=True)
     if len(order) < 2:
-        raise UnfitError("all responses have one score, so there is nothing to compare")
+        raise UnfitError("all responses have the same score, so there is nothing to compare")
     return [by_score[score] for score in order], order[0] - order[1] if len(order) == 2 else 0.0
 
 
@@ -303,7 +303,7 @@ def _answer(value: Any) -> Messages:
         return ({"role": ASSISTANT, "content": value},)
     messages = _as_messages(value)
     if not any(message["role"] == ASSISTANT for message in messages):
-        raise UnfitError("no message of the assistant's, so there is nothing to train on")
+        raise UnfitError("no assistant message, so there is nothing to train on")
     return messages
 
 
@@ -313,7 +313,7 @@ def _prompt(parts: _Parts) -> Example:
     while prompt and prompt[-1]["role"] == ASSISTANT:
         prompt = prompt[:-1]
     if not prompt:
-        raise UnfitError("a prompt without a message to answer")
+        raise UnfitError("a prompt has no message to answer")
     used = {parts.field("prompt"), parts.field("system")}
     extra = {name: value for name, value in parts.fields.items() if name not in used}
     return Example(prompt=prompt, extra=extra)
@@ -340,7 +340,7 @@ def _messages(parts: _Parts, part: str) -> Messages:
 def _as_messages(value: Any) -> Messages:
     """Messages in OpenAI's form, from that or ShareGPT's."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise UnfitError("what should be messages is no list of them")
+        raise UnfitError("the messages are not a list")
     return tuple(_message(message) for message in value)
 
 

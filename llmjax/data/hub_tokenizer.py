@@ -64,7 +64,9 @@ class HubTokenizer(Tokenizer):
             if self._pieces_as_bytes.space != "never":
                 self._inner = _backend(without_space(fields), self.names, settings)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{directory / MAIN_FILE} is no tokenizer: {error}") from error
+            raise ValueError(
+                f"{directory / MAIN_FILE} is not a valid tokenizer: {error}"
+            ) from error
         super().__init__(self._table())
         self.exact = self._pieces_as_bytes.exact
         self.chat_template = _chat_template(self._files, settings)

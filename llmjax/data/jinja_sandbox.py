@@ -76,7 +76,7 @@ class Template:
         if unmarked != text:
             raise ValueError(
                 "the chat template changes the text between its generation marks after rendering "
-                "it: move its filters inside of the marks."
+                "it: move its filters inside the marks."
             )
         return text, spans
 

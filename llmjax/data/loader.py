@@ -225,7 +225,9 @@ class Reader:
                 raise ValueError(f"weights gives {name!r} {weight}, but it has no documents.")
         chosen = {name: weight for name, weight in weights.items() if weight}
         if not chosen:
-            raise ValueError(f"every source's weight is 0. Give one of {sorted(known)} more.")
+            raise ValueError(
+                f"every source's weight is 0. Give one of {sorted(known)} a positive weight."
+            )
         return chosen
 
 

@@ -102,7 +102,7 @@ def shares(
     rough = {n: w * (sizes[n] if by_tokens else 1.0) for n, w in weights.items() if w > 0}
     largest = max(rough.values(), default=0.0)
     if not largest:
-        raise ValueError(f"no source of {sorted(weights)} has both weight and text: give one some.")
+        raise ValueError(f"no source of {sorted(weights)} has both weight and text: add some.")
     powers = {n: (q / largest) ** (1 / settings.temperature) for n, q in rough.items() if q > 0}
     found = _normalised(powers, 1.0)
     if settings.max_epochs and tokens is None:

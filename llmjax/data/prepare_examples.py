@@ -247,7 +247,7 @@ def _labels(settings: config.ExampleConfig, found: Sequence[str | int | None]) -
     numbers = [label for label in found if isinstance(label, int)]
     if names and numbers:
         raise ValueError(
-            f"labels are names ({', '.join(names[:3])}) and numbers ({numbers[0]}) in turn: name "
+            f"labels are names ({', '.join(names[:3])}) and numbers ({numbers[0]}) mixed: name "
             "them in the order of their numbers in ExampleConfig.labels."
         )
     return tuple(names) if names else tuple(map(str, range(max(numbers) + 1)))
@@ -313,7 +313,7 @@ def _check_splits(manifest: shards.Manifest, settings: config.ExampleConfig) -> 
     for source in manifest.sources:
         if source.weight > 0 and not source.train.documents:
             raise ValueError(
-                f"source {source.name!r} has no training examples: all that it has, "
+                f"source {source.name!r} has no training examples: all of its "
                 f"{source.validation.documents}, are held out. Give it more, use a smaller "
                 "ExampleConfig.validation_share, or another split: with 'hash', examples with the "
                 "same prompt stay together."

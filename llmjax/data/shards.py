@@ -145,7 +145,7 @@ def load_manifest(directory: str | Path) -> Manifest:
     if not path.is_file():
         raise FileNotFoundError(
             f"no prepared data in {str(directory)!r} ({MANIFEST_FILE} is missing). Run "
-            "`prepare` on it first; one that was interrupted starts over."
+            "`prepare` on it first; an interrupted one starts over."
         )
     fields = json.loads(path.read_text())
     if fields.get("version") != FORMAT_VERSION:

@@ -64,8 +64,8 @@ class _TogetherIterator(grain.DatasetIterator[Batch]):
         for number, stream in enumerate(self._parents, start=self._first):
             if str(number) not in saved:
                 raise ValueError(
-                    f"the saved place in the data is that of streams {', '.join(saved)}, and "
-                    f"stream {number} is read here: give the states of all processes, saved with "
+                    f"the saved data position is that of streams {', '.join(saved)}, and "
+                    f"stream {number} is needed here: give the states of all processes, saved with "
                     "the same batch_size"
                 )
             stream.set_state(saved[str(number)])

@@ -123,10 +123,10 @@ def _check(
     seed: int,
 ) -> None:
     if output.suffix != ".jsonl" or any(f.path.resolve() == output.resolve() for f in files):
-        raise ValueError(f"output is {str(output)!r}: name a .jsonl file other than what is read.")
+        raise ValueError(f"output is {str(output)!r}: name a .jsonl file that is not an input.")
     names = [method.name for method in methods]
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"methods are {names}: give one or more of different names.")
+        raise ValueError(f"methods are {names}: give at least one, with distinct names.")
     if copies < 1 or seed < 0:
         raise ValueError(f"copies is {copies} and seed {seed}: use 1 or more, and 0 or more.")
 

@@ -53,8 +53,8 @@ class Thesaurus:
             self._encoding = codecs.lookup(head.decode("ascii").strip()).name
         except (LookupError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"{name}: its first line names no encoding ({error}). Give a thesaurus in the "
-                "format of MyThes, such as th_en_US_v2.dat."
+                f"{name}: its first line does not name an encoding ({error}). Give a thesaurus in "
+                "the format of MyThes, such as th_en_US_v2.dat."
             ) from error
         self._places: dict[bytes, range] = {}
         number = 0
@@ -62,7 +62,7 @@ class Thesaurus:
             word, bar, count = self._lines[number].rpartition(b"|")
             meanings = range(number + 1, number + 1 + int(count)) if count.isdigit() else None
             if not bar or meanings is None or meanings.stop > len(self._lines):
-                raise ValueError(f"{name}, line {number + 2}: an entry is WORD|NUMBER_OF_MEANINGS.")
+                raise ValueError(f"{name}, line {number + 2}: expected WORD|NUMBER_OF_MEANINGS.")
             self._places.setdefault(word, meanings)
             number = meanings.stop
 

@@ -126,7 +126,7 @@ def _index(path: Path) -> dict[bytes, tuple[int, ...]]:
                 raise ValueError(f"{len(found)} synsets")
         except ValueError as error:
             raise ValueError(
-                f"{path}, line {number}: no entry of an index of WordNet ({error})."
+                f"{path}, line {number}: not an entry of a WordNet index ({error})."
             ) from error
         places[lemma] = found
     return places

@@ -184,7 +184,9 @@ class Slurm:
             FileNotFoundError: this machine cannot submit jobs.
         """
         if shutil.which("sbatch") is None:
-            raise FileNotFoundError("there is no sbatch here: start it where Slurm takes jobs")
+            raise FileNotFoundError(
+                "sbatch is not installed here: start it on a machine that submits Slurm jobs"
+            )
         make = _executor("slurm", "SlurmPipelineExecutor")
         commands, modules = map(shlex.quote, (str(Path(sys.executable).parent), _search_path()))
         environment = f"export PYTHONPATH={modules} PATH={commands}:$PATH"

@@ -113,6 +113,6 @@ def load(path: str) -> re.Pattern[str]:
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     phrases = {_spaced(line) for line in lines} - {"  "}
     if not phrases:
-        raise ValueError(f"HarmfulContent.lists: {path!r} has no words")
+        raise ValueError(f"HarmfulContent.lists: {path!r} lists no words")
     # The space after a word is also the one before the next.
     return re.compile("|".join(rf"{re.escape(phrase[:-1])}(?= )" for phrase in sorted(phrases)))

@@ -62,7 +62,7 @@ class Language:
             if not 0 <= one.score <= 1:
                 raise ValueError(f"{self.name}.minimums: {one}: the score must be from 0 to 1")
             if one.language in seen:
-                raise ValueError(f"{self.name}.minimums: {one.language!r} is there twice")
+                raise ValueError(f"{self.name}.minimums: {one.language!r} occurs twice")
             if self.languages and one.language not in self.languages:
                 raise ValueError(f"{self.name}.minimums: {one.language!r} is not in languages")
             seen.add(one.language)

@@ -203,8 +203,8 @@ def verified(pairs: Candidates, sets: Mapping[int, np.ndarray], similarity: floa
     missing = set(np.concatenate([pairs.left, pairs.right]).tolist()) - sets.keys()
     if missing:
         raise ValueError(
-            f"the n-grams of {len(missing)} candidates are missing, of "
-            f"{pairs.files.id(min(missing))!r} first: join `candidate_sets` of every shard."
+            f"the n-grams of {len(missing)} candidates are missing, first that of "
+            f"{pairs.files.id(min(missing))!r}: join `candidate_sets` of every shard."
         )
     ends = zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)
     alike = np.array([jaccard(sets[left], sets[right]) >= similarity for left, right in ends], bool)

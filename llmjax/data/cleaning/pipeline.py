@@ -150,9 +150,9 @@ def _run(tasks: Sequence[Task], run: Run, logs: Path, display: progress.Display)
     if missing:
         part = missing[0].part
         raise RuntimeError(
-            f"{len(missing)} of {len(tasks)} parts were not cleaned, part {part.number} of source "
-            f"{part.source.name!r} first: {logs} has their logs. The others are done: run it again "
-            "to go on."
+            f"{len(missing)} of {len(tasks)} parts were not cleaned, first part {part.number} of "
+            f"source {part.source.name!r}: their logs are in {logs}. The others are done: run it "
+            "again to go on."
         )
 
 

@@ -111,7 +111,7 @@ def train(
     for label, kind in ((1, good), (0, bad)):
         samples = list(kind)
         if not samples:
-            raise ValueError(f"there is no {'good' if label else 'bad'} text to learn from")
+            raise ValueError(f"there is no {'good' if label else 'bad'} text to train on")
         texts += samples
         labels += [label] * len(samples)
     with needs("scikit-learn"):

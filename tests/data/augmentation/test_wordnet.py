@@ -141,7 +141,7 @@ def test_what_is_no_database_is_named(folder: pathlib.Path, tmp_path: pathlib.Pa
     sound = index.read_text()
     for wrong in ("fast a 2 0 1 1 00000078", "fast a", "fast a one 0 1 1 00000078", ""):
         index.write_text(sound + wrong + "\n")
-        with pytest.raises(ValueError, match=r"index\.adj, line 7: no entry of an index"):
+        with pytest.raises(ValueError, match=r"index\.adj, line 7: not an entry of"):
             WordNet(folder)
     index.write_text(sound)
     (folder / "data.adj").unlink()

@@ -76,7 +76,7 @@ def test_a_changed_file_is_noticed(
     assert left(out) == {"rope"}
     assert str(path) not in json.dumps(done.config)
     make(path, "rope")
-    with pytest.raises(ValueError, match="holds data that were prepared differently .cleaning"):
+    with pytest.raises(ValueError, match="holds data that was prepared differently .cleaning"):
         data.prepare(wanted, out)
     # What was cleaned by the old file is not kept, and what was read of it is forgotten.
     data.prepare(wanted, out, overwrite=True)

@@ -53,7 +53,7 @@ def test_scores_are_those_of_logistic_regression() -> None:
 
 
 def test_there_is_nothing_to_learn_from_one_kind() -> None:
-    with pytest.raises(ValueError, match="there is no bad text to learn from"):
+    with pytest.raises(ValueError, match="there is no bad text to train on"):
         quality_model.train(["good"], [])
 
 
