@@ -137,7 +137,7 @@ def test_a_split_goes_by_what_is_asked() -> None:
         ("comparison", {"prompt": "a", "responses": "bc"}, "is not a list"),
         ("comparison", {"prompt": "a", "responses": ["b", "c"], "scores": [1]}, "scores and"),
         ("comparison", {"prompt": "a", "responses": ["b", "c"], "scores": [1, 1]}, "same score"),
-        ("comparison", {"prompt": "a", "responses": [*"bcd"], "margin": 1}, "exactly two responses"),
+        ("comparison", {"prompt": "a", "responses": [*"bcd"], "margin": 1}, "exactly two"),
         ("comparison", {"prompt": "a", "responses": ["b", "c"], "margin": "x"}, "not a number"),
         ("prompt", {"answer": "4"}, "no prompt: of .*'answer'"),
         ("prompt", {"messages": [ANSWER]}, "no message to answer"),
