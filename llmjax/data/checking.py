@@ -91,7 +91,7 @@ def quality_check(
     """Lists the problems of an example; the textbook's `quality_check` passes if there are none.
 
     Args:
-        example: from `examples.parse`.
+        example: an example from `examples.parse`.
         settings: labels, lengths and leaks.
         steps: cleaning steps for language and content (`cleaning.Language`,
             `cleaning.HarmfulContent`). A text that a step rejects is a problem; one that a step
@@ -133,8 +133,8 @@ def check(
     ignoring case and white space.
 
     Args:
-        sources: by name of the split, such as `train` and `test`, in reading order.
-        kind: of the examples.
+        sources: sources by name of the split, such as `train` and `test`, in reading order.
+        kind: kind of the examples.
         settings: requirements on the examples.
         steps: as for `quality_check`.
         advance: called with the number of bytes read since the last call.

@@ -139,7 +139,7 @@ class DataConfig:
     Attributes:
         sources: the corpora, at least one, with different names.
         tokenizer: the tokenizer to train or load.
-        directory: of the prepared data; "" leaves the choice to the caller.
+        directory: folder of the prepared data; "" leaves the choice to the caller.
         validation_share: share of documents to hold out, chosen by a hash of their text.
         max_rejected_share: `prepare` fails if more than this share of a source is malformed.
         shard_tokens: a shard is closed once it holds this many tokens.
@@ -172,7 +172,7 @@ class ExampleSource:
           followed by `.gz` or `.zst`; or `.parquet`.
         weight: the source's share of the training *tokens*, relative to the other sources' weights;
           0 leaves it out of training. A source smaller than its share is repeated sooner.
-        form: of a record for supervised fine-tuning; `auto` decides for each record by its fields.
+        form: form of `sft` records; `auto` decides for each record by its fields.
           The other kinds have one form each.
         fields: non-default locations of a record's parts, as `part:field`, such as
           `output:answer`.
@@ -211,11 +211,11 @@ class ExampleConfig:
 
     Attributes:
         sources: the sets of examples, at least one, with different names.
-        kind: of the examples. `sft`: a text, an instruction with its answer, or a conversation;
+        kind: kind of example. `sft`: a text, an instruction with its answer, or a conversation;
           `classification`: a text or a pair, and its label; `comparison`: a prompt and answers
           from best to worst; `prompt`: a prompt to answer, with the fields needed to judge the
           answer; `judged`: a prompt, an answer, and whether it is good.
-        directory: of the prepared examples; "" leaves the choice to the caller.
+        directory: folder of the prepared examples; "" leaves the choice to the caller.
         template: the chat template: `plain` for any tokenizer, `chatml` for one with its markers,
           `joined` for a prompt and its continuation without markers; the path of a Jinja file; ""
           for the tokenizer's own. Texts and classification need none.

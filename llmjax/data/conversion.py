@@ -23,7 +23,7 @@ def convert(
     Args:
         source: the examples.
         output: the file to write, `.jsonl`.
-        kind: of the examples.
+        kind: kind of the examples.
         form: a name of `forms.FORMS`.
         question: as for `forms.to_record`.
         advance: called with the number of bytes read since the last call.

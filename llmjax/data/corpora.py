@@ -186,7 +186,7 @@ def sentiment_pairs(
         path: the JSON lines file to write: `prompt`, `chosen`, `rejected`, `margin`, and `pair`.
         archive: as for `sentiment`.
         margin: minimum difference of the two scores.
-        seed: of the order in which texts are paired.
+        seed: random seed of the order in which texts are paired.
 
     Returns:
         Counts: `pairs`, and `alone`, the texts left without a partner.

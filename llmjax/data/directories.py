@@ -41,9 +41,9 @@ def make(
     """Builds a directory's data unless it is complete; only one process at a time does.
 
     Args:
-        directory: of the data; created if necessary.
-        settings: that the data is built from.
-        fingerprint: of the settings and the input files, from `fingerprint`.
+        directory: folder of the data; created if necessary.
+        settings: settings that the data is built from.
+        fingerprint: hash of the settings and the input files, from `fingerprint`.
         build: writes the data into a folder and returns the manifest, which is saved last.
         overwrite: whether to replace data with another fingerprint.
 

@@ -52,7 +52,7 @@ class File:
     """An input file, or a range of one.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         name: its path below the source's root, so that it survives a move. A range that does not
             start at the beginning of the file has `+` and its start appended.
         size: bytes on disk.

@@ -41,7 +41,7 @@ def example_batches(
     """Streams batches of rows of the examples that `prepare_examples` left in a directory.
 
     Args:
-        directory: of the prepared examples.
+        directory: folder of the prepared examples.
         kind: which the caller trains on: "sft", "classification", "comparison" or "judged".
         split: "train", which repeats forever unless `epochs` is given; or "validation", one pass in
             a fixed order whose last batch is padded.

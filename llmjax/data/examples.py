@@ -50,7 +50,7 @@ class Example:
         prompt: the messages before an answer.
         answers: one or more, from best to worst, each a tuple of messages; the assistant's are
             trained.
-        label: of the text, or of the only answer: a name, a number, or true or false.
+        label: label of the text or of the only answer: a name, a number, or true or false.
         margin: by how much the better of two answers is better.
         extra: the record's other fields.
     """
@@ -74,8 +74,8 @@ def parse(fields: Mapping[str, Any], kind: config.Kind, source: config.ExampleSo
     """Parses a record into an example.
 
     Args:
-        fields: of the record.
-        kind: of the example.
+        fields: the record's fields.
+        kind: kind of the example.
         source: maps the record's parts.
 
     Raises:

@@ -13,7 +13,7 @@ def to_record(example: Example, form: str, question: str = "") -> Record:
     """A record that `examples.parse` reads as the same example.
 
     Args:
-        example: of any kind.
+        example: an example of any kind.
         form: a name of `FORMS`.
         question: what to ask about a text to classify, in forms with answers: the text follows it,
             and the label is the answer.

@@ -38,7 +38,7 @@ class HubTokenizer(Tokenizer):
     a space, and an unknown character has no bytes.
 
     Args:
-        directory: with tokenizer.json and, optionally, tokenizer_config.json,
+        directory: a folder with tokenizer.json and, optionally, tokenizer_config.json,
             special_tokens_map.json, generation_config.json and chat_template.jinja.
 
     Raises:

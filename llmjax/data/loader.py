@@ -49,11 +49,11 @@ def batches(
     """Streams batches of a split of the data that `prepare` left in a directory.
 
     Args:
-        directory: of the prepared data.
+        directory: folder of the prepared data.
         split: "train" or "validation".
         batch_size: rows [B] of the global batch; each process yields B / process_count of them.
         sequence_length: positions [S] of a row.
-        seed: of the shuffle, 0 or more.
+        seed: random seed of the shuffle, 0 or more.
         weights: the sources' shares of the training tokens by name, instead of `Source.weight`; a
             source without a weight, or with 0, is left out.
         epochs: passes over the training documents; None for no end. With several sources, the
@@ -146,9 +146,9 @@ class Reader:
     """The documents or examples of one split, source by source, as grain datasets.
 
     Args:
-        directory: where the prepared data lie.
+        directory: folder of the prepared data.
         split: "train" or "validation".
-        decode: of a record; by default it decodes a document to int32 tokens [S].
+        decode: decodes a record; by default a document to int32 tokens [S].
 
     Raises:
         FileNotFoundError: the directory holds no prepared data.

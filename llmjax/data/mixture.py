@@ -49,7 +49,7 @@ def weights(
     """The sources' shares of the training tokens of prepared data, for the loader's `weights`.
 
     Args:
-        manifest: of the data, with each source's weight and tokens.
+        manifest: the data's manifest, with each source's weight and tokens.
         settings: how these become shares.
         tokens: number of training tokens, needed for `max_epochs`,
         examples: or the number of examples, if each is a row or a prompt of any length.
@@ -93,7 +93,7 @@ def shares(
         sizes: n_i, tokens of each source.
         settings: proportions, temperature and cap.
         tokens: D; needed only for the cap.
-        unit: of sizes and D, for messages.
+        unit: unit of sizes and D, for messages.
 
     Raises:
         ValueError: no source has a share, or E epochs of all sources are fewer than D tokens.

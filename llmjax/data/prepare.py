@@ -39,7 +39,7 @@ def prepare(
 
     Args:
         settings: sources, tokenizer and limits.
-        directory: of the data; created if necessary.
+        directory: folder of the data; created if necessary.
         overwrite: whether to replace data from another config or other input files.
         engine: where to clean text; None for this process.
         scorer: computes the perplexities of texts, for cleaning by perplexity.

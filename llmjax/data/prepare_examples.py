@@ -49,8 +49,8 @@ def prepare_examples(
 
     Args:
         settings: sources, kind, template, lengths and split.
-        directory: of the examples; created if necessary.
-        tokenizer: of the model to be fine-tuned; it is saved with the examples.
+        directory: folder of the examples; created if necessary.
+        tokenizer: that of the model to be fine-tuned; saved with the examples.
         overwrite: whether to replace data from another config or other input files.
 
     Returns:

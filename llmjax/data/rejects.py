@@ -19,7 +19,7 @@ class Rejects:
 
     Args:
         path: the file to store it in.
-        settings: with the maximum share of a source that may be malformed.
+        settings: settings with the maximum share of a source that may be malformed.
     """
 
     def __init__(self, path: Path, settings: Settings) -> None:

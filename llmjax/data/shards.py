@@ -106,8 +106,8 @@ class Manifest:
         tokenizer: `kind`, `vocab_size` and `fingerprint` of the tokenizer.
         dtype: NumPy name of the tokens' type on disk.
         sources: one entry per source, in the config's order.
-        versions: of the packages that made the data.
-        version: of this layout.
+        versions: versions of the packages that made the data.
+        version: version of this layout.
         examples: present only for fine-tuning examples.
     """
 

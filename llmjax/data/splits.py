@@ -27,9 +27,9 @@ def random(keys: Sequence[Key], share: float, seed: int = 0) -> np.ndarray:
     """Holds out about a share of the examples, each by its key alone.
 
     Args:
-        keys: of the examples [N]; equal keys stay together.
-        share: of the examples to hold out, in [0, 1).
-        seed: of the draw, 0 or more.
+        keys: keys of the examples [N]; equal keys stay together.
+        share: share of the examples to hold out, in [0, 1).
+        seed: random seed, 0 or more.
 
     Returns:
         Whether each is held out, bool [N]. Adding examples does not move any of the others.
@@ -47,10 +47,10 @@ def stratified(
     """Holds out the same share of every label, but never all examples of one.
 
     Args:
-        keys: of the examples [N]; examples with equal keys and labels stay together.
-        labels: of the examples [N].
-        share: of each label's examples to hold out, in [0, 1).
-        seed: of the draw, 0 or more.
+        keys: keys of the examples [N]; examples with equal keys and labels stay together.
+        labels: labels of the examples [N].
+        share: share of each label's examples to hold out, in [0, 1).
+        seed: random seed, 0 or more.
 
     Returns:
         Whether each is held out, bool [N]. With distinct keys, the number is within one example of
@@ -74,9 +74,9 @@ def grouped(groups: Sequence[Hashable], share: float, seed: int = 0) -> np.ndarr
     """Holds out whole groups that together come close to a share of the examples.
 
     Args:
-        groups: of the examples [N].
-        share: of the examples to hold out, in [0, 1).
-        seed: of the draw, 0 or more.
+        groups: groups of the examples [N].
+        share: share of the examples to hold out, in [0, 1).
+        seed: random seed, 0 or more.
 
     Returns:
         Whether each is held out, bool [N]; groups are never split. Groups are taken in the order of
@@ -111,8 +111,8 @@ def by_time(times: Sequence[Any], share: float) -> np.ndarray:
     """Holds out the latest share of the examples.
 
     Args:
-        times: of the examples [N], in any sortable type.
-        share: of the examples to hold out, in [0, 1).
+        times: times of the examples [N], in any sortable type.
+        share: share of the examples to hold out, in [0, 1).
 
     Returns:
         Whether each is held out, bool [N]: every held-out time is later than all others. Equal
@@ -135,9 +135,9 @@ def folds(keys: Sequence[Key], count: int, seed: int = 0) -> np.ndarray:
     """Assigns the examples to folds of equal size.
 
     Args:
-        keys: of the examples [N]; equal keys stay together.
+        keys: keys of the examples [N]; equal keys stay together.
         count: number of folds K, 2 or more.
-        seed: of the draw, 0 or more.
+        seed: random seed, 0 or more.
 
     Returns:
         The fold of each example, int [N] in [0, K). With distinct keys, sizes differ by at
@@ -155,10 +155,10 @@ def stratified_folds(
     """Assigns the examples to folds with the same share of every label.
 
     Args:
-        keys: of the examples [N]; examples with equal keys and labels stay together.
-        labels: of the examples [N].
+        keys: keys of the examples [N]; examples with equal keys and labels stay together.
+        labels: labels of the examples [N].
         count: number of folds K, 2 or more.
-        seed: of the draw, 0 or more.
+        seed: random seed, 0 or more.
 
     Returns:
         The fold of each example, int [N] in [0, K). With distinct keys, the number of examples with
@@ -186,9 +186,9 @@ def grouped_folds(groups: Sequence[Hashable], count: int, seed: int = 0) -> np.n
     """Assigns whole groups to folds, largest first, each to the fold with the fewest examples.
 
     Args:
-        groups: of the examples [N].
+        groups: groups of the examples [N].
         count: number of folds K, 2 or more.
-        seed: of the draw that orders groups of equal size, 0 or more.
+        seed: random seed for the order of groups of equal size, 0 or more.
 
     Returns:
         The fold of each example, int [N] in [0, K); groups are never split. Fold sizes differ by at

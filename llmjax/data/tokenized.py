@@ -82,7 +82,7 @@ class Encoder:
 
     Args:
         settings: which answers are trained, and the maximum length.
-        tokenizer: of the model to be fine-tuned.
+        tokenizer: that of the model to be fine-tuned.
         template: its chat template; None if examples are texts.
     """
 

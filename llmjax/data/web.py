@@ -35,7 +35,7 @@ def read(
 
     Args:
         file: the file.
-        source: that it belongs to.
+        source: the source that it belongs to.
         blocks: the file's uncompressed bytes.
     """
     if not file.stem.endswith(documents.HTML_SUFFIXES):

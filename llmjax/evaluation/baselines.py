@@ -21,7 +21,7 @@ class XzBits(NamedTuple):
     """Bits per byte that `xz -9` needs for a text.
 
     Attributes:
-        alone: for the text by itself.
+        alone: bits for the text by itself.
         primed: additional bits when the text follows the training text.
     """
 
@@ -91,7 +91,7 @@ class KneserNey:
     256 bytes, so every text has a nonzero probability. Texts are padded with leading zero bytes.
 
     Attributes:
-        levels: from single bytes to the longest n-grams.
+        levels: levels from single bytes to the longest n-grams.
     """
 
     levels: tuple[_Level, ...]

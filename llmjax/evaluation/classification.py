@@ -25,7 +25,7 @@ class Confusion:
 
     Attributes:
         counts: int64 [N, N]; rows are true labels, columns predicted ones.
-        names: of the labels.
+        names: names of the labels.
     """
 
     counts: np.ndarray
@@ -140,7 +140,7 @@ def evaluate_classification(
         loss: made with `objectives.classification(config, confusion=True)`.
         params: the model's parameters.
         batches: host batches with "labels"; label -1 is ignored, as in rows that fill a batch.
-        names: of the labels; their numbers by default.
+        names: names of the labels; their numbers by default.
 
     Returns:
         validation_loss (nats per label) with `Confusion.metrics`, and the confusion matrix.

@@ -102,7 +102,7 @@ def evaluate_reward(
     that of the segment, whose prompt is the same within a pair.
 
     Args:
-        config: of the model; its head has kind "reward".
+        config: the model's configuration, with a head of kind "reward".
         params: the model's parameters.
         batches: host batches, as for `objectives.reward`.
         responses: K, the maximum per row.

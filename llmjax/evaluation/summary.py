@@ -22,7 +22,7 @@ class Summary:
     """A metric over several runs.
 
     Attributes:
-        mean: of the runs.
+        mean: mean of the runs.
         deviation: standard deviation, with runs - 1 degrees of freedom.
         low: lower end of the mean's confidence interval, by Student's t.
         high: upper end.
@@ -71,7 +71,7 @@ def summarize(
     """Mean, standard deviation and confidence interval of two or more runs.
 
     Args:
-        values: of one metric.
+        values: values of one metric.
         overlap: n_test/n_train if the runs are folds (see the module docstring); 0 for seeds.
         confidence: level of the interval.
 
@@ -140,7 +140,7 @@ def fold_table(
 
     Args:
         runs: metrics of each run; the columns are those that all runs have.
-        title: of the table.
+        title: title of the table.
         what: the name of a run, "fold" or "seed".
         overlap: as for `summarize`.
         confidence: as for `summarize`.
@@ -173,7 +173,7 @@ def comparison_table(
 
     Args:
         settings: values of one metric, by the names of the two settings.
-        title: of the table.
+        title: title of the table.
         what: the name of a run, "fold" or "seed".
         overlap: as for `compare`.
         confidence: as for `compare`.

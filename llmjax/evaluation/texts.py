@@ -25,7 +25,7 @@ class TextScorer:
 
     Attributes:
         params: the model's parameters.
-        config: of the model, which predicts next tokens.
+        config: the model's configuration; it predicts next tokens.
         tokenizer: the model's tokenizer.
         sequence_length: S, tokens in a row.
         rows: B, rows in a batch. All batches have this size, so that nothing is compiled twice.

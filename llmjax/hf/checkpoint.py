@@ -63,9 +63,9 @@ def load(
     host memory than its part of the largest parameter.
 
     Args:
-        directory: with config.json and model.safetensors, or its shards with their index.
-        dtype: of the parameters, such as "float32"; the checkpoint's by default. float64 becomes
-            float32 unless jax_enable_x64 is set.
+        directory: a folder with config.json and model.safetensors, or shards with their index.
+        dtype: dtype of the parameters, such as "float32"; by default the checkpoint's. float64
+            becomes float32 unless jax_enable_x64 is set.
         progress: whether to show a progress bar on a terminal.
         **changes: configuration fields to replace: dropout, remat, scan_layers, …
 
@@ -113,9 +113,9 @@ def save(
 
     Args:
         directory: created if it does not exist.
-        config: of the model.
-        params: as `models.spec(config)` declares them.
-        dtype: of the tensors, such as "bfloat16"; the parameters' by default.
+        config: the model's configuration.
+        params: parameters as `models.spec(config)` declares them.
+        dtype: dtype of the tensors, such as "bfloat16"; the parameters' by default.
         shard_bytes: maximum data in one file, 5 GB by default.
         overwrite: whether to replace an existing checkpoint.
         progress: whether to show a progress bar on a terminal.
@@ -175,7 +175,7 @@ def load_config(directory: str | os.PathLike, **changes: Any) -> models.ModelCon
     """Loads the configuration of the model in a checkpoint directory, without its parameters.
 
     Args:
-        directory: with config.json.
+        directory: a folder with config.json.
         **changes: configuration fields to replace.
 
     Raises:

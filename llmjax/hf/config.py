@@ -82,7 +82,7 @@ def config_to_hf(config: models.ModelConfig, labels: Sequence[str] = ()) -> dict
     """Converts a configuration to config.json, as transformers reads it; inverts `config_from_hf`.
 
     Args:
-        config: of the model.
+        config: the model's configuration.
         labels: names of the head's labels; LABEL_0 and so on by default.
 
     Raises:

@@ -57,8 +57,8 @@ class StoredParam:
     """A parameter in a checkpoint, which is read when it is indexed.
 
     Attributes:
-        shape: of the parameter.
-        dtype: of its tensors; if they differ, the type that holds all of them.
+        shape: shape of the parameter.
+        dtype: dtype of its tensors; if they differ, the type that holds all of them.
     """
 
     def __init__(self, views: Sequence[np.ndarray], numbered: tuple[int, ...]) -> None:
@@ -153,7 +153,7 @@ def sharded(dtype: np.dtype | None = None) -> Place:
     device.
 
     Args:
-        dtype: to convert floating-point values to; unchanged by default.
+        dtype: dtype to convert floating-point values to; unchanged by default.
     """
 
     def place(stored: StoredParam, param: Param) -> jax.Array:
@@ -190,7 +190,7 @@ def lazy_state(spec: Any, params: Any, *, dtype: np.dtype | None = None) -> dict
     Args:
         spec: the model's tree of `Param`.
         params: the matching tree of arrays.
-        dtype: to convert values to; unchanged by default.
+        dtype: dtype to convert values to; unchanged by default.
 
     Raises:
         ValueError: as for `to_state`.

@@ -45,7 +45,7 @@ def stage(
 
     Args:
         directory: an existing directory.
-        tensors: by name, in the order in which they fill the shards.
+        tensors: tensors by name, in the order in which they fill the shards.
         shard_bytes: maximum data per file; a larger tensor gets a file of its own. A single file
             is called model.safetensors; several have an index.
         advance: called with the bytes of each tensor written.

@@ -48,8 +48,8 @@ class Plot:
     Attributes:
         name: the file name.
         title: quantity and unit of y.
-        curves: in legend order; later ones are drawn over earlier ones.
-        scale: of the y axis; "percent" and "share" show fractions in percent, "share" from 0.
+        curves: curves in legend order; later ones are drawn over earlier ones.
+        scale: the y axis; "percent" and "share" show fractions in percent, "share" from 0.
         x: quantity and unit of x.
         log_x: whether the x axis is logarithmic.
         ticks: names of the positions 0, 1, ... on the x axis, if they have names.
@@ -70,7 +70,7 @@ class Matrix:
 
     Attributes:
         name: the file name.
-        title: of the chart.
+        title: title of the chart.
         counts: [N, N]; rows are true labels, columns predicted ones.
         labels: N names.
     """

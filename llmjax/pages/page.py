@@ -15,7 +15,7 @@ def render(title: str, sections: Iterable[str], footer: str) -> str:
     """Renders a page.
 
     Args:
-        title: of the window, as text.
+        title: title of the window, as text.
         sections: HTML from `header` and `section`.
         footer: last line of the page, as text.
     """
@@ -35,7 +35,7 @@ def header(kind: str, title: str, where: str, figures: Sequence[tuple[str, str, 
     """The head of a page: kind, title, date and headline figures.
 
     Args:
-        kind: of page, in a word or two.
+        kind: kind of page, in a word or two.
         title: subject of the page.
         where: shown after the time; "" for none.
         figures: (label, figure, note) triples.

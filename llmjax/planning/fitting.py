@@ -84,7 +84,7 @@ def fit(runs: Runs, *, resamples: int = 500, seed: int = 0) -> Fit:
     Args:
         runs: at least six, with at least three sizes and three token counts.
         resamples: number of bootstrap resamples, each fitted from the minimum of all runs.
-        seed: of the resampling.
+        seed: random seed of the resampling.
 
     Raises:
         ValueError: the runs do not determine a law.

@@ -42,7 +42,7 @@ def forward_flops(
     2N plus attention, which is 2·L·S·H·C if causal and twice that otherwise.
 
     Args:
-        config: of the model.
+        config: the model's configuration.
         sequence_length: S.
         predictions: fraction of the tokens that the head reads. The default is 1, or one token
             per sequence for sequence heads.

@@ -22,7 +22,7 @@ class Chip:
         flops: dense bfloat16 operations per second, without sparsity; float16 on the V100, which
             has no bfloat16.
         memory: bytes.
-        bandwidth: of the memory, bytes per second.
+        bandwidth: memory bandwidth, bytes per second.
         network: bytes per second sent to chips of the same kind, over all links together.
         clock: cycles per second at which a TPU's matrix units reach `flops`; 0 for GPUs.
         parts: JAX devices per chip, which share its resources equally.

@@ -84,7 +84,7 @@ class Meter:
 
     Args:
         tiled: whether kernels need tiled operands, as on a TPU.
-        shapes: of the parameters; float32 arrays of these shapes count as gradients.
+        shapes: shapes of the parameters; float32 arrays of these shapes count as gradients.
     """
 
     def __init__(self, *, tiled: bool, shapes: Iterable[tuple[int, ...]] = ()) -> None:

@@ -27,14 +27,14 @@ class StepMemory:
     """Bytes on one chip at the peak of a step.
 
     Attributes:
-        parameters: in float32.
-        optimizer: its state.
+        parameters: parameters in float32.
+        optimizer: optimizer state.
         batch: the batch and the small remaining fields of the state.
         gradients: those alive at the peak.
         weights: cast to compute precision or gathered from other chips.
         activations: kept for the backward pass.
         working: temporaries of the layer, head or update that runs at the peak.
-        all_gradients: of all parameters, when complete.
+        all_gradients: gradients of all parameters, when complete.
     """
 
     parameters: float
@@ -66,9 +66,9 @@ def step_memory(step: Any, state: TrainState, batch: Any) -> StepMemory:
     has not been validated.
 
     Args:
-        step: from `train.make_step`.
-        state: abstract, from `jax.eval_shape` of `train.init_state`.
-        batch: abstract.
+        step: a step from `train.make_step`.
+        state: abstract state, from `jax.eval_shape` of `train.init_state`.
+        batch: abstract batch.
     """
     found = traces.program(step.trace(state, batch).jaxpr)
     shapes = [param.shape for param in jax.tree.leaves(state.params)]

@@ -16,7 +16,7 @@ def isoflops(law: LossLaw, budgets: Sequence[float], runs: Runs | None = None) -
 
     Args:
         law: the loss law.
-        budgets: in FLOPs.
+        budgets: budgets in FLOPs.
         runs: those that the law was fitted to.
     """
     curves = []

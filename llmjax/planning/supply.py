@@ -17,7 +17,7 @@ class Supply:
     """What a source contributes to a training run.
 
     Attributes:
-        name: of the source.
+        name: the source's name.
         tokens: U, tokens in the source.
         share: its fraction of the training tokens.
         read: D, tokens that the run reads from it.

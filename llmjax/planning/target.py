@@ -56,9 +56,9 @@ class Target:
     """A number of chips of one kind.
 
     Attributes:
-        name: such as "v5p:4x4x4".
+        name: the target's name, such as "v5p:4x4x4".
         chip: their kind.
-        devices: to build a mesh from; they compile but do not run.
+        devices: devices to build a mesh from; they compile but do not run.
     """
 
     name: str

@@ -51,12 +51,12 @@ def least_traffic(
       bubble send as much as the others.
 
     Args:
-        config: of the model.
-        sizes: of the mesh axes.
+        config: the model's configuration.
+        sizes: sizes of the mesh axes.
         rows: B, over all chips.
         length: S.
         accumulate: parts that the batch is cut into.
-        schedule: of the pipeline.
+        schedule: schedule of the pipeline.
         zero: ZeRO stage.
         itemsize: bytes of a number in compute precision.
     """

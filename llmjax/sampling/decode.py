@@ -82,7 +82,7 @@ def start(
     """Empty slots.
 
     Args:
-        config: of the model.
+        config: the model's configuration.
         slots: B; on a mesh, a multiple of the devices that split the batch.
         longest: maximum prompt length, in tokens.
         max_new_tokens: maximum number of generated tokens.
@@ -127,12 +127,12 @@ def fill(
     """Prefills prompts, each once, and puts them into slots; donates the state.
 
     Args:
-        params: from `models.for_decoding`.
-        state: from `start` or an earlier call.
+        params: parameters from `models.for_decoding`.
+        state: state from `start` or an earlier call.
         tokens: int32 [P, S], the right-padded prompts.
         lengths: int32 [P], prompt lengths; 0 for rows that only pad the batch on a mesh.
         seats: assignment of prompts to slots.
-        config: of the model.
+        config: the model's configuration.
     """
     tokens = mesh.place(jnp.asarray(tokens), ("batch", None))
     lengths = mesh.place(jnp.asarray(lengths), ("batch",))
@@ -197,10 +197,10 @@ def decode(
     """Generates one token per step in every slot that is not done; donates the state.
 
     Args:
-        params: from `models.for_decoding`.
-        state: from `fill` or an earlier call.
-        automata: from `stops.automata`; they end rows.
-        config: of the model.
+        params: parameters from `models.for_decoding`.
+        state: state from `fill` or an earlier call.
+        automata: stop automata from `stops.automata`.
+        config: the model's configuration.
         sampler: how tokens are chosen.
         limit: tokens after which a row ends without a stop, at most N.
         steps: maximum number of steps.

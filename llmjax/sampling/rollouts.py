@@ -38,7 +38,7 @@ def rollouts(
     Args:
         params: the model's parameters, preferably from `models.for_decoding`, made once.
         prompts: token ids, of any lengths, without padding.
-        config: of the model.
+        config: the model's configuration.
         key: a typed PRNG key, or one for each prompt, [P].
         max_new_tokens: N, after which a row ends without a stop.
         sampler: how tokens are chosen.
@@ -46,7 +46,7 @@ def rollouts(
         stop_tokens: tokens, or sequences of tokens, that end a row.
         stop_texts: texts that end a row at the token that completes them, however they are
             tokenized; `text_of` cuts them off. The prompt is not searched.
-        tokenizer: of the model; needed for stop_texts.
+        tokenizer: the model's tokenizer; needed for stop_texts.
         slots: rows generated at a time; all by default.
         refill: number of free slots before new prompts are prefilled. A larger number reads the
             weights less often but leaves slots idle longer. An eighth of the slots by default.

@@ -38,7 +38,7 @@ class Writing:
     """How rows are generated.
 
     Attributes:
-        config: of the model.
+        config: the model's configuration.
         sampler: how tokens are chosen.
         automata: stop automata.
         max_new_tokens: tokens after which a row ends without a stop.

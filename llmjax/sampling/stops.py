@@ -50,7 +50,7 @@ def automata(
     Args:
         stop_tokens: tokens, or sequences of tokens.
         stop_texts: texts.
-        tokenizer: of the model; needed for texts.
+        tokenizer: the model's tokenizer; needed for texts.
         vocab_size: V, of the model.
 
     Raises:

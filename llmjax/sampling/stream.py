@@ -36,7 +36,7 @@ def stream(
     Args:
         params: the model's parameters, preferably from `models.for_decoding`, made once.
         prompt: token ids.
-        config: of the model.
+        config: the model's configuration.
         key: a typed PRNG key.
         tokenizer: decodes the tokens.
         max_new_tokens: tokens after which the text ends without a stop.

@@ -58,9 +58,9 @@ class AugmentationConfig:
     """Everything that determines the augmented texts.
 
     Attributes:
-        methods: in order, from synonyms, back_translation, restructuring, noise.
-        copies: of each example, by each method.
-        seed: of all random choices.
+        methods: methods in order: synonyms, back_translation, restructuring, noise.
+        copies: number of copies of each example by each method.
+        seed: random seed of all choices.
         synonyms: replaces words by synonyms.
         back_translation: translates into another language and back.
         restructuring: reorders clauses and pairs, and changes the voice.

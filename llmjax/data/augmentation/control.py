@@ -26,8 +26,8 @@ class Check(Protocol):
     """Checks many pairs at once, because that is cheaper with models.
 
     Attributes:
-        name: of its score in the provenance.
-        reason: of dropping a text, for the counts of reports.
+        name: the name of its score in the provenance.
+        reason: why it drops a text; reports count by it.
     """
 
     name: ClassVar[str]

@@ -24,7 +24,7 @@ class Embedder:
     Texts of similar length share a padded batch; a text's embedding does not depend on the others.
 
     Attributes:
-        directory: of the checkpoint with its tokenizer, in Hugging Face's format.
+        directory: folder of a Hugging Face checkpoint with its tokenizer.
         max_length: maximum number of tokens; longer texts are truncated.
     """
 
@@ -45,9 +45,9 @@ class Classifier:
     """A model with a classification head, as a function from texts to labels.
 
     Attributes:
-        config: of the model.
+        config: the model's configuration.
         params: the model's parameters.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         labels: names by number.
         max_length: maximum number of tokens; longer texts are truncated.
     """
@@ -73,7 +73,7 @@ def rows(
     """Batches texts as padded rows for an encoder, shortest first.
 
     Args:
-        tokenizer: of the encoder.
+        tokenizer: the encoder's tokenizer.
         texts: any number of texts.
         max_length: maximum tokens of a row; longer texts lose their last tokens, but not the end
             marker.

@@ -84,10 +84,10 @@ def augment_examples(
         source: the examples.
         output: the file to write, `.jsonl`; it appears when complete.
         methods: each writes `copies` of every example.
-        kind: of the examples.
+        kind: kind of the examples.
         copies: number of copies per method.
-        seed: of all random choices.
-        checks: that copies must pass. A copy equal to the original, or to an earlier copy of it, is
+        seed: random seed of all choices.
+        checks: checks that copies must pass. A copy equal to the original or to an earlier one is
             always dropped.
         advance: called with the number of bytes read since the last call.
 

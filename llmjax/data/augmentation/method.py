@@ -12,7 +12,7 @@ class Method(abc.ABC):
     """Rewrites a text. Methods are frozen dataclasses whose fields are their settings.
 
     Attributes:
-        name: of the method, in provenance and tables.
+        name: the method's name in provenance and tables.
         rate: share of the places that a method could change that it changes, each decided
             independently; the method defines the places.
     """
@@ -48,7 +48,7 @@ def augment(text: str, method: Method, *, seed: int = 0, copy: int = 0) -> str:
     Args:
         text: any text.
         method: the method.
-        seed: of the random choices, 0 or more; equal arguments give equal texts.
+        seed: random seed, 0 or more; equal arguments give equal texts.
         copy: index among several copies of this text.
     """
     return method(text, generator(text, seed, copy))

@@ -108,7 +108,7 @@ class Noise(Method):
 
     Attributes:
         rate: share of words to change, each once.
-        kinds: of change, drawn uniformly from those that apply to the word: `keyboard`, `ocr`,
+        kinds: kinds of change, drawn uniformly from those that fit the word: `keyboard`, `ocr`,
             `punctuation` (the mark after it), `casing`.
     """
 

@@ -134,7 +134,7 @@ class Restructuring(Method):
 
     Attributes:
         rate: share of the sentences with an applicable rule that are changed, each by one rule.
-        rules: to use. `clauses`: "Because it rained, we left." becomes "We left because it
+        rules: rules to use. `clauses`: "Because it rained, we left." becomes "We left because it
             rained.", and vice versa. `pairs`: "it was slow and dull" becomes "it was dull and
             slow", for two simple adjectives or nouns. `active`: "It was written by Jane Austen."
             becomes "Jane Austen wrote it.", in the past tense with a person as agent.

@@ -24,7 +24,7 @@ class SynonymReplacement(Method):
 
     Attributes:
         rate: share of the words with a synonym to replace.
-        path: of the thesaurus, a MyThes file or the folder of WordNet's database; by default that
+        path: the thesaurus: a MyThes file or the folder of WordNet's database; by default that
             of Debian's mythes-en-us.
         senses: number of senses of a part of speech to use; WordNet lists common senses first.
         ambiguity: words with more senses as their part of speech stay unchanged; "make" has 49.

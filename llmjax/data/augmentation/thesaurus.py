@@ -27,7 +27,7 @@ class Meaning:
 
     Attributes:
         part: its part of speech: `NOUN`, `VERB`, `ADJ` or `ADV`; "" if none is given.
-        synonyms: as in the file.
+        synonyms: synonyms as in the file.
         related: other words with their relation: `("vehicle", "generic term")`.
     """
 
@@ -41,7 +41,7 @@ class Thesaurus:
 
     Args:
         data: content of the file.
-        name: of the file, for error messages.
+        name: the file's name, for error messages.
 
     Raises:
         ValueError: the file is malformed; the message names the line.

@@ -30,7 +30,7 @@ class WordNet:
     """Maps words to their meanings, like `Thesaurus` for a MyThes file.
 
     Args:
-        folder: with `index.noun`, `data.noun` and so on; parts of speech may be missing.
+        folder: a folder with `index.noun`, `data.noun` and so on; parts of speech may be missing.
 
     Raises:
         FileNotFoundError: the folder has no index, or an index without its data.

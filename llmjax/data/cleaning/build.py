@@ -25,7 +25,7 @@ class Phase:
     """Steps that documents pass in sequence, each document independently.
 
     Attributes:
-        number: from 0.
+        number: index of the phase, from 0.
         steps: their names. In every phase but the first, the first step compares documents, using
             the indices of the previous phase.
         compares: the first step of the next phase, for which this phase indexes the documents it
@@ -115,8 +115,8 @@ def joined(
 
     Args:
         config: settings of the step.
-        name: of the step.
-        indices: of all documents.
+        name: the step's name.
+        indices: indices of all documents.
         documents: all documents, for a step that reads some of them again.
     """
     module, given = _module(name), _given(config, name)

@@ -14,7 +14,7 @@ class Cleaning:
                                JsonlWriter("clean")]).run()
 
     Args:
-        steps: that documents pass.
+        steps: steps that documents pass.
         exclusion_writer: datatrove's writer for rejected documents, with `filter_step`,
             `filter_reason` and `filter_score` in their metadata; None drops them.
     """

@@ -70,7 +70,7 @@ class Rejected:
     """A document that a step rejected.
 
     Attributes:
-        document: as the step received it.
+        document: the document as the step received it.
         reason: a short phrase that is the same for all documents with this fault; reports count by
             it.
         score: the deciding number, if any.

@@ -165,7 +165,7 @@ class Slurm:
     """Tasks as a Slurm job array, which this process waits for.
 
     Attributes:
-        partition: of the cluster.
+        partition: partition of the cluster.
         time: time limit of a task, hours:minutes:seconds.
         workers: number of tasks to run at once; 0 for no limit.
         memory_gb: memory per task.

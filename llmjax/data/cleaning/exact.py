@@ -41,7 +41,7 @@ def step(indices: Sequence[indexing.Index]) -> ExactDuplicates:
     """Builds the step that keeps one document of every text.
 
     Args:
-        indices: of all shards, in any order.
+        indices: indices of all shards, in any order.
     """
     files = indexing.all_files(indices, _SETTINGS)
     clusters = no_clusters()

@@ -42,10 +42,10 @@ class Html:
         precision: drop doubtful text; otherwise keep it.
         tables: keep the text of tables.
         comments: keep readers' comments.
-        max_characters: of a page. Extraction takes about two seconds per million.
-        max_elements: of a page. Extraction takes about four seconds per ten thousand.
+        max_characters: limit per page. Extraction takes about two seconds per million.
+        max_elements: limit per page. Extraction takes about four seconds per ten thousand.
         max_depth: nesting of elements. The parser itself gives up at 256.
-        max_attributes: of one element. Parsers take quadratic time in these.
+        max_attributes: limit per element. Parsers take quadratic time in these.
     """
 
     name: ClassVar[str] = "html"

@@ -82,8 +82,8 @@ class Index:
     """The hashes of a shard's documents, in one or more tables.
 
     Attributes:
-        settings: of the hashes; indices with different settings cannot be compared.
-        files: of its documents.
+        settings: settings of the hashes; indices with different settings cannot be compared.
+        files: files of its documents.
         hashes: one array per table, uint64 [N], ascending.
         keys: the documents that have these hashes, likewise.
     """
@@ -128,7 +128,7 @@ def build(rows: Iterable[tuple[Document, np.ndarray]], tables: int, settings: st
     Args:
         rows: documents, each with its hashes, uint64 [R, tables]: R rows for every table.
         tables: number of tables.
-        settings: that the hashes depend on.
+        settings: settings that the hashes depend on.
     """
     numbers: dict[File, int] = {}
     hashes, keys = array.array("Q"), array.array("Q")
@@ -171,7 +171,7 @@ def rows(
     """All rows of one table of all indices, ascending, in pieces that do not split equal hashes.
 
     Args:
-        indices: of all shards, in any order.
+        indices: indices of all shards, in any order.
         table: index of the table.
         files: all files, which determine the returned keys.
         piece_rows: approximate number of rows in a piece.

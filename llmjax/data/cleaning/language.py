@@ -46,7 +46,7 @@ class Language:
             empty keeps all. Counting words needs a tokenizer, which for some languages without
             spaces is a separate package; a step that lacks it names it.
         minimum: minimum probability, by default FineWeb's (Penedo et al. 2024, section 3.3).
-        minimums: of single languages, instead of `minimum`.
+        minimums: minimums of single languages, instead of `minimum`.
     """
 
     name: ClassVar[str] = "language"

@@ -96,9 +96,9 @@ def sample(
     """Samples distinct texts from files; holds no more of them than it returns.
 
     Args:
-        sources: of the texts.
+        sources: sources of the texts.
         most: maximum number of texts.
-        seed: of the sample, 0 or more.
+        seed: random seed, 0 or more.
         steps: cleaning steps that texts pass first, as they will before the model judges them.
         advance: called with the number of bytes read since the last call.
 
@@ -151,7 +151,7 @@ def learn(
         kept: shares of held-out texts; for each, the trial has the highest minimum that keeps it.
         of: the kind of text that `kept` refers to. If the bad texts are a raw crawl, their share
             tells how much of it will be left.
-        seed: of the choice, 0 or more.
+        seed: random seed, 0 or more.
         ngrams: as for `quality_model.train`.
         features: as for `quality_model.train`.
         regularization: as for `quality_model.train`.

@@ -11,8 +11,8 @@ class Length:
     """Rejects documents that are too short or too long, in characters.
 
     Attributes:
-        minimum: of characters.
-        maximum: of characters; some steps take quadratic time in the length of a line.
+        minimum: minimum number of characters.
+        maximum: maximum number of characters; some steps take quadratic time in a line's length.
     """
 
     name: ClassVar[str] = "length"

@@ -34,10 +34,10 @@ class MinHash:
 
     Attributes:
         n: words or characters in an n-gram; a shorter document is one n-gram.
-        unit: of the n-grams.
+        unit: unit of the n-grams.
         bands: number of bands of a signature.
         rows: hashes in a band.
-        seed: of the hash functions.
+        seed: seed of the hash functions.
         similarity: minimum Jaccard similarity of the sets of n-grams; None accepts all candidates.
         window: with `similarity`, a document is compared with this many that follow it in its
             bucket, and with the bucket's first.
@@ -90,7 +90,7 @@ class Candidates:
     """Pairs of documents that share a band.
 
     Attributes:
-        files: of all documents.
+        files: files of all documents.
         left, right: keys, uint64 [N], of the earlier and the later document of each pair; sorted.
     """
 
@@ -145,8 +145,8 @@ def step(
     """Builds the step that keeps the first document of every cluster.
 
     Args:
-        indices: of all shards, in any order.
-        settings: that the indices were made with.
+        indices: indices of all shards, in any order.
+        settings: settings that the indices were made with.
         sets: with `similarity`, the n-grams of all candidates, from `candidate_sets`.
 
     Raises:

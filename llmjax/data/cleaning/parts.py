@@ -17,8 +17,8 @@ class Part:
     """A part of a source's input.
 
     Attributes:
-        source: that it belongs to.
-        number: from 0, in document order.
+        source: the source that it belongs to.
+        number: index in document order, from 0.
         files: whole files, or a range of one.
     """
 

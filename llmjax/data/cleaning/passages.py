@@ -28,7 +28,7 @@ class Passages:
     2.2); `keep_first=False` with a larger `most` removes boilerplate but not quotations.
 
     Attributes:
-        unit: that passages consist of.
+        unit: unit of which passages consist.
         span: consecutive units in a passage.
         most: maximum number of documents with the same passage.
         keep_first: whether the first document with a repeated passage keeps it.
@@ -60,8 +60,8 @@ class RepeatedPassages:
 
     Attributes:
         settings: when a passage counts as repeated.
-        files: of all documents.
-        hashes: of the repeated passages, uint64 [N], ascending.
+        files: files of all documents.
+        hashes: hashes of the repeated passages, uint64 [N], ascending.
         firsts: keys of the first documents that have them, uint64 [N].
     """
 
@@ -103,8 +103,8 @@ def step(indices: Sequence[indexing.Index], settings: Passages) -> RepeatedPassa
     """Builds the step that removes passages found in more than `most` documents of all shards.
 
     Args:
-        indices: of all shards, in any order.
-        settings: that the indices were made with.
+        indices: indices of all shards, in any order.
+        settings: settings that the indices were made with.
     """
     files = indexing.all_files(indices, settings._hashing)
     found: list[np.ndarray] = []

@@ -43,7 +43,7 @@ class PersonalData:
     others: `PersonalData(mode="drop", most=5)`. FineWeb masks e-mail and public IP addresses.
 
     Attributes:
-        kinds: to look for: "key" (API keys, tokens, passwords), "email", "iban", "card",
+        kinds: kinds to look for: "key" (API keys, tokens, passwords), "email", "iban", "card",
             "national_id", "ip" (public addresses) and "phone".
         mode: "placeholder" replaces each by a placeholder; "drop" rejects documents with more than
             `most` and does the same to others; "count" leaves the text unchanged.

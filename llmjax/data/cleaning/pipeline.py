@@ -46,7 +46,7 @@ def clean_sources(
     Args:
         settings: sources and steps.
         inputs: the files of each source.
-        directory: of the cleaned documents, see the module docstring.
+        directory: folder of the cleaned documents, see the module docstring.
         engine: where to run; None for this process.
         scorer: computes perplexities of texts, if there is such a step.
 

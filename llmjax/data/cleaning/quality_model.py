@@ -63,7 +63,7 @@ class LinearModel:
 
     Attributes:
         weights: float32 [features].
-        bias: of the decision.
+        bias: bias of the decision.
         ngrams: length of the longest n-gram.
     """
 

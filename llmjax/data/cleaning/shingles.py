@@ -41,7 +41,7 @@ def hashes(words: Iterable[str], *, numbers: bool = True) -> np.ndarray:
     """Hashes of words in normal form, uint64 [W].
 
     Args:
-        words: as `WORD` finds them.
+        words: words as `WORD` finds them.
         numbers: whether numbers differ; otherwise every run of digits counts as the same.
     """
     remembered = _WITH_NUMBERS if numbers else _WITHOUT_NUMBERS

@@ -39,7 +39,7 @@ class Task:
             `rejected/SOURCE/PART.jsonl.zst` those that this phase or an earlier one rejected, and
             finally `cleaned/SOURCE/PART.json` the counts.
         before: the task of the same part in the previous phase, if any.
-        fingerprint: of everything that determines the output.
+        fingerprint: hash of everything that determines the output.
         scorer: for the step `perplexity`, if it is among the steps.
     """
 

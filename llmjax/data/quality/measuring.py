@@ -63,7 +63,7 @@ class Quality:
         duplication: how much of it is duplicated.
         diversity: how varied it is.
         lengths: histogram of document lengths: [2^n, 2^(n+1)) words at n + 1, empty documents at 0.
-        growth: of the vocabulary.
+        growth: growth of the vocabulary.
         topics: share of each topic in a sample of documents.
     """
 

@@ -12,7 +12,7 @@ class Metric:
     """The description of a metric.
 
     Attributes:
-        name: of the field.
+        name: the field's name.
         title: name for readers.
         form: format of the number.
         meaning: what is counted.

@@ -121,7 +121,7 @@ class Buckets:
     """Word counts in hash buckets; words in the same bucket count as one.
 
     Args:
-        bits: of the bucket index; 2^bits buckets of 8 bytes. With more distinct words than buckets
+        bits: log2 of the number of buckets, 8 bytes each. With more distinct words than buckets
             the rarest words collide, and `entropy` is too low by about their contribution.
     """
 

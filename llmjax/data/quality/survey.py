@@ -35,7 +35,7 @@ class Source:
     """The quality of a source, or of all sources together.
 
     Attributes:
-        name: of the source; "" for all together.
+        name: the source's name; "" for all together.
         stages: `RAW` and, after cleaning, every step in order. What is left after a step is what
             was kept in the end plus what later steps rejected, as these received it.
         unaccounted: documents before cleaning minus those kept and those rejected.
@@ -112,8 +112,8 @@ class Report:
     Attributes:
         total: all sources together.
         sources: each source, by name.
-        steps: in order.
-        topics: of a sample of the raw documents.
+        steps: the cleaning steps, in order.
+        topics: the topics of a sample of the raw documents.
         edits: changes to documents that were kept.
     """
 

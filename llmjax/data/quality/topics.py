@@ -25,7 +25,7 @@ class Topic:
 
     Attributes:
         words: most characteristic of it, in order.
-        share: of the documents that the topics were fitted to.
+        share: its share of the documents that the topics were fitted to.
     """
 
     words: tuple[str, ...]
@@ -61,10 +61,10 @@ class Topics:
         """Fits topics to texts.
 
         Args:
-            texts: in any order.
+            texts: the texts, in any order.
             embed: computes vectors of texts.
             count: number of topics; fewer if a topic would have fewer than ten documents.
-            seed: of the clustering.
+            seed: random seed of the clustering.
 
         Raises:
             ImportError: scikit-learn is not installed.

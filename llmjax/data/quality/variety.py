@@ -131,7 +131,7 @@ class DiversityCounts:
         """The metrics.
 
         Args:
-            topics: to assign documents to; by default those of this sample.
+            topics: clusters to assign documents to; by default those of this sample.
         """
         sample = self.sample
         topics = topics or Topics.fit(sample)

@@ -14,7 +14,7 @@ def _decoder(classes: str, base: Callable[..., models.ModelConfig], **defaults: 
     Args:
         classes: as for `Family`.
         base: as for `Family`.
-        **defaults: of fields where they differ from Llama's; also additional `fields`, `fixed`,
+        **defaults: defaults that differ from Llama's; also additional `fields`, `fixed`,
             `specials` and `suffixes`, and `without`, the names of fields to leave out.
     """
     fields = {

@@ -43,7 +43,7 @@ class Amounts:
 
     Attributes:
         calls: how often it runs.
-        bytes: of the whole array: the result of a gather, the operand of all others. For
+        bytes: size of the whole array: the result of a gather, the operand of all others. For
             ragged-all-to-all, the smaller of operand and result.
         wire: lower bound of the bytes that a chip sends. In a group of n: (n-1)/n of the array for
             all-gather, reduce-scatter and all-to-all, twice that for all-reduce, and the whole

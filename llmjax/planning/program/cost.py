@@ -15,8 +15,8 @@ class ProgramCost:
         cycles: the compiler's estimate for its own instructions in sequence, without collectives
             and kernels.
         kernel_calls: how often Pallas kernels run.
-        kernel_flops: of all these runs, from their `pl.CostEstimate`.
-        kernel_bytes: read and written by these runs, likewise.
+        kernel_flops: FLOPs of all these runs, from their `pl.CostEstimate`.
+        kernel_bytes: bytes that they read and write, likewise.
         uncounted_loops: loops of unknown trip count, which are counted once.
     """
 

@@ -79,7 +79,7 @@ def crossed_axes(groups: Sequence[Sequence[int]], mesh: Mapping[str, int]) -> tu
     """The axes along which the devices of a group differ, in mesh order.
 
     Args:
-        groups: of device numbers, in row-major order of the mesh.
+        groups: groups of device numbers, in row-major order of the mesh.
         mesh: axis sizes.
     """
     shape = tuple(mesh.values())
