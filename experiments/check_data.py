@@ -23,8 +23,7 @@ from rich.table import Table
 
 from experiments import flags
 from llmjax.data import checking, conversion, directories, documents, forms
-from llmjax.data.cleaning import Step, build
-from llmjax.data.cleaning.config import CleaningConfig
+from llmjax.data.cleaning import build
 from llmjax.data.config import KINDS, ExampleSource, Kind
 
 TRAIN = absl_flags.DEFINE_string("train", None, "File, folder or glob of examples.")
@@ -76,7 +75,7 @@ def _check() -> int:
             sources,
             cast(Kind, KIND.value),
             settings,
-            _steps(),
+            build.alone(STEPS.value or ()),
             lambda read: bar.update(task, advance=read),
         )
     if AS_JSON.value:
@@ -84,18 +83,6 @@ def _check() -> int:
     else:
         _show(report)
     return int(any(report.bad.values()))
-
-
-def _steps() -> list[Step]:
-    """The requested cleaning steps, with default settings."""
-    settings = CleaningConfig(steps=tuple(STEPS.value))
-    for name in settings.names:
-        if name in build.COMPARISONS:
-            raise flags.FlagError(
-                f"--steps has {name}, which compares documents: leave it out, as duplicate "
-                "examples are detected without it"
-            )
-    return [build.step(settings, name) for name in settings.names]
 
 
 def _show(report: checking.Report) -> None:

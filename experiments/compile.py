@@ -41,6 +41,8 @@ def main(argv: list[str]) -> int:
     except (ValueError, ModuleNotFoundError) as error:
         raise flags.FlagError(f"--target={error}") from error
     hlo = pathlib.Path(HLO.value) if HLO.value else None
+    if hlo is not None and not hlo.parent.is_dir():
+        raise flags.FlagError(f"--hlo={hlo}: there is no folder {hlo.parent}")
     answer = compiler.answer(recipe, target, hlo)
     if AS_JSON.value:
         print(json.dumps(planner.finite(answer)))

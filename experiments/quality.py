@@ -45,6 +45,8 @@ def main(argv: list[str]) -> None:
             text_field=TEXT_FIELD.value,
             split=SPLIT.value,  # type: ignore[arg-type]
         )
+    except ImportError as error:
+        raise flags.FlagError(str(error)) from error
     except (FileNotFoundError, ValueError) as error:
         raise flags.FlagError(f"--data={','.join(DATA.value)}: {error}") from error
     Console().print(measuring.table(report))

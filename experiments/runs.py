@@ -27,6 +27,7 @@ from experiments.tasks.task import Report, Task
 from experiments.versions import versions
 from llmjax import data, hf, models, peft
 from llmjax import spec as specs
+from llmjax.train import integrity
 
 if TYPE_CHECKING:
     from llmjax.train.checkpoint import Checkpointer, Remembering
@@ -205,6 +206,25 @@ def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
     if found is None:
         raise FlagError(f"--run_dir={run_dir}: the run has no checkpoint yet")
     return TrainedModel(task, task.tokenizer(), *found)
+
+
+def fingerprint(run_dir: pathlib.Path, step: int | None = None) -> str:
+    """What tells a run's checkpoint apart: by its manifest, which has digests of all files.
+
+    Args:
+        run_dir: the folder of the run.
+        step: the checkpoint's; None is that of the best.
+
+    Raises:
+        FlagError: the folder holds no run, or a run without a checkpoint.
+    """
+    with checkpointer(run_dir, saved_task(run_dir).recipe) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise FlagError(f"--run_dir={run_dir}: the run has no checkpoint yet")
+        best, *_ = checkpoints.ranked(steps) or steps[::-1]
+        step = best if step is None else step
+        return integrity.digest(checkpoints.directory / str(step), "manifest.json")
 
 
 def evaluate_model(

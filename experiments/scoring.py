@@ -23,6 +23,15 @@ class RunScorer:
     run_dir: str
     rows: int = 8
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the checkpoint: another, once the run has a better one.
+
+        Raises:
+            FlagError: the folder holds no run, or one without a checkpoint.
+        """
+        return runs.fingerprint(pathlib.Path(self.run_dir))
+
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """The perplexity of each text.
 

@@ -89,7 +89,7 @@ def recipes(base: pathlib.Path, output: pathlib.Path, seed: int) -> dict[str, Tr
         critic="none",
         critic_base="",
         rollouts=RolloutConfig(prompts=16, samples=8, max_new_tokens=24),
-        learning=LearningConfig("grpo", whiten=False, epochs=1),
+        learning=LearningConfig("grpo", epochs=1),
         policy=reinforcing.grpo().policy,
         kl=KLConfig(coefficient=0.0),
     )

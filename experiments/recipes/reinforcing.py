@@ -57,7 +57,7 @@ def grpo() -> Reinforcing:
     return Reinforcing(
         name="grpo",
         rollouts=RolloutConfig(prompts=16, samples=8, max_new_tokens=64),
-        learning=LearningConfig("grpo", whiten=False, epochs=1),
+        learning=LearningConfig("grpo", epochs=1),
         policy=PolicyConfig(aggregation="sequence", kl_coefficient=0.04),
         kl=KLConfig(coefficient=0.0),
         batch_size=32,
@@ -71,7 +71,7 @@ def dapo() -> Reinforcing:
     return dataclasses.replace(
         grpo(),
         name="dapo",
-        learning=LearningConfig("grpo", whiten=False, epochs=1, rounds=3),
+        learning=LearningConfig("grpo", epochs=1, rounds=3),
         policy=PolicyConfig(clip_low=0.2, clip_high=0.28, aggregation="token"),
         kl=KLConfig(coefficient=0.0, watch=False),
     )
@@ -88,7 +88,7 @@ def dr_grpo() -> Reinforcing:
     return dataclasses.replace(
         grpo(),
         name="dr_grpo",
-        learning=LearningConfig("dr_grpo", whiten=False, epochs=1),
+        learning=LearningConfig("dr_grpo", epochs=1),
         policy=PolicyConfig(aggregation="constant", max_length=64),
         kl=KLConfig(coefficient=0.0, watch=False),
     )
@@ -99,7 +99,7 @@ def rloo() -> Reinforcing:
     return Reinforcing(
         name="rloo",
         rollouts=RolloutConfig(prompts=32, samples=4, max_new_tokens=64),
-        learning=LearningConfig("rloo", whiten=False, epochs=1),
+        learning=LearningConfig("rloo", epochs=1),
         policy=PolicyConfig(aggregation="constant", max_length=64),
         kl=KLConfig(coefficient=0.05),
         batch_size=128,

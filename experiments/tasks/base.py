@@ -62,8 +62,7 @@ class RunBase(Base):
     def load(self) -> tuple[Any, str]:
         """Merges adapters; the fingerprint is that of the manifest, which has all digests."""
         found = runs.load(self.path)
-        folder = epath.Path(self.path) / "checkpoints" / str(found.step)
-        return self._task.merge(found.params), integrity.digest(folder, "manifest.json")
+        return self._task.merge(found.params), runs.fingerprint(self.path, found.step)
 
 
 class HubBase(Base):

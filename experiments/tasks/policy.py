@@ -14,6 +14,7 @@ import numpy as np
 from experiments import runs
 from experiments.flags import FlagError
 from experiments.tasks.reinforcing import Reinforcing, RewardSource
+from experiments.tasks.task import mixed
 from experiments.tasks.tuning import REFERENCE, TuningTask
 from llmjax import data, mesh, models, objectives, peft, rl
 from llmjax.data.config import Kind
@@ -201,10 +202,22 @@ class PolicyTask(TuningTask):
         self, split: data.SplitName, count: int, directory: pathlib.Path | None
     ) -> "Prompts":
         """Lists of prompts; every process gets all of them."""
+        directory = directory or self.directory()
         found = data.prompt_batches(
-            directory or self.directory(), split=split, batch_size=count, seed=self.recipe.seed
+            directory,
+            split=split,
+            batch_size=count,
+            seed=self.recipe.seed,
+            weights=self._weights(directory) if split == "train" else None,
         )
         return Prompts(iter(found), self.tokenizer())
+
+    def _weights(self, directory: pathlib.Path) -> dict[str, float] | None:
+        recipe = self.recipe
+        each = recipe.rollouts.prompts * recipe.rollouts.samples * recipe.learning.epochs
+        iterations = -(-recipe.steps * recipe.batch_size // each)
+        most = iterations * recipe.rollouts.prompts * (1 + recipe.learning.rounds)
+        return mixed(directory, recipe.data.mixture, examples=most)
 
     @functools.cached_property
     def writer(self) -> rl.Writer:

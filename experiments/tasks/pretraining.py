@@ -9,10 +9,9 @@ import jax
 from experiments import objective
 from experiments.flags import FlagError
 from experiments.recipe import Recipe, data_config
-from experiments.tasks.task import Batch, Task
+from experiments.tasks.task import Batch, Task, mixed
 from llmjax import data, mesh, models, planning, sampling, train
 from llmjax import spec as specs
-from llmjax.data import mixture
 from llmjax.data.cleaning import engines
 from llmjax.objectives import Loss
 from llmjax.train import metrics
@@ -71,14 +70,9 @@ class Pretraining(Task):
 
     def _weights(self, directory: pathlib.Path) -> dict[str, float] | None:
         """The sources' shares of the tokens; None to use their weights unchanged."""
-        chosen, recipe = self.recipe.data.mixture, self.recipe
-        if chosen == data.MixtureConfig():
-            return None
+        recipe = self.recipe
         tokens = recipe.steps * recipe.batch_size * recipe.sequence_length
-        try:
-            return mixture.weights(data.load_manifest(directory), chosen, tokens)
-        except ValueError as error:
-            raise FlagError(f"--data.mixture: {error}") from error
+        return mixed(directory, recipe.data.mixture, tokens)
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
         """See `objective.evaluate`."""

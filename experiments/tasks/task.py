@@ -13,6 +13,7 @@ from experiments.flags import FlagError
 from experiments.recipe import Training
 from llmjax import data, mesh, models, train, tree
 from llmjax import spec as specs
+from llmjax.data import mixture
 from llmjax.data.chat import ChatTemplate
 from llmjax.objectives import Loss
 from llmjax.train import metrics
@@ -34,6 +35,26 @@ class Report(Protocol):
 
     def table(self, title: str = "") -> "rich.table.Table":
         """A table for the terminal."""
+
+
+def mixed(
+    directory: pathlib.Path,
+    settings: data.MixtureConfig,
+    tokens: float | None = None,
+    *,
+    examples: float | None = None,
+) -> dict[str, float] | None:
+    """The shares of prepared sources, as `mixture.weights`; None for those of their weights.
+
+    Raises:
+        FlagError: the sources cannot be mixed so.
+    """
+    if settings == data.MixtureConfig():
+        return None
+    try:
+        return mixture.weights(data.load_manifest(directory), settings, tokens, examples=examples)
+    except ValueError as error:
+        raise FlagError(f"--data.mixture: {error}") from error
 
 
 class Task(abc.ABC):

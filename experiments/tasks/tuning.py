@@ -12,7 +12,7 @@ import jax
 from experiments.flags import FlagError
 from experiments.recipe import Training
 from experiments.tasks import base
-from experiments.tasks.task import Batch, Task
+from experiments.tasks.task import Batch, Task, mixed
 from llmjax import data, mesh, models, peft, train, tree
 from llmjax import spec as specs
 from llmjax.data import chat, demos
@@ -200,10 +200,12 @@ class TuningTask(Task):
     ) -> Iterable[Batch]:
         """Rows of examples."""
         index, count = mesh.row_share()
+        directory = directory or self.directory()
         return data.example_batches(
-            directory or self.directory(),
+            directory,
             self.kind,
             split=split,
+            weights=self._weights(directory) if split == "train" else None,
             batch_size=batch_size or self.recipe.batch_size,
             sequence_length=self.recipe.sequence_length,
             seed=self.recipe.seed,
@@ -211,6 +213,14 @@ class TuningTask(Task):
             process_count=count,
             **self.row_options(),
         )
+
+    def _weights(self, directory: pathlib.Path) -> dict[str, float] | None:
+        recipe = self.recipe
+        rows = recipe.steps * recipe.batch_size
+        if self.kind == "sft" and self.row_options().get("packing") != "none":
+            # Padding counts as tokens, so that no source is read more often than it may.
+            return mixed(directory, recipe.data.mixture, rows * recipe.sequence_length)
+        return mixed(directory, recipe.data.mixture, examples=rows)
 
     def row_options(self) -> dict[str, Any]:
         """More arguments of `data.example_batches`."""

@@ -1,4 +1,4 @@
-"""Text to batches: documents → tokens → shards → packed, shuffled, sharded rows.
+"""Turns text into batches: documents → tokens → shards → packed, shuffled, sharded rows.
 
 In short:
 
@@ -6,7 +6,7 @@ In short:
     tokenizer = data.load_tokenizer(directory)
     stream = data.batches(directory, split="train", batch_size=16, sequence_length=256)
 
-and for examples to fine-tune on:
+For fine-tuning examples:
 
     data.prepare_examples(data.ExampleConfig(sources, kind="sft"), directory, tokenizer)
     stream = data.example_batches(
@@ -60,7 +60,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # grain takes a second to import; whoever only prepares or samples need not wait for it.
+    # grain takes a second to import, which preparing and sampling do not need.
     if name == "batches":
         from llmjax.data.loader import batches
 

@@ -1,12 +1,12 @@
-"""Conversations to text and tokens by a chat template, with what the assistant wrote marked.
+"""Renders conversations with a chat template and marks the tokens that the assistant wrote.
 
-    template = chat.load_template("", tokenizer)  # the tokenizer's own; or a name, or a file
+    template = chat.load_template("", tokenizer)  # the tokenizer's own; or a name or a file
     tokens, trained = template.encode([{"role": "user", "content": "Hi"},
                                        {"role": "assistant", "content": "Hello"}])
     prompt, _ = template.encode([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
 
-A text is cut wherever the assistant begins and ends to write, so no token is half its own, and the
-tokens of a prompt are those that training has in front of the answer.
+The text is split wherever the assistant starts or stops writing, so no token crosses that boundary
+and a prompt has the same tokens as in training.
 """
 
 import functools
@@ -23,7 +23,7 @@ from llmjax.data import jinja_sandbox
 from llmjax.data.jinja_sandbox import BREAK
 from llmjax.data.tokenizer import Tokenizer
 
-# "role" (system, user, assistant, tool, …), "content", and whatever else the template knows.
+# Has "role" (system, user, assistant, tool, …), "content", and other keys that the template reads.
 Message = Mapping[str, Any]
 
 TEMPLATES: Mapping[str, str] = {
@@ -35,11 +35,11 @@ ASSISTANT = "assistant"
 
 _log = logging.getLogger(__name__)
 
-# Marks that templates put around turns, whether or not the tokenizer calls them special.
+# Markers that templates put around turns, whether or not the tokenizer treats them as special.
 _TURN_MARK = re.compile(r"<\|[^<>|\s]+\|>")
 _EXAMPLE_CHARACTERS = 300
 
-# What templates are tried with.
+# A conversation to probe templates with.
 _WORDS = "words"
 _PROBE = (
     {"role": "user", "content": "a"},
@@ -51,22 +51,23 @@ _Span = tuple[int, int]
 
 
 class ChatTemplate:
-    """How a model is spoken to.
+    """A chat template bound to a tokenizer.
 
-    What the assistant writes is trained: a turn's text and what ends it. The template says where
-    that is with `{% generation %}…{% endgeneration %}`. For one that does not, as most that come
-    with checkpoints, it follows where the text up to a turn's generation prompt, and the text up
-    to the turn's end, are beginnings of the whole text; else `encode` refuses to guess.
+    What the assistant writes is trained: the text of its turns and what ends them. The template
+    marks it with `{% generation %}…{% endgeneration %}`. Most templates that come with checkpoints
+    have no such marks. For these, the span is derived if the text before a turn with its generation
+    prompt, and the text up to the end of the turn, are both prefixes of the whole text. Otherwise
+    `encode` raises an error instead of guessing.
 
-    In messages, the name of a special token is text like any other, so nobody ends another's turn.
+    In messages, the name of a special token is plain text, so no message can end another's turn.
 
     Args:
-        source: the template, Jinja.
-        tokenizer: makes tokens of its text, and gives it the names of special tokens.
-        **variables: what the template sees beside messages; `tools` say.
+        source: the Jinja template.
+        tokenizer: encodes the text and provides the names of special tokens.
+        **variables: further variables for the template, such as `tools`.
 
     Raises:
-        ValueError: the template is not well formed.
+        ValueError: the template is malformed.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer, **variables: Any) -> None:
@@ -86,14 +87,14 @@ class ChatTemplate:
         }
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """The conversation's text, special tokens written out.
+        """Renders the conversation, with special tokens written out.
 
         Args:
             messages: the conversation.
-            add_generation_prompt: whether the text goes on to where the assistant would write.
+            add_generation_prompt: whether to end with the start of the assistant's next turn.
 
         Raises:
-            ValueError: the template refuses the messages, or they are not plain data.
+            ValueError: the template rejects the messages, or they are not plain data.
         """
         return self._render(messages, add_generation_prompt)[0].replace(BREAK, "")
 
@@ -104,21 +105,21 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         turns: Literal["all", "last"] = "all",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The conversation's tokens, and which of them are trained.
+        """Encodes the conversation and marks the trained tokens.
 
         Args:
             messages: the conversation.
-            add_generation_prompt: whether it is a prompt, which ends where the assistant would
-                write. In a prompt nothing is trained.
-            turns: whether all turns of the assistant are trained, or only the last.
+            add_generation_prompt: whether to end with the start of the assistant's next turn, which
+                makes a prompt, in which nothing is trained.
+            turns: whether to train all turns of the assistant or only the last.
 
         Returns:
             tokens: int32 [S].
-            trained: bool [S], the assistant's own, the end of its turn among them.
+            trained: bool [S], true for what the assistant wrote, including the end of its turn.
 
         Raises:
-            ValueError: nothing is trained in what is no prompt, it cannot be known what the
-                assistant wrote, the template refuses the messages, or they are not plain data.
+            ValueError: nothing is trained although this is no prompt, the assistant's text cannot
+                be located, the template rejects the messages, or they are not plain data.
         """
         text, spans = self._spans(messages, add_generation_prompt)
         if add_generation_prompt:
@@ -136,50 +137,50 @@ class ChatTemplate:
 
     @property
     def standalone(self) -> str:
-        """The template for other programs, which do not know what it sees here beside messages."""
+        """The template with its llmjax-specific variables defined, for other programs."""
         names = [n for n in ("document_start", "document_end") if n in self.source]
         known = (f"{{%- set {n} = {json.dumps(self._variables[n])} %}}" for n in names)
         return "".join(known) + self.source
 
     @functools.cached_property
     def turn_end(self) -> str:
-        """What the template lets the assistant write behind its words; "" if nothing is known."""
+        """What the assistant writes after its words to end a turn; "" if unknown."""
         try:
             text, spans = self._spans(_PROBE[:2], False)
-        except ValueError:  # the template takes other conversations
+        except ValueError:  # the template does not accept this conversation
             return ""
         own = [text[slice(*span)] for span in spans if span is not None]
         if not own or _WORDS not in own[-1]:
             return ""
         if own[-1].endswith(_WORDS):
             _log.warning(
-                "the chat template's generation marks leave out what ends a turn, so a model that "
-                "is trained by it never learns to end one: move it inside of the marks"
+                "the chat template's generation marks exclude the end of a turn, so a model "
+                "trained with it never learns to end one: move it inside the marks"
             )
         return own[-1].rpartition(_WORDS)[2]
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that end the assistant's turn, and those that end any text."""
+        """The tokens that end the assistant's turn or any text."""
         return tuple(dict.fromkeys((*self._end_ids[:1], *self.tokenizer.stop_ids)))
 
     @property
     def stops(self) -> tuple[int | tuple[int, ...], ...]:
-        """All that ends the assistant's turn: ids, and ids in a row where a text does.
+        """All stops of the assistant's turn: ids, and id sequences where a text ends it.
 
-        Such a text is always the same tokens in training, as `encode` cuts in front of it.
+        Such a text always has the same tokens in training, because `encode` splits before it.
         """
         rows = self.tokenizer.encode_parts(list(self.stop_strings))
         return (*self.stop_ids, *map(tuple, rows))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """The text that ends the assistant's turn where no token of `stop_ids` does."""
+        """The text that ends the assistant's turn if no token of `stop_ids` does."""
         return (self.turn_end,) if self.turn_end and not self._end_ids else ()
 
     @functools.cached_property
     def _end_ids(self) -> list[int]:
-        """The tokens of `turn_end` if the first tells it: a special one, or the only one."""
+        """The tokens of `turn_end` if the first identifies it: it is special or the only one."""
         (ids,) = self.tokenizer.encode_parts([self.turn_end])
         alone = len(ids) == 1 or (ids and ids[0] in self.tokenizer.special_ids)
         return ids if alone else []
@@ -187,7 +188,7 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Message], add_generation_prompt: bool
     ) -> tuple[str, list[_Span]]:
-        """The text, special tokens' names in messages cut by `BREAK`, and its generation marks."""
+        """The text, with special tokens' names in messages split by `BREAK`, and its marks."""
         for index, message in enumerate(messages):
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise ValueError(
@@ -208,7 +209,7 @@ class ChatTemplate:
     def _spans(
         self, messages: Sequence[Message], add_generation_prompt: bool
     ) -> tuple[str, list[_Span | None]]:
-        """The text and where the assistant wrote it, a turn a span; None where that is unknown."""
+        """The text and the span of each assistant turn in it; None if the span is unknown."""
         text, marked = self._render(messages, add_generation_prompt)
         if self._template.marks:
             return text, [(begin, end) for begin, end in marked if end > begin]
@@ -219,28 +220,28 @@ class ChatTemplate:
 
     @functools.cached_property
     def _ends_turns(self) -> bool:
-        """Whether what is behind the assistant's words still is when another turn follows.
+        """Whether the text after the assistant's words stays the same when another turn follows.
 
-        If not, it may be more than the end of the turn: a prompt for the next one, say.
+        Otherwise it may contain more than the end of the turn, such as a prompt for the next one.
         """
         try:
             behind, and_more = (
                 self._render(messages, False)[0].rpartition(_WORDS)[2]
                 for messages in (_PROBE[:2], _PROBE)
             )
-        except ValueError:  # the template takes other conversations
+        except ValueError:  # the template does not accept these conversations
             return False
         return and_more.startswith(behind)
 
     def _turn(
         self, text: str, messages: Sequence[Message], index: int, add_generation_prompt: bool
     ) -> _Span | None:
-        """Where in the text a turn of the assistant is, None if that is not certain."""
+        """The span of an assistant turn in the text; None if it is uncertain."""
         whole = index == len(messages) - 1 and not add_generation_prompt
         try:
             before = self._render(messages[:index], True)[0]
             through = text if whole else self._render(messages[: index + 1], False)[0]
-        except ValueError:  # the template takes no such beginning
+        except ValueError:  # the template does not accept such a prefix
             return None
         if not (text.startswith(through) and through.startswith(before)):
             return None
@@ -248,15 +249,15 @@ class ChatTemplate:
         marks = list(self._names.finditer(own))
         if not marks:
             return len(before), len(through)
-        # Behind the token that ends the turn comes white space, which the model never writes.
+        # White space after the token that ends the turn is never written by the model.
         end = marks[-1].end()
         return None if own[end:].strip() else (len(before), len(before) + end)
 
     def _cut(self, text: str, spans: Sequence[_Span]) -> Iterator[tuple[str, _Span | None]]:
-        """The parts of a text that no token may leave, each with the span that it is of.
+        """Splits a text into parts that no token may cross, each with its span.
 
-        They end where a span begins or ends, before the end of a turn, which so is always the same
-        tokens, and within the names of special tokens that are only text.
+        Boundaries are the ends of spans, the start of a turn's end (so that it always has the same
+        tokens), and a point inside each special token's name that is plain text.
         """
         at = 0
         for span in spans:
@@ -274,40 +275,40 @@ class ChatTemplate:
     def _require_trained(self, spans: Sequence[_Span | None], messages: Sequence[Message]) -> None:
         if not spans:
             if not any(message.get("role") == ASSISTANT for message in messages):
-                what = "the conversation has no turn of the assistant, so nothing to train on"
+                what = "the conversation has no assistant turn, so there is nothing to train on"
             else:
-                what = "the chat template's generation marks hold nothing of the conversation"
+                what = "the chat template's generation marks contain nothing of the conversation"
             raise ValueError(f"{what}: {_shown(messages)}.")
         if None in spans:
             raise ValueError(
-                "it is not certain what the assistant wrote: the chat template has no generation "
-                "marks, and writes the conversation up to a turn otherwise than within the whole. "
-                "Put {% generation %}…{% endgeneration %} around the assistant's words in it, use "
+                "the assistant's text cannot be located: the chat template has no generation "
+                "marks, and a conversation's beginning renders differently by itself. "
+                "Put {% generation %}…{% endgeneration %} around the assistant's words, use "
                 "a template that has them, or train on the last turn only (turns='last'). "
                 f"The conversation is {_shown(messages)}."
             )
 
 
 def load_template(name_or_path: str | Path, tokenizer: Tokenizer, **variables: Any) -> ChatTemplate:
-    """The chat template of a name or a file.
+    """Loads a chat template by name or from a file.
 
-    `chatml` is Qwen's and many others', and needs `<|im_start|>` and `<|im_end|>` as tokens;
-    `plain` has headings of ordinary text and ends turns with eos, for any tokenizer; `speakers`
-    writes lines of two speakers, as `data.chat_prompt` does: the user is A, the assistant B.
+    `chatml` is used by Qwen and many others and needs the tokens `<|im_start|>` and `<|im_end|>`.
+    `plain` uses plain-text headings and ends turns with eos, for any tokenizer. `speakers` writes
+    lines of two speakers like `data.chat_prompt`: the user is A, the assistant B.
 
     Args:
-        name_or_path: a key of `TEMPLATES`, a file of Jinja, or "" for the tokenizer's own.
-        tokenizer: as in `ChatTemplate`.
-        **variables: as in `ChatTemplate`.
+        name_or_path: a key of `TEMPLATES`, a Jinja file, or "" for the tokenizer's own.
+        tokenizer: as for `ChatTemplate`.
+        **variables: as for `ChatTemplate`.
 
     Raises:
-        ValueError: there is no such template, or it does not fit the tokenizer.
+        ValueError: the template does not exist or does not fit the tokenizer.
     """
     names = ", ".join(TEMPLATES)
     if name_or_path == "":
         if not tokenizer.chat_template:
             raise ValueError(
-                f"the tokenizer has no chat template: choose {names}, or name a file of Jinja."
+                f"the tokenizer has no chat template: choose {names}, or name a Jinja file."
             )
         return ChatTemplate(tokenizer.chat_template, tokenizer, **variables)
     if (source := TEMPLATES.get(str(name_or_path))) is None:
@@ -333,6 +334,6 @@ def _unbroken(text: str, span: _Span | None) -> Iterator[tuple[str, _Span | None
 
 
 def _shown(messages: Sequence[Message]) -> str:
-    """A conversation for a message to a person, shortened."""
+    """A conversation, shortened for an error message."""
     text = json.dumps(messages, ensure_ascii=False, default=repr)
     return text if len(text) <= _EXAMPLE_CHARACTERS else text[:_EXAMPLE_CHARACTERS] + "…"

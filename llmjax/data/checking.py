@@ -1,4 +1,4 @@
-"""Quality control of examples: of each by itself, and of training and test sets together."""
+"""Quality checks of examples: each by itself, and training and test sets against each other."""
 
 import collections
 import dataclasses
@@ -11,21 +11,21 @@ from llmjax.data import config, documents, examples, records
 from llmjax.data.chat import ASSISTANT
 from llmjax.data.cleaning import Document, Rejected, Step, clean
 
-SHOWN = 10  # problems of which reports give the place
-# What introduces a label that was left in the text.
+SHOWN = 10  # problems that a report lists with their location
+# Prefixes of a label that was left in the text.
 _MARKS = r"\b(?:label|class|category|sentiment|answer)\s*[:=]\s*[\"']?"
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckConfig:
-    """What examples must be like.
+    """Requirements on examples.
 
     Attributes:
-        labels: those that there are; empty takes any.
-        shortest: words of each text, question and answer, at least.
-        longest: and at most; 0 for no limit.
-        leak: an answer of so many words or more must not stand in its prompt as it is; shorter
-            ones ("yes") may. 0 looks for none.
+        labels: the allowed labels; empty allows any.
+        shortest: minimum number of words in each text, question and answer.
+        longest: maximum number of words; 0 for no limit.
+        leak: an answer of at least this many words must not occur verbatim in its prompt; shorter
+            answers ("yes") may. 0 disables the check.
     """
 
     labels: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class CheckConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is wrong, and where: `reason` in words that are the same for all with that fault."""
+    """A problem and its location; `reason` is the same for all problems of a kind."""
 
     split: str
     file: str
@@ -59,13 +59,13 @@ class Problem:
 
 @dataclasses.dataclass
 class Report:
-    """What was found in all splits.
+    """The problems found in all splits.
 
     Attributes:
         counts: records read, by split.
-        bad: of these, records with one problem or more.
-        reasons: problems by reason, all of them.
-        first: the first few problems, in the order of reading.
+        bad: records with at least one problem, by split.
+        reasons: number of problems by reason.
+        first: the first few problems, in reading order.
     """
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -88,22 +88,22 @@ def quality_check(
     settings: CheckConfig = CheckConfig(),
     steps: Sequence[Step] = (),
 ) -> list[tuple[str, str]]:
-    """What is wrong with an example; the textbook's `quality_check` holds where nothing is.
+    """Lists the problems of an example; the textbook's `quality_check` passes if there are none.
 
     Args:
-        example: from `examples.parse`.
+        example: an example from `examples.parse`.
         settings: labels, lengths and leaks.
-        steps: of cleaning, for language and content (`cleaning.Language`,
-            `cleaning.HarmfulContent`), that each text passes; one that a step turns away is a
-            problem, and one that it would mend is not.
+        steps: cleaning steps for language and content (`cleaning.Language`,
+            `cleaning.HarmfulContent`). A text that a step rejects is a problem; one that a step
+            would repair is not.
 
     Returns:
-        Reasons, each with a detail or "".
+        Pairs of a reason and a detail, which may be "".
     """
     found: list[tuple[str, str]] = []
     label, names = example.label, settings.labels
     if names and label is not None and not examples.is_label(label, names):
-        found.append(("another label", str(label)))
+        found.append(("unknown label", str(label)))
     spoken = [*example.texts, *(m["content"] for m in _said(example))]
     for text in spoken:
         size = len(text.split())
@@ -115,7 +115,7 @@ def quality_check(
         if isinstance(result, Rejected):
             found.append((result.reason, result.step))
     if settings.leak and (leaked := _leaked(example, settings.leak)):
-        found.append(("the answer stands in the prompt", leaked))
+        found.append(("the answer is in the prompt", leaked))
     return list(dict.fromkeys(found))
 
 
@@ -126,17 +126,17 @@ def check(
     steps: Sequence[Step] = (),
     advance: documents.Advance = lambda _: None,
 ) -> Report:
-    """Checks all examples of some splits, each by itself and for being there before.
+    """Checks all examples of some splits, each by itself and for duplicates.
 
-    An example that was read before is a problem ("there before"); worse, where that was in another
-    split ("also in train"), or with another label or answer ("there before, with another answer").
-    Those are equal whose texts are, but for case and white space.
+    An example that was read before is a problem: "duplicate", or worse, "also in train" (or another
+    split) or "duplicate with another answer" (or label). Examples are equal if their texts are,
+    ignoring case and white space.
 
     Args:
-        sources: by the name of the split, `train` and `test` say, in the order to read.
-        kind: of the examples.
-        settings: what they must be like.
-        steps: as in `quality_check`.
+        sources: sources by name of the split, such as `train` and `test`, in reading order.
+        kind: kind of the examples.
+        settings: requirements on the examples.
+        steps: as for `quality_check`.
         advance: called with the number of bytes read since the last call.
 
     Raises:
@@ -170,7 +170,7 @@ def _problems(
     steps: Sequence[Step],
     seen: dict[bytes, tuple[str, str, bytes]],
 ) -> list[Problem]:
-    """Those of one record, which is added to what was seen."""
+    """The problems of one record, which is added to `seen`."""
     reasons: list[tuple[str, str]]
     if isinstance(item, documents.Rejected):
         reasons = [(item.reason, "")]
@@ -191,7 +191,7 @@ def _problems(
 def _before(
     split: str, place: str, example: examples.Example, seen: dict[bytes, tuple[str, str, bytes]]
 ) -> list[tuple[str, str]]:
-    """Whether an equal example was read before."""
+    """Reports whether an equal example was read before."""
     asked = _digest(example.key)
     answer = _digest(repr((example.label, example.answers)))
     first = seen.setdefault(asked, (split, place, answer))
@@ -201,8 +201,8 @@ def _before(
     if first[0] != split:
         return [(f"also in {first[0]}", where)]
     if first[2] != answer:
-        return [("there before, with another answer", where)]
-    return [("there before", where)]
+        return [("duplicate with another answer", where)]
+    return [("duplicate", where)]
 
 
 def _digest(text: str) -> bytes:
@@ -211,13 +211,13 @@ def _digest(text: str) -> bytes:
 
 
 def _said(example: examples.Example) -> list[dict]:
-    """All messages with content, system's left out."""
+    """All messages with content, except the system's."""
     messages = [*example.prompt, *(m for answer in example.answers for m in answer)]
     return [dict(m) for m in messages if m["role"] != "system" and m["content"]]
 
 
 def _leaked(example: examples.Example, least: int) -> str:
-    """What of an answer, or which label, can be read off the prompt."""
+    """The part of an answer, or the label, that the prompt gives away."""
     if example.texts and example.label is not None:
         marked = re.compile(_MARKS + re.escape(str(example.label)) + r"\b", re.IGNORECASE)
         match = marked.search(" ".join(example.texts))

@@ -1,4 +1,4 @@
-"""What to read, how to cut it into tokens, and what to accept: the settings of the data floor."""
+"""Settings of the data pipeline: what to read, how to tokenize it, and what to accept."""
 
 import dataclasses
 import re
@@ -7,11 +7,11 @@ from typing import Literal
 from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.mixture import MixtureConfig
 
-# Room that a SentencePiece vocabulary needs before its first learned piece:
-# <pad>, <s>, </s>, <unk> and the 256 bytes it falls back to.
+# Pieces that a SentencePiece vocabulary reserves: <pad>, <s>, </s>, <unk> and the 256 bytes of
+# byte fallback.
 RESERVED_PIECES = 4 + 256
 
-# What an `ExampleSource.fields` may place.
+# The parts of a record that `ExampleSource.fields` may map.
 PARTS = (
     "text",
     "text_pair",
@@ -40,20 +40,20 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One corpus: files of documents under one name.
+    """A corpus: files of documents under one name.
 
     Attributes:
-        name: the source's name in manifests, weights and messages; letters, digits, `_` and `-`.
-        path: a file, a folder (searched recursively) or a glob. The suffix says the format:
-          `.txt`, `.text`, `.md`, `.jsonl`, `.ndjson`, `.html`, `.htm` or `.warc`, each also with
-          `.gz` or `.zst` behind it, or `.parquet`.
+        name: in manifests, weights and messages; letters, digits, `_` and `-`.
+        path: a file, a folder (searched recursively) or a glob. The suffix gives the format:
+          `.txt`, `.text`, `.md`, `.jsonl`, `.ndjson`, `.html`, `.htm` or `.warc`, optionally
+          followed by `.gz` or `.zst`; or `.parquet`.
         weight: the source's share of the training *tokens*, relative to the other sources' weights;
           0 leaves it out of training. A source smaller than its share is repeated sooner.
         text_field: the field (JSONL) or column (Parquet) that holds a document's text.
-        split: what a document is in plain text. `file`: a whole file, cut at a line's end wherever
-          it passes `document_bytes`, so that files of any size stream; `paragraph`: what stands
-          between blank lines; `line`: a line that is not blank.
-        document_bytes: the longest document of a plain text file, in bytes.
+        split: what a document of a plain text file is. `file`: the whole file, cut at a line end
+          whenever it exceeds `document_bytes`, so that files of any size stream; `paragraph`: the
+          text between blank lines; `line`: a line that is not blank.
+        document_bytes: maximum size of a plain text document, in bytes.
     """
 
     name: str
@@ -81,18 +81,18 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """How text becomes tokens.
+    """The tokenizer to train or load.
 
     Attributes:
         kind: `sentencepiece` trains byte-pair encoding with byte fallback on the sources; `bytes`
-          uses the 256 bytes themselves and needs no training; `hub` reads a checkpoint's.
-        vocab_size: tokens of a SentencePiece vocabulary, special ones included. The other kinds
-          ignore it, and `bytes` always has 260; ask the tokenizer, not this config, for the size
-          of a model's table.
-        path: the folder of a Hugging Face checkpoint, whose tokenizer kind `hub` takes.
-        symbols: strings that always become one token each (turn marks, for instance). They stay
-          ordinary text: wherever they occur, they are encoded so, and they decode to themselves.
-        sample_bytes: training reads at most about this much text, taken from all sources and files.
+          uses the 256 bytes and needs no training; `hub` loads a checkpoint's tokenizer.
+        vocab_size: size of a SentencePiece vocabulary, including special tokens. The other kinds
+          ignore it, and `bytes` always has 260; the size of a model's embedding must come from the
+          tokenizer, not from this config.
+        path: the folder of a Hugging Face checkpoint, for kind `hub`.
+        symbols: strings that always become one token (such as turn markers). They remain ordinary
+          text: every occurrence is encoded this way and decodes to itself.
+        sample_bytes: approximate amount of training text, sampled from all sources and files.
     """
 
     kind: Literal["sentencepiece", "bytes", "hub"] = "sentencepiece"
@@ -109,7 +109,7 @@ class TokenizerConfig:
         _require(
             (self.kind == "hub") == (self.path != ""),
             f"TokenizerConfig.path is {self.path!r} and kind is {self.kind!r}: kind 'hub' needs "
-            "the folder of a checkpoint, and the other kinds read none.",
+            "the folder of a checkpoint, and the other kinds take none.",
         )
         _require(
             self.kind == "sentencepiece" or not self.symbols,
@@ -124,7 +124,7 @@ class TokenizerConfig:
         _require(
             self.kind != "sentencepiece" or self.vocab_size >= smallest,
             f"TokenizerConfig.vocab_size is {self.vocab_size}, but special tokens, bytes and "
-            f"symbols alone fill {smallest - 1}: use more (512 for toys, 4096 to 65536 else).",
+            f"symbols alone fill {smallest - 1}: use more (512 for toys, otherwise 4096 to 65536).",
         )
         _require(
             self.sample_bytes > 0,
@@ -137,15 +137,15 @@ class DataConfig:
     """Everything `prepare` needs to turn sources into tokenised shards.
 
     Attributes:
-        sources: the corpora, at least one, under different names.
-        tokenizer: how text becomes tokens.
-        directory: where the prepared data lie; "" leaves the choice to the caller.
-        validation_share: the share of documents held out, chosen by a hash of their text.
-        max_rejected_share: `prepare` fails when more than this share of a source is malformed.
+        sources: the corpora, at least one, with different names.
+        tokenizer: the tokenizer to train or load.
+        directory: folder of the prepared data; "" leaves the choice to the caller.
+        validation_share: share of documents to hold out, chosen by a hash of their text.
+        max_rejected_share: `prepare` fails if more than this share of a source is malformed.
         shard_tokens: a shard is closed once it holds this many tokens.
-        mixture: how the sources' weights become shares; decides nothing that lies in shards.
+        mixture: how the sources' weights become shares; it does not affect the shards.
 
-        cleaning: what text goes through before it becomes tokens.
+        cleaning: steps applied to the text before it is tokenised.
     """
 
     sources: tuple[Source, ...] = ()
@@ -164,18 +164,18 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleSource:
-    """One set of examples to fine-tune on: files of records under one name.
+    """A set of fine-tuning examples: files of records under one name.
 
     Attributes:
-        name: the source's name in manifests, weights and messages; letters, digits, `_` and `-`.
-        path: a file, a folder (searched recursively) or a glob of `.jsonl` or `.ndjson`, each also
-          with `.gz` or `.zst` behind it, or `.parquet`.
+        name: in manifests, weights and messages; letters, digits, `_` and `-`.
+        path: a file, a folder (searched recursively) or a glob of `.jsonl` or `.ndjson`, optionally
+          followed by `.gz` or `.zst`; or `.parquet`.
         weight: the source's share of the training *tokens*, relative to the other sources' weights;
           0 leaves it out of training. A source smaller than its share is repeated sooner.
-        form: what a record of supervised fine-tuning is; `auto` goes by its fields, record for
-          record. The other kinds have one form each.
-        fields: where a record's parts are, as `part:field`, for those that are not where they are
-          looked for; `output:answer`, say.
+        form: form of `sft` records; `auto` decides for each record by its fields.
+          The other kinds have one form each.
+        fields: non-default locations of a record's parts, as `part:field`, such as
+          `output:answer`.
     """
 
     name: str
@@ -210,34 +210,35 @@ class ExampleConfig:
     """Everything `prepare_examples` needs to turn sources into tokenised examples.
 
     Attributes:
-        sources: the sets of examples, at least one, under different names.
-        kind: what an example is. `sft`: a text, an instruction with its answer, or a conversation;
+        sources: the sets of examples, at least one, with different names.
+        kind: kind of example. `sft`: a text, an instruction with its answer, or a conversation;
           `classification`: a text or a pair, and its label; `comparison`: a prompt and answers
-          from best to worst; `prompt`: a prompt to answer, and whatever is needed to judge the
+          from best to worst; `prompt`: a prompt to answer, with the fields needed to judge the
           answer; `judged`: a prompt, an answer, and whether it is good.
-        directory: where the prepared examples lie; "" leaves the choice to the caller.
-        template: the chat template: `plain` for any tokenizer, `chatml` for one with its marks,
-          `joined` for a prompt and its continuation without marks; the path of a file of Jinja; ""
-          for the tokenizer's own. Texts, and what is classified, need none.
-        train_on: which of a conversation's answers are trained in `sft`.
-        max_length: tokens of a sequence; longer ones are cut. The rows need room for all of a
-          comparison's sequences.
-        target_share: the share of `max_length` that a target may fill before it is cut. What is too
-          long loses its prompt's oldest turns first, then the prompt's first tokens, and only when
-          the prompt has shrunk to the rest of `max_length`, the target's last tokens.
-        labels: names of the labels by number; empty takes those that occur, sorted.
-        validation_share: the share of examples held out.
+        directory: folder of the prepared examples; "" leaves the choice to the caller.
+        template: the chat template: `plain` for any tokenizer, `chatml` for one with its markers,
+          `joined` for a prompt and its continuation without markers; the path of a Jinja file; ""
+          for the tokenizer's own. Texts and classification need none.
+        train_on: which answers of a conversation are trained in `sft`.
+        max_length: maximum tokens of a sequence; longer ones are cut. A row must have room for all
+          sequences of a comparison.
+        target_share: share of `max_length` that a target may fill before it is cut. A sequence that
+          is too long first loses the oldest turns of its prompt, then the prompt's first tokens,
+          and only when the prompt fits the rest of `max_length`, the target's last tokens.
+        labels: label names by number; if empty, those that occur, sorted.
+        validation_share: share of examples to hold out.
         split: how they are chosen. `hash`: by a hash of the prompt alone; `stratified`: the same
-          share of every label; `grouped`: whole groups, those of equal `split_field`; `time`: the
-          latest by `split_field`.
+          share of every label; `grouped`: whole groups with equal `split_field`; `time`: the latest
+          by `split_field`.
         split_field: the field that holds an example's group, or its time (a number or ISO 8601).
-        split_seed: of the draw that holds out examples.
-        folds: instead of a share, holds out one of so many folds, by `hash`, `stratified` or
+        split_seed: seed of the choice.
+        folds: instead of a share, hold out one of this many folds, by `hash`, `stratified` or
           `grouped`; 0 for a share.
-        fold: the number of the fold to hold out.
-        max_rejected_share: `prepare_examples` fails when more than this share of a source is
+        fold: index of the fold to hold out.
+        max_rejected_share: `prepare_examples` fails if more than this share of a source is
           malformed or leaves nothing to train on.
         shard_tokens: a shard is closed once it holds this many tokens.
+        mixture: how the sources' weights become shares; it does not affect the shards.
     """
 
     sources: tuple[ExampleSource, ...] = ()
@@ -256,6 +257,7 @@ class ExampleConfig:
     fold: int = 0
     max_rejected_share: float = 0.01
     shard_tokens: int = 1 << 26
+    mixture: MixtureConfig = MixtureConfig()
 
     def __post_init__(self) -> None:
         _check_shares(self)
@@ -287,7 +289,7 @@ class ExampleConfig:
         _require(
             (self.split in ("grouped", "time")) == (self.split_field != ""),
             f"ExampleConfig.split is {self.split!r} with split_field={self.split_field!r}: name "
-            "the field for 'grouped' and 'time', and for these only.",
+            "the field for 'grouped' and 'time', and only for these.",
         )
         _require(
             self.split != "stratified" or self.kind in ("classification", "judged"),

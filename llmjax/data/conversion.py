@@ -1,4 +1,4 @@
-"""Files of examples from one form to another."""
+"""Converts files of examples from one form to another."""
 
 import collections
 import json
@@ -16,30 +16,30 @@ def convert(
     question: str = "",
     advance: documents.Advance = lambda _: None,
 ) -> tuple[int, collections.Counter[str]]:
-    """Writes a source's examples in a form, as JSON lines; the file appears when all is done.
+    """Writes a source's examples in another form as JSON lines; the file appears when complete.
 
-    Fields that are no part of the example are kept, unless the form has a field of that name.
+    Fields that are not part of the example are kept, unless the form has a field of that name.
 
     Args:
         source: the examples.
         output: the file to write, `.jsonl`.
-        kind: of the examples.
+        kind: kind of the examples.
         form: a name of `forms.FORMS`.
-        question: as in `forms.to_record`.
+        question: as for `forms.to_record`.
         advance: called with the number of bytes read since the last call.
 
     Returns:
-        How many were written, and how many were left out, by reason.
+        The number of examples written, and the numbers left out by reason.
 
     Raises:
         FileNotFoundError: the source has no files.
-        ValueError: there is no such form, or the output is no .jsonl file or one of the source's.
+            ValueError: the form is unknown, or the output is not a new .jsonl file.
     """
     if form not in forms.FORMS:
         raise ValueError(f"form is {form!r}: use one of {', '.join(forms.FORMS)}.")
     files = documents.find_files(source, documents.RECORD_SUFFIXES)
     if output.suffix != ".jsonl" or any(f.path.resolve() == output.resolve() for f in files):
-        raise ValueError(f"output is {str(output)!r}: name a .jsonl file other than what is read.")
+        raise ValueError(f"output is {str(output)!r}: name a .jsonl file that is not an input.")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     written, left_out = 0, collections.Counter[str]()

@@ -1,6 +1,6 @@
-"""Corpora that come with Python packages, so that a first run downloads no data.
+"""Corpora from Python packages, so that a first run downloads no data.
 
-Each is written as JSON lines, one document or example a line, ready to be a `Source` or an
+Each is written as JSON lines, one document or example per line, ready to be a `Source` or an
 `ExampleSource`. A file that already has the right content is left alone, so that data prepared
 from it stay up to date.
 """
@@ -19,10 +19,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# The two sides of a conversation. Give them to `TokenizerConfig.symbols`: one token each.
+# The two sides of a conversation. Pass them to `TokenizerConfig.symbols`: one token each.
 SPEAKERS = ("A:", "B:")
 
-# What stands in front of a text of each of VADER's domains.
+# Prompts for the texts of VADER's domains.
 SENTIMENT_PROMPTS: Mapping[str, str] = {
     "movieReviewSnippets": "A film review: ",
     "amazonReviewSnippets": "A product review: ",
@@ -30,27 +30,27 @@ SENTIMENT_PROMPTS: Mapping[str, str] = {
     "tweets": "A message: ",
 }
 
-# Only one letter, over and over, or the left hand drummed on the home row.
+# A single letter repeated, or keys mashed on the home row.
 _SPAM = re.compile(r"([a-z])(\s*\1)*|(?!(?:sad|dad|as)$)[asdf\s]+", re.IGNORECASE)
-# A dialogue with more of it was written for the word count.
+# A dialogue with a larger share of spam was written only to reach the word count.
 _MAX_SPAM_SHARE = 0.2
 
 
 def chitchat(path: str | Path, dataset: str | Path | None = None) -> dict[str, int]:
     r"""Writes the BYU Chit-Chat dialogues (package `chitchat-dataset`, MIT) as plain text.
 
-    A document is a dialogue, a line is a turn: a speaker's mark, a space and all the messages that
-    its sender wrote until the other answered, as in "A: Hello How are you?\nB: Fine\n". The marks
-    go by who wrote first. White space within a message is one space; empty messages and such as
-    "asdf" or "aaaa" are dropped, and so are dialogues that are full of them, that have fewer than
+    A document is a dialogue and a line is a turn: a speaker's mark, a space and all messages that
+    the speaker wrote until the other answered, as in "A: Hello How are you?\nB: Fine\n". A is the
+    speaker who wrote first. White space within a message becomes one space. Empty messages and
+    those like "asdf" or "aaaa" are dropped; so are dialogues full of them, dialogues of fewer than
     two turns, and exact copies.
 
     Args:
         path: the JSON lines file to write.
-        dataset: the package's `dataset.json`, found in the installed package if None.
+        dataset: the package's `dataset.json`; None finds the installed one.
 
     Returns:
-        Counts: `dialogues` and `turns` written, `characters` of them, and what was dropped:
+        Counts: `dialogues`, `turns` and `characters` written, and what was dropped:
         `empty_messages`, `spam_messages`, `spam_dialogues`, `short_dialogues`, `copies`.
 
     Raises:
@@ -67,22 +67,22 @@ def chitchat(path: str | Path, dataset: str | Path | None = None) -> dict[str, i
 
 
 def chat_prompt(turns: Sequence[str]) -> str:
-    """The text that asks a model trained on `chitchat` for the next turn; it ends at a newline.
+    """The prompt for the next turn of a model trained on `chitchat`; it ends with a speaker's mark.
 
     Args:
-        turns: what was said so far, by the two speakers in turn. It may be empty.
+        turns: the turns so far, alternating between the two speakers. It may be empty.
     """
     lines = [f"{SPEAKERS[i % 2]} {' '.join(turn.split())}\n" for i, turn in enumerate(turns)]
     return "".join(lines) + SPEAKERS[len(turns) % 2]
 
 
 def python_topics(path: str | Path) -> dict[str, int]:
-    """Writes the language reference that Python's own `help()` shows, one topic a document.
+    """Writes the language reference that Python's own `help()` shows, one document per topic.
 
     Returns:
         Counts: `documents` and `characters` written.
     """
-    # Half a megabyte of literals, wanted here only.
+    # Half a megabyte of literals, needed only here.
     from pydoc_data import topics
 
     texts = [text.strip() + "\n" for _, text in sorted(topics.topics.items())]
@@ -93,21 +93,21 @@ def python_topics(path: str | Path) -> dict[str, int]:
 def chatterbot(path: str | Path, folder: str | Path | None = None) -> dict[str, int]:
     """Writes the English conversations of package `chatterbot-corpus` (BSD), for `sft`.
 
-    In each the user speaks first; what nobody answers at its end is dropped, and exact copies are.
+    The user speaks first in each. A last message without an answer is dropped, and so are copies.
 
     Args:
         path: the JSON lines file to write.
-        folder: the package's folder of YAML files, found in the installed package if None.
+        folder: the package's folder of YAML files; None finds the installed one.
 
     Returns:
-        Counts: `conversations` and `turns` written; `copies`, and those of fewer than two turns,
-        `short_conversations`, that were not.
+        Counts: `conversations` and `turns` written; `copies` and `short_conversations` (fewer than
+        two turns) dropped.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
         FileNotFoundError: there are no YAML files in the folder.
     """
-    # It need not be there for those who read other corpora.
+    # Other corpora do not need yaml.
     import yaml
 
     found = package_file("chatterbot_corpus", "data/english") if folder is None else Path(folder)
@@ -140,17 +140,17 @@ def chatterbot(path: str | Path, folder: str | Path | None = None) -> dict[str, 
 
 
 def sentiment(path: str | Path, archive: str | Path, least: float = 1.0) -> dict[str, int]:
-    """Writes texts that people scored, from bad to good, with what they said, for `classification`.
+    """Writes texts with human sentiment scores from bad to good, for `classification`.
 
-    The texts are those that VADER was made by (Hutto and Gilbert 2014): of film and product
-    reviews, tweets and editorials, each with the mean of some scores from -4 to 4. They come with
-    the source distribution of `vaderSentiment` 3.3.2 (MIT), not with what pip installs of it.
+    The texts are those that VADER was built from (Hutto and Gilbert 2014): film and product
+    reviews, tweets and editorials, each with a mean score from -4 to 4. They come with the source
+    distribution of `vaderSentiment` 3.3.2 (MIT), not with its wheel.
 
     Args:
         path: the JSON lines file to write: `text`, `label` (`negative` or `positive`), `score` and
-            `domain` (`movieReviewSnippets`, say).
-        archive: `vaderSentiment-3.3.2.tar.gz`, or the archive `hutto_ICWSM_2014.tar.gz` within it.
-        least: texts whose score is nearer to 0 are dropped.
+            `domain` (such as `movieReviewSnippets`).
+        archive: `vaderSentiment-3.3.2.tar.gz`, or the `hutto_ICWSM_2014.tar.gz` inside it.
+        least: minimum absolute score; other texts are dropped.
 
     Returns:
         Counts: `negative` and `positive` texts.
@@ -179,17 +179,17 @@ def sentiment_pairs(
     """Writes pairs of the texts of `sentiment`, the better one chosen, for `comparison`.
 
     The preferences are derived: nobody compared the two texts, whose scores differ by `margin` or
-    more. Every text is in one pair at most, with another of its domain. As prompts are the same
-    all over a domain, hold out by `pair`: split="grouped", split_field="pair".
+    more. Every text is in at most one pair, with another of its domain. All prompts of a domain are
+    the same, so hold out by `pair`: split="grouped", split_field="pair".
 
     Args:
         path: the JSON lines file to write: `prompt`, `chosen`, `rejected`, `margin`, and `pair`.
-        archive: as in `sentiment`.
-        margin: by how much the scores of a pair differ at least.
-        seed: of the order in which texts find each other.
+        archive: as for `sentiment`.
+        margin: minimum difference of the two scores.
+        seed: random seed of the order in which texts are paired.
 
     Returns:
-        Counts: `pairs`, and `alone`, the texts that found none.
+        Counts: `pairs`, and `alone`, the texts left without a partner.
 
     Raises:
         ValueError: the archive holds no scored texts.
@@ -224,7 +224,7 @@ def sentiment_pairs(
 
 
 def _scored_texts(archive: Path) -> list[tuple[str, str, float]]:
-    """(domain, text, mean score) of all texts in an archive, or in one that is within it."""
+    """(domain, text, mean score) of all texts in an archive, or in the archive inside it."""
     found: dict[tuple[str, str], float] = {}
     with tarfile.open(archive) as outer, contextlib.ExitStack() as stack:
         inner = [name for name in outer.getnames() if name.endswith("/hutto_ICWSM_2014.tar.gz")]
@@ -283,7 +283,7 @@ def _clean_messages(
 
 
 def _turns(messages: Sequence[tuple[str, str]]) -> str:
-    """One line a turn, under the mark of its speaker."""
+    """One line per turn, starting with its speaker's mark."""
     marks: dict[str, str] = {}
     lines: list[tuple[str, list[str]]] = []
     for sender, text in messages:
@@ -314,7 +314,7 @@ def _write_texts(path: str | Path, texts: Iterable[str]) -> None:
 
 
 def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes JSON lines, whole or not at all, unless they lie there already."""
+    """Writes JSON lines atomically, unless the file already has this content."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

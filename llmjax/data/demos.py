@@ -1,8 +1,8 @@
-"""Examples to align on that are derived from conversations which come with Python packages.
+"""Alignment examples derived from conversations in Python packages.
 
-As `corpora` does, each is written as JSON lines, and a file that has the right content already is
-left alone. What is liked and what is not is *derived*: no person has compared these replies. VADER,
-a lexicon of sentiment that people scored (Hutto & Gilbert 2014), says how friendly a reply is.
+As in `corpora`, each is written as JSON lines, and a file that already has the right content is
+left alone. The preferences are *derived*: no person has compared these replies. VADER, a sentiment
+lexicon with human scores (Hutto & Gilbert 2014), rates how friendly a reply is.
 """
 
 import functools
@@ -18,14 +18,14 @@ from llmjax.data import corpora
 
 Message = dict[str, str]
 
-_FRIENDLY, _NOT = 0.5, 0.0  # of VADER's compound score in [-1, 1]: from here, and up to here
-_MESSAGES = 3  # of a conversation in front of a reply
-_CHARACTERS = 200  # of a message that is kept
-_REPLIES = 20_000  # of fifty thousand: more than the demonstrations read
+_FRIENDLY, _NOT = 0.5, 0.0  # thresholds of VADER's compound score in [-1, 1]
+_MESSAGES = 3  # of context before a reply
+_CHARACTERS = 200  # maximum length of a message
+_REPLIES = 20_000  # of fifty thousand: more than the demos read
 
 
 def openings(path: str | Path) -> dict[str, int]:
-    """Writes what people said in conversations, up to a reply: prompts (`chitchat-dataset`, MIT).
+    """Writes the beginnings of conversations, up to a reply: prompts (`chitchat-dataset`, MIT).
 
     Returns:
         Counts: `examples` written.
@@ -39,10 +39,10 @@ def openings(path: str | Path) -> dict[str, int]:
 
 
 def friendly_replies(path: str | Path) -> dict[str, int]:
-    """Writes comparisons of replies in conversations, of which the friendlier is chosen.
+    """Writes comparisons of replies in conversations; the friendlier reply is chosen.
 
-    A prompt with its own reply, and one to another prompt: of those two the lexicon finds one
-    friendly and the other not. Which of them is its own differs, so that fitting does not tell.
+    A prompt comes with its own reply and a reply to another prompt, one of which the lexicon finds
+    friendly and the other not. Either may be the chosen one, so fit to the prompt reveals nothing.
 
     Returns:
         Counts: `examples` written.
@@ -56,7 +56,7 @@ def friendly_replies(path: str | Path) -> dict[str, int]:
     other = [reply for _, reply, score in scored if score <= _NOT]
     records = []
     for number, (messages, reply, score) in enumerate(scored):
-        # Another step than 1 through the list, so that replies are of other conversations.
+        # A stride other than 1, so that replies come from other conversations.
         if score >= _FRIENDLY:
             chosen, rejected = reply, other[number * 7919 % len(other)]
         elif score <= _NOT:
@@ -68,7 +68,7 @@ def friendly_replies(path: str | Path) -> dict[str, int]:
     return {"examples": len(records)}
 
 
-@functools.cache  # which reads the lexicon
+@functools.cache  # because it reads the lexicon
 def compound() -> Callable[[str], float]:
     """VADER's sentiment of a text, in [-1, 1].
 
@@ -87,7 +87,7 @@ def compound() -> Callable[[str], float]:
 
 
 def _replies() -> Iterator[tuple[list[Message], str]]:
-    """What was said by a user and an assistant in turn, and the assistant's reply; each once."""
+    """Distinct contexts of alternating user and assistant messages, with the assistant's reply."""
     return itertools.islice(_all_replies(), _REPLIES)
 
 
@@ -97,7 +97,7 @@ def _all_replies() -> Iterator[tuple[list[Message], str]]:
         turns = [line.partition(" ")[2] for line in text.splitlines()]
         for at in range(1, len(turns), 2):
             first = max(0, at - _MESSAGES)
-            first += (at - first) % 2 == 0  # the user begins
+            first += (at - first) % 2 == 0  # the user speaks first
             said = turns[first:at]
             if any(len(turn) > _CHARACTERS for turn in turns[first : at + 1]):
                 continue

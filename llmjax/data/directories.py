@@ -1,8 +1,8 @@
-"""Directories of prepared data: made once, whole or not at all, and recognised when they are done.
+"""Directories of prepared data: built once, atomically, and recognised when complete.
 
-A directory is finished when its manifest lies there. Everything before that is written to a
-folder of its own and moved at the end, so a run that is killed leaves nothing that looks finished
-and the next one starts over; one that finished is recognised by its fingerprint and left alone.
+A directory is complete once it has a manifest. Until then everything is written to a folder inside
+it and moved at the end, so a killed run leaves nothing that looks complete and the next run starts
+over. A complete directory with the same fingerprint is left alone.
 """
 
 import contextlib
@@ -38,17 +38,17 @@ def make(
     *,
     overwrite: bool,
 ) -> shards.Manifest:
-    """Builds a directory's data unless it is done; of several processes one does.
+    """Builds a directory's data unless it is complete; only one process at a time does.
 
     Args:
-        directory: where the data will lie; made if need be.
-        settings: what they are made by.
-        fingerprint: of the settings and the input files, from `fingerprint`.
-        build: writes the data into a folder and gives the manifest, which is saved last.
-        overwrite: replace data that have another fingerprint.
+        directory: folder of the data; created if necessary.
+        settings: settings that the data is built from.
+        fingerprint: hash of the settings and the input files, from `fingerprint`.
+        build: writes the data into a folder and returns the manifest, which is saved last.
+        overwrite: whether to replace data with another fingerprint.
 
     Raises:
-        ValueError: the directory holds data with another fingerprint, and is not to be overwritten.
+        ValueError: the directory holds data with another fingerprint and `overwrite` is false.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with _lock(directory):
@@ -71,7 +71,7 @@ def make(
 
 
 def fingerprint(settings: Settings, inputs: Inputs, *others: str) -> str:
-    """The hash of settings, input files, and other things that decide what the shards hold."""
+    """Hash of settings, input files, and everything else that determines the shards."""
     files = {
         name: [(file.name, file.size, file.modified_ns) for file in files]
         for name, files in inputs.items()
@@ -81,10 +81,9 @@ def fingerprint(settings: Settings, inputs: Inputs, *others: str) -> str:
 
 
 def plain(settings: Settings) -> dict[str, Any]:
-    """The settings that decide what the shards hold, as plain values: no paths, no weights."""
+    """The settings that determine the shards, as plain values: no paths, no weights."""
     fields = json.loads(json.dumps(dataclasses.asdict(settings)))
-    del fields["directory"]
-    fields.pop("mixture", None)
+    del fields["directory"], fields["mixture"]
     for source in fields["sources"]:
         del source["path"], source["weight"]
     if isinstance(settings, config.DataConfig):
@@ -106,7 +105,7 @@ def manifest(
     sources: Sequence[shards.SourceManifest],
     examples: shards.Examples | None = None,
 ) -> shards.Manifest:
-    """What vouches for the shards that were made from sources."""
+    """The manifest of shards that were made from sources."""
     return shards.Manifest(
         fingerprint=fingerprint,
         config=plain(settings),
@@ -123,7 +122,7 @@ def manifest(
 
 
 def _finished(directory: Path, overwrite: bool) -> shards.Manifest | None:
-    """The manifest of whole data; None where there are none, or none worth keeping."""
+    """The manifest of complete data; None if there is none, or none worth keeping."""
     try:
         return shards.load_manifest(directory)
     except FileNotFoundError:
@@ -135,7 +134,7 @@ def _finished(directory: Path, overwrite: bool) -> shards.Manifest | None:
 
 
 def _reweighted(manifest: shards.Manifest, settings: Settings, directory: Path) -> shards.Manifest:
-    """The manifest with the config's weights, which decide nothing that lies in shards."""
+    """The manifest with the config's weights, which do not affect the shards."""
     given: Sequence[config.Source | config.ExampleSource] = settings.sources
     sources = tuple(
         dataclasses.replace(done, weight=source.weight)
@@ -154,15 +153,16 @@ def _difference(directory: Path, done: shards.Manifest, settings: Settings) -> s
         for name, value in wanted.items()
         if done.config.get(name) != value
     ]
+    others = "the input files have changed, or the model that judged them"
     return (
-        f"{str(directory)!r} holds data that were prepared differently "
-        f"({'; '.join(changes) or 'the input files have changed since'}). Choose another "
-        "directory, or pass overwrite=True to replace them."
+        f"{str(directory)!r} holds data that was prepared differently "
+        f"({'; '.join(changes) or others}). Choose another "
+        "directory, or pass overwrite=True to replace it."
     )
 
 
 def _clear(directory: Path) -> None:
-    """Removes what an earlier or unfinished `prepare` left, the manifest first."""
+    """Removes what an earlier or interrupted `prepare` left, the manifest first."""
     for name in (
         shards.MANIFEST_FILE,
         rejects.REJECTED_FILE,
@@ -177,14 +177,14 @@ def _clear(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(directory: Path) -> Iterator[None]:
-    """Lets one process at a time prepare a directory; a second waits and finds the work done."""
+    """Lets one process at a time prepare a directory; others wait and find the work done."""
     with (directory / ".lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
 def progress() -> rich.progress.Progress:
-    """A bar of input bytes with rate and time left; on stderr, and only on a terminal."""
+    """A progress bar of input bytes with rate and time left, on stderr and only on a terminal."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),

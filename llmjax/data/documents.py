@@ -1,8 +1,8 @@
-"""Documents out of files: plain text, JSON lines, Parquet, HTML and WARC, read as streams.
+"""Streams documents from files: plain text, JSON lines, Parquet, HTML and WARC.
 
-A file yields its documents, and a `Rejected` in place of whatever could not be read; nothing that
-a file contains ends the reading. No more than one document and a few blocks are held at a time,
-whatever an archive expands to.
+A file yields its documents, and a `Rejected` for everything that could not be read; no content of a
+file stops the reading. At most one document and a few blocks are in memory at a time, however much
+an archive expands.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ from llmjax.data import config
 from llmjax.data.cleaning.document import Document
 
 BLOCK_BYTES = 1 << 18
-# A document must fit in memory; a longer line is taken for damage and rejected.
+# A document must fit in memory; a longer line is treated as damaged and rejected.
 MAX_LINE_BYTES = 1 << 26
-# How much of a rejected text is kept for the reader's eye.
+# How much of a rejected text is kept for inspection.
 RAW_BYTES = 500
 
-# An archive is a bomb when it has expanded more than so many times, and to more than this: text
-# shrinks to a third or a tenth, repetitive logs to a hundredth.
+# An archive is a decompression bomb if it expands more than this many times and to more than this
+# size: text shrinks to a third or a tenth, repetitive logs to a hundredth.
 MAX_EXPANSION = 200
 FREE_EXPANSION_BYTES = 1 << 28
-# What a decoder is given at a time: zstd makes at most 32 MiB of that, deflate 1 MiB.
+# Input to a decoder per call: zstd expands that to at most 32 MiB, deflate to 1 MiB.
 _SLICE_BYTES = 1 << 10
-# The largest window, which a decoder holds in memory, that frames of zstd may ask for.
+# The largest window that a zstd frame may ask for; a decoder holds it in memory.
 _MAX_WINDOW_BYTES = 1 << 27
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
@@ -52,15 +52,15 @@ class File:
     """An input file, or a range of one.
 
     Attributes:
-        path: where it lies.
-        name: its path below the source's root, so it survives a move; of a range that does not
-            begin where the file does, with `+` and where it begins.
+        path: path of the file.
+        name: its path below the source's root, so that it survives a move. A range that does not
+            start at the beginning of the file has `+` and its start appended.
         size: bytes on disk.
-        modified_ns: when it was last written to.
-        start: where the range begins: a byte, or a row group of Parquet. Lines that begin in a
-            range are in it.
-        stop: where the range ends, that place left out; None at the file's end.
-        max_expansion: how many times an archive may expand, if not to little, and not be a bomb.
+        modified_ns: time of the last modification.
+        start: start of the range: a byte, or a row group of Parquet. A line belongs to the range in
+            which it begins.
+        stop: end of the range (exclusive); None for the end of the file.
+        max_expansion: expansion factor above which a large archive counts as a bomb.
     """
 
     path: Path
@@ -73,7 +73,7 @@ class File:
 
     @property
     def stem(self) -> str:
-        """The file's name without the suffix of its compression, if it has one."""
+        """The file's name without the suffix of its compression, if any."""
         name = self.path.name
         for compression in COMPRESSIONS:
             name = name.removesuffix(compression)
@@ -103,7 +103,7 @@ Item = Document | Rejected
 
 
 class DamagedError(Exception):
-    """A compressed file broke off: everything before `position` has been read."""
+    """A compressed file that breaks off; everything before `position` has been read."""
 
     def __init__(self, position: int, raw: bytes = b"", reason: str = "damaged archive") -> None:
         super().__init__(position)
@@ -112,18 +112,18 @@ class DamagedError(Exception):
         self.reason = reason
 
     def rejected(self, file: File) -> Rejected:
-        """The rest of the file, put aside."""
+        """The rest of the file, as a rejected piece."""
         return Rejected(file.name, "byte", self.position, self.reason, self.raw)
 
 
 def find_files(
     source: config.Source | config.ExampleSource, suffixes: tuple[str, ...] = SUFFIXES
 ) -> tuple[File, ...]:
-    """Lists a source's files in a fixed order: those with one of some suffixes.
+    """Lists a source's files with one of the suffixes, in a fixed order.
 
     Raises:
-        FileNotFoundError: nothing readable lies at the source's path.
-        ValueError: a file's suffix names no format that can be read.
+        FileNotFoundError: there is nothing to read at the source's path.
+        ValueError: a file's suffix does not name a supported format.
     """
     root = Path(source.path).expanduser()
     if root.is_file():
@@ -164,20 +164,20 @@ def read(
 ) -> Iterator[Item]:
     """Streams a file's documents, and a `Rejected` for each malformed one.
 
-    A document's id is `name:position`; its metadata are what its record has beside the text.
+    A document's id is `name:position`; its metadata is what its record has besides the text.
 
     Args:
-        file: what to read, from `find_files`, or a range of it, from `split`.
-        source: says which field holds the text and what a document is in plain text.
+        file: from `find_files`, or a range of one, from `split`.
+        source: names the text field, and says what a document of a plain text file is.
         advance: called with the number of (compressed) bytes read since the last call.
-        metadata: whether to read columns of Parquet beside the text, too.
+        metadata: whether to read the other columns of Parquet too.
     """
     if file.stem.endswith(".parquet"):
-        from llmjax.data import parquet  # pyarrow: half of an import's time and memory
+        from llmjax.data import parquet  # imports pyarrow: half of the time and memory of imports
 
         yield from parquet.read(file, source, advance, metadata=metadata)
         return
-    from llmjax.data import texts, web  # which build on this module
+    from llmjax.data import texts, web  # which import this module
 
     format_ = web if file.stem.endswith((*HTML_SUFFIXES, *WARC_SUFFIXES)) else texts
     try:
@@ -187,9 +187,10 @@ def read(
 
 
 def split(file: File, source: config.Source, size: int) -> list[File]:
-    """A file as ranges of about `size` bytes, which can be read apart; itself where it has none.
+    """Splits a file into ranges of about `size` bytes that can be read independently.
 
-    Lines of files that are not compressed, and Parquet's groups of rows, are such ranges.
+    Only uncompressed files of lines, and the row groups of Parquet, can be split; other files are
+    returned whole.
     """
     if file.stem.endswith(".parquet"):
         from llmjax.data import parquet
@@ -206,16 +207,16 @@ def split(file: File, source: config.Source, size: int) -> list[File]:
 
 
 def ranged(file: File, start: int, stop: int, size: int) -> File:
-    """The range of a file from `start` to `stop`, which are `size` bytes of it."""
-    name = f"{file.name}+{start:015}" if start else file.name  # names sort as ranges do
+    """The range of a file from `start` to `stop`, of `size` bytes."""
+    name = f"{file.name}+{start:015}" if start else file.name  # names sort in the order of ranges
     return dataclasses.replace(file, name=name, start=start, stop=stop, size=size)
 
 
 def read_blocks(file: File, advance: Advance) -> Iterator[bytes]:
-    """The file's uncompressed bytes, without a byte order mark.
+    """Yields the file's uncompressed bytes, without a byte order mark.
 
     Raises:
-        DamagedError: the archive breaks off, or is a bomb; what precedes that was handed out.
+        DamagedError: the archive breaks off or is a bomb; all bytes before that were yielded.
     """
     blocks = _raw_blocks(file, advance)
     if file.path.name.endswith(".gz"):
@@ -243,7 +244,7 @@ def _whole(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _lines_from(stream: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    """The lines that begin from `start` on and before `stop`, in blocks."""
+    """Yields the lines that begin in [start, stop), in blocks."""
     if start:
         stream.seek(start - 1)
         for _ in _rest_of_line(stream):
@@ -280,7 +281,7 @@ def _decompress(
     error: type[Exception],
     max_expansion: float,
 ) -> Iterator[bytes]:
-    """Uncompresses a file of one or more members, handing out all that is whole before damage."""
+    """Decompresses a file of one or more members, yielding everything that precedes any damage."""
     decoder: _Decoder | None = None
     position, read = 0, 0
     for piece in itertools.chain.from_iterable(_cut(block, _SLICE_BYTES) for block in blocks):
@@ -306,7 +307,7 @@ def _cut(data: bytes, size: int) -> Iterator[bytes]:
 
 
 def numbered_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line without its newline); of an overlong line only the head."""
+    """(line number from 1, line without its newline); an overlong line is truncated."""
     parts: list[bytes] = []
     held, number = 0, 1
     try:
@@ -330,7 +331,7 @@ def numbered_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def json_object(line: bytes) -> tuple[dict[str, Any], str]:
-    """A JSON line's object, or an empty one and the reason why there is none."""
+    """Parses a JSON line; returns an empty object and the reason if it is not a JSON object."""
     if len(line) > MAX_LINE_BYTES:
         return {}, f"longer than {MAX_LINE_BYTES >> 20} MiB"
     try:

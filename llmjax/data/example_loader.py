@@ -1,8 +1,8 @@
-"""Batches of examples to fine-tune on, out of what `prepare_examples` left.
+"""Batches of fine-tuning examples from the output of `prepare_examples`.
 
-Order, shares, seeds, epochs and saved places are those of `loader`. Sets of examples are small
-beside corpora, so here every process cuts the whole stream into rows, endless ones too, and keeps
-its own of every batch: examples wait in few open rows, and one epoch hardly mixes with the next.
+Order, shares, seeds, epochs and saved positions work as in `loader`. Example sets are small
+compared with corpora, so every process packs the whole stream into rows, even an endless one, and
+keeps its own rows of every batch. Examples therefore wait in few open rows, and epochs hardly mix.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from llmjax.data.tokenized import Tokenized, unsigned
 
 Prompts = dict[str, list]
 
-# How many of the next examples may have the same prompt as one.
+# How many of the next examples to search for one with another prompt.
 _LOOK_AHEAD = 32
 
 
@@ -41,34 +41,35 @@ def example_batches(
     """Streams batches of rows of the examples that `prepare_examples` left in a directory.
 
     Args:
-        directory: where the prepared examples lie.
+        directory: folder of the prepared examples.
         kind: which the caller trains on: "sft", "classification", "comparison" or "judged".
-        split: "train", without end unless `epochs` says how many; or "validation", one pass in a
-            fixed order, whose last batch is filled up with padding.
+        split: "train", which repeats forever unless `epochs` is given; or "validation", one pass in
+            a fixed order whose last batch is padded.
         batch_size: rows [B] of the global batch; each process yields B / process_count of them.
-        sequence_length: positions [S] of a row; an example is never cut, so it must have room.
+        sequence_length: positions [S] of a row; it must hold every example, as none is cut.
         packing: "best_fit" packs several examples of `sft` into a row, isolated from each other;
-            "none" gives each a row. By default the first for `sft`, the other kinds need the other.
-        seed: as in `loader.batches`, and so are the rest.
+            "none" gives each example a row. The default is "best_fit" for `sft`; the other kinds
+            need "none".
+        seed: as for `loader.batches`, like the remaining arguments.
         weights: the sources' shares of the training tokens.
         epochs: passes over the training examples.
-        process_index: this process's number.
-        process_count: of those that share the batches.
-        prefetch: batches made ready ahead of time.
+        process_index: index of this process.
+        process_count: number of processes that share the batches.
+        prefetch: number of batches to prepare ahead of time.
 
     Returns:
         An iterable of batches with int32 [B, S] `tokens`, `targets` (the next token where it is
         trained, else -1), `segment_ids` (0: padding) and `positions`; its iterators have
-        `get_state()` and `set_state(state)` as those of `loader.batches`. A comparison is a row:
-        its answers, each with the prompt in front, are segments 1 to K, the best first; where any
-        says by how much the better of two is better, float32 [B] `margin` does. Classification has
-        int32 [B] `labels` (-1: padding). So have judged answers, 1 if good and 0 if bad, whose rows
-        hold in segment 2 the same prompt with the answer to another, the next in the stream.
+        `get_state()` and `set_state(state)` like those of `loader.batches`. A comparison is a row:
+        its answers, each preceded by the prompt, are segments 1 to K from best to worst; if any
+        example has a margin, so does each row, float32 [B] `margin`. Classification adds int32 [B]
+        `labels` (-1: padding). Judged answers add labels too, 1 if good and 0 if bad; segment 2 of
+        their rows holds the same prompt with the answer to another one, the next in the stream.
 
     Raises:
         FileNotFoundError: the directory holds no prepared data.
-        ValueError: it holds none of this kind, an example is longer than a row, or an argument is
-            out of range.
+        ValueError: it holds no examples of this kind, an example is longer than a row, or an
+            argument is out of range.
     """
     best_fit = _packing(kind, packing) == "best_fit"
     loader.check_arguments(split, batch_size, sequence_length, seed, epochs, prefetch)
@@ -84,7 +85,7 @@ def example_batches(
 def _rows(
     examples: grain.MapDataset[Tokenized], about: shards.Examples, length: int, best_fit: bool
 ) -> grain.IterDataset[pack_lib.Batch]:
-    """Examples to rows of a length: several in each, or one."""
+    """Turns examples into rows of a length, several or one in each."""
     if best_fit:
         pairs = examples.map(_with_targets).to_iter_dataset(loader.IN_THIS_THREAD)
         return pack_lib.pack(pairs, length, "best_fit")
@@ -105,13 +106,13 @@ def prompt_batches(
     process_count: int = 1,
     prefetch: int = 4,
 ) -> grain.IterDataset[Prompts]:
-    """Streams batches of prompts for rollouts; arguments as in `example_batches`.
+    """Streams batches of prompts for rollouts; arguments as for `example_batches`.
 
     Returns:
         An iterable of batches: `tokens`, a list of B int32 arrays [S_i], each up to where the
-        answer begins; and `fields`, a list of B dicts of what else the records had, an `answer`
-        say. Where a last batch is too short, its last prompt is repeated with None for its fields.
-        Its iterators have `get_state()` and `set_state(state)`.
+        answer begins; and `fields`, a list of B dicts with the records' other fields, such as an
+        `answer`. A short last batch is filled by repeating its last prompt with None as fields. Its
+        iterators have `get_state()` and `set_state(state)`.
 
     Raises:
         FileNotFoundError: the directory holds no prepared data.
@@ -126,9 +127,9 @@ def prompt_batches(
 
 
 def _packing(kind: config.Kind, packing: str | None) -> str:
-    """How rows are made of examples of a kind, by default the best way."""
+    """Validates the packing, or chooses the default of a kind."""
     if kind == "prompt":
-        raise ValueError("prompts make no rows: read them with `prompt_batches`.")
+        raise ValueError("prompts are not packed into rows: read them with `prompt_batches`.")
     packing = packing or ("best_fit" if kind == "sft" else "none")
     if packing not in (("best_fit", "none") if kind == "sft" else ("none",)):
         raise ValueError(
@@ -139,7 +140,7 @@ def _packing(kind: config.Kind, packing: str | None) -> str:
 
 
 class _Reader(loader.Reader):
-    """Reads examples of one kind."""
+    """A reader of examples of one kind."""
 
     def __init__(self, directory: str | Path, split: shards.SplitName, kind: str) -> None:
         super().__init__(directory, split, Tokenized.from_bytes)
@@ -153,8 +154,8 @@ class _Reader(loader.Reader):
         self.about = about
 
     def check_room(self, sequence_length: int) -> None:
-        """ValueError if a row has no room for the longest example."""
-        # Beside a judged answer its row has one to another prompt, which may be as long.
+        """Raises ValueError if a row has no room for the longest example."""
+        # The row of a judged answer also holds an answer to another prompt, which may be as long.
         needed = self.about.longest * (2 if self.about.kind == "judged" else 1)
         if needed > sequence_length:
             raise ValueError(
@@ -164,11 +165,12 @@ class _Reader(loader.Reader):
 
 
 class _WithUnrelated(grain.MapDataset[Tokenized]):
-    """Judged examples, each with a second sequence: its prompt, and the answer to another one.
+    """Judged examples, each with a second sequence: its prompt with the answer to another one.
 
-    Which says how far the model has moved from the reference in general (Ethayarajh et al. 2024,
-    section 4.1, arXiv:2402.01306). It is the next example that has another prompt; if none of the
-    next few has, there is no second sequence. Its end is cut to `longest`.
+    The second sequence measures how far the model has moved from the reference in general
+    (Ethayarajh et al. 2024, section 4.1, arXiv:2402.01306). Its answer is from the next example
+    with another prompt; without one among the next few, there is no second sequence. Its end is cut
+    to `longest`.
     """
 
     def __init__(self, examples: grain.MapDataset, longest: int) -> None:
@@ -192,13 +194,13 @@ class _WithUnrelated(grain.MapDataset[Tokenized]):
 
 
 def _parted(sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A sequence before its first trained token, and from there on."""
+    """Splits a sequence at its first trained token."""
     start = int(np.argmax(sequence >= 0))
     return sequence[:start], sequence[start:]
 
 
 def _segment(sequence: np.ndarray) -> pack_lib.Batch:
-    """A sequence [S] as tokens [S] and targets [S]: what follows, where that is trained."""
+    """A sequence [S] as tokens [S] and targets [S], the next token where it is trained."""
     tokens, trained = unsigned(sequence)
     targets = np.full(len(tokens), pack_lib.NO_TARGET, np.int32)
     targets[:-1] = np.where(trained[1:], tokens[1:], pack_lib.NO_TARGET)
@@ -210,7 +212,7 @@ def _with_targets(example: Tokenized) -> pack_lib.Batch:
 
 
 class _Row:
-    """Makes a padded row of an example, its sequences one behind the other."""
+    """Makes a padded row of an example by concatenating its sequences."""
 
     def __init__(self, about: shards.Examples, length: int) -> None:
         self._about, self._length = about, length

@@ -1,8 +1,8 @@
-"""Records to examples: what of a record is prompt, answer, text and label.
+"""Parses records into examples: prompt, answer, text and label.
 
-Records come in the forms that public sets have them in: Alpaca's instruction, input and output;
-OpenAI's messages and ShareGPT's conversations; TRL's prompt with completion, or with chosen and
-rejected; a prompt with ranked responses; a text with its label.
+Records have the forms of public datasets: Alpaca's instruction, input and output; OpenAI's messages
+and ShareGPT's conversations; TRL's prompt with completion, or with chosen and rejected; a prompt
+with ranked responses; a text with its label.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from llmjax.data.chat import ASSISTANT, Message
 
 Messages = tuple[Message, ...]
 
-# Where parts are looked for unless `ExampleSource.fields` says otherwise, in this order.
+# Default fields of each part, in order of preference; `ExampleSource.fields` overrides them.
 _PLACES: Mapping[str, tuple[str, ...]] = {
     "text": ("text", "sentence", "sentence1", "premise"),
     "text_pair": ("text_pair", "sentence2", "hypothesis"),
@@ -38,20 +38,21 @@ _SHAREGPT_ROLES = {"human": "user", "gpt": ASSISTANT, "chatgpt": ASSISTANT, "bot
 
 
 class UnfitError(ValueError):
-    """A record that holds no example; says why, in few different words."""
+    """A record that holds no example. Messages vary little, so that they can be counted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What a record says.
+    """The content of a record.
 
     Attributes:
-        texts: a text to learn, or a text or pair to classify; empty where there are messages.
+        texts: a text to learn, or a text or pair to classify; empty if there are messages.
         prompt: the messages before an answer.
-        answers: one or more, the best first: messages each, of which the assistant's are learned.
-        label: of the text, or of the only answer: a name, a number, or true or false.
+        answers: one or more, from best to worst, each a tuple of messages; the assistant's are
+            trained.
+        label: label of the text or of the only answer: a name, a number, or true or false.
         margin: by how much the better of two answers is better.
-        extra: what else the record has.
+        extra: the record's other fields.
     """
 
     texts: tuple[str, ...] = ()
@@ -63,19 +64,19 @@ class Example:
 
     @property
     def key(self) -> str:
-        """What decides on which side of a split the example falls: its text, or what was asked."""
+        """What a split goes by: the text, or the prompt without the system message."""
         asked = [message for message in self.prompt if message["role"] != "system"]
         content = self.texts or asked or self.answers
         return json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def parse(fields: Mapping[str, Any], kind: config.Kind, source: config.ExampleSource) -> Example:
-    """The example that a record holds.
+    """Parses a record into an example.
 
     Args:
-        fields: the record's.
-        kind: which kind of example it should hold.
-        source: says where its parts are.
+        fields: the record's fields.
+        kind: kind of the example.
+        source: maps the record's parts.
 
     Raises:
         UnfitError: the record holds no such example.
@@ -83,17 +84,17 @@ def parse(fields: Mapping[str, Any], kind: config.Kind, source: config.ExampleSo
     return _PARSERS[kind](_Parts(fields, source))
 
 
-# From a record to a string in it: names of fields, and numbers of elements of lists.
+# The path to a string in a record: field names and list indices.
 Place = tuple[str | int, ...]
 
 
 def asked_places(
     fields: Mapping[str, Any], kind: config.Kind, source: config.ExampleSource
 ) -> list[Place]:
-    """Where in a record the texts are that a model reads and does not write.
+    """Paths of the texts in a record that a model reads but does not write.
 
-    Texts to learn or to classify; of what has answers, what the user asks. Of a record that
-    `parse` reads.
+    These are texts to learn or to classify; in records with answers, what the user asks. The record
+    must be one that `parse` accepts.
     """
     parts = _Parts(fields, source)
     if kind == "classification":
@@ -117,21 +118,21 @@ def asked_places(
 
 
 def others(fields: Mapping[str, Any], source: config.ExampleSource) -> dict[str, Any]:
-    """The fields of a record in which no part of any kind of example is looked for."""
+    """The fields of a record that no kind of example reads."""
     parts = _Parts(fields, source)
     used = {parts.field(part) for part in _PLACES}
     return {name: value for name, value in fields.items() if name not in used}
 
 
 class _Parts:
-    """A record's parts, by name, wherever they stand in it."""
+    """The parts of a record by name, in whatever fields they are."""
 
     def __init__(self, fields: Mapping[str, Any], source: config.ExampleSource) -> None:
         self.fields, self.form = fields, source.form
         self._given = dict(entry.split(":", 1) for entry in source.fields)
 
     def field(self, part: str) -> str | None:
-        """The name of the field that holds a part, None if the record has none."""
+        """The name of the field that holds a part; None if the record has none."""
         if part in self._given:
             return self._given[part] if self._given[part] in self.fields else None
         return next((name for name in _PLACES[part] if name in self.fields), None)
@@ -155,7 +156,7 @@ class _Parts:
         return value
 
     def misfit(self, *wanted: str) -> UnfitError:
-        """That no form fits, and what would."""
+        """The error for a record that fits no form; lists the forms that are wanted."""
         return UnfitError(
             f"no form fits the fields {sorted(self.fields)}: wanted {'; or '.join(wanted)}. Name "
             "others in ExampleSource.fields"
@@ -194,10 +195,10 @@ def _with_system(parts: _Parts, prompt: Messages) -> Messages:
 
 
 def _conversation(messages: Messages) -> Example:
-    """A conversation, cut before its first answer."""
+    """A conversation, split before its first answer."""
     roles = [message["role"] for message in messages]
     if ASSISTANT not in roles:
-        raise UnfitError("no message of the assistant's, so there is nothing to train on")
+        raise UnfitError("no assistant message, so there is nothing to train on")
     first = roles.index(ASSISTANT)
     return Example(prompt=messages[:first], answers=(messages[first:],))
 
@@ -210,7 +211,7 @@ def _classification(parts: _Parts) -> Example:
 
 
 def is_label(label: str | int, names: Sequence[str]) -> bool:
-    """Whether a label is one of some names, or the number of one: its place among them."""
+    """Whether a label is one of the names, or the index of one."""
     return label in names or (isinstance(label, int) and label < len(names))
 
 
@@ -222,7 +223,7 @@ def _label(label: Any) -> str | int:
         or label == ""
         or (not isinstance(label, str) and label < 0)
     ):
-        raise UnfitError("the label is neither a name nor a number from 0 on")
+        raise UnfitError("the label is neither a name nor a number of at least 0")
     return label if isinstance(label, str) else int(label)
 
 
@@ -242,7 +243,7 @@ def _comparison(parts: _Parts) -> Example:
     if parts.has("margin"):
         margin = _number(parts.get("margin"), "margin")
         if len(responses) > 2:
-            raise UnfitError("a margin is between two responses, and there are more")
+            raise UnfitError("a margin needs exactly two responses")
     if len(responses) < 2:
         raise UnfitError("fewer than two responses, so there is nothing to compare")
     whole = all(isinstance(response, Sequence) for response in responses)
@@ -258,15 +259,15 @@ def _comparison(parts: _Parts) -> Example:
 
 
 def _ranked(responses: Sequence[Any], scores: Any) -> tuple[list[Any], float]:
-    """Responses from best to worst, one of each score; and of two, by how much they differ."""
+    """Responses from best to worst, one per score; and the margin if there are two."""
     if not isinstance(scores, Sequence) or len(scores) != len(responses):
-        raise UnfitError("not as many scores as responses")
+        raise UnfitError("the numbers of scores and responses differ")
     by_score: dict[float, Any] = {}
     for response, score in zip(responses, scores, strict=True):
         by_score.setdefault(_number(score, "score"), response)
     order = sorted(by_score, reverse=True)
     if len(order) < 2:
-        raise UnfitError("all responses have one score, so there is nothing to compare")
+        raise UnfitError("all responses have the same score, so there is nothing to compare")
     return [by_score[score] for score in order], order[0] - order[1] if len(order) == 2 else 0.0
 
 
@@ -277,7 +278,7 @@ def _number(value: Any, what: str) -> float:
 
 
 def _shared(conversations: Sequence[Messages]) -> tuple[Messages, tuple[Messages, ...]]:
-    """Whole conversations to the messages they all begin with, and what each goes on with."""
+    """Splits conversations into their common first messages and the rest of each."""
     end = 0
     shortest = min(map(len, conversations))
     while end < shortest and all(c[end] == conversations[0][end] for c in conversations):
@@ -289,30 +290,30 @@ def _shared(conversations: Sequence[Messages]) -> tuple[Messages, tuple[Messages
 
 
 def _after(prompt: Messages, response: Any) -> Messages:
-    """A response's own messages, whether or not it repeats the prompt."""
+    """A response's own messages, without the prompt if it repeats it."""
     messages = _answer(response)
     return messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
 
 
 def _answer(value: Any) -> Messages:
-    """An answer's messages, of which one at least is the assistant's."""
+    """An answer's messages, at least one of which is the assistant's."""
     if isinstance(value, str):
         if not value.strip():
             raise UnfitError("an answer is empty")
         return ({"role": ASSISTANT, "content": value},)
     messages = _as_messages(value)
     if not any(message["role"] == ASSISTANT for message in messages):
-        raise UnfitError("no message of the assistant's, so there is nothing to train on")
+        raise UnfitError("no assistant message, so there is nothing to train on")
     return messages
 
 
 def _prompt(parts: _Parts) -> Example:
-    """A prompt, without an answer that may follow it; every other field is kept."""
+    """A prompt without a following answer; every other field is kept."""
     prompt = _with_system(parts, _messages(parts, "prompt"))
     while prompt and prompt[-1]["role"] == ASSISTANT:
         prompt = prompt[:-1]
     if not prompt:
-        raise UnfitError("a prompt without a message to answer")
+        raise UnfitError("a prompt has no message to answer")
     used = {parts.field("prompt"), parts.field("system")}
     extra = {name: value for name, value in parts.fields.items() if name not in used}
     return Example(prompt=prompt, extra=extra)
@@ -329,7 +330,7 @@ def _judged(parts: _Parts) -> Example:
 
 
 def _messages(parts: _Parts, part: str) -> Messages:
-    """A part's messages; a string is what the user says."""
+    """A part's messages; a string is a message of the user."""
     value = parts.get(part)
     if isinstance(value, str):
         return ({"role": "user", "content": parts.text(part)},)
@@ -337,16 +338,16 @@ def _messages(parts: _Parts, part: str) -> Messages:
 
 
 def _as_messages(value: Any) -> Messages:
-    """Messages in OpenAI's form, out of that or ShareGPT's."""
+    """Messages in OpenAI's form, from that or ShareGPT's."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise UnfitError("what should be messages is no list of them")
+        raise UnfitError("the messages are not a list")
     return tuple(_message(message) for message in value)
 
 
 def _message(message: Any) -> Message:
     if not isinstance(message, Mapping):
         raise UnfitError("a message is not an object")
-    # Parquet gives every message all the keys that any has.
+    # Parquet gives every message the keys of all messages.
     found = {name: value for name, value in message.items() if value is not None}
     if "from" in found and "role" not in found:
         sender, content = found.pop("from"), found.pop("value", None)

@@ -1,4 +1,4 @@
-"""Examples to records, in the forms that public sets have: the inverse of `examples.parse`."""
+"""Writes examples as records in the forms of public datasets: the inverse of `examples.parse`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,13 +13,13 @@ def to_record(example: Example, form: str, question: str = "") -> Record:
     """A record that `examples.parse` reads as the same example.
 
     Args:
-        example: of any kind.
+        example: an example of any kind.
         form: a name of `FORMS`.
-        question: what a text to classify is asked for, in forms that have answers: the text goes
-            behind it, and its label is the answer.
+        question: what to ask about a text to classify, in forms with answers: the text follows it,
+            and the label is the answer.
 
     Raises:
-        UnfitError: the form has no place for something that the example has.
+        UnfitError: the form cannot hold a part of the example.
     """
     if form not in FORMS:
         raise ValueError(f"form is {form!r}: use one of {', '.join(FORMS)}.")
@@ -30,9 +30,9 @@ def to_record(example: Example, form: str, question: str = "") -> Record:
 
 
 def _as_question(example: Example, question: str) -> Example:
-    """A text with its label as a question with its answer."""
+    """A labelled text as a question and its answer."""
     if not question.strip():
-        raise UnfitError("a text with a label answers no question: say which one")
+        raise UnfitError("a text with a label needs a question: give one")
     content = "\n\n".join([question, *example.texts])
     return Example(
         prompt=({"role": "user", "content": content},),
@@ -42,11 +42,11 @@ def _as_question(example: Example, question: str) -> Example:
 
 def _instruction(example: Example) -> Record:
     system, rest = _system(example.prompt)
-    asked = _content(rest, "user", "an instruction is one message of the user's")
-    answer = _content(_answer(example), ASSISTANT, "an instruction has one answer, in one message")
-    # Empty, as Alpaca's are: what was in it is part of the instruction.
+    asked = _content(rest, "user", "an instruction must be one user message")
+    answer = _content(_answer(example), ASSISTANT, "an instruction needs one answer in one message")
+    # Empty, as in Alpaca: the instruction already includes the input.
     if system and not system["system"].strip():
-        raise UnfitError("the system says nothing")
+        raise UnfitError("the system message is empty")
     return {**system, "instruction": asked, "input": "", "output": answer}
 
 
@@ -56,7 +56,7 @@ def _completion(example: Example) -> Record:
 
 def _messages(example: Example, field: str = "messages") -> Record:
     if any(message["role"] == ASSISTANT for message in example.prompt):
-        raise UnfitError("an answer in the prompt, which a conversation would train")
+        raise UnfitError("the prompt has an answer, which a conversation would train")
     messages = [*example.prompt, *_answer(example)]
     return {field: [dict(message) for message in messages]}
 
@@ -67,7 +67,7 @@ def _sharegpt(example: Example) -> Record:
     for message in _messages(example)["messages"]:
         if set(message) != {"role", "content"}:
             more = sorted(set(message) - {"role", "content"})
-            raise UnfitError(f"a turn of ShareGPT's has no {more[0]!r}")
+            raise UnfitError(f"a ShareGPT turn cannot have {more[0]!r}")
         turns.append(
             {"from": names.get(message["role"], message["role"]), "value": message["content"]}
         )
@@ -82,13 +82,13 @@ def _classification(example: Example) -> Record:
 
 def _text(example: Example) -> Record:
     if len(example.texts) != 1 or example.label is not None:
-        raise UnfitError("more than a text: another form keeps all of it")
+        raise UnfitError("more than a text: use a form that keeps all of it")
     return {"text": example.texts[0]}
 
 
 def _preference(example: Example) -> Record:
     if len(example.answers) != 2:
-        raise UnfitError("a preference is between two answers: form 'responses' holds more")
+        raise UnfitError("a preference needs two answers: form 'responses' holds more")
     chosen, rejected = (list(answer) for answer in example.answers)
     margin = {"margin": example.margin} if example.margin else {}
     return {"prompt": _prompt(example), "chosen": chosen, "rejected": rejected, **margin}
@@ -109,7 +109,7 @@ def _prompt(example: Example) -> list[Message]:
 
 
 def _system(prompt: Messages) -> tuple[Record, Messages]:
-    """What the system says, as a field, and the messages behind it."""
+    """The system message as a field, and the remaining messages."""
     if prompt and prompt[0]["role"] == "system":
         return {"system": prompt[0]["content"]}, prompt[1:]
     return {}, prompt
@@ -117,12 +117,14 @@ def _system(prompt: Messages) -> tuple[Record, Messages]:
 
 def _answer(example: Example) -> Messages:
     if len(example.answers) != 1:
-        raise UnfitError("not one answer: forms 'preference' and 'responses' hold several")
+        raise UnfitError(
+            "more or fewer than one answer: forms 'preference' and 'responses' hold several"
+        )
     return example.answers[0]
 
 
 def _content(messages: Messages, role: str, wanted: str) -> str:
-    """What the only message says."""
+    """The content of the only message."""
     (message,) = messages if len(messages) == 1 else ({},)
     if message.get("role") != role or set(message) != {"role", "content"}:
         raise UnfitError(wanted)

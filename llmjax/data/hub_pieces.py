@@ -1,11 +1,11 @@
-"""What a `tokenizer.json` says of its pieces: their bytes, and how text is changed on the way."""
+"""Reads a `tokenizer.json`: the bytes of its pieces, and how it changes text."""
 
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_SPACE = "\u2581"  # SentencePiece writes a space so
-# The bytes that UTF-8 has: no others need a piece.
+_SPACE = "\u2581"  # SentencePiece's symbol for a space
+# The bytes that occur in UTF-8; no others need a piece.
 _UTF8 = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")
 
@@ -14,12 +14,12 @@ class Pieces:
     """The pieces of a vocabulary as bytes.
 
     Args:
-        fields: the JSON object of the file.
+        fields: the JSON object in the file.
 
     Attributes:
-        space: when text gets a space in front: at the start of each stretch between added tokens,
-            only at the start of a text, or never.
-        exact: whether every text's pieces join to it, U+2581 aside.
+        space: when a space is added before text: "always" (to each stretch between added tokens),
+            "first" (only at the start of a text), or "never".
+        exact: whether the pieces of every text join to the text, U+2581 aside.
     """
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
@@ -44,7 +44,7 @@ class Pieces:
         self.exact = bool(whole and kept and plain and self.space == "never")
 
     def bytes_of(self, piece: str) -> bytes:
-        """What a piece of the model adds to a text; of models without exact bytes, about that."""
+        """The bytes that a piece adds to a text; approximate for inexact models."""
         if self._byte_level:
             table = _byte_characters()
             known = all(character in table for character in piece)
@@ -59,14 +59,14 @@ class Pieces:
 
 
 def without_space(fields: Any) -> Any:
-    """A copy of the file's fields whose tokenizer puts no space in front of text."""
+    """A copy of the file's fields for a tokenizer that adds no space before text."""
     if isinstance(fields, list):
         return [without_space(item) for item in fields]
     if not isinstance(fields, dict):
         return fields
     if fields.get("type") == "Prepend":
         return {"type": "Sequence", "normalizers": []}
-    # Vocabularies are large, and have nothing of it.
+    # Vocabularies are large and contain no such settings.
     copy = {
         name: item if name in ("vocab", "merges") else without_space(item)
         for name, item in fields.items()
@@ -79,7 +79,7 @@ def without_space(fields: Any) -> Any:
 
 
 def _flat(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """The parts of a normalizer, pre-tokenizer or decoder, sequences taken apart."""
+    """The parts of a normalizer, pre-tokenizer or decoder, with sequences flattened."""
     if part is None:
         return
     if part["type"] != "Sequence":
@@ -104,7 +104,7 @@ def _space(changes: list[Mapping[str, Any]]) -> str:
 
 
 def _only_marks_spaces(normalizer: Mapping[str, Any]) -> bool:
-    """Whether a normalizer does no more than to write spaces as SentencePiece does."""
+    """Whether a normalizer only replaces spaces by SentencePiece's symbol."""
     if normalizer["type"] == "Replace":
         return normalizer["pattern"] == {"String": " "} and normalizer["content"] == _SPACE
     return normalizer["type"] in ("ByteLevel", "Prepend")
@@ -112,9 +112,9 @@ def _only_marks_spaces(normalizer: Mapping[str, Any]) -> bool:
 
 @functools.cache
 def _byte_characters() -> Mapping[str, int]:
-    """The characters that stand for bytes in byte-level vocabularies (GPT-2's encoder.py).
+    """The characters that represent bytes in byte-level vocabularies (GPT-2's encoder.py).
 
-    Printable ones stand for themselves; the others, in order, are those from U+0100 up.
+    Printable bytes represent themselves; the others map, in order, to U+0100 and up.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,8 +1,8 @@
-"""The tokenizers of Hugging Face checkpoints, by the package `tokenizers`.
+"""Tokenizers of Hugging Face checkpoints, through the package `tokenizers`.
 
-Token ids are those of `transformers`. What a checkpoint leaves open is settled as its users do:
-without a padding token, eos or else unk pads, and never reaches a loss. Documents begin with what
-the tokenizer itself puts in front of a text, and end with eos, or else with its separator.
+Token ids are those of `transformers`. What a checkpoint leaves open follows common practice:
+without a padding token, eos or else unk pads, and padding never reaches a loss. Documents begin
+with the tokens that the tokenizer itself adds before a text, and end with eos or its separator.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from llmjax.data.hub_pieces import Pieces, without_space
 from llmjax.data.tokenizer import Tokenizer, utf8
 
 MAIN_FILE = "tokenizer.json"
-CONFIG_FILES = ("special_tokens_map.json", "tokenizer_config.json")  # the latter has the last word
+CONFIG_FILES = ("special_tokens_map.json", "tokenizer_config.json")  # the latter takes precedence
 GENERATION_FILE = "generation_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 FILES = (MAIN_FILE, *CONFIG_FILES, GENERATION_FILE, TEMPLATE_FILE)
@@ -30,21 +30,21 @@ _log = logging.getLogger(__name__)
 
 
 class HubTokenizer(Tokenizer):
-    """The tokenizer in a folder that `transformers` wrote, or that one of these was saved in.
+    """The tokenizer in a folder written by `transformers` or by `save`.
 
-    Its pieces' bytes are exact for byte-level vocabularies and for those that fall back to bytes
-    (which read U+2581 as a space), unless the tokenizer normalises text or puts a space in front of
-    it; `exact` says so. Else they are near: a WordPiece token that begins a word has a space in
-    front, an unknown character no bytes.
+    The bytes of its pieces are exact for byte-level vocabularies and for those with byte fallback
+    (which read U+2581 as a space), unless the tokenizer normalises text or adds a space before it;
+    `exact` tells. Otherwise they are approximate: a WordPiece token that starts a word begins with
+    a space, and an unknown character has no bytes.
 
     Args:
-        directory: with tokenizer.json, and tokenizer_config.json, special_tokens_map.json,
-            generation_config.json and chat_template.jinja where there are such.
+        directory: a folder with tokenizer.json and, optionally, tokenizer_config.json,
+            special_tokens_map.json, generation_config.json and chat_template.jinja.
 
     Raises:
         FileNotFoundError: the folder has no tokenizer.json.
         ModuleNotFoundError: the package `tokenizers` is not installed.
-        ValueError: a file is damaged, or no token could end a document.
+        ValueError: a file is damaged, or no token can end a document.
     """
 
     kind = "hub"
@@ -64,7 +64,9 @@ class HubTokenizer(Tokenizer):
             if self._pieces_as_bytes.space != "never":
                 self._inner = _backend(without_space(fields), self.names, settings)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{directory / MAIN_FILE} is no tokenizer: {error}") from error
+            raise ValueError(
+                f"{directory / MAIN_FILE} is not a valid tokenizer: {error}"
+            ) from error
         super().__init__(self._table())
         self.exact = self._pieces_as_bytes.exact
         self.chat_template = _chat_template(self._files, settings)
@@ -73,24 +75,24 @@ class HubTokenizer(Tokenizer):
 
     @property
     def fingerprint(self) -> str:
-        """The hash of tokenizer.json and of what special tokens are for."""
+        """Hash of tokenizer.json and of the roles of special tokens."""
         roles = [self.opening, self.eos_id, self.pad_id, self.mask_id, self.special_ids]
         return hashlib.sha256(self._files[MAIN_FILE] + json.dumps(roles).encode()).hexdigest()
 
     @property
     def opening(self) -> tuple[int, ...]:
-        """What the tokenizer itself puts in front of a text."""
+        """The tokens that the tokenizer itself adds before a text."""
         return self._opening
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """The tokens of every text, in which the name of a special token is text."""
-        del num_threads  # the package decides; TOKENIZERS_PARALLELISM=false makes it one
+        """The tokens of every text; the name of a special token is plain text."""
+        del num_threads  # the package decides; TOKENIZERS_PARALLELISM=false makes it one thread
         return _encode(self._first, texts)
 
     def encode_parts(self, parts: Sequence[str]) -> list[list[int]]:
-        """As `Tokenizer.encode_parts`; a space that the tokenizer adds stands where it belongs."""
+        """As `Tokenizer.encode_parts`; an added space comes only where the tokenizer puts it."""
         encoded: list[list[int]] = []
-        last = None  # the token before; None at the start
+        last = None  # the previous token; None at the start
         for part in parts:
             ids: list[int] = []
             for text, special in self._split(part):
@@ -105,19 +107,19 @@ class HubTokenizer(Tokenizer):
         return encoded
 
     def save(self, directory: str | Path) -> None:
-        """Writes the checkpoint's own files, as they were, and the one that tells their kind."""
+        """Writes the checkpoint's own files unchanged, and the metadata."""
         for name, content in self._files.items():
             (Path(directory) / name).write_bytes(content)
         super().save(directory)
 
     def _read(self, directory: Path, name: str) -> dict[str, Any]:
-        """The object in a file that may be missing."""
-        from llmjax.hf.files import read_json  # with it comes jax, which text has no need of
+        """The object in a file; empty if the file is missing."""
+        from llmjax.hf.files import read_json  # imports jax, which text does not need
 
         return read_json(directory / name, _MAX_BYTES) if name in self._files else {}
 
     def _table(self) -> list[bytes]:
-        """The bytes of every token up to the last."""
+        """The bytes of every token, by id."""
         added = self._first.get_added_tokens_decoder()
         vocabulary = self._first.get_vocab(with_added_tokens=True)
         table = [b""] * (max(vocabulary.values()) + 1)
@@ -129,7 +131,7 @@ class HubTokenizer(Tokenizer):
         return table
 
     def _read_special(self) -> None:
-        """Which tokens are special, and how to find them in a text."""
+        """Finds the special tokens, and how to recognise them in a text."""
         added = self._first.get_added_tokens_decoder()
         self._added = frozenset(added)
         special = {token.content: i for i, token in added.items() if token.special}
@@ -143,7 +145,7 @@ class HubTokenizer(Tokenizer):
         self._special = re.compile("|".join(patterns) or "(?!)")
 
     def _split(self, part: str) -> Iterator[tuple[str, int | None]]:
-        """Texts, and the special token behind each."""
+        """Yields texts, each with the special token that follows it."""
         at = 0
         for match in self._special.finditer(part):
             yield part[at : match.start()], self._by_text[match[0].strip()]
@@ -153,7 +155,7 @@ class HubTokenizer(Tokenizer):
     def _assign(
         self, settings: Mapping[str, Any], generation: Mapping[str, Any], directory: Path
     ) -> None:
-        """What special tokens are for."""
+        """Assigns roles to the special tokens."""
         found = {
             n: i for n, t in self.names.items() if (i := self.special_tokens.get(t)) is not None
         }
@@ -182,12 +184,13 @@ class HubTokenizer(Tokenizer):
             _log.info("%s has no padding token: token %d pads", directory, self.pad_id)
         if not self.exact:
             _log.info(
-                "%s: not every text is what its tokens join to; bits per byte are near", directory
+                "%s: not every text equals its decoded tokens; bits per byte are approximate",
+                directory,
             )
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
-    """The files of a tokenizer in a checkpoint's folder, by name.
+    """Reads the tokenizer's files in a checkpoint's folder, by name.
 
     Raises:
         FileNotFoundError: the folder has no tokenizer.json.
@@ -202,7 +205,7 @@ def read_files(directory: Path) -> dict[str, bytes]:
 
 
 def _backend(fields: Any, names: Mapping[str, str], settings: Mapping[str, Any]) -> Any:
-    """The package's tokenizer, with the special tokens that other files add to tokenizer.json."""
+    """The package's tokenizer, plus the special tokens that other files define."""
     try:
         tokenizers = importlib.import_module("tokenizers")
     except ModuleNotFoundError as error:
@@ -212,7 +215,7 @@ def _backend(fields: Any, names: Mapping[str, str], settings: Mapping[str, Any])
         ) from error
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(fields))
-    except Exception as error:  # the package raises no other
+    except Exception as error:  # the package raises nothing more specific
         raise ValueError(str(error)) from error
     backend.no_truncation()
     backend.no_padding()
@@ -228,7 +231,7 @@ def _backend(fields: Any, names: Mapping[str, str], settings: Mapping[str, Any])
             backend.add_special_tokens(
                 [tokenizers.AddedToken(text, special=True, normalized=False)]
             )
-    backend.encode_special_tokens = True  # as text: `encode_parts` finds their names itself
+    backend.encode_special_tokens = True  # as text; `encode_parts` finds special tokens itself
     return backend
 
 
@@ -240,7 +243,7 @@ def _encode(backend: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _around(backend: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tokens that the tokenizer puts before and behind a text."""
+    """The tokens that the tokenizer adds before and after a text."""
     bare = backend.encode("a", add_special_tokens=False).ids
     whole = backend.encode("a", add_special_tokens=True).ids
     begin = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
@@ -248,13 +251,13 @@ def _around(backend: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _text(settings: Mapping[str, Any], name: str) -> str | None:
-    """A token's text, which may stand in an object with its properties."""
+    """A token's text, which may be given as an object with properties."""
     value = settings.get(name)
     return value.get("content") if isinstance(value, Mapping) else value
 
 
 def _chat_template(contents: Mapping[str, bytes], settings: Mapping[str, Any]) -> str:
-    """The checkpoint's chat template; of several, the default one; "" if there is none."""
+    """The checkpoint's chat template, the default one of several; "" if there is none."""
     if TEMPLATE_FILE in contents:
         return contents[TEMPLATE_FILE].decode()
     template = settings.get("chat_template") or ""

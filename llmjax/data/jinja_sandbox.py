@@ -1,7 +1,7 @@
-"""Chat templates as text: Jinja in its sandbox, with what `transformers` gives them.
+"""Compiles chat templates: sandboxed Jinja with the extensions that `transformers` provides.
 
-Templates come with checkpoints of strangers. They see plain data only, in an environment that
-keeps them from Python's internals and from changing what they are given.
+Templates come from untrusted checkpoints. They see only plain data, in an environment that blocks
+access to Python's internals and prevents them from modifying their inputs.
 """
 
 import datetime
@@ -18,25 +18,25 @@ import jinja2.sandbox
 
 from llmjax.data.tokenizer import utf8
 
-# Halves of surrogate pairs, which no valid text has: where the assistant's words begin and end,
-# and what keeps the name of a special token in a message from being read as that token.
+# Unpaired surrogates, which valid text never contains. They mark where the assistant's words begin
+# and end, and break up names of special tokens in messages, so that they are not read as tokens.
 BEGIN, END, BREAK = "\ud800", "\ud801", "\ud802"
 
 
 class Template:
-    """A chat template, compiled.
+    """A compiled chat template.
 
     Args:
-        source: Jinja, in which `{% generation %}…{% endgeneration %}` may stand around what the
+        source: Jinja, optionally with `{% generation %}…{% endgeneration %}` around what the
             assistant writes.
 
     Attributes:
         marks: whether it has such marks.
 
-    The time that `strftime_now` tells is when the template was made.
+    `strftime_now` always uses the time at which the template was compiled.
 
     Raises:
-        ValueError: it is not well formed.
+        ValueError: the template is malformed.
     """
 
     def __init__(self, source: str) -> None:
@@ -52,17 +52,17 @@ class Template:
             isinstance(block.call.node, jinja2.nodes.ExtensionAttribute)
             for block in tree.find_all(jinja2.nodes.CallBlock)
         )
-        # The same for all conversations: what one has in front of a turn must equal another's.
+        # Fixed, because the text before a turn must be the same each time it is rendered.
         self._now = datetime.datetime.now()
 
     def render(self, variables: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and from where to where in it the marks are.
+        """Renders the text, and returns the spans of its marks.
 
         Args:
-            variables: what the template sees, plain data.
+            variables: plain data for the template.
 
         Raises:
-            ValueError: it refuses the variables, or does what the sandbox forbids.
+            ValueError: the template rejects the variables or violates the sandbox.
         """
         variables = {**variables, "strftime_now": self._now.strftime}
         try:
@@ -70,26 +70,26 @@ class Template:
             marked = self._marked.render(variables) if self.marks else text
         except jinja2.sandbox.SecurityError as error:
             raise ValueError(f"the chat template does what the sandbox forbids: {error}") from error
-        except Exception as error:  # whatever a stranger's program may raise
+        except Exception as error:  # untrusted code may raise anything
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
         unmarked, spans = _read_marks(marked)
         if unmarked != text:
             raise ValueError(
-                "the chat template changes what stands between its generation marks once it is "
-                "written: move its filters inside of the marks."
+                "the chat template changes the text between its generation marks after rendering "
+                "it: move its filters inside the marks."
             )
         return text, spans
 
 
 def plain(value: Any, names: re.Pattern[str]) -> Any:
-    """A copy of plain data in which every name of a special token is cut in two by `BREAK`.
+    """A copy of plain data in which `BREAK` splits every name of a special token.
 
     Args:
-        value: None, numbers, strings, mappings, lists and tuples of such.
-        names: matches the names, each of two characters at least.
+        value: None, a number or string, or mappings, lists and tuples of these.
+        names: matches the names, which have at least two characters.
 
     Raises:
-        ValueError: it is other than plain, or has a string that is not valid Unicode.
+            ValueError: the data is not plain, or a string is not valid Unicode.
     """
     if value is None or type(value) in (bool, int, float):
         return value
@@ -101,13 +101,13 @@ def plain(value: Any, names: re.Pattern[str]) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item, names) for item in value]
     raise ValueError(
-        f"the conversation has a {type(value).__name__}, and templates take strings, numbers, "
+        f"the conversation has a {type(value).__name__}, but templates take strings, numbers, "
         "mappings and lists only."
     )
 
 
 def _read_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without its marks, and their spans of it."""
+    """The text without its marks, and their spans."""
     texts, spans, at, begin = [], [], 0, -1
     for piece in re.split(f"([{BEGIN}{END}])", marked):
         if piece == BEGIN:
@@ -135,7 +135,7 @@ def _environment(begin: str, end: str) -> jinja2.sandbox.ImmutableSandboxedEnvir
 
 
 class _Generation(jinja2.ext.Extension):
-    """The tag `{% generation %}`, which puts the environment's marks around what it holds."""
+    """The tag `{% generation %}`, which surrounds its content with the environment's marks."""
 
     tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 
@@ -150,7 +150,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """Jinja's, without attributes that Python itself would look up."""
+    """Jinja's namespace, without attributes that Python itself looks up."""
 
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         attributes = dict(*args, **kwargs)
@@ -179,7 +179,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as `transformers` writes it: not escaped for HTML, as Jinja's own is."""
+    """JSON as `transformers` writes it: not escaped for HTML, unlike Jinja's filter."""
     text = json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -1,14 +1,14 @@
-"""Batches out of prepared data: mix, shuffle, share out, pack, batch, prefetch.
+"""Streams batches from prepared data: mixes, shuffles, shards, packs, batches and prefetches.
 
-Training documents come in an order shuffled anew every epoch, by seed; with several sources, each
-gives its weight's share of the tokens and repeats whenever it runs out. Validation is one pass in a
-fixed order over all sources, weights aside, each document exactly once.
+Training documents are reshuffled every epoch, by seed. With several sources, each provides its
+weight's share of the tokens and repeats when it runs out. Validation is one pass over all sources
+in a fixed order, ignoring weights, with each document exactly once.
 
-The global batch of a step is the same for any number of processes, so a run may go on with another.
-An endless stream consists of up to 64 streams (as many as divide the batch size), each of which has
-every n-th document and gives the same rows of every batch; a process reads the streams of its rows
-only. A finite stream, and windows, are cut into rows as a whole by each process, which then keeps
-its own of every batch: so the last batch is filled up with padding, and nothing is dropped.
+The global batch of a step is the same for any number of processes, so a run can resume with a
+different number. An endless stream consists of up to 64 streams (as many as divide the batch size).
+Each of them has every n-th document and provides the same rows of every batch, and a process reads
+only the streams of its rows. A finite stream, like windows, is packed into rows by every process,
+which keeps its own rows of every batch; the last batch is padded and nothing is dropped.
 """
 
 import functools
@@ -25,9 +25,9 @@ from array_record.python import array_record_module
 from llmjax.data import packing as pack_lib
 from llmjax.data import shards, streams
 
-# Of which an endless stream consists at most; processes beyond that read some of them together.
+# Maximum number of streams in an endless stream; more processes than that share streams.
 _STREAMS = 64
-# Reading a document takes microseconds, a hand-over between threads more; whole batches are
+# Reading a document takes microseconds, less than a hand-over between threads; whole batches are
 # prefetched instead.
 IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
@@ -49,27 +49,27 @@ def batches(
     """Streams batches of a split of the data that `prepare` left in a directory.
 
     Args:
-        directory: where the prepared data lie.
+        directory: folder of the prepared data.
         split: "train" or "validation".
         batch_size: rows [B] of the global batch; each process yields B / process_count of them.
         sequence_length: positions [S] of a row.
-        seed: of the shuffle, 0 or more.
-        weights: the sources' shares of the training tokens in place of their `Source.weight`, by
-            name; a source that is not named, or has 0, is left out.
-        epochs: passes over the training documents, None for no end. With several sources the stream
-            ends when the first of them has been passed over so often.
-        packing: "concat" fills rows and cuts documents at their ends; "best_fit" cuts only what is
-            longer than a row, and pads; "windows" draws random stretches of all documents joined
-            into one stream (nanoGPT's loader; endless, and holds the whole split in memory).
-        process_index: this process's number among those that share the batches.
-        process_count: how many processes share them.
-        prefetch: batches that a thread makes ready ahead of time; 0 for none.
+        seed: random seed of the shuffle, 0 or more.
+        weights: the sources' shares of the training tokens by name, instead of `Source.weight`; a
+            source without a weight, or with 0, is left out.
+        epochs: passes over the training documents; None for no end. With several sources, the
+            stream ends when the first of them has been read this often.
+        packing: "concat" fills rows and splits documents at row ends; "best_fit" splits only
+            documents longer than a row, and pads; "windows" draws random windows from all documents
+            concatenated (nanoGPT's loader; endless, and holds the whole split in memory).
+        process_index: index of this process among those that share the batches.
+        process_count: number of processes that share them.
+        prefetch: number of batches that a thread prepares ahead of time; 0 for none.
 
     Returns:
         An iterable of batches: int32 [B, S] `tokens`, `targets` (-1: none), `segment_ids`
-        (0: padding) and `positions`. Its iterators have `get_state()`, a dictionary fit for JSON,
-        and `set_state(state)`, after which they go on exactly where the state was taken. Another
-        number of processes goes on from {"processes": [the states of all]}.
+        (0: padding) and `positions`. Its iterators have `get_state()`, which returns a dictionary
+        fit for JSON, and `set_state(state)`, which resumes exactly there. A different number of
+        processes resumes from {"processes": [the states of all]}.
 
     Raises:
         FileNotFoundError: the directory holds no prepared data.
@@ -99,7 +99,7 @@ def _endless(
     packing: pack_lib.Packing,
     seed: int,
 ) -> grain.IterDataset[pack_lib.Batch]:
-    """The rows `own` of every batch, from the streams that they lie in."""
+    """The rows `own` of every batch, from the streams that provide them."""
     count = max(n for n in range(1, _STREAMS + 1) if batch_size % n == 0)
     each = batch_size // count
     first, last = own.start // each, (own.stop - 1) // each
@@ -131,7 +131,7 @@ def batched(
     own: range,
     stack: Callable[..., Any] = pack_lib.stack,
 ) -> grain.IterDataset:
-    """Batches of rows, and of each the rows `own`; `stack` makes one of at most so many rows."""
+    """Batches of rows, reduced to the rows `own`; `stack` makes a batch of up to `batch_size`."""
     whole = rows.batch(batch_size, batch_fn=functools.partial(stack, batch_size=batch_size))
     if len(own) == batch_size:
         return whole
@@ -146,13 +146,13 @@ class Reader:
     """The documents or examples of one split, source by source, as grain datasets.
 
     Args:
-        directory: where the prepared data lie.
+        directory: folder of the prepared data.
         split: "train" or "validation".
-        decode: of a record; by default that of a document to its int32 tokens [S].
+        decode: decodes a record; by default a document to int32 tokens [S].
 
     Raises:
         FileNotFoundError: the directory holds no prepared data.
-        ValueError: the split is empty, or what it holds is examples and not documents.
+        ValueError: the split is empty, or it holds examples instead of documents.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Reader:
     def stream(
         self, seed: int, weights: Mapping[str, float] | None, epochs: int | None
     ) -> grain.MapDataset[np.ndarray]:
-        """Training documents mixed and shuffled, or validation documents one after the other."""
+        """Training documents mixed and shuffled, or validation documents in sequence."""
         if self._split == "validation":
             sources = [s for s in self.manifest.sources if s.validation.documents]
             return grain.MapDataset.concatenate([self._documents(source) for source in sources])
@@ -196,7 +196,7 @@ class Reader:
         return grain.MapDataset.mix(mixed, proportions) if len(mixed) > 1 else mixed[0]
 
     def flat(self) -> np.ndarray:
-        """All documents joined into one array [N], in the type they have on disk."""
+        """All documents concatenated into one array [N], in their type on disk."""
         parts = []
         for path in self._paths(self.manifest.split(self._split)):
             reader = array_record_module.ArrayRecordReader(path)
@@ -212,7 +212,7 @@ class Reader:
         return [str(self._directory / shard.file) for shard in split.shards]
 
     def _weights(self, weights: Mapping[str, float] | None) -> dict[str, float]:
-        """The sources to draw from and their positive shares of the tokens."""
+        """The sources to draw from, with their positive shares of the tokens."""
         known = {source.name: source for source in self.manifest.sources}
         if weights is None:
             weights = {name: source.weight for name, source in known.items()}
@@ -225,12 +225,14 @@ class Reader:
                 raise ValueError(f"weights gives {name!r} {weight}, but it has no documents.")
         chosen = {name: weight for name, weight in weights.items() if weight}
         if not chosen:
-            raise ValueError(f"every source's weight is 0. Give one of {sorted(known)} more.")
+            raise ValueError(
+                f"every source's weight is 0. Give one of {sorted(known)} a positive weight."
+            )
         return chosen
 
 
 class _RandomWindows:
-    """Row i is a window at a place drawn by (seed, i); there is no last row."""
+    """Row i is a window at a position drawn from (seed, i); there is no last row."""
 
     def __init__(self, tokens: np.ndarray, length: int, seed: int) -> None:
         self._tokens, self._length, self._seed = tokens, length, seed
@@ -245,7 +247,7 @@ class _RandomWindows:
 
 
 class _EveryWindow:
-    """The windows that lie side by side and hold every token once."""
+    """Adjacent windows that cover every token once."""
 
     def __init__(self, tokens: np.ndarray, length: int) -> None:
         self._tokens, self._length = tokens, length
@@ -266,7 +268,7 @@ def _windows(
     weights: Mapping[str, float] | None,
     epochs: int | None,
 ) -> grain.IterDataset[pack_lib.Batch]:
-    """Rows that ignore documents: drawn by seed in training, side by side in validation."""
+    """Rows that ignore document boundaries: random in training, adjacent in validation."""
     if weights is not None or epochs is not None:
         raise ValueError(
             f"packing='windows' draws from the whole stream without end, but weights={weights} "
@@ -285,7 +287,7 @@ def _windows(
 
 
 def _seed(seed: int, name: str) -> int:
-    """A seed for grain, which adds the epoch to it: far from those of other seeds and sources."""
+    """A seed for grain, which adds the epoch; hashed, so that seeds and names lie far apart."""
     digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
 
@@ -293,7 +295,7 @@ def _seed(seed: int, name: str) -> int:
 def check_arguments(
     split: str, batch_size: int, sequence_length: int, seed: int, epochs: int | None, prefetch: int
 ) -> None:
-    """ValueError names the argument of a loader that is out of range."""
+    """Raises ValueError for the argument of a loader that is out of range."""
     if split not in shards.SPLITS:
         raise ValueError(f"split is {split!r}: use one of {shards.SPLITS}.")
     smallest = {"batch_size": 1, "sequence_length": 1, "seed": 0, "epochs": 1, "prefetch": 0}
@@ -304,7 +306,7 @@ def check_arguments(
 
 
 def own_rows(batch_size: int, process_index: int, process_count: int) -> range:
-    """The rows of every batch that a process reads; ValueError if they cannot be shared out."""
+    """The rows of every batch that a process reads; raises ValueError if they cannot be split."""
     if not 0 <= process_index < process_count:
         raise ValueError(
             f"process_index is {process_index} with process_count {process_count}: use 0 to "

@@ -1,8 +1,8 @@
-"""Documents to rows of a fixed length, as grain transformations whose state can be saved.
+"""Packs documents into rows of a fixed length, as grain transformations with a savable state.
 
-A document of n tokens is n positions: position i holds token i and must predict token i + 1, and
-the last (eos) predicts nothing. Targets are made before anything is cut, so wherever a document
-is cut, every token but its first is predicted exactly once.
+A document of n tokens has n positions: position i holds token i and must predict token i + 1, and
+the last (eos) predicts nothing. Targets are computed before documents are cut, so every token
+except a document's first is predicted exactly once, wherever it is cut.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ Batch = dict[str, np.ndarray]
 Packing = Literal["concat", "best_fit", "windows"]
 
 NO_TARGET = -1
-# Rows that best-fit packing fills side by side: more waste less, and delay a document longer.
+# Rows that best-fit packing fills in parallel: more rows waste less but delay documents longer.
 _OPEN_ROWS = 64
 
 
 def with_targets(document: np.ndarray) -> Batch:
-    """Tokens [S] to tokens [S] and targets [S]."""
+    """Adds targets [S] to tokens [S]."""
     targets = np.full(len(document), NO_TARGET, np.int32)
     targets[:-1] = document[1:]
     return {"tokens": document, "targets": targets}
@@ -30,13 +30,14 @@ def with_targets(document: np.ndarray) -> Batch:
 def pack(
     examples: grain.IterDataset, sequence_length: int, packing: Packing, stream: int = 0
 ) -> grain.IterDataset:
-    """Examples from `with_targets` to rows of `sequence_length`, four int32 arrays [S] each.
+    """Packs examples from `with_targets` into rows of `sequence_length`: four int32 [S] each.
 
-    `concat` fills every row to the brim: a document that does not fit goes on in the next row as a
-    segment of its own, with positions from 0 and without sight of what came before.
-    `best_fit` cuts only documents that are longer than a row, and pads
+    `concat` fills every row: a document that does not fit continues in the next row as a new
+    segment, with positions from 0 and no attention to what came before.
+    `best_fit` splits only documents longer than a row, and pads
     (Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv:2404.10830). It packs
-    many rows at once and then gives them out: streams of different numbers do so in other steps.
+    many rows at once and then emits them all; the number of rows depends on `stream`, so that
+    streams do so at different steps.
     """
     lengths = {"tokens": sequence_length, "targets": sequence_length}
     if packing == "best_fit":
@@ -53,7 +54,7 @@ def pack(
 
 
 def window(tokens: np.ndarray, sequence_length: int) -> Batch:
-    """A stretch of up to S + 1 tokens of the flat stream as a row [S] that ignores documents."""
+    """Up to S + 1 tokens of the concatenated documents as a row [S], ignoring boundaries."""
     length = len(tokens) - 1
     row = {
         "tokens": tokens[:-1],
@@ -65,13 +66,13 @@ def window(tokens: np.ndarray, sequence_length: int) -> Batch:
 
 
 def stack(rows: Sequence[Batch], batch_size: int) -> Batch:
-    """Rows to a batch [B, S], filled up with padding where there are too few."""
+    """Stacks rows to a batch [B, S], padded if there are too few."""
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return pad(batch, batch_size - len(rows))
 
 
 def pad(arrays: Batch, missing: int) -> Batch:
-    """Adds padding behind the first axis: no target, no label, and 0 elsewhere."""
+    """Pads the end of the first axis: no target, no label, and 0 elsewhere."""
     padded = {}
     for name, array in arrays.items():
         width = [(0, missing)] + [(0, 0)] * (array.ndim - 1)

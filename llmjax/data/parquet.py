@@ -1,4 +1,4 @@
-"""Documents out of the rows of Parquet files."""
+"""Reads documents from the rows of Parquet files."""
 
 import itertools
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ import pyarrow.types as types
 from llmjax.data import config, documents
 from llmjax.data.cleaning.document import Document
 
-# What reading a damaged file may raise.
+# The exceptions that a damaged file may raise.
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError)
 
-# Few, because a file of a few bytes may say one long value again in every row.
+# Few rows, because a tiny file can repeat one long value in every row.
 _BATCH_ROWS = 16
 
 
 def read(
     file: documents.File, source: config.Source, advance: documents.Advance, *, metadata: bool
 ) -> Iterator[documents.Item]:
-    """Streams a file's rows, or those of a range of its groups, as `documents.read` does.
+    """Streams the rows of a file, or of a range of its row groups, like `documents.read`.
 
-    Metadata are the columns of plain values beside the text.
+    Metadata is read from the other columns of plain values.
     """
     row, left = 1, 1
     try:
@@ -49,7 +49,7 @@ def read(
 
 
 def split(file: documents.File, size: int) -> list[documents.File]:
-    """The file's groups of rows, in ranges of about `size` bytes; itself where it is damaged."""
+    """Splits a file into ranges of row groups of about `size` bytes; a damaged file stays whole."""
     try:
         metadata = pq.read_metadata(file.path)
     except DAMAGE:
@@ -70,7 +70,7 @@ def split(file: documents.File, size: int) -> list[documents.File]:
 
 
 def _unreadable(table: Any, groups: range, field: str) -> str:
-    """Why no row can be read, if none can."""
+    """The reason why no row can be read; "" if rows can."""
     schema = table.schema_arrow
     if schema.names.count(field) != 1:
         return f"no column {field!r}" if field not in schema.names else f"two columns {field!r}"
@@ -131,9 +131,9 @@ def _empty(data: bytes | None) -> str:
 
 
 def _values(column: Any) -> list[Any]:
-    """A column's values as JSON holds them; None for those of a column that cannot be read."""
+    """A column's values as JSON types; all None if the column cannot be read."""
     try:
         values = column.to_pylist()
-    except (ValueError, OverflowError):  # text that is not UTF-8, dates that no calendar has
+    except (ValueError, OverflowError):  # text that is not UTF-8, dates outside of any calendar
         return [None] * len(column)
     return [v if v is None or isinstance(v, str | int | float) else str(v) for v in values]

@@ -1,4 +1,4 @@
-"""Sources to tokenised shards, once: train the tokenizer, encode, split, write, vouch."""
+"""Prepares documents: trains the tokenizer, encodes, splits, and writes shards with a manifest."""
 
 import dataclasses
 import functools
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from llmjax.data import config, directories, documents, rejects, shards, splits, tokenizer
-from llmjax.data.cleaning import engines, pipeline
+from llmjax.data.cleaning import engines, perplexity, pipeline
 from llmjax.data.cleaning.perplexity import Scorer
 
-# Texts are encoded together in lots of about this size: enough to keep the threads busy.
+# Texts are encoded in lots of about this size, enough to keep the threads busy.
 _LOT_CHARACTERS = 1 << 21
 
 _log = logging.getLogger(__name__)
@@ -28,41 +28,43 @@ def prepare(
     engine: engines.Engine | None = None,
     scorer: Scorer | None = None,
 ) -> shards.Manifest:
-    """Turns the sources into tokenised shards in `directory`; does nothing where that is done.
+    """Turns the sources into tokenised shards in `directory`, unless they are there already.
 
-    Where there are steps of cleaning, what they leave of the sources' documents is what goes into
-    shards; `cleaning.pipeline` says where it lies, and what was turned away.
+    With cleaning steps, the shards hold what the steps leave of the sources' documents;
+    `cleaning.pipeline` describes where the cleaned and the rejected documents are.
 
-    Documents go to the validation split by a hash of their text alone, so that neither their order
-    nor the other documents matter, and copies of a text all land on the same side. Malformed
-    documents are counted, and kept in `rejected.jsonl` with file, position and reason.
+    Documents go to the validation split by a hash of their text alone: neither their order nor the
+    other documents matter, and copies of a text are always on the same side. Malformed documents
+    are counted, and kept in `rejected.jsonl` with file, position and reason.
 
     Args:
         settings: sources, tokenizer and limits.
-        directory: where the data will lie; made if need be.
-        overwrite: replace data that another config, or other input files, left there.
-        engine: where text is cleaned; None is in this process.
-        scorer: the perplexities of texts, for cleaning by them.
+        directory: folder of the data; created if necessary.
+        overwrite: whether to replace data from another config or other input files.
+        engine: where to clean text; None for this process.
+        scorer: computes the perplexities of texts, for cleaning by perplexity.
 
     Returns:
-        The manifest: what the directory holds.
+        The manifest of the directory.
 
     Raises:
         FileNotFoundError: a source has no files.
-        ValueError: there are no sources, too much of one is malformed, a split came out empty, the
-            tokenizer cannot be trained, or the directory holds something else.
+        ValueError: there are no sources, too much of one is malformed, a split is empty, the
+            tokenizer cannot be trained, or the directory holds other data.
     """
     if not settings.sources:
         raise ValueError("DataConfig.sources is empty: name at least one Source to read.")
     directory = Path(directory)
     inputs = {source.name: documents.find_files(source) for source in settings.sources}
-    fingerprint = directories.fingerprint(settings, inputs)
+    scored = "perplexity" in settings.cleaning.names
+    others = (perplexity.fingerprint(scorer),) if scored else ()
+    fingerprint = directories.fingerprint(settings, inputs, *others)
     build = functools.partial(_build, settings, inputs, fingerprint, directory, engine, scorer)
     return directories.make(directory, settings, fingerprint, build, overwrite=overwrite)
 
 
 def split_of(text: bytes, validation_share: float) -> shards.SplitName:
-    """The side of the split that a document's UTF-8 text falls on, whatever else there is."""
+    """The side of the split of a document with this UTF-8 text, independent of the others."""
     return "validation" if splits.draw(text) < validation_share * 2**64 else "train"
 
 
@@ -152,10 +154,10 @@ def _lots(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _sample(settings: config.DataConfig, inputs: directories.Inputs) -> Iterator[str]:
-    """Training text for the tokenizer: the head of every file, held-out documents left out.
+    """Training text for the tokenizer: the beginning of every file, without held-out documents.
 
-    Every source gives the same share of `sample_bytes` and every file of a source as well, at
-    least 64 KiB, in an order that the files' names do not decide.
+    Every source provides the same share of `sample_bytes`, and so does every file of a source, at
+    least 64 KiB. The order is shuffled, so that file names do not matter.
     """
     for source in settings.sources:
         files = list(inputs[source.name])

@@ -1,8 +1,8 @@
-"""Examples to tokenised shards, once: parse, encode, split, write, vouch.
+"""Prepares fine-tuning examples: parses, encodes, splits, and writes shards with a manifest.
 
-What `prepare` does for documents, in directories of the same layout. The tokenizer is that of the
-model to be fine-tuned. A split may depend on all examples together, so they are first written one
-after the other to a file, and dealt out to the shards when the last is known.
+This does for examples what `prepare` does for documents, with the same directory layout. The
+tokenizer is that of the model to be fine-tuned. A split may depend on all examples, so they are
+first written to one file and distributed to the shards at the end.
 """
 
 import dataclasses
@@ -42,25 +42,25 @@ def prepare_examples(
     *,
     overwrite: bool = False,
 ) -> shards.Manifest:
-    """Turns sources of examples into tokenised shards; does nothing where that is done.
+    """Turns sources of examples into tokenised shards, unless they are there already.
 
-    Records that are malformed, that hold no example of the kind, or that leave nothing to train on
-    are counted, and kept in `rejected.jsonl` with file, position and reason.
+    Records that are malformed, hold no example of the kind, or leave nothing to train on are
+    counted, and kept in `rejected.jsonl` with file, position and reason.
 
     Args:
         settings: sources, kind, template, lengths and split.
-        directory: where the examples will lie; made if need be.
-        tokenizer: of the model to be fine-tuned; it is kept with the examples.
-        overwrite: replace data that another config, or other input files, left there.
+        directory: folder of the examples; created if necessary.
+        tokenizer: that of the model to be fine-tuned; saved with the examples.
+        overwrite: whether to replace data from another config or other input files.
 
     Returns:
-        The manifest: what the directory holds.
+        The manifest of the directory.
 
     Raises:
         FileNotFoundError: a source has no files.
-        ValueError: there are no sources, too much of one or all of it is rejected (the message
-            shows the first), the template does not fit the tokenizer, a split came out empty, or
-            the directory holds something else.
+        ValueError: there are no sources, too much of one is rejected or all of it (the message
+            shows the first), the template does not fit the tokenizer, a split is empty, or the
+            directory holds other data.
     """
     if not settings.sources:
         raise ValueError("ExampleConfig.sources is empty: name at least one ExampleSource to read.")
@@ -115,7 +115,7 @@ def _build(
 
 @dataclasses.dataclass(frozen=True)
 class _Item:
-    """An example that was read: its tokens, and what its split and label go by."""
+    """A parsed example: its tokens, and the keys for its split and label."""
 
     example: tokenized.Tokenized
     key: bytes
@@ -124,7 +124,7 @@ class _Item:
 
 
 class _Pile:
-    """Examples in a file, in the order in which they were read; what splits go by in memory."""
+    """Examples in a file, in reading order, with the keys for splitting in memory."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -218,7 +218,7 @@ def _item(
 
 
 def _time(value: Any) -> float:
-    """Seconds since 1970 of a number or a time in ISO 8601; UTC where it names no zone."""
+    """Seconds since 1970 of a number or an ISO 8601 time, which is UTC unless it names a zone."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     try:
@@ -238,7 +238,7 @@ def _check_label(settings: config.ExampleConfig, label: str | int | None) -> Non
 
 
 def _labels(settings: config.ExampleConfig, found: Sequence[str | int | None]) -> tuple[str, ...]:
-    """The names of the labels by number."""
+    """Label names by number."""
     if settings.kind == "judged":
         return ("undesirable", "desirable")
     if settings.kind != "classification" or settings.labels:
@@ -247,14 +247,14 @@ def _labels(settings: config.ExampleConfig, found: Sequence[str | int | None]) -
     numbers = [label for label in found if isinstance(label, int)]
     if names and numbers:
         raise ValueError(
-            f"labels are names ({', '.join(names[:3])}) and numbers ({numbers[0]}) in turn: name "
+            f"labels are names ({', '.join(names[:3])}) and numbers ({numbers[0]}) mixed: name "
             "them in the order of their numbers in ExampleConfig.labels."
         )
     return tuple(names) if names else tuple(map(str, range(max(numbers) + 1)))
 
 
 def _held_out(settings: config.ExampleConfig, pile: _Pile, labels: Sequence[int]) -> np.ndarray:
-    """Which examples are for validation, bool [N]."""
+    """Which examples are held out for validation, bool [N]."""
     seed, share = settings.split_seed, settings.validation_share
     if settings.split == "time":
         return splits.by_time(pile.groups, share)
@@ -279,7 +279,7 @@ def _deal(
     tokenizer: Tokenizer,
     partial: Path,
 ) -> list[shards.SourceManifest]:
-    """Writes every example to the shards of its source and its side of the split."""
+    """Writes every example to the shards of its source and split."""
     numbers = {name: number for number, name in enumerate(names)}
     labels = [
         numbers[label] if isinstance(label, str) else tokenized.NO_LABEL if label is None else label
@@ -313,10 +313,10 @@ def _check_splits(manifest: shards.Manifest, settings: config.ExampleConfig) -> 
     for source in manifest.sources:
         if source.weight > 0 and not source.train.documents:
             raise ValueError(
-                f"source {source.name!r} has no training examples: all that it has, "
-                f"{source.validation.documents}, are held out. Give it more, a smaller "
-                "ExampleConfig.validation_share, or another split: by hash, examples with one "
-                "prompt stay together."
+                f"source {source.name!r} has no training examples: all of its "
+                f"{source.validation.documents}, are held out. Give it more, use a smaller "
+                "ExampleConfig.validation_share, or another split: with 'hash', examples with the "
+                "same prompt stay together."
             )
     total = manifest.split("train").documents
     wanted = settings.folds or settings.validation_share > 0
@@ -324,7 +324,7 @@ def _check_splits(manifest: shards.Manifest, settings: config.ExampleConfig) -> 
         raise ValueError(
             f"none of {total} examples fell into the validation split. Raise "
             f"ExampleConfig.validation_share (now {settings.validation_share}), set it to 0 to do "
-            "without, or split otherwise: by hash, examples with one prompt stay together."
+            "without, or split otherwise: with 'hash', examples with the same prompt stay together."
         )
 
 

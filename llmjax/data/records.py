@@ -1,6 +1,6 @@
-"""Records out of files: the objects of JSON lines and the rows of Parquet, read as streams.
+"""Streams records from files: the objects of JSON lines and the rows of Parquet.
 
-What `documents` does for texts, and with the same care: whatever cannot be read is a `Rejected`.
+It is the counterpart of `documents` for records: whatever cannot be read becomes a `Rejected`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from llmjax.data import documents
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A record and where it stands in its file."""
+    """A record and its position in its file."""
 
     fields: Mapping[str, Any]
     file: str
@@ -21,7 +21,7 @@ class Record:
     position: int
 
     def rejected(self, reason: str) -> documents.Rejected:
-        """The record put aside for a reason."""
+        """The record as rejected, with a reason."""
         text = json.dumps(dict(self.fields), ensure_ascii=False, default=str)
         raw = text.encode(errors="backslashreplace")[: documents.RAW_BYTES]
         return documents.Rejected(self.file, self.unit, self.position, reason, raw)
@@ -36,7 +36,7 @@ def read(
     """Streams a file's records, and a `Rejected` for each malformed one.
 
     Args:
-        file: what to read, from `documents.find_files` with its `RECORD_SUFFIXES`.
+        file: from `documents.find_files` with its `RECORD_SUFFIXES`.
         advance: called with the number of (compressed) bytes read since the last call.
     """
     if file.name.endswith(".parquet"):
@@ -64,7 +64,7 @@ def _encodable(value: Any) -> bool:
 
 
 def _read_parquet(file: documents.File, advance: documents.Advance) -> Iterator[Item]:
-    # Half of an import's time and memory, which JSON lines need not pay.
+    # Half of the time and memory of imports, which JSON lines do not need.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -84,7 +84,7 @@ def _read_parquet(file: documents.File, advance: documents.Advance) -> Iterator[
 
 
 def _read_row(file: documents.File, row: int, fields: dict[str, Any]) -> Item:
-    # A column that a row does not use is null there: the row has no such field.
+    # A column that a row does not use is null there; the row then has no such field.
     return Record(
         {name: value for name, value in fields.items() if value is not None}, file.name, "row", row
     )

@@ -1,4 +1,4 @@
-"""What could not be used: counted, kept aside for the reader's eye, and too much of it refused."""
+"""Rejected input: counts it, stores it for inspection, and fails if there is too much of it."""
 
 import collections
 import json
@@ -15,11 +15,11 @@ Settings = config.DataConfig | config.ExampleConfig
 
 
 class Rejects:
-    """Keeps what is malformed aside, counts it, and says when a source has too much of it.
+    """Stores and counts malformed input, and fails if a source has too much of it.
 
     Args:
-        path: the file to keep it in.
-        settings: with the share of a source that may be malformed.
+        path: the file to store it in.
+        settings: settings with the maximum share of a source that may be malformed.
     """
 
     def __init__(self, path: Path, settings: Settings) -> None:
@@ -37,11 +37,11 @@ class Rejects:
         self._stream.close()
 
     def counts(self, source: str) -> dict[str, int]:
-        """How much of the source was rejected, by reason."""
+        """The number of rejected pieces of the source, by reason."""
         return dict(self._counts[source])
 
     def keep_aside(self, source: str, items: Iterator[T | documents.Rejected]) -> Iterator[T]:
-        """Passes on what is whole; at the end, ValueError if too little of the source was."""
+        """Passes on what is intact; raises ValueError at the end if too much was rejected."""
         counts = self._counts[source] = collections.Counter()
         self._examples, self._accepted = {}, 0
         for item in items:
@@ -57,7 +57,7 @@ class Rejects:
             raise ValueError(self.complaint(source))
 
     def complaint(self, source: str) -> str:
-        """What was wrong with the source that was read last, and the first that had most of it."""
+        """Describes what was wrong with the source read last, with the first of each kind."""
         first = {
             reason: (f"{e.file}, {e.unit} {e.position}", e.raw.decode(errors="backslashreplace"))
             for reason, e in self._examples.items()
@@ -77,15 +77,15 @@ def complaint(
     settings: Settings,
     where: Path,
 ) -> str:
-    """That too much of a source is malformed.
+    """The error message that too much of a source is malformed.
 
     Args:
         source: its name.
-        counts: how much is malformed, by reason.
-        total: how much there is.
-        first: of each reason the first's place, and what stands there.
-        settings: whose limit that exceeds.
-        where: the file or folder that lists all.
+        counts: number of malformed pieces, by reason.
+        total: number of all pieces.
+        first: location and content of the first piece of each reason.
+        settings: whose limit is exceeded.
+        where: the file or folder that lists all of them.
     """
     reasons = "; ".join(
         f"{count} × {reason} (first: {first[reason][0]})" for reason, count in counts.most_common(3)
@@ -96,7 +96,7 @@ def complaint(
         f"source {source!r}: {counts.total()} of {total} {what} are malformed "
         f"({counts.total() / total:.2%}), more than {kind}.max_rejected_share={limit} allows. "
         f"{reasons}, which is: {first[counts.most_common(1)[0][0]][1] or 'empty'}. All are listed "
-        f"in {where}. Mend the source, correct its settings, or raise the limit."
+        f"in {where}. Fix the source, correct its settings, or raise the limit."
     )
 
 

@@ -1,8 +1,8 @@
-"""Tokenised documents on disk: ArrayRecord shards, and the manifest that vouches for them.
+"""Tokenised documents on disk: ArrayRecord shards and their manifest.
 
-One record is one document: `bos`, its tokens, `eos`, as little-endian uint16 (uint32 where the
-vocabulary needs it); or one example to fine-tune on, as `tokenized.Tokenized` writes it. Groups of
-one record make every one readable by its number.
+A record is a document (`bos`, its tokens, `eos`, as little-endian uint16, or uint32 for a larger
+vocabulary) or a fine-tuning example, as `tokenized.Tokenized` writes it. Groups of one record make
+each record readable by its index.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _OPTIONS = "group_size:1,zstd:1"
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file of documents. `file` is relative to the data directory, `checksum` is BLAKE2b."""
+    """A file of documents. `file` is relative to the data directory; `checksum` is BLAKE2b."""
 
     file: str
     documents: int
@@ -56,7 +56,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class SourceManifest:
-    """What became of a source: its splits, and how many documents were rejected for what reason."""
+    """The result for a source: its splits, and the number of rejected documents by reason."""
 
     name: str
     weight: float
@@ -77,15 +77,15 @@ class SourceManifest:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """What a manifest of examples to fine-tune on says beyond one of documents.
+    """Fields that only a manifest of fine-tuning examples has.
 
     Attributes:
         kind: `ExampleConfig.kind`.
-        labels: the labels' names, by number; empty where examples have none.
-        longest: tokens of the longest example, of all its sequences together.
-        responses: the most answers that an example compares; 1 where none are compared.
-        margins: whether any says by how much the better of two answers is better.
-        template: the chat template's fingerprint; "" where it needs none.
+        labels: label names by number; empty if the examples have none.
+        longest: tokens of the longest example, over all its sequences.
+        responses: maximum number of answers in a comparison; 1 for other kinds.
+        margins: whether any example has a margin.
+        template: fingerprint of the chat template; "" if none is needed.
     """
 
     kind: str
@@ -98,17 +98,17 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The contents of a data directory; written last, so where it lies the data are whole.
+    """The contents of a data directory; it is written last, so its presence means complete data.
 
     Attributes:
-        fingerprint: hash of the config and of the input files' names, sizes and times.
+        fingerprint: hash of the config and of the names, sizes and times of the input files.
         config: the `DataConfig` as plain values.
         tokenizer: `kind`, `vocab_size` and `fingerprint` of the tokenizer.
-        dtype: numpy name of the tokens' type on disk.
-        sources: one entry a source, in the config's order.
-        versions: of the packages that made the data.
-        version: of this layout.
-        examples: of examples to fine-tune on; None for documents, whose manifest lacks it.
+        dtype: NumPy name of the tokens' type on disk.
+        sources: one entry per source, in the config's order.
+        versions: versions of the packages that made the data.
+        version: version of this layout.
+        examples: present only for fine-tuning examples.
     """
 
     fingerprint: str
@@ -121,11 +121,11 @@ class Manifest:
     examples: Examples | None = None
 
     def split(self, name: SplitName) -> Split:
-        """All sources' documents of a split together."""
+        """All documents of a split, over all sources."""
         return sum((source.split(name) for source in self.sources), Split())
 
     def save(self, directory: Path) -> None:
-        """Writes the manifest, whole or not at all."""
+        """Writes the manifest atomically."""
         partial = directory / (MANIFEST_FILE + ".partial")
         fields = dataclasses.asdict(self)
         if self.examples is None:
@@ -138,19 +138,19 @@ def load_manifest(directory: str | Path) -> Manifest:
     """Reads a data directory's manifest.
 
     Raises:
-        FileNotFoundError: the directory holds no prepared data, or not all of it.
-        ValueError: another version of llmjax wrote it, or a shard has changed its size.
+        FileNotFoundError: the directory holds no prepared data, or a shard is missing.
+        ValueError: another version of llmjax wrote it, or a shard has the wrong size.
     """
     path = Path(directory) / MANIFEST_FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"no prepared data in {str(directory)!r} ({MANIFEST_FILE} is missing). Run "
-            "`prepare` on it first; one that was interrupted starts over."
+            "`prepare` on it first; an interrupted one starts over."
         )
     fields = json.loads(path.read_text())
     if fields.get("version") != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has layout version {fields.get('version')}, this llmjax reads "
+            f"{path} has layout version {fields.get('version')}, but this llmjax reads "
             f"{FORMAT_VERSION}. Prepare the data again in another directory."
         )
     fields["sources"] = tuple(_source(source) for source in fields["sources"])
@@ -165,7 +165,7 @@ def load_manifest(directory: str | Path) -> Manifest:
 
 
 def verify(directory: str | Path) -> None:
-    """Compares every shard with its checksum; ValueError names the first that differs."""
+    """Verifies the checksum of every shard; raises ValueError at the first that differs."""
     manifest = load_manifest(directory)
     for split in SPLITS:
         for shard in manifest.split(split).shards:
@@ -186,9 +186,9 @@ def checksum(path: Path) -> str:
 
 
 class Writer:
-    """Writes one source's documents of one split, a new shard every `shard_tokens` tokens.
+    """Writes one source's documents of one split, with a new shard every `shard_tokens` tokens.
 
-    Shards are written below `directory` and named there as they will be named in the end.
+    Shards are written below `directory`, under their final relative names.
     """
 
     def __init__(self, directory: Path, name: str, split: SplitName, shard_tokens: int) -> None:
@@ -200,7 +200,7 @@ class Writer:
         self._writer: array_record_module.ArrayRecordWriter | None = None
 
     def write(self, record: bytes, tokens: int, text_bytes: int) -> None:
-        """Appends a document or example: its record, how many tokens, and the bytes of its text."""
+        """Appends a document or example: its record, number of tokens, and bytes of text."""
         if self._writer is None:
             path = self._path()
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ class Writer:
             self._finish_shard()
 
     def close(self) -> Split:
-        """Finishes the last shard and tells what was written."""
+        """Finishes the last shard and returns what was written."""
         if self._writer is not None:
             self._finish_shard()
         return self._done

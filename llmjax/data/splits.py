@@ -1,8 +1,8 @@
-"""Which examples are held out, and which belong to which fold of a cross-validation.
+"""Splits examples: held-out sets and cross-validation folds.
 
-Functions of lists: element i of a result is about element i of the arguments. What is drawn is
-drawn by a hash of the example's key and a seed, never by its place: the order of the examples does
-not matter, and those that are added later move few of the others, or none.
+Functions take and return sequences in which element i belongs to example i. Random choices depend
+on a hash of the example's key and a seed, never on its position: the order of the examples does not
+matter, and added examples move few of the others, or none.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ Key = bytes | str
 
 
 def draw(key: Key, seed: int = 0) -> int:
-    """A number in [0, 2^64) that a key and a seed decide, evenly spread over keys."""
+    """A number in [0, 2^64), uniform over keys, that depends on the key and the seed."""
     data = key.encode() if isinstance(key, str) else key
     salt = seed.to_bytes(8, "little")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8, salt=salt).digest(), "big")
@@ -27,12 +27,12 @@ def random(keys: Sequence[Key], share: float, seed: int = 0) -> np.ndarray:
     """Holds out about a share of the examples, each by its key alone.
 
     Args:
-        keys: of the examples [N]; those with equal keys stay together.
-        share: of the examples to hold out, 0 or more and below 1.
-        seed: of the draw, 0 or more.
+        keys: keys of the examples [N]; equal keys stay together.
+        share: share of the examples to hold out, in [0, 1).
+        seed: random seed, 0 or more.
 
     Returns:
-        Whether each is held out, bool [N]. Examples that are added move none of the others.
+        Whether each is held out, bool [N]. Adding examples does not move any of the others.
 
     Raises:
         ValueError: the share or the seed is out of range.
@@ -44,20 +44,20 @@ def random(keys: Sequence[Key], share: float, seed: int = 0) -> np.ndarray:
 def stratified(
     keys: Sequence[Key], labels: Sequence[Hashable], share: float, seed: int = 0
 ) -> np.ndarray:
-    """Holds out the same share of every label, and never all of one.
+    """Holds out the same share of every label, but never all examples of one.
 
     Args:
-        keys: of the examples [N]; those with equal keys and labels stay together.
-        labels: of the examples [N].
-        share: of each label's examples to hold out, 0 or more and below 1.
-        seed: of the draw, 0 or more.
+        keys: keys of the examples [N]; examples with equal keys and labels stay together.
+        labels: labels of the examples [N].
+        share: share of each label's examples to hold out, in [0, 1).
+        seed: random seed, 0 or more.
 
     Returns:
-        Whether each is held out, bool [N]. Where no keys are equal, it is within one example of the
-        exact share of every label; and of all together, unless labels have none to spare.
+        Whether each is held out, bool [N]. With distinct keys, the number is within one example of
+        the exact share of every label, and of the total unless labels have none to spare.
 
     Raises:
-        ValueError: the share or the seed is out of range, or there are not as many labels as keys.
+        ValueError: share or seed is out of range, or the numbers of labels and keys differ.
     """
     _check(share, seed)
     held_out = np.zeros(len(keys), bool)
@@ -71,19 +71,19 @@ def stratified(
 
 
 def grouped(groups: Sequence[Hashable], share: float, seed: int = 0) -> np.ndarray:
-    """Holds out whole groups that together come near a share of the examples.
+    """Holds out whole groups that together come close to a share of the examples.
 
     Args:
-        groups: of the examples [N].
-        share: of the examples to hold out, 0 or more and below 1.
-        seed: of the draw, 0 or more.
+        groups: groups of the examples [N].
+        share: share of the examples to hold out, in [0, 1).
+        seed: random seed, 0 or more.
 
     Returns:
-        Whether each is held out, bool [N]: never part of a group. Groups are taken in the order of
-        their hashes as far as they fit into the share; where not one does, the smallest is taken.
+        Whether each is held out, bool [N]; groups are never split. Groups are taken in the order of
+        their hashes if they still fit into the share; if none fits, the smallest is taken.
 
     Raises:
-        ValueError: the share or the seed is out of range, or there is one group only to share out.
+        ValueError: share or seed is out of range, or there is only one group.
     """
     _check(share, seed)
     members = _members(groups)
@@ -111,12 +111,12 @@ def by_time(times: Sequence[Any], share: float) -> np.ndarray:
     """Holds out the latest share of the examples.
 
     Args:
-        times: of the examples [N], in any type that can be sorted.
-        share: of the examples to hold out, 0 or more and below 1.
+        times: times of the examples [N], in any sortable type.
+        share: share of the examples to hold out, in [0, 1).
 
     Returns:
-        Whether each is held out, bool [N]: every time that is, is later than every time that is
-        not. Equal times stay together, so the share is only as near as they allow.
+        Whether each is held out, bool [N]: every held-out time is later than all others. Equal
+        times stay together, so the share may not be exact.
 
     Raises:
         ValueError: the share is out of range.
@@ -132,15 +132,16 @@ def by_time(times: Sequence[Any], share: float) -> np.ndarray:
 
 
 def folds(keys: Sequence[Key], count: int, seed: int = 0) -> np.ndarray:
-    """Deals the examples into folds of equal sizes.
+    """Assigns the examples to folds of equal size.
 
     Args:
-        keys: of the examples [N]; those with equal keys stay together.
-        count: of folds K, 2 or more.
-        seed: of the draw, 0 or more.
+        keys: keys of the examples [N]; equal keys stay together.
+        count: number of folds K, 2 or more.
+        seed: random seed, 0 or more.
 
     Returns:
-        Each one's fold, int [N] in [0, K). Where no keys are equal, sizes differ by one at most.
+        The fold of each example, int [N] in [0, K). With distinct keys, sizes differ by at
+        most one.
 
     Raises:
         ValueError: there are fewer examples than folds, or an argument is out of range.
@@ -151,24 +152,24 @@ def folds(keys: Sequence[Key], count: int, seed: int = 0) -> np.ndarray:
 def stratified_folds(
     keys: Sequence[Key], labels: Sequence[Hashable], count: int, seed: int = 0
 ) -> np.ndarray:
-    """Deals the examples into folds that have the same share of every label.
+    """Assigns the examples to folds with the same share of every label.
 
     Args:
-        keys: of the examples [N]; those with equal keys and labels stay together.
-        labels: of the examples [N].
-        count: of folds K, 2 or more.
-        seed: of the draw, 0 or more.
+        keys: keys of the examples [N]; examples with equal keys and labels stay together.
+        labels: labels of the examples [N].
+        count: number of folds K, 2 or more.
+        seed: random seed, 0 or more.
 
     Returns:
-        Each one's fold, int [N] in [0, K). Where no keys are equal, how many of a label are in a
-        fold differs by one at most between folds, and so do the sizes of folds.
+        The fold of each example, int [N] in [0, K). With distinct keys, the number of examples with
+        a label differs by at most one between folds, and so does the size of the folds.
 
     Raises:
         ValueError: there are fewer examples than folds, or an argument is out of range.
     """
     _check_folds(len(keys), count, seed)
     fold_of = np.zeros(len(keys), int)
-    first = 0  # the fold that gets the next example too many
+    first = 0  # the fold that gets the next surplus example
     for members in _strata(keys, labels, seed):
         each, rest = divmod(len(members), count)
         sizes = [each + ((fold - first) % count < rest) for fold in range(count)]
@@ -182,16 +183,16 @@ def stratified_folds(
 
 
 def grouped_folds(groups: Sequence[Hashable], count: int, seed: int = 0) -> np.ndarray:
-    """Deals whole groups into folds, the largest first, each into the fold with the fewest yet.
+    """Assigns whole groups to folds, largest first, each to the fold with the fewest examples.
 
     Args:
-        groups: of the examples [N].
-        count: of folds K, 2 or more.
-        seed: of the draw that orders groups of one size, 0 or more.
+        groups: groups of the examples [N].
+        count: number of folds K, 2 or more.
+        seed: random seed for the order of groups of equal size, 0 or more.
 
     Returns:
-        Each one's fold, int [N] in [0, K): never two in a group. Sizes differ by no more than the
-        largest group has examples.
+        The fold of each example, int [N] in [0, K); groups are never split. Fold sizes differ by at
+        most the size of the largest group.
 
     Raises:
         ValueError: there are fewer groups than folds, or an argument is out of range.
@@ -216,7 +217,7 @@ def _members(groups: Sequence[Hashable]) -> dict[Hashable, list[int]]:
 
 
 def _strata(keys: Sequence[Key], labels: Sequence[Hashable], seed: int) -> list[list[int]]:
-    """The examples of every label, in the order of their hashes; labels in an order of theirs."""
+    """The examples of every label in the order of their hashes; labels are in hash order too."""
     if len(keys) != len(labels):
         raise ValueError(f"{len(keys)} keys with {len(labels)} labels: give one of each.")
     places = [draw(key, seed) for key in keys]
@@ -228,17 +229,17 @@ def _strata(keys: Sequence[Key], labels: Sequence[Hashable], seed: int) -> list[
 
 
 def _ends(values: Sequence[Any]) -> list[int]:
-    """Where a sorted sequence may be cut without parting equal values; 0 and its length too."""
+    """Positions where a sorted sequence can be cut between unequal values, including both ends."""
     ends = [i + 1 for i, (one, next_) in enumerate(itertools.pairwise(values)) if one != next_]
     return [0, *ends, len(values)]
 
 
 def _quotas(sizes: Sequence[int], share: float) -> list[int]:
-    """Whole numbers near share × size that sum to near share × Σ size (largest remainders)."""
+    """Integers close to share × size that sum to about share × Σ size (largest remainders)."""
     exact = [share * size for size in sizes]
     quotas = [min(math.floor(v), n - 1) for v, n in zip(exact, sizes, strict=True)]
     missing = round(sum(exact)) - sum(quotas)
-    # A label that is never seen in training cannot be learned.
+    # Keeps one example for training: an unseen label cannot be learned.
     able = [i for i, size in enumerate(sizes) if quotas[i] + 1 < size]
     for i in sorted(able, key=lambda i: quotas[i] - exact[i])[:missing]:
         quotas[i] += 1

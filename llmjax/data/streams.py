@@ -1,4 +1,4 @@
-"""Streams of documents and of batches whose place can be taken up, by any number of processes."""
+"""Streams of documents and batches that any number of processes can resume."""
 
 import atexit
 import weakref
@@ -15,8 +15,8 @@ from llmjax.data.packing import Batch
 class Dealt(grain.MapDataset[np.ndarray]):
     """One of n streams, which gets one of every n documents.
 
-    Which one is drawn by seed: or streams could fall in step with the turns of several sources, and
-    one have all of a source. (grain's own shuffle takes milliseconds for so few.)
+    Which one is random, by seed. Otherwise a stream could fall in step with the interleaving of
+    several sources and get a single source. (grain's own shuffle takes milliseconds for so few.)
     """
 
     def __init__(self, documents: grain.MapDataset, stream: int, count: int, seed: int) -> None:
@@ -34,7 +34,7 @@ class Dealt(grain.MapDataset[np.ndarray]):
 
 
 class Together(grain.IterDataset[Batch]):
-    """The batches of some streams, one below the other; `first` is the number of the first."""
+    """The batches of several streams, concatenated; `first` is the index of the first stream."""
 
     def __init__(self, streams: Sequence[grain.IterDataset], first: int) -> None:
         super().__init__(streams)
@@ -45,7 +45,7 @@ class Together(grain.IterDataset[Batch]):
 
 
 class _TogetherIterator(grain.DatasetIterator[Batch]):
-    """Its state names its streams, so that those of all processes can be dealt out anew."""
+    """The state names the streams, so that those of all processes can be redistributed."""
 
     def __init__(self, streams: Sequence[grain.DatasetIterator], first: int) -> None:
         super().__init__(streams)
@@ -64,39 +64,39 @@ class _TogetherIterator(grain.DatasetIterator[Batch]):
         for number, stream in enumerate(self._parents, start=self._first):
             if str(number) not in saved:
                 raise ValueError(
-                    f"the saved place in the data is that of streams {', '.join(saved)}, and "
-                    f"stream {number} is read here: give the states of all processes, saved with "
+                    f"the saved data position is that of streams {', '.join(saved)}, and "
+                    f"stream {number} is needed here: give the states of all processes, saved with "
                     "the same batch_size"
                 )
             stream.set_state(saved[str(number)])
 
 
 def _joined(state: Any) -> Any:
-    """One state for the whole batch from those of all processes."""
+    """Merges the states of all processes into one state for the whole batch."""
     states = state.get("processes")
     if not states:
         return state
     if "streams" not in states[0]:
-        return states[0]  # all processes read everything, and stood at the same place
+        return states[0]  # all processes read everything, so their states are equal
     return {"streams": {i: place for one in states for i, place in one["streams"].items()}}
 
 
 def _with_tuples(state: Any) -> Any:
-    """A state as it was before JSON: grain tells a slice that is empty by its being (-1, -1)."""
+    """Restores tuples that JSON made lists: grain marks an empty slice by the tuple (-1, -1)."""
     if isinstance(state, Mapping):
         return {name: _with_tuples(value) for name, value in state.items()}
     return tuple(map(_with_tuples, state)) if isinstance(state, list) else state
 
 
 class Prefetch(grain.experimental.ThreadPrefetchIterDataset):
-    """Makes batches ready in a thread."""
+    """Prepares batches in a thread."""
 
     def __iter__(self) -> grain.DatasetIterator:
         return _PrefetchIterator(iter(self._parent), self._prefetch_buffer_size)
 
 
 class _PrefetchIterator(grain.experimental.ThreadPrefetchDatasetIterator):
-    """Closes once, and before the interpreter goes: grain's own fails when it outlives modules."""
+    """Closes once, before the interpreter exits: grain's own fails when it outlives modules."""
 
     def __init__(self, parent: grain.DatasetIterator, size: int) -> None:
         super().__init__(parent, size)

@@ -1,4 +1,4 @@
-"""Documents out of plain text and JSON lines."""
+"""Reads documents from plain text and JSON lines."""
 
 import json
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from llmjax.data.cleaning.document import Document
 def read(
     file: documents.File, source: config.Source, blocks: Iterator[bytes]
 ) -> Iterator[documents.Item]:
-    """Streams a file's documents, as `documents.read` does.
+    """Streams a file's documents, like `documents.read`.
 
     Args:
-        file: what is read.
-        source: says which field holds the text and what a document is in plain text.
+        file: the file.
+        source: names the text field, and says what a document of a plain text file is.
         blocks: the file's uncompressed bytes.
 
     Raises:
-        DamagedError: the file broke off.
+        DamagedError: the file breaks off.
     """
     if file.stem.endswith(documents.JSON_SUFFIXES):
         yield from _read_json(file, source, blocks)
@@ -36,7 +36,7 @@ def _read_json(
 ) -> Iterator[documents.Item]:
     for number, line in documents.numbered_lines(blocks):
         if not line.strip():
-            continue  # a blank line separates, it holds no document
+            continue  # a blank line is a separator, not a document
         text, metadata, reason = _json_text(line, source.text_field)
         if reason:
             yield documents.Rejected(file.name, "line", number, reason, line[: documents.RAW_BYTES])
@@ -45,7 +45,7 @@ def _read_json(
 
 
 def _json_text(line: bytes, field: str) -> tuple[str, dict[str, Any], str]:
-    """A JSON line's text and what else it has, or the reason why there is none."""
+    """A JSON line's text and its other fields, or the reason why it has no text."""
     record, reason = documents.json_object(line)
     if reason:
         return "", {}, reason
@@ -62,7 +62,7 @@ def _json_text(line: bytes, field: str) -> tuple[str, dict[str, Any], str]:
 def _plain(
     data: bytes, file: documents.File, source: config.Source, unit: documents.Unit, position: int
 ) -> documents.Item:
-    """A piece of plain text, decoded."""
+    """Decodes a piece of plain text."""
     if len(data) > documents.MAX_LINE_BYTES:
         reason = f"longer than {documents.MAX_LINE_BYTES >> 20} MiB"
         return documents.Rejected(file.name, unit, position, reason, data[: documents.RAW_BYTES])
@@ -72,7 +72,7 @@ def _plain(
         return documents.Rejected(
             file.name, unit, position, "invalid UTF-8", data[: documents.RAW_BYTES]
         )
-    if not text.strip():  # Unicode knows more blanks than ASCII
+    if not text.strip():  # Unicode has more white space than ASCII
         return documents.Rejected(
             file.name, unit, position, "empty text", data[: documents.RAW_BYTES]
         )
@@ -108,7 +108,7 @@ def _read_paragraphs(
 def _read_whole(
     file: documents.File, source: config.Source, blocks: Iterator[bytes]
 ) -> Iterator[documents.Item]:
-    """The file as one document, or as several that joined give the file."""
+    """The file as one document, or as several whose concatenation is the file."""
     held, position = b"", 0
     try:
         for block in blocks:
@@ -134,7 +134,7 @@ def _whole(
 
 
 def _cut(data: bytes, limit: int) -> int:
-    """The best place at or before `limit` to cut: a line's end, a word's, a character's."""
+    """The best place to cut at or before `limit`: the end of a line, a word or a character."""
     for separator in (b"\n", b" "):
         cut = data.rfind(separator, 0, limit) + 1
         if cut:

@@ -1,7 +1,7 @@
-"""Examples as tokens: by a chat template, cut to a length, and as bytes on disk.
+"""Tokenised examples: applies the chat template, cuts to a length, and serialises.
 
-A sequence is int32 [S]: a token t that is trained stands as t, one that is not as ~t, which is
-below 0. What a token is and whether it is trained so never come apart.
+A sequence is int32 [S]: a trained token t is stored as t, any other as ~t, which is negative. So a
+token and whether it is trained cannot get out of step.
 """
 
 import dataclasses
@@ -19,21 +19,21 @@ from llmjax.data.examples import Example, Messages, UnfitError
 from llmjax.data.tokenizer import Tokenizer
 
 NO_LABEL = -1
-# Number of sequences, label, margin, bytes of the extra fields; the sequences' lengths follow,
-# then the sequences, then the fields as JSON.
+# Number of sequences, label, margin, bytes of the extra fields; followed by the lengths of the
+# sequences, the sequences, and the fields as JSON.
 _HEADER = struct.Struct("<Iifi")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenized:
-    """An example in tokens.
+    """A tokenised example.
 
     Attributes:
-        sequences: one, or of a comparison its answers from best to worst, each with the prompt in
-            front; int32 [S] each, ~token where it is not trained.
-        label: its number, -1 where there is none.
+        sequences: one; or the answers of a comparison from best to worst, each preceded by the
+            prompt. int32 [S] each, ~token where it is not trained.
+        label: its number; -1 for none.
         margin: by how much the better of two answers is better.
-        extra: what else the record had, for those who judge answers to a prompt.
+        extra: the record's other fields, for judging answers to a prompt.
     """
 
     sequences: tuple[np.ndarray, ...]
@@ -43,11 +43,11 @@ class Tokenized:
 
     @property
     def length(self) -> int:
-        """Tokens of all sequences."""
+        """Tokens of all sequences together."""
         return sum(map(len, self.sequences))
 
     def to_bytes(self) -> bytes:
-        """The example as a record of a shard."""
+        """Serialises the example as a record of a shard."""
         extra = json.dumps(dict(self.extra), default=str).encode() if self.extra else b""
         lengths = np.array([len(sequence) for sequence in self.sequences], "<u4")
         header = _HEADER.pack(len(lengths), self.label, self.margin, len(extra))
@@ -56,7 +56,7 @@ class Tokenized:
 
     @classmethod
     def from_bytes(cls, record: bytes) -> "Tokenized":
-        """The example of a record of a shard."""
+        """Reads the example from a record of a shard."""
         count, label, margin, extra_bytes = _HEADER.unpack_from(record)
         lengths = np.frombuffer(record, "<u4", count, _HEADER.size)
         start = _HEADER.size + lengths.nbytes
@@ -67,7 +67,7 @@ class Tokenized:
 
 
 def signed(tokens: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """Tokens [S] and whether they are trained, bool [S], as a sequence [S]."""
+    """Encodes tokens [S] and whether they are trained, bool [S], as a sequence [S]."""
     return np.where(trained, tokens, ~tokens).astype(np.int32)
 
 
@@ -78,12 +78,12 @@ def unsigned(sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Encoder:
-    """Makes tokens of examples, as a config says.
+    """Tokenises examples according to a config.
 
     Args:
-        settings: which answers are trained, and how long sequences may be.
-        tokenizer: of the model that is fine-tuned.
-        template: its chat template; None where examples are texts.
+        settings: which answers are trained, and the maximum length.
+        tokenizer: that of the model to be fine-tuned.
+        template: its chat template; None if examples are texts.
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class Encoder:
         self._opening = np.array(tokenizer.opening, np.int32)
 
     def encode(self, example: Example) -> Tokenized:
-        """An example's sequences, no longer than `max_length`; its label is left to the caller.
+        """An example's sequences of at most `max_length` tokens; the caller sets the label.
 
         Raises:
-            UnfitError: nothing would be left to train on, or the template refuses the messages.
+            UnfitError: nothing would be left to train on, or the template rejects the messages.
         """
         if self._settings.kind == "classification":
             return Tokenized((self._to_classify(example.texts),))
@@ -118,18 +118,18 @@ class Encoder:
         return Tokenized(tuple(sequences), margin=example.margin)
 
     def _text(self, text: str) -> np.ndarray:
-        """A text between bos and eos, all of it trained; its end is cut."""
+        """A text between bos and eos, trained in full; its end is cut."""
         ids = [*self._tokenizer.opening, *self._tokenizer.encode(text), self._tokenizer.eos_id]
         return np.array(ids[: self._longest], np.int32)
 
     def _to_classify(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts with eos behind each, none of it trained; the longer loses its end first."""
+        """Texts with eos after each, not trained; the longer text is cut first, at its end."""
         parts = self._tokenizer.encode_batch(texts)
         over = sum(map(len, parts)) + len(self._opening) + len(parts) - self._longest
         while over > 0:
             longest = max(parts, key=len)
             rest = sum(map(len, parts)) - len(longest)
-            # Down to the other's length, then both in turn.
+            # Cuts it down to the other's length, then both alternately.
             cut = min(over, max(1, len(longest) - rest)) if len(parts) > 1 else over
             del longest[len(longest) - cut :]
             over -= cut
@@ -139,7 +139,7 @@ class Encoder:
         return ~np.array(ids, np.int32)
 
     def _to_answer(self, prompt: Messages) -> np.ndarray:
-        """A prompt up to where the answer begins, none of it trained; it loses its beginning."""
+        """A prompt up to where the answer begins, not trained; it is cut at its beginning."""
         tokens = self._prompt_tokens(prompt)
         while len(tokens) > self._longest and (shorter := without_oldest_turn(prompt)):
             prompt = shorter
@@ -147,7 +147,7 @@ class Encoder:
         return self._without_beginning(~tokens, len(tokens), self._longest)
 
     def _parted(self, example: Example) -> tuple[Messages, tuple[Messages, ...]]:
-        """Prompt and answers; only the last answer of a conversation where no other is trained."""
+        """Prompt and answers; if only the last answer is trained, all before it is prompt."""
         if self._settings.kind != "sft" or self._settings.train_on == "answers":
             return example.prompt, example.answers
         messages = (*example.prompt, *example.answers[0])
@@ -155,13 +155,13 @@ class Encoder:
         return messages[:last], (messages[last:],)
 
     def _dialogue(self, prompt: Messages, answers: Sequence[Messages]) -> list[np.ndarray]:
-        """A sequence for every answer, with as much of the prompt in each as in the others."""
+        """A sequence per answer, each with the same part of the prompt."""
         sequences = [self._sequence(prompt, answer) for answer in answers]
         if all(len(sequence) <= self._longest for sequence in sequences):
             return sequences
         target = max(len(sequence) - _prompt_length(sequence) for sequence in sequences)
         allowed = min(target, math.ceil(self._settings.target_share * self._longest))
-        # Where the first token is trained, something must stand in front that predicts it.
+        # The first trained token needs at least one token before it to predict it from.
         room = max(1, self._longest - allowed)
         while _prompt_length(sequences[0]) > room and (shorter := without_oldest_turn(prompt)):
             prompt = shorter
@@ -172,7 +172,7 @@ class Encoder:
         ]
 
     def _without_beginning(self, sequence: np.ndarray, prompt: int, room: int) -> np.ndarray:
-        """A sequence whose prompt has lost as many tokens as it was too long, but not bos."""
+        """Cuts the prompt to `room` tokens at its beginning, but keeps bos."""
         if prompt <= room:
             return sequence
         kept = len(self._opening)
@@ -181,7 +181,7 @@ class Encoder:
         return np.concatenate([sequence[:kept], sequence[prompt - room + kept :]])
 
     def _sequence(self, prompt: Messages, answer: Messages) -> np.ndarray:
-        """A prompt and its answer, of which the assistant's words are trained."""
+        """A prompt and its answer, with the assistant's words trained."""
         once = sum(message["role"] == ASSISTANT for message in answer) == 1
         try:
             tokens, trained = self._chat.encode([*prompt, *answer], turns="last" if once else "all")
@@ -201,14 +201,14 @@ class Encoder:
 
     @property
     def _chat(self) -> ChatTemplate:
-        assert self._template is not None, "messages are encoded with a template only"
+        assert self._template is not None, "messages need a chat template"
         return self._template
 
 
 def without_oldest_turn(messages: Messages) -> Messages | None:
-    """Messages without the user's first and what answers it; None if that is the user's only one.
+    """Drops the user's first message and its answers; None if it is the user's only message.
 
-    What the system says in front of it stays.
+    System messages before it stay.
     """
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
     if len(users) < 2:
@@ -218,18 +218,18 @@ def without_oldest_turn(messages: Messages) -> Messages | None:
 
 
 def _prompt_length(sequence: np.ndarray) -> int:
-    """Tokens in front of the first that is trained."""
+    """Number of tokens before the first trained one."""
     trained = sequence >= 0
     return int(np.argmax(trained)) if trained.any() else len(sequence)
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:
-    """Tokens that both begin with."""
+    """Length of the common prefix."""
     length = min(len(one), len(other))
     differs = one[:length] != other[:length]
     return int(np.argmax(differs)) if differs.any() else length
 
 
 def _reason(error: ValueError) -> str:
-    """An error's words without the conversation that it shows, so that equal ones are counted."""
+    """An error's message without the conversation, so that equal errors are counted together."""
     return str(error).partition("[{")[0].removesuffix("The conversation is ").rstrip(": ")

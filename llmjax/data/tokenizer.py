@@ -1,9 +1,9 @@
-"""Text to tokens and back, losslessly: SentencePiece with byte fallback, or plain bytes.
+"""Lossless tokenizers: SentencePiece with byte fallback, or plain bytes.
 
 Every tokenizer is a table of pieces: token i adds the bytes `pieces[i]` to the text, and special
-tokens add none. Decoding is joining, so `decode(encode(text)) == text` for every text, and the
-bytes of the tokens sum to the bytes of the text, which is what bits per byte divides by.
-`hub_tokenizer` reads those of Hugging Face checkpoints, of which not all are so: see `exact`.
+tokens add none. Decoding concatenates them, so `decode(encode(text)) == text` for every text, and
+the bytes of the tokens sum to the bytes of the text, the denominator of bits per byte.
+`hub_tokenizer` reads those of Hugging Face checkpoints, not all of which are lossless: see `exact`.
 """
 
 import abc
@@ -28,28 +28,28 @@ NUM_SPECIAL = 4
 META_FILE = "tokenizer.meta.json"
 MODEL_FILE = "tokenizer.model"
 
-# SentencePiece writes a space as this character, so the character itself must go round it.
+# SentencePiece writes a space as this character, so the character itself must bypass it.
 _SPACE = "\u2581"
-# Longer training sentences add nothing but time: pieces never cross a word.
+# Longer training sentences only cost time, since pieces never cross a word boundary.
 _SENTENCE_CHARACTERS = 4096
 
 
 class Tokenizer(abc.ABC):
-    """What the rest of the house knows about a tokenizer.
+    """The interface of a tokenizer.
 
     Attributes:
-        kind: the name that `TokenizerConfig.kind` has for it.
-        pad_id: fills rows, never predicted. 0 in tokenizers that are trained here.
-        bos_id: opens every document, None if nothing does. 1 in those trained here.
-        eos_id: closes every document. 2 in those trained here.
-        mask_id: stands for a token that is hidden from a model, None if there is none for it. 3 in
-            those trained here, which is SentencePiece's unknown token: as every text can be
-            encoded, none has it.
-        special_ids: the tokens that no text has.
-        special_tokens: how a text for `encode_parts` writes special tokens, and their ids.
-        names: what chat templates call special tokens, `bos_token` say, and how they are written.
-        stop_ids: the tokens that end what a model writes, `eos_id` among them.
-        chat_template: Jinja source that came with the tokenizer, "" if none did.
+        kind: its name in `TokenizerConfig.kind`.
+        pad_id: pads rows, never predicted. 0 in tokenizers trained here.
+        bos_id: starts every document; None if nothing does. 1 in those trained here.
+        eos_id: ends every document. 2 in those trained here.
+        mask_id: replaces a token hidden from a model; None if there is none. 3 in those trained
+            here, which is SentencePiece's unknown token and never occurs otherwise, since every
+            text can be encoded.
+        special_ids: tokens that never occur in encoded text.
+        special_tokens: spellings of special tokens in texts for `encode_parts`, and their ids.
+        names: names of special tokens in chat templates, such as `bos_token`, and their spellings.
+        stop_ids: tokens that end generated text, including `eos_id`.
+        chat_template: Jinja source that came with the tokenizer; "" for none.
         exact: whether the pieces of every text's tokens join to the text.
     """
 
@@ -71,25 +71,25 @@ class Tokenizer(abc.ABC):
     @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Hex digest that two tokenizers share only if they encode alike."""
+        """Hex digest that differs between tokenizers that encode differently."""
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """The tokens of every text, without bos and eos; on several threads where that pays.
+        """The tokens of every text, without bos and eos; uses several threads if that pays.
 
         Raises:
             ValueError: a text is not valid Unicode.
         """
 
     def encode(self, text: str) -> list[int]:
-        """The text's tokens, without bos and eos. ValueError if it is not valid Unicode."""
+        """The text's tokens, without bos and eos. Raises ValueError for invalid Unicode."""
         return self.encode_batch([text])[0]
 
     def encode_parts(self, parts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each part of a text in which special tokens are written out.
+        """Encodes each part of a text in which special tokens are written out.
 
-        No token reaches from one part into the next, and a special token's name that is cut in two
-        is text. Nothing is added: no bos, no eos.
+        No token crosses from one part into the next, and a special token's name that is split over
+        parts is plain text. No bos or eos is added.
 
         Raises:
             ValueError: a part is not valid Unicode.
@@ -107,15 +107,15 @@ class Tokenizer(abc.ABC):
 
     @property
     def opening(self) -> tuple[int, ...]:
-        """What stands before a document's own tokens, and so before a prompt's: bos, if any."""
+        """The tokens before a document's or a prompt's own: bos, if any."""
         return () if self.bos_id is None else (self.bos_id,)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of tokens; bytes that are no UTF-8 become U+FFFD, special tokens nothing."""
+        """The text of tokens; invalid UTF-8 becomes U+FFFD, and special tokens add nothing."""
         return b"".join(map(self.piece, ids)).decode(errors="replace")
 
     def piece(self, token: int) -> bytes:
-        """The bytes that a token adds to the text. ValueError if there is no such token."""
+        """The bytes that a token adds to the text. Raises ValueError for an unknown token."""
         if not 0 <= token < len(self._pieces):
             raise ValueError(
                 f"token {token} is not in the vocabulary: it has 0 to {len(self._pieces) - 1}. "
@@ -132,13 +132,13 @@ class Tokenizer(abc.ABC):
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each token adds to the text, int32 [V]; 0 for special tokens.
 
-        Where the tokenizer is not `exact`, they sum to about the bytes of a text.
+        If the tokenizer is not `exact`, they sum only approximately to the bytes of a text.
         """
         return np.array([len(piece) for piece in self._pieces], np.int32)
 
     @property
     def starts_word(self) -> np.ndarray:
-        """Whether a word begins with each token, bool [V]: those that begin with white space."""
+        """Whether each token starts a word, bool [V]: its piece begins with white space."""
         return np.array([piece[:1].isspace() for piece in self._pieces], bool)
 
     def save(self, directory: str | Path) -> None:
@@ -152,7 +152,7 @@ class Tokenizer(abc.ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """One token a byte: 4 special tokens, then the 256 bytes in order."""
+    """One token per byte: 4 special tokens, then the 256 bytes in order."""
 
     kind = "bytes"
 
@@ -165,7 +165,7 @@ class ByteTokenizer(Tokenizer):
         return hashlib.sha256(b"llmjax bytes 4+256").hexdigest()
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """Every text's UTF-8 bytes; faster than a thread could be started."""
+        """Every text's UTF-8 bytes; faster than starting a thread."""
         del num_threads
         return [[byte + NUM_SPECIAL for byte in utf8(text)] for text in texts]
 
@@ -177,7 +177,7 @@ class SentencePieceTokenizer(Tokenizer):
         model: the serialised model, as in a `tokenizer.model` file.
 
     Raises:
-        ValueError: the model cannot encode every text, or has its special tokens elsewhere.
+        ValueError: the model cannot encode every text, or its special tokens have other ids.
     """
 
     kind = "sentencepiece"
@@ -207,7 +207,7 @@ class SentencePieceTokenizer(Tokenizer):
         return hashlib.sha256(self._model).hexdigest()
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """The tokens of every text, without bos and eos. ValueError if one is not Unicode."""
+        """The tokens of every text, without bos and eos. Raises ValueError for invalid Unicode."""
         for text in texts:
             utf8(text)
         parts = [text.split(_SPACE) for text in texts]
@@ -216,12 +216,12 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._joined(itertools.islice(encoded, len(part))) for part in parts]
 
     def save(self, directory: str | Path) -> None:
-        """Writes `tokenizer.model` and the file that tells what it is."""
+        """Writes `tokenizer.model` and the metadata."""
         (Path(directory) / MODEL_FILE).write_bytes(self._model)
         super().save(directory)
 
     def _joined(self, parts: Iterator[list[int]]) -> list[int]:
-        """The tokens of a text from those between its `_SPACE` characters, which become bytes."""
+        """Joins the tokens of the parts between `_SPACE` characters, which become bytes."""
         ids = next(parts)
         for part in parts:
             ids += self._escape + part
@@ -237,35 +237,35 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 class StreamDecoder:
-    """Decodes tokens as they come, holding back the bytes of a character that is not whole yet."""
+    """Decodes tokens as they arrive, holding back the bytes of incomplete characters."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that these tokens complete, possibly none."""
+        """The text that these tokens complete, possibly empty."""
         return self._utf8.decode(b"".join(map(self._tokenizer.piece, ids)))
 
     def finish(self) -> str:
-        """U+FFFD if the tokens ended inside a character, else nothing."""
+        """U+FFFD if the tokens ended inside a character, otherwise ""."""
         return self._utf8.decode(b"", final=True)
 
 
 def train(settings: config.TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """Trains a tokenizer on texts; the same texts in the same order give the same tokenizer.
 
-    That of a checkpoint is read, and bytes are known: neither looks at a text.
+    Kinds `hub` and `bytes` do not read the texts.
 
     Raises:
-        FileNotFoundError: `settings.path` has no tokenizer of a checkpoint.
-        ModuleNotFoundError: it has, and the package `tokenizers` is not installed.
-        ValueError: there is no text, or too little for the vocabulary that the settings ask for.
+        FileNotFoundError: `settings.path` has no tokenizer.json.
+        ModuleNotFoundError: kind `hub` needs the package `tokenizers`, which is not installed.
+        ValueError: there is no text, or too little for the vocabulary size.
     """
     if settings.kind == "bytes":
         return ByteTokenizer()
     if settings.kind == "hub":
-        from llmjax.data.hub_tokenizer import HubTokenizer  # which stands on this module
+        from llmjax.data.hub_tokenizer import HubTokenizer  # which imports this module
 
         return HubTokenizer(settings.path)
     model = io.BytesIO()
@@ -287,7 +287,7 @@ def train(settings: config.TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
             bos_id=BOS_ID,
             eos_id=EOS_ID,
             unk_id=UNK_ID,
-            num_threads=1,  # byte-pair counting gains nothing from more
+            num_threads=1,  # counting byte pairs gains nothing from more
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -302,14 +302,14 @@ def train(settings: config.TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 def load_tokenizer(directory: str | Path) -> Tokenizer:
     """Loads the tokenizer that `prepare` (or `Tokenizer.save`) left in a directory.
 
-    The folder of a Hugging Face checkpoint will do, too.
+    The folder of a Hugging Face checkpoint works too.
 
     Raises:
-        FileNotFoundError: no tokenizer lies there.
+        FileNotFoundError: the directory has no tokenizer.
         ModuleNotFoundError: it is a checkpoint's, and the package `tokenizers` is not installed.
-        ValueError: its files do not belong together.
+        ValueError: its files do not match.
     """
-    from llmjax.data import hub_tokenizer  # which stands on this module
+    from llmjax.data import hub_tokenizer  # which imports this module
 
     path = Path(directory) / META_FILE
     if not path.is_file():
@@ -343,7 +343,7 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def utf8(text: str) -> bytes:
-    """The text's bytes. ValueError if it is not valid Unicode, as half a surrogate pair is not."""
+    """The text's UTF-8 bytes. Raises ValueError for invalid Unicode: an unpaired surrogate."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:

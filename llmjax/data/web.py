@@ -1,7 +1,7 @@
-"""Documents out of saved web pages: files of HTML, and the responses in WARC archives.
+"""Reads documents from saved web pages: HTML files, and the responses in WARC archives.
 
-A document's text is the page as it was sent, tags and all; the cleaning step `html` takes out what
-is to be read. Its metadata have `format="html"`, and of an archive `url` and `date`.
+A document's text is the raw page, tags included; the cleaning step `html` extracts the readable
+text. Its metadata has `format="html"`, and `url` and `date` if it comes from an archive.
 """
 
 import codecs
@@ -14,28 +14,28 @@ from llmjax.data import config, documents
 from llmjax.data.cleaning.document import Document
 from llmjax.data.cleaning.extra import needs
 
-# How many bytes of headers a record may have.
+# Maximum size of a record's headers.
 _MAX_HEADER_BYTES = 1 << 20
 
-# Only these: other codecs of Python are no charsets, and some take quadratic time.
+# Only these, because Python has codecs that are no charsets, some of which take quadratic time.
 _CHARSETS = re.compile(
     r"utf-?8|utf-?16(?:le|be)?|us-ascii|ascii|latin-?1|iso-?8859-\d+|(?:windows-|cp)\d+|koi8-[rut]"
     r"|shift[_-]jis|euc-(?:jp|kr)|iso-2022-jp|gb2312|gbk|gb18030|big5|tis-620|mac-?roman",
     re.IGNORECASE,
 )
 _DECLARED = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
-# What browsers read where these are declared.
+# The charsets that browsers use for these names.
 _SUPERSETS = {"ascii": "cp1252", "iso8859-1": "cp1252", "gb2312": "gb18030", "gbk": "gb18030"}
 
 
 def read(
     file: documents.File, source: config.Source, blocks: Iterator[bytes]
 ) -> Iterator[documents.Item]:
-    """Streams the pages of a file of HTML, which is one, or of a WARC archive, as `documents.read`.
+    """Streams the page of an HTML file, or those of a WARC archive, like `documents.read`.
 
     Args:
-        file: what is read.
-        source: whose file it is.
+        file: the file.
+        source: the source that it belongs to.
         blocks: the file's uncompressed bytes.
     """
     if not file.stem.endswith(documents.HTML_SUFFIXES):
@@ -45,7 +45,7 @@ def read(
 
 
 def _at_most(blocks: Iterator[bytes]) -> bytes:
-    """The bytes of a page, or the beginning of those of one that is too long."""
+    """The bytes of a page, truncated if it is too long."""
     held = bytearray()
     for block in blocks:
         held += block
@@ -63,7 +63,7 @@ def _page(
     position: int,
     **known: Any,
 ) -> documents.Item:
-    """A page's document; `charset` is that of its HTTP headers, if they name one."""
+    """A page as a document; `charset` is that of its HTTP headers, if any."""
     text, reason = "", ""
     if len(data) > documents.MAX_LINE_BYTES:
         reason = f"longer than {documents.MAX_LINE_BYTES >> 20} MiB"
@@ -85,7 +85,7 @@ def _page(
 
 
 def _charset(data: bytes, named: str) -> str:
-    """The codec of a page: by its byte order mark, its headers, its beginning, or UTF-8."""
+    """The codec of a page: from its byte order mark, its headers, its <meta> tag, or UTF-8."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     declared = _DECLARED.search(data[:2048])
@@ -95,13 +95,13 @@ def _charset(data: bytes, named: str) -> str:
                 codec = codecs.lookup(name).name
             except LookupError:
                 continue
-            # A declaration that could be read as ASCII is not in UTF-16.
+            # A declaration that is readable as ASCII is not in UTF-16.
             return _SUPERSETS.get(codec, "utf-8" if codec.startswith("utf-16") else codec)
     return "utf-8"
 
 
 class _Stream:
-    """Blocks as a file that warcio reads, in bounded portions."""
+    """Presents blocks to warcio as a file, in bounded portions."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
@@ -127,7 +127,7 @@ class _Stream:
         return data
 
     def tell(self) -> int:
-        """The number of bytes that were read."""
+        """The number of bytes read."""
         return self.position
 
 
@@ -137,11 +137,11 @@ def _read_archive(
     with needs("warcio"):
         from warcio.archiveiterator import ArchiveIterator
     first = next(blocks, b"")
-    if first.startswith(b"\x1f\x8b"):  # warcio would expand it, as far as it goes
+    if first.startswith(b"\x1f\x8b"):  # warcio would decompress it without a limit
         raise documents.DamagedError(0, first, "compressed twice, or named as if it were not")
     stream = _Stream(itertools.chain((first,), blocks))
     archive = ArchiveIterator(stream)
-    archive.INC_RECORD = ""  # what it would print of a record of another length than it says
+    archive.INC_RECORD = ""  # the message it would print for a record of the wrong length
     number, errors = 0, 0
     while True:
         try:
@@ -156,7 +156,7 @@ def _read_archive(
             item = _response(record, stream, file, source, number)
         except documents.DamagedError:
             raise
-        except Exception as error:  # warcio says what is wrong by whatever the wrong caused
+        except Exception as error:  # warcio raises whatever the damage happens to cause
             raw = repr(error).encode(errors="replace")[: documents.RAW_BYTES]
             yield documents.Rejected(file.name, "record", number + 1, "damaged archive", raw)
             return
@@ -167,7 +167,7 @@ def _read_archive(
 def _response(
     record: Any, stream: _Stream, file: documents.File, source: config.Source, number: int
 ) -> documents.Item | None:
-    """The page of a record that is a successful response of HTML; the record is read to its end."""
+    """The page of a record with a successful HTML response; reads the record to its end."""
     headers = record.http_headers
     kind = (headers.get_header("Content-Type") or "").lower() if headers else ""
     wanted = (

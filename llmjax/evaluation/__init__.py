@@ -1,4 +1,4 @@
-"""Evaluation: what a model has learned, measured on text that it has not seen."""
+"""Evaluation of trained models on held-out data."""
 
 from llmjax.evaluation.classification import (
     Confusion,

@@ -1,7 +1,7 @@
-"""What a language model has to beat to be worth its training: a compressor, and counting.
+"""Baselines that a language model must beat: a compressor and an n-gram model.
 
-Both are given the training text and asked for the held-out text, in bits per byte: the unit of
-`evaluate`'s bits_per_byte, whatever the tokenizer.
+Both see the training text and are scored on the held-out text in bits per byte, like `evaluate`'s
+bits_per_byte, independent of any tokenizer.
 """
 
 import concurrent.futures
@@ -13,16 +13,16 @@ import numpy as np
 
 MAX_ORDER = 8  # bytes that fit in a uint64
 
-# Discounts where the counts of counts give none, as in a text of a few lines; KenLM's choice.
+# Used where the counts of counts determine no discounts, as in a text of a few lines; KenLM's.
 _FALLBACK_DISCOUNTS = np.array([0.0, 0.5, 1.0, 1.5])
 
 
 class XzBits(NamedTuple):
-    """What `xz -9` needs for a text, in bits per byte.
+    """Bits per byte that `xz -9` needs for a text.
 
     Attributes:
-        alone: for the text by itself.
-        primed: for the text behind the training text, less what that needs.
+        alone: bits for the text by itself.
+        primed: additional bits when the text follows the training text.
     """
 
     alone: float
@@ -30,17 +30,17 @@ class XzBits(NamedTuple):
 
     @property
     def best(self) -> float:
-        """The fewer of the two."""
+        """The smaller of the two."""
         return min(self)
 
 
 def xz_bits_per_byte(train: bytes, held_out: bytes) -> XzBits:
-    """What `xz -9` needs for `held_out`, by itself and when it has seen `train`.
+    """Compresses `held_out` with `xz -9`, by itself and after `train`.
 
-    Its dictionary has 64 MiB: of a longer training text it sees the end.
+    The dictionary holds 64 MiB, so of a longer training text only the end counts.
 
     Raises:
-        ValueError: no held-out text.
+        ValueError: a text is empty.
     """
     _require_text("held_out", held_out)
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -49,10 +49,10 @@ def xz_bits_per_byte(train: bytes, held_out: bytes) -> XzBits:
 
 
 def kneser_ney_bits_per_byte(train: bytes, held_out: bytes, *, order: int = 6) -> float:
-    """What a `KneserNey` model of `train` needs for `held_out`, by entropy.
+    """Cross-entropy of `held_out` under a `KneserNey` model of `train`.
 
     Raises:
-        ValueError: a text is empty, or `order` out of range.
+        ValueError: a text is empty or `order` is out of range.
     """
     _require_text("held_out", held_out)
     probabilities = KneserNey.fit(train, order).probabilities(held_out)
@@ -61,13 +61,13 @@ def kneser_ney_bits_per_byte(train: bytes, held_out: bytes, *, order: int = 6) -
 
 @dataclasses.dataclass(frozen=True)
 class _Level:
-    """The n-grams of one length n, each n bytes in a uint64, the last byte lowest.
+    """The n-grams of one length n, each packed into a uint64 with the last byte lowest.
 
     Attributes:
-        grams: [G] sorted, those seen in training.
-        shares: [G] the part of the probability after its context that each has for itself.
-        contexts: [C] sorted, their first n - 1 bytes.
-        backoffs: [C] what is left after each context, for the shorter one to share out.
+        grams: [G], sorted; the n-grams of the training text.
+        shares: [G], the discounted probability of each after its context.
+        contexts: [C], sorted; their first n - 1 bytes.
+        backoffs: [C], the probability left to the shorter context.
     """
 
     grams: np.ndarray
@@ -76,7 +76,7 @@ class _Level:
     backoffs: np.ndarray
 
     def interpolate(self, codes: np.ndarray, shorter: np.ndarray) -> np.ndarray:
-        """Probabilities of the last bytes of `codes` [N], given them by the next shorter level."""
+        """Probabilities of the last bytes of `codes` [N], given those of the shorter context."""
         shares = _look_up(codes, self.grams, self.shares, default=0.0)
         return shares + _look_up(codes >> 8, self.contexts, self.backoffs, default=1.0) * shorter
 
@@ -85,27 +85,27 @@ class _Level:
 class KneserNey:
     """Interpolated modified Kneser-Ney n-grams of bytes (Chen & Goodman 1999, section 3.5).
 
-    Each level discounts its counts by a constant for counts of one, two, and three or more, and
-    gives what that frees to the level below. There, a count is the number of different bytes seen
-    before the n-gram. The lowest level gives to the uniform distribution over all 256 bytes, so
-    every text has a probability. Texts begin behind zero bytes.
+    Each level discounts its counts by constants for counts of one, two, and three or more, and
+    gives the freed mass to the level below. At lower levels the count of an n-gram is the number of
+    distinct bytes that precede it. The lowest level backs off to the uniform distribution over all
+    256 bytes, so every text has a nonzero probability. Texts are padded with leading zero bytes.
 
     Attributes:
-        levels: from single bytes to the longest n-grams.
+        levels: levels from single bytes to the longest n-grams.
     """
 
     levels: tuple[_Level, ...]
 
     @classmethod
     def fit(cls, text: bytes, order: int = 6) -> "KneserNey":
-        """Counts the n-grams of a text; n is at most `order`.
+        """Counts the n-grams of a text, up to n = `order`.
 
         Raises:
-            ValueError: no text, or `order` not in 1 to 8.
+            ValueError: the text is empty or `order` is not in 1 to 8.
         """
         _require_text("text", text)
         if not 1 <= order <= MAX_ORDER:
-            raise ValueError(f"order is {order}: n-grams have 1 to {MAX_ORDER} bytes")
+            raise ValueError(f"order={order}: must be in 1 to {MAX_ORDER} (bytes of an n-gram)")
         grams, counts = np.unique(_windows(text, order), return_counts=True)
         levels = [_level(grams, counts)]
         for length in range(order - 1, 0, -1):
@@ -114,7 +114,7 @@ class KneserNey:
         return cls(tuple(reversed(levels)))
 
     def probabilities(self, text: bytes) -> np.ndarray:
-        """float64 [N]: the probability of each byte of the text, given those before it."""
+        """float64 [N]: the probability of each byte of the text, given the bytes before it."""
         codes = _windows(text, len(self.levels))
         result = np.full(len(text), 1 / 256)
         for length, level in enumerate(self.levels, start=1):
@@ -132,7 +132,7 @@ def _windows(text: bytes, length: int) -> np.ndarray:
 
 
 def _end(codes: np.ndarray, length: int) -> np.ndarray:
-    """The last `length` bytes of each."""
+    """The last `length` bytes of each code."""
     return codes & np.uint64((1 << 8 * length) - 1)
 
 
@@ -150,7 +150,7 @@ def _level(grams: np.ndarray, counts: np.ndarray) -> _Level:
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """What to take off a count of 0, 1, 2, and 3 or more (Chen & Goodman 1999, equation 26)."""
+    """Discounts of counts 0, 1, 2, and 3 or more (Chen & Goodman 1999, equation 26)."""
     number = np.bincount(np.minimum(counts, 5), minlength=6).astype(float)
     if not number[1:5].all():
         return _FALLBACK_DISCOUNTS
@@ -163,7 +163,7 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
 def _look_up(
     codes: np.ndarray, known: np.ndarray, values: np.ndarray, *, default: float
 ) -> np.ndarray:
-    """The value of each code, or the default where it is not known."""
+    """The value of each code, or the default for unknown codes."""
     index = np.minimum(np.searchsorted(known, codes), len(known) - 1)
     return np.where(known[index] == codes, values[index], default)
 

@@ -1,4 +1,4 @@
-"""How well a model tells labels apart: the confusion matrix, and all that follows from it."""
+"""Classification metrics: the confusion matrix and the figures derived from it."""
 
 import dataclasses
 import json
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """How often each label was taken for each.
+    """A confusion matrix.
 
-    A quotient without a denominator (the precision of a label that was never chosen) is 0.
+    A quotient with denominator 0 (such as the precision of a label never predicted) is 0.
 
     Attributes:
-        counts: int64 [N, N]; the row is the true label, the column the chosen one.
-        names: of the labels.
+        counts: int64 [N, N]; rows are true labels, columns predicted ones.
+        names: names of the labels.
     """
 
     counts: np.ndarray
@@ -33,11 +33,11 @@ class Confusion:
 
     def __post_init__(self) -> None:
         if self.counts.shape != (len(self.names),) * 2:
-            raise ValueError(f"{len(self.names)} names for counts {self.counts.shape}")
+            raise ValueError(f"{len(self.names)} names for counts of shape {self.counts.shape}")
 
     @classmethod
     def of(cls, labels: Any, chosen: Any, names: Sequence[str]) -> "Confusion":
-        """Counts labels [...] in [0, N), -1 for none, with what was chosen in their place."""
+        """Counts predictions against labels [...] in [0, N); label -1 is ignored."""
         labels, chosen = np.ravel(labels).astype(int), np.ravel(chosen).astype(int)
         counts: np.ndarray = np.zeros((len(names),) * 2, np.int64)
         np.add.at(counts, (labels[labels >= 0], chosen[labels >= 0]), 1)
@@ -48,17 +48,17 @@ class Confusion:
 
     @property
     def support(self) -> np.ndarray:
-        """int64 [N]: how many examples have each label."""
+        """int64 [N]: the number of examples with each label."""
         return self.counts.sum(axis=1)
 
     @property
     def precision(self) -> np.ndarray:
-        """float64 [N]: of those taken for a label, the share that have it."""
+        """float64 [N]: the share of predictions of a label that are right."""
         return _quotient(np.diag(self.counts), self.counts.sum(axis=0))
 
     @property
     def recall(self) -> np.ndarray:
-        """float64 [N]: of those that have a label, the share taken for it."""
+        """float64 [N]: the share of examples with a label that are predicted as it."""
         return _quotient(np.diag(self.counts), self.support)
 
     @property
@@ -68,26 +68,26 @@ class Confusion:
 
     @property
     def accuracy(self) -> float:
-        """The share that are right."""
+        """The share of correct predictions."""
         return float(_quotient(np.trace(self.counts), self.counts.sum()))
 
     @property
     def macro_f1(self) -> float:
-        """The mean F1 of the labels that are met, true or chosen."""
+        """The mean F1 of all labels that occur, true or predicted."""
         met = (self.counts.sum(axis=0) + self.support) > 0
         return float(self.f1[met].mean()) if met.any() else 0.0
 
     @property
     def micro_f1(self) -> float:
-        """F1 of the counts of all labels together; where each example has one, the accuracy."""
+        """F1 of the pooled counts; with one label per example it equals the accuracy."""
         right, total = np.trace(self.counts), self.counts.sum()
         return float(_quotient(2 * right, 2 * right + 2 * (total - right)))
 
     @property
     def matthews(self) -> float:
-        """Matthews correlation of any number of labels, R_K (Gorodkin 2004, equation 8).
+        """Matthews correlation for any number of labels, R_K (Gorodkin 2004, equation 8).
 
-        1 is all right, 0 as good as a constant or chance; 0 where one label alone is true or taken.
+        1 is perfect and 0 is chance level; 0 too if all true or all predicted labels are the same.
         """
         counts = self.counts.astype(np.float64)
         total, right = counts.sum(), np.trace(counts)
@@ -96,7 +96,7 @@ class Confusion:
         return float((right * total - true @ chosen) / math.sqrt(spread)) if spread > 0 else 0.0
 
     def metrics(self) -> dict[str, float]:
-        """What a run watches: accuracy, macro_f1 and matthews, and the number of labels."""
+        """The metrics of a run's log: accuracy, macro_f1, matthews and the number of labels."""
         return {
             "accuracy": self.accuracy,
             "macro_f1": self.macro_f1,
@@ -105,7 +105,7 @@ class Confusion:
         }
 
     def table(self, title: str = "") -> "Table":
-        """A line for each label, and their means, for the terminal."""
+        """A terminal table with a row per label and the overall figures."""
         from rich.table import Table
 
         table = Table("label", title=title or None, title_justify="left")
@@ -134,24 +134,24 @@ def evaluate_classification(
     batches: Iterable[Mapping[str, np.ndarray]],
     names: Sequence[str] = (),
 ) -> tuple[dict[str, float], Confusion]:
-    """The loss of labels, and what is taken for what, over a finite set of batches.
+    """The mean loss and the confusion matrix over a finite set of batches.
 
     Args:
         loss: made with `objectives.classification(config, confusion=True)`.
-        params: the parameters.
-        batches: host batches with "labels", -1 for none: rows that only fill a batch, say.
-        names: of the labels; by default their numbers.
+        params: the model's parameters.
+        batches: host batches with "labels"; label -1 is ignored, as in rows that fill a batch.
+        names: names of the labels; their numbers by default.
 
     Returns:
         validation_loss (nats per label) with `Confusion.metrics`, and the confusion matrix.
 
     Raises:
-        ValueError: there is no label, or the loss does not count.
+        ValueError: there is no label, or the loss returns no confusion counts.
     """
     found = sum_up(loss, params, batches)
     mean = _mean(found, "labels")
     if "confusion" not in found:
-        raise ValueError("the loss counts no labels: make it with confusion=True")
+        raise ValueError("the loss returns no confusion counts: make it with confusion=True")
     counts = np.rint(found["confusion"]).astype(np.int64)
     confusion = Confusion(counts, tuple(names) or tuple(map(str, range(len(counts)))))
     return {"validation_loss": mean, **confusion.metrics()}, confusion
@@ -160,14 +160,14 @@ def evaluate_classification(
 def evaluate_spans(
     loss: Loss, params: Any, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, float]:
-    """How well a model finds spans: exactly, and by their tokens.
+    """Exact match and token F1 of predicted spans.
 
-    Both are of tokens, as the model sees them; SQuAD's own script compares words of the text.
+    Both compare the model's tokens; SQuAD's own script compares words of the text.
 
     Args:
-        loss: made with `objectives.classification`, of a model whose head.kind is span.
-        params: the parameters.
-        batches: host batches with "spans", -1 for none.
+        loss: made with `objectives.classification`, for a model with head.kind "span".
+        params: the model's parameters.
+        batches: host batches with "spans"; -1 for none.
 
     Returns:
         validation_loss (nats), exact_match, token_f1 and the number of spans.

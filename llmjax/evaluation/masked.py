@@ -1,4 +1,4 @@
-"""How well a model tells what is hidden in text that it has not seen, or replaced."""
+"""Held-out losses of masked language modelling and replaced-token detection."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,17 +13,18 @@ from llmjax.objectives import Loss
 def evaluate_mlm(
     loss: Loss, params: Any, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, float]:
-    """The loss at masked tokens, whose masks are the same at every call; see `sum_up`.
+    """The loss at masked tokens; masks are the same at every call, see `sum_up`.
 
     Args:
         loss: made with `objectives.mlm`.
-        params: the parameters.
+        params: the model's parameters.
         batches: host batches, int32 [B/processes, S].
 
     Returns:
-        validation_loss (nats per masked token), pseudo_perplexity, its exponential, and the number
-        of masked_tokens. The pseudo-perplexity of Salazar et al. (2020) hides one token at a time,
-        and so is lower. Neither is a probability of the text, so there are no bits per byte.
+        validation_loss (nats per masked token), pseudo_perplexity (its exponential) and
+        masked_tokens (their number). The pseudo-perplexity of Salazar et al. (2020) masks one
+        token at a time and is therefore lower. Neither is a probability of the text, so there are
+        no bits per byte.
 
     Raises:
         ValueError: there is no batch, or nothing was masked.
@@ -40,7 +41,7 @@ def evaluate_mlm(
 def evaluate_rtd(
     loss: Loss, params: Any, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, float]:
-    """Both losses of replaced-token detection, with the same replacements at every call.
+    """Both losses of replaced-token detection; replacements are the same at every call.
 
     Args:
         loss: made with `objectives.rtd`.
@@ -48,10 +49,10 @@ def evaluate_rtd(
         batches: host batches, int32 [B/processes, S].
 
     Returns:
-        validation_loss, the joint one; generator_loss (nats per masked token; a mean over batches,
-        each weighed by its tokens) and discriminator_loss (nats per token); the shares of tokens
-        that were replaced and that the discriminator told right (discriminator_accuracy), which
-        is 1 - replaced for one that takes all for originals; and the number of tokens.
+        validation_loss (the joint loss); generator_loss (nats per masked token, averaged over
+        batches weighted by their tokens); discriminator_loss (nats per token); replaced (the share
+        of replaced tokens); discriminator_accuracy, which is 1 - replaced if every token is
+        classified as original; and tokens (their number).
 
     Raises:
         ValueError: there is no batch, or no token.

@@ -1,4 +1,4 @@
-"""How well a model predicts text that it has not seen, exactly summed."""
+"""Perplexity and bits per byte of a language model on held-out text."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,18 +25,18 @@ def evaluate(
     Σ nats / (ln 2 · bytes), compares models with different tokenizers.
 
     Args:
-        loss: the objective, called without a key (no dropout). Give the same function every time:
-            it is compiled once for it.
-        params: the parameters.
-        batches: host batches, int32 [B/n, S] of a process's share (`mesh.row_share`), "targets"
-            among them.
-        token_bytes: int [V], the bytes of text that each token stands for.
+        loss: the objective, called without a key (no dropout). Pass the same function every time,
+            since each function is compiled once.
+        params: the model's parameters.
+        batches: host batches with "targets", int32 [B/n, S], this process's share of the rows
+            (`mesh.row_share`).
+        token_bytes: int [V], bytes of text per token.
 
     Returns:
         validation_loss (nats per token), perplexity, bits_per_byte, tokens and bytes.
 
     Raises:
-        ValueError: there is no batch, no target, or no byte in the targets.
+        ValueError: there is no batch, no target, or no byte of text in the targets.
     """
     count = np.zeros(2, np.int64)  # tokens and bytes of this process
 
@@ -50,7 +50,7 @@ def evaluate(
     found = sum_up(loss, params, counted())
     nats, weight = found["sum"], found["weight"]
     if jax.process_count() > 1:
-        # As many processes read each share of the rows.
+        # Every share of the rows is read by the same number of processes.
         everywhere = multihost_utils.process_allgather(count).sum(axis=0)
         count = everywhere * mesh.row_share()[1] // jax.process_count()
     if not weight or not count[1]:

@@ -1,4 +1,4 @@
-"""How far a reward model may be trusted: how often it is right, when it is sure, and of what."""
+"""Accuracy, calibration and length bias of a reward model on held-out comparisons."""
 
 import dataclasses
 import functools
@@ -21,32 +21,32 @@ from llmjax.objectives.comparison import Pairs, differences, require_segments
 if TYPE_CHECKING:
     from rich.table import Table
 
-SIDES = (1, 0, -1)  # whether the better response is the longer one, neither, or the shorter one
+SIDES = (1, 0, -1)  # the better response is longer, of equal length, or shorter
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardReport:
-    """What held-out comparisons say of a reward model. A row's pairs count as one together.
+    """Statistics of a reward model on held-out comparisons. The pairs of a row weigh 1 together.
 
-    Numbers that nothing speaks of, the accuracy where no response is longer say, are not numbers.
+    A statistic without data is NaN, such as `accuracy_longer` if no better response is longer.
 
     Attributes:
-        rows: that have a pair.
-        accuracy: the share of pairs in which the better response has the higher reward.
-        calibration_error: the mean distance, over all pairs, of the curve from its diagonal
+        rows: number of rows with a pair.
+        accuracy: share of pairs in which the better response has the higher reward.
+        calibration_error: mean distance of the calibration curve from the diagonal, over all pairs
             (expected calibration error: Guo et al. 2017, equation 3).
-        confidence: float64 [bins], the mean of σ(|r_i - r_j|), the chance to be right that the
-            model claims, over equal parts of [0.5, 1].
-        right: float64 [bins], the share of these pairs in which it is right.
-        share: float64 [bins], of all pairs.
-        longer_share: how often the better response is the longer one, of those of unequal length.
-        longer_chosen: how often the longer one has the higher reward, likewise. Far above
-            `longer_share`, the model has learned that longer is better.
-        accuracy_longer: where the better response is the longer one.
-        accuracy_shorter: where it is the shorter one.
-        length_correlation: of rewards and lengths, over all responses (Pearson's).
-        length_correlation_within: of the differences of both within a pair, so that what prompts
-            have to do with either does not matter.
+        confidence: float64 [bins], mean of σ(|r_i - r_j|), the model's claimed probability of
+            being right, in equal bins over [0.5, 1].
+        right: float64 [bins], accuracy of these pairs.
+        share: float64 [bins], their share of all pairs.
+        longer_share: among pairs of unequal length, how often the better response is longer.
+        longer_chosen: among the same pairs, how often the longer one has the higher reward. If it
+            is far above `longer_share`, the model has learned that longer is better.
+        accuracy_longer: accuracy where the better response is longer.
+        accuracy_shorter: accuracy where the better response is shorter.
+        length_correlation: Pearson correlation of reward and length over all responses.
+        length_correlation_within: the same for the differences within pairs, which removes the
+            influence of the prompt.
     """
 
     rows: int
@@ -63,16 +63,16 @@ class RewardReport:
     length_correlation_within: float
 
     def metrics(self) -> dict[str, float]:
-        """All but the curve, by their names, for a log."""
+        """All statistics except the calibration curve, by name, for a log."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
 
     def table(self, title: str = "") -> "Table":
-        """A line for each part of the calibration curve that has pairs, for the terminal."""
+        """A terminal table of the calibration curve, with a row per bin that has pairs."""
         from rich.table import Table
 
-        table = Table("sure to be right", title=title or None, title_justify="left")
-        for name in ("is right", "of all pairs"):
+        table = Table("confidence", title=title or None, title_justify="left")
+        for name in ("accuracy", "share of pairs"):
             table.add_column(name, justify="right")
         for row in np.flatnonzero(self.share):
             figures = (values[row] for values in (self.confidence, self.right, self.share))
@@ -80,7 +80,7 @@ class RewardReport:
         return table
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes all of it as JSON; a run's report reads RUN_DIR/reward_report.json."""
+        """Writes all statistics as JSON; a run's report reads RUN_DIR/reward_report.json."""
         plain = {
             name: _finite(value.tolist() if isinstance(value, np.ndarray) else value)
             for name, value in dataclasses.asdict(self).items()
@@ -96,17 +96,17 @@ def evaluate_reward(
     responses: int = 2,
     bins: int = 10,
 ) -> RewardReport:
-    """Judges a reward model by comparisons that it has not seen.
+    """Evaluates a reward model on held-out comparisons.
 
-    Lengths are those of the responses, by "targets" where batches have them, and else of segments,
-    whose prompts are the same.
+    The length of a response is the number of its targets if batches have "targets". Otherwise it is
+    that of the segment, whose prompt is the same within a pair.
 
     Args:
-        config: the model's, with a head of kind reward.
-        params: its parameters.
-        batches: host batches, as `objectives.reward` takes them.
-        responses: K, the most that a row holds.
-        bins: parts of the calibration curve.
+        config: the model's configuration, with a head of kind "reward".
+        params: the model's parameters.
+        batches: host batches, as for `objectives.reward`.
+        responses: K, the maximum per row.
+        bins: number of bins of the calibration curve.
 
     Raises:
         ValueError: there is no pair.
@@ -139,7 +139,7 @@ def evaluate_reward(
 
 @functools.cache
 def _statistics(config: models.ModelConfig, responses: int, bins: int) -> Loss:
-    """All that the report is made of, as sums over rows, in the place of an objective's metrics."""
+    """A loss whose metrics are the sums behind the report; its own value is 0."""
 
     def statistics(params, batch: Batch, _):
         ids = require_segments("evaluate_reward", batch, responses)
@@ -171,7 +171,7 @@ def _statistics(config: models.ModelConfig, responses: int, bins: int) -> Loss:
             "sides": by(ones, on_side),
             "right_by_side": by(right, on_side),
             "moments": _moments(rewards, lengths, lambda x: jnp.sum(jnp.where(present, x, 0.0))),
-            # In either order of a pair, so that differences have a mean of 0.
+            # Each pair counts in both orders, so differences have mean 0.
             "moments_within": _moments(lead, longer, of) * jnp.array([1.0, 0, 0, 1, 1, 1]),
         }
         weight = jnp.sum(pairs.rows, dtype=jnp.float32)
@@ -181,18 +181,18 @@ def _statistics(config: models.ModelConfig, responses: int, bins: int) -> Loss:
 
 
 def _finite(value: Any) -> Any:
-    """With None for what is no number, which JSON has no word for."""
+    """Replaces numbers that are not finite by None, since JSON cannot express them."""
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return value if math.isfinite(value) else None
 
 
 def _moments(x: jax.Array, y: jax.Array, total: Callable) -> jax.Array:
-    """The sums that `_correlation` takes, [6]."""
+    """The sums that `_correlation` needs, [6]."""
     return jnp.stack([total(z) for z in (jnp.ones_like(x), x, y, x * x, y * y, x * y)])
 
 
 def _correlation(moments: np.ndarray) -> float:
-    """Pearson's, from n, Σx, Σy, Σx², Σy² and Σxy."""
+    """Pearson correlation from n, Σx, Σy, Σx², Σy² and Σxy."""
     count, x, y, xx, yy, xy = moments
     return float((xy - x * y / count) / np.sqrt((xx - x * x / count) * (yy - y * y / count)))

@@ -1,9 +1,9 @@
-"""Figures of several runs, folds of a cross-validation or seeds: means, intervals, comparisons.
+"""Statistics over several runs (cross-validation folds or seeds): means, intervals, comparisons.
 
-Runs with seeds of their own are independent. Folds are not: their training sets overlap, so their
-spread is less than that of new data, and an interval from it alone too narrow. Nadeau & Bengio
-(2003, section 3) add what the overlap hides: the variance of the mean of J runs is taken for
-(1/J + n_test/n_train) s². `overlap` is that second term, `fold_overlap(k)` of k folds.
+Runs with different seeds are independent. Folds are not: their training sets overlap, so their
+variance underestimates that of new data and an interval based on it alone is too narrow. Nadeau &
+Bengio (2003, section 3) correct for the overlap: they estimate the variance of the mean of J runs
+as (1/J + n_test/n_train) s². `overlap` is the second term; `fold_overlap(k)` gives it for k folds.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ class Summary:
     """A metric over several runs.
 
     Attributes:
-        mean: theirs.
-        deviation: the standard deviation, with one degree of freedom less than runs.
-        low: of the mean's confidence interval, by Student's t.
-        high: the same.
-        count: of the runs.
+        mean: mean of the runs.
+        deviation: standard deviation, with runs - 1 degrees of freedom.
+        low: lower end of the mean's confidence interval, by Student's t.
+        high: upper end.
+        count: number of runs.
     """
 
     mean: float
@@ -41,12 +41,12 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The differences of two settings, run by run.
+    """The paired difference of two settings.
 
     Attributes:
-        difference: a summary of first minus second.
-        t: Student's statistic, of `difference.count` - 1 degrees of freedom.
-        p: how probable one as large or larger, of either sign, is where nothing differs.
+        difference: summary of first minus second.
+        t: Student's statistic with `difference.count` - 1 degrees of freedom.
+        p: two-sided p-value.
     """
 
     difference: Summary
@@ -54,14 +54,14 @@ class Comparison:
     p: float
 
     def is_significant(self, level: float = 0.05) -> bool:
-        """Whether p is below a level."""
+        """Whether p is below the level."""
         return self.p < level
 
 
 def fold_overlap(folds: int) -> float:
-    """n_test/n_train of a k-fold cross-validation: 1/(k - 1)."""
+    """n_test/n_train of k-fold cross-validation: 1/(k - 1)."""
     if folds < 2:
-        raise ValueError(f"folds={folds}: a cross-validation has 2 or more")
+        raise ValueError(f"folds={folds}: cross-validation needs at least 2")
     return 1 / (folds - 1)
 
 
@@ -71,22 +71,22 @@ def summarize(
     """Mean, standard deviation and confidence interval of two or more runs.
 
     Args:
-        values: of one metric.
-        overlap: n_test/n_train where runs are folds, see the head of this file; 0 of seeds.
-        confidence: how often such intervals hold the true mean.
+        values: values of one metric.
+        overlap: n_test/n_train if the runs are folds (see the module docstring); 0 for seeds.
+        confidence: level of the interval.
 
     Raises:
-        ValueError: fewer than two values, one that is not finite, or settings out of range.
+        ValueError: fewer than two values, a value that is not finite, or an argument out of range.
     """
     from scipy import stats  # half a second to import
 
     numbers = np.asarray(values, np.float64)
     if numbers.ndim != 1 or numbers.size < 2:
-        raise ValueError(f"{numbers.size} runs say nothing of their spread: give 2 or more")
+        raise ValueError(f"{numbers.size} run(s) have no spread: give at least 2")
     if not np.isfinite(numbers).all():
-        raise ValueError(f"runs {list(values)}: one is not finite, so there is no mean")
+        raise ValueError(f"runs {list(values)}: every value must be finite")
     if not 0 <= overlap < math.inf or not 0 < confidence < 1:
-        raise ValueError(f"overlap={overlap} is 0 or more, confidence={confidence} in (0, 1)")
+        raise ValueError(f"overlap={overlap} must be at least 0, confidence={confidence} in (0, 1)")
     mean, deviation = float(numbers.mean()), float(numbers.std(ddof=1))
     quantile = float(stats.t.ppf((1 + confidence) / 2, numbers.size - 1))
     half = quantile * deviation * math.sqrt(1 / numbers.size + overlap)
@@ -100,22 +100,22 @@ def compare(
     overlap: float = 0.0,
     confidence: float = 0.95,
 ) -> Comparison:
-    """The paired t-test of two settings over the same folds or seeds (Student 1908).
+    """Paired t-test of two settings over the same folds or seeds (Student 1908).
 
     Args:
-        first: one metric of one setting.
-        second: the same of the other, in the same order.
-        overlap: n_test/n_train where runs are folds, which makes it the corrected resampled t-test
-            of Nadeau & Bengio (2003, section 4.1); 0 of seeds.
-        confidence: of the interval.
+        first: values of one metric under the first setting.
+        second: the same under the second setting, in the same order.
+        overlap: n_test/n_train if the runs are folds, which gives the corrected resampled t-test
+            of Nadeau & Bengio (2003, section 4.1); 0 for seeds.
+        confidence: level of the interval.
 
     Raises:
-        ValueError: as of `summarize`, or the numbers of runs differ.
+        ValueError: as for `summarize`, or if the numbers of runs differ.
     """
     from scipy import stats
 
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} runs and {len(second)}: a pair has one of each")
+        raise ValueError(f"{len(first)} and {len(second)} runs: a paired test needs equal numbers")
     differences = np.subtract(first, second).tolist()
     found = summarize(differences, overlap=overlap, confidence=confidence)
     error = found.deviation * math.sqrt(1 / found.count + overlap)
@@ -136,17 +136,17 @@ def fold_table(
     overlap: float = 0.0,
     confidence: float = 0.95,
 ) -> "Table":
-    """A line for each run, and below them means, deviations and intervals, for the terminal.
+    """A terminal table with a row per run, then means, standard deviations and intervals.
 
     Args:
-        runs: the metrics of each; columns are those that all have.
-        title: above it.
-        what: a run is.
-        overlap: as of `summarize`.
-        confidence: as of `summarize`.
+        runs: metrics of each run; the columns are those that all runs have.
+        title: title of the table.
+        what: the name of a run, "fold" or "seed".
+        overlap: as for `summarize`.
+        confidence: as for `summarize`.
 
     Raises:
-        ValueError: as of `summarize`.
+        ValueError: as for `summarize`.
     """
     names = [name for name in (runs[0] if runs else ()) if all(name in run for run in runs)]
     columns = [[run[name] for run in runs] for name in names]
@@ -169,17 +169,17 @@ def comparison_table(
     overlap: float = 0.0,
     confidence: float = 0.95,
 ) -> "Table":
-    """Two settings side by side with their differences and what `compare` says of them.
+    """A terminal table of two settings, their differences and the result of `compare`.
 
     Args:
-        settings: the values of one metric by the names of two settings.
-        title: above it.
-        what: a run is.
-        overlap: as of `compare`.
-        confidence: as of `compare`.
+        settings: values of one metric, by the names of the two settings.
+        title: title of the table.
+        what: the name of a run, "fold" or "seed".
+        overlap: as for `compare`.
+        confidence: as for `compare`.
 
     Raises:
-        ValueError: as of `compare`.
+        ValueError: as for `compare`.
     """
     (first, a), (second, b) = settings.items()
     found = compare(a, b, overlap=overlap, confidence=confidence)

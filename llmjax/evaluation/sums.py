@@ -1,4 +1,4 @@
-"""A loss summed exactly over a finite set of batches."""
+"""Exact sums of a loss and its metrics over a finite set of batches."""
 
 import collections
 import functools
@@ -14,20 +14,20 @@ from llmjax.objectives import Batch, Loss, PreparedLoss
 
 
 def sum_up(loss: Loss, params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """Sums over batches, in float64, so that their order and number do not matter.
+    """Sums over batches in float64, so that their order and number do not matter.
 
-    Masks, and what replaces them, are drawn for each batch by its number: those of batch 3 are
-    always the same, and others than those of batch 4.
+    Masks and replacements are drawn from the index of each batch: the same batch gets the same
+    masks at every call, and different batches get different ones.
 
     Args:
-        loss: the objective, called without a key (no dropout). Give the same function every time:
-            it is compiled once for it.
-        params: the parameters.
+        loss: the objective, called without a key (no dropout). Pass the same function every time,
+            since each function is compiled once.
+        params: the model's parameters.
         batches: host batches, int32 [B/processes, ...].
 
     Returns:
-        Of the loss "sum" and "weight", and its metrics' sums by their names, floats or float64
-        arrays; of no batch both are 0.
+        The loss's "sum" and "weight" and the sums of its metrics by name, as floats or float64
+        arrays. Without batches, "sum" and "weight" are 0.
     """
     totals: dict[str, Any] = {"sum": 0.0, "weight": 0.0}
     running: collections.deque[dict[str, jax.Array]] = collections.deque()
@@ -39,7 +39,7 @@ def sum_up(loss: Loss, params: Any, batches: Iterable[Mapping[str, np.ndarray]])
 
     for number, batch in enumerate(batches):
         running.append(_sums(loss, params, mesh.shard_batch(batch), jnp.uint32(number)))
-        if len(running) > 1:  # read one batch late, so the device need not wait
+        if len(running) > 1:  # read one batch late, so that the device does not wait for the host
             add(running.popleft())
     for last in running:
         add(last)

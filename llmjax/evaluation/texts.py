@@ -1,4 +1,4 @@
-"""How well a model predicts each of many texts, one number a text."""
+"""Perplexity of each of many texts."""
 
 import dataclasses
 import functools
@@ -18,18 +18,17 @@ from llmjax.objectives.log_probs import require_language_model
 
 @dataclasses.dataclass(frozen=True)
 class TextScorer:
-    """Perplexities of texts under a language model, exp(-Σ log P(token) / tokens), ends included.
+    """Perplexities of texts under a language model, exp(-Σ log P(token) / tokens), with the end.
 
-    A text that is longer than a row goes on in another, as in training, without sight of what came
-    before. Several short ones share a row and do not see each other.
+    A text longer than a row continues in the next row without its earlier context, as in training.
+    Short texts share a row but do not attend to each other.
 
     Attributes:
         params: the model's parameters.
-        config: the model's, of next tokens.
-        tokenizer: the one that the model was trained with.
-        sequence_length: S, the tokens of a row.
-        rows: B, how many rows the device works at. All batches have this size, so that nothing is
-            compiled twice.
+        config: the model's configuration; it predicts next tokens.
+        tokenizer: the model's tokenizer.
+        sequence_length: S, tokens in a row.
+        rows: B, rows in a batch. All batches have this size, so that nothing is compiled twice.
     """
 
     params: Any
@@ -42,7 +41,7 @@ class TextScorer:
         require_language_model("TextScorer", self.config)
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        """The perplexity of each text; infinite where there is nothing to predict.
+        """The perplexity of each text; infinite for a text without targets.
 
         Raises:
             ValueError: a text is not valid Unicode.
@@ -61,7 +60,7 @@ class TextScorer:
         return np.exp(np.minimum(means, 700.0), where=counts > 0, out=means).tolist()
 
     def _rows(self, encoded: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        """Rows [S] as for training, and "owners": which text each position is of."""
+        """Rows [S] as in training, plus "owners": the index of the text at each position."""
         pieces: list[Batch] = []
         length = 0
         for owner, ids in enumerate(encoded):

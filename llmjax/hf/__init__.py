@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints: directories and tensors there to parameters here, and back."""
+"""Hugging Face checkpoints, converted to parameters and back."""
 
 from llmjax.hf.checkpoint import copy_tokenizer, load, load_config, save
 from llmjax.hf.config import config_from_hf, config_to_hf

@@ -1,6 +1,6 @@
-"""Checkpoint directories: config.json and safetensors, to a configuration and parameters and back.
+"""Checkpoint directories: converts config.json and safetensors to a configuration and parameters.
 
-Whatever a directory holds is checked before it is used, and nothing in it is executed.
+Every file is validated before it is used, and nothing in a directory is executed.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from llmjax.spec import Param
 
 CONFIG_FILE = "config.json"
 CONFIG_LIMIT = 10_000_000
-# Names of a language model's head that the embedding may be.
+# Possible names of a language model head that is tied to the embedding.
 HEADS = (
     "lm_head.weight",
     "lm_head.decoder.weight",
@@ -57,21 +57,21 @@ def load(
     progress: bool = False,
     **changes: Any,
 ) -> tuple[models.ModelConfig, Any]:
-    """The model in a directory that `transformers` or `save` wrote.
+    """Loads the model in a directory that `transformers` or `save` wrote.
 
-    Parameters are sharded over the current mesh as they are read: a process holds in host memory
-    little more than its part of the largest parameter.
+    Parameters are sharded over the current mesh while they are read: a process holds little more in
+    host memory than its part of the largest parameter.
 
     Args:
-        directory: with config.json, and model.safetensors or its shards and their index.
-        dtype: of the parameters, "float32" say; by default the checkpoint's. float64 becomes
-            float32 unless jax_enable_x64 is set.
-        progress: whether a terminal shows a bar of the bytes read.
-        **changes: to the fields of the configuration: dropout, remat, scan_layers, …
+        directory: a folder with config.json and model.safetensors, or shards with their index.
+        dtype: dtype of the parameters, such as "float32"; by default the checkpoint's. float64
+            becomes float32 unless jax_enable_x64 is set.
+        progress: whether to show a progress bar on a terminal.
+        **changes: configuration fields to replace: dropout, remat, scan_layers, …
 
     Raises:
-        ValueError: naming the file, and the tensor where it is one: a file that is missing,
-            damaged, or not safetensors; a model that is not supported; tensors that do not fit it.
+        ValueError: a file is missing, damaged or not safetensors, the model is not supported, or
+            tensors do not fit it. The message names the file and the tensor.
     """
     directory = Path(directory)
     chosen = _floating(dtype)
@@ -106,37 +106,37 @@ def save(
     extra: Mapping[str, Any] | None = None,
     labels: Sequence[str] = (),
 ) -> None:
-    """Writes a directory that `load` and `transformers` read; one tensor at a time is in memory.
+    """Writes a directory that `load` and `transformers` read, with one tensor in memory at a time.
 
-    config.json comes last, and where a checkpoint is overwritten goes first, so that an
-    interrupted save is never taken for a checkpoint. While it writes, the old one stays whole.
+    config.json is written last and, when a checkpoint is overwritten, removed first, so an
+    interrupted save never looks like a checkpoint. Until then the old checkpoint stays intact.
 
     Args:
-        directory: made where it does not exist.
-        config: the model's.
-        params: as `models.spec(config)` declares.
-        dtype: of the tensors, "bfloat16" say; by default the parameters'.
-        shard_bytes: the most data in one file, 5 GB by default.
-        overwrite: whether a checkpoint that is there is replaced.
-        progress: whether a terminal shows a bar of the bytes written.
-        extra: more fields of config.json, "eos_token_id" say; those of `config` come first.
-        labels: names of what the head tells apart; by default LABEL_0 and so on.
+        directory: created if it does not exist.
+        config: the model's configuration.
+        params: parameters as `models.spec(config)` declares them.
+        dtype: dtype of the tensors, such as "bfloat16"; the parameters' by default.
+        shard_bytes: maximum data in one file, 5 GB by default.
+        overwrite: whether to replace an existing checkpoint.
+        progress: whether to show a progress bar on a terminal.
+        extra: further fields of config.json, such as "eos_token_id"; those of `config` win.
+        labels: names of the head's labels; LABEL_0 and so on by default.
 
     Raises:
-        ValueError: the directory has a config.json already, or is a file; the family has no such
-            checkpoints; the parameters are not those of the configuration, or lie on devices of
-            other processes.
+        ValueError: the directory already has a config.json or is a file; the family has no such
+            checkpoints; the parameters do not match the configuration or are on devices of other
+            processes.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory} is a file; a checkpoint is a directory")
+        raise ValueError(f"{directory} is a file; a checkpoint must be a directory")
     if (directory / CONFIG_FILE).exists() and not overwrite:
         raise ValueError(
             f"{directory} has a {CONFIG_FILE} already: choose another directory, or overwrite=True"
         )
     if not all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(params)):
         raise ValueError(
-            "the parameters lie on devices of several processes: save a training checkpoint, "
+            "the parameters are on devices of several processes: save a training checkpoint, "
             "restore it in one process, and export it there"
         )
     tensors = state.lazy_state(models.spec(config), params, dtype=_floating(dtype))
@@ -157,10 +157,10 @@ def save(
 
 
 def copy_tokenizer(source: str | os.PathLike, target: str | os.PathLike) -> tuple[str, ...]:
-    """Copies the tokenizer's files, and the settings for generation, as they are.
+    """Copies the tokenizer's files and the generation settings unchanged.
 
     Returns:
-        The names of the files that `source` has; those in `target` are replaced.
+        The names of the files found in `source`; those in `target` are replaced.
     """
     source, target = Path(source), Path(target)
     names = tuple(name for name in TOKENIZER_FILES if (source / name).is_file())
@@ -172,11 +172,11 @@ def copy_tokenizer(source: str | os.PathLike, target: str | os.PathLike) -> tupl
 
 
 def load_config(directory: str | os.PathLike, **changes: Any) -> models.ModelConfig:
-    """The configuration of the model in such a directory, without reading its parameters.
+    """Loads the configuration of the model in a checkpoint directory, without its parameters.
 
     Args:
-        directory: with config.json.
-        **changes: to its fields.
+        directory: a folder with config.json.
+        **changes: configuration fields to replace.
 
     Raises:
         ValueError: the file is missing or damaged, or the model is not supported.
@@ -194,18 +194,18 @@ def load_config(directory: str | os.PathLike, **changes: Any) -> models.ModelCon
 
 
 def _require_tied(embedding: str, tensors: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError if a head comes along that is not the embedding, which would be lost."""
+    """Raises ValueError for a head that differs from the tied embedding and would be lost."""
     for head in HEADS:
         if embedding in tensors and head in tensors and not _same(tensors, embedding, head):
             raise ValueError(
-                f"{head} differs from {embedding}, but tie_word_embeddings says that they are one: "
+                f"{head} differs from {embedding}, but tie_word_embeddings says they are tied: "
                 "set it to false in config.json"
             )
 
 
 def _same(tensors: Mapping[str, np.ndarray], first: str, second: str) -> bool:
     table, head = tensors[first], tensors[second]
-    # A block of rows at a time: the files are mapped, and may be larger than memory.
+    # Compares blocks of rows: the files are memory-mapped and may be larger than memory.
     blocks = range(0, len(table) if table.ndim else 0, 1024)
     return table.shape == head.shape and all(
         np.array_equal(table[i : i + 1024], head[i : i + 1024]) for i in blocks
@@ -217,13 +217,13 @@ def _floating(dtype: Any) -> np.dtype | None:
         return None
     chosen = np.dtype(jnp.dtype(dtype))
     if not jnp.issubdtype(chosen, jnp.floating):
-        raise ValueError(f"dtype={dtype}: parameters are of floating point; choose float32, say")
+        raise ValueError(f"dtype={dtype}: must be a floating-point type, such as float32")
     return chosen
 
 
 @contextlib.contextmanager
 def _bar(what: str, nbytes: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes with rate and time left; on stderr, and only on a terminal."""
+    """A progress bar of bytes with rate and time left, on stderr and only on a terminal."""
     with rich.progress.Progress(
         rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(),

@@ -1,7 +1,7 @@
-"""config.json of Hugging Face to a `ModelConfig`, and back.
+"""Converts Hugging Face's config.json to a `ModelConfig` and back.
 
-A family is a table: what their fields are called here, what they are where a file leaves them
-out, and the options that the model has at one value only. Both directions read the same table.
+A family is a table: the names of its fields here, their defaults when a file omits them, and the
+options of which the model supports only one value. Both directions read the same table.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from llmjax.hf.families.special import shortest
 
 Fields = Mapping[str, Any]
 
-LAYERS_LIMIT = 10_000  # a config.json is a stranger's word, and each layer costs memory
+LAYERS_LIMIT = 10_000  # config.json is untrusted, and each layer costs memory
 LABELS_LIMIT = 1_000_000
 
 _ACTIVATIONS = {
@@ -28,8 +28,8 @@ _ACTIVATIONS = {
     "relu": "relu",
     "tanh": "tanh",
 }
-_ACTIVATION_NAMES = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}  # the last of a kind
-# Sizes of which 0 stands for what follows from others, and where the size itself is found.
+_ACTIVATION_NAMES = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}  # the last name wins
+# Sizes whose value 0 means "derived from others", and the properties with the resolved sizes.
 _RESOLVED = {
     "num_kv_heads": "kv_heads",
     "head_dim": "channels",
@@ -38,22 +38,21 @@ _RESOLVED = {
     "embedding.dim": "table_dim",
     "experts.dim": "expert_dim",
 }
-# Names that a field had in other versions.
+# Other names of a field in some versions of transformers.
 _ALIASES = {"num_experts": "num_local_experts"}
-# Null is a value of these: no cap.
+# Null is a value of these fields: no cap.
 _NULL_IS_ZERO = ("attention.cap", "head.cap")
-# How a run computes, which is no part of a checkpoint.
+# Fields that concern a run, not a checkpoint.
 _RUNTIME = ("dtype", "remat", "scan_layers", "dropout")
 
 
 def config_from_hf(fields: Fields) -> models.ModelConfig:
-    """The configuration that a config.json describes.
+    """Converts the fields of a config.json to a configuration.
 
-    The head is that of the class under "architectures", or the family's usual one.
+    The head follows from the class in "architectures"; without one it is the family's default.
 
     Raises:
-        ValueError: a family or option that is not supported, or a field that is missing or has a
-            value that cannot be.
+        ValueError: a family or option is not supported, or a field is missing or invalid.
     """
     family = _family(fields.get("model_type"))
     for name, only in family.fixed.items():
@@ -66,7 +65,7 @@ def config_from_hf(fields: Fields) -> models.ModelConfig:
     for special in family.specials:
         ours |= special.read(fields)
     if ours["num_layers"] > LAYERS_LIMIT:
-        raise ValueError(f"{ours['num_layers']} layers; more than {LAYERS_LIMIT} are not believed")
+        raise ValueError(f"{ours['num_layers']} layers; the limit is {LAYERS_LIMIT}")
     for name, places in family.dropout.items():
         rate = fields.get(name)
         if rate is not None:
@@ -75,19 +74,20 @@ def config_from_hf(fields: Fields) -> models.ModelConfig:
     config = family.base(**{name: value for name, value in ours.items() if "." not in name})
     config = _with_head(config, family, fields)
     if config.head.kind != "lm":
-        ours.pop("head.cap", None)  # transformers caps the logits of language models only
+        ours.pop("head.cap", None)  # transformers caps only the logits of language models
     return _canonical(_replace(config, ours))
 
 
 def config_to_hf(config: models.ModelConfig, labels: Sequence[str] = ()) -> dict[str, Any]:
-    """config.json of a configuration, as transformers reads it; inverts `config_from_hf`.
+    """Converts a configuration to config.json, as transformers reads it; inverts `config_from_hf`.
 
     Args:
-        config: the model's.
-        labels: names of what the head tells apart; by default LABEL_0 and so on.
+        config: the model's configuration.
+        labels: names of the head's labels; LABEL_0 and so on by default.
 
     Raises:
-        ValueError: the configuration has what the family's config.json cannot say, or other labels.
+        ValueError: the family's config.json cannot express the configuration, or the number of
+            labels is not that of the head.
     """
     family = _family(config.family)
     written: dict[str, Any] = {
@@ -115,7 +115,7 @@ def config_to_hf(config: models.ModelConfig, labels: Sequence[str] = ()) -> dict
         if field.name not in _RUNTIME and getattr(wanted, field.name) != getattr(again, field.name)
     ]
     if lost:
-        raise ValueError(f"checkpoints of the family {config.family} cannot say {', '.join(lost)}")
+        raise ValueError(f"the config.json of {config.family} cannot express {', '.join(lost)}")
     return written
 
 
@@ -126,7 +126,7 @@ def _family(name: Any) -> Family:
 
 
 def _read(fields: Fields, name: str, ours: str, default: Any) -> Any:
-    """The value of one of our fields."""
+    """Reads the value of one of our fields."""
     value = fields.get(name, fields.get(_ALIASES.get(name, "")))
     if value is None and name in fields and ours in _NULL_IS_ZERO:
         value = 0.0
@@ -139,7 +139,7 @@ def _read(fields: Fields, name: str, ours: str, default: Any) -> Any:
 
 
 def _kind(ours: str) -> Any:
-    """The declared type of a field by its dotted name."""
+    """The declared type of a field, by dotted name."""
     kind: Any = models.ModelConfig
     for part in ours.split("."):
         kind = typing.get_type_hints(kind)[part]
@@ -151,7 +151,7 @@ def _get(config: models.ModelConfig, ours: str) -> Any:
 
 
 def _replace(config: models.ModelConfig, values: Fields) -> models.ModelConfig:
-    """The configuration with other values of nested fields, by dotted name."""
+    """Replaces nested fields, by dotted name."""
     nested: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         outer, dot, inner = name.partition(".")
@@ -165,12 +165,12 @@ def _replace(config: models.ModelConfig, values: Fields) -> models.ModelConfig:
 
 
 def _with_head(config: models.ModelConfig, family: Family, fields: Fields) -> models.ModelConfig:
-    """The model with the head of the class that a file names."""
+    """Sets the head of the class in "architectures"."""
     named = fields.get("architectures")
     if not named:
         return models.with_head(config, config.head.kind)
     if not (isinstance(named, list) and isinstance(named[0], str)):
-        raise ValueError(f"architectures={named!r:.100} must be a list of names of classes")
+        raise ValueError(f"architectures={named!r:.100} must be a list of class names")
     kinds: dict[Any, str] = {
         _class(family, kind): kind for kind in _heads(config) if kind in SUFFIXES
     }
@@ -209,7 +209,7 @@ def _labels(head: models.Head) -> int:
 
 
 def _count_labels(fields: Fields) -> int:
-    """As transformers counts them: the names of labels, or their number, or 2."""
+    """The number of labels as transformers counts it: from id2label, num_labels, or 2."""
     names = fields.get("id2label")
     count = len(names) if isinstance(names, dict) else fields.get("num_labels", 2)
     check("num_labels", count, int)
@@ -219,9 +219,9 @@ def _count_labels(fields: Fields) -> int:
 
 
 def _canonical(config: models.ModelConfig) -> models.ModelConfig:
-    """The same model, with 0 for sizes that are what follows from others, and so on.
+    """The canonical form of a configuration, equal for all configurations of the same model.
 
-    Two configurations of one model have one canonical form.
+    Sizes that can be derived from others become 0, and unused options get their defaults.
     """
     attention, head = config.attention, config.head
     pattern: Any = attention.pattern

@@ -1,9 +1,8 @@
-"""Reading safetensors files: tensors by name, mapped where they lie.
+"""Reads safetensors files as memory-mapped tensors by name.
 
-A file is a little-endian uint64, a JSON header of so many bytes that gives every tensor's dtype,
-shape and place, and the data (the format's own description, section "Format"). Checkpoint files
-come from strangers, so a file is believed only when all of its header is consistent, and nothing
-is ever unpickled.
+A file is a little-endian uint64, a JSON header of that many bytes with every tensor's dtype, shape
+and offsets, and the data (section "Format" of the format's documentation). Checkpoint files are
+untrusted: a file is accepted only if its whole header is consistent, and nothing is unpickled.
 """
 
 import collections
@@ -42,7 +41,7 @@ _PICKLED = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.m
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """One tensor: the bytes [begin, end) of the mapped data of its file."""
+    """A tensor: the bytes [begin, end) of its file's mapped data."""
 
     path: Path
     data: np.ndarray
@@ -59,7 +58,7 @@ class _Entry:
 
 
 class StoredTensors(Mapping[str, np.ndarray]):
-    """Tensors by name; each is a read-only view of its mapped file, so it is read when used."""
+    """Tensors by name, as read-only views of mapped files; data is read when it is used."""
 
     def __init__(self, entries: Mapping[str, _Entry]) -> None:
         self._entries = entries
@@ -78,28 +77,28 @@ class StoredTensors(Mapping[str, np.ndarray]):
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all tensors together."""
+        """Bytes of all tensors together."""
         return sum(entry.end - entry.begin for entry in self._entries.values())
 
 
 def open_file(path: str | Path) -> StoredTensors:
-    """The tensors of one safetensors file.
+    """Opens one safetensors file.
 
     Raises:
-        ValueError: naming the file, and the tensor where it is one: not a readable file; a header
-            longer than the file or than 100 MB, or not a JSON object without duplicate keys; a
-            tensor of unknown dtype, or whose shape and place disagree; bytes that belong to no
-            tensor, or to two.
+        ValueError: the file is not readable; its header is longer than the file or than 100 MB, or
+            is not a JSON object without duplicate keys; a tensor has an unknown dtype, or a shape
+            that does not match its offsets; bytes belong to no tensor or to two. The message names
+            the file and the tensor.
     """
     return StoredTensors(_entries(Path(path)))
 
 
 def open_directory(directory: str | Path) -> StoredTensors:
-    """The tensors of a checkpoint: model.safetensors, or the shards that its index lists.
+    """Opens a checkpoint: model.safetensors, or the shards in its index.
 
     Raises:
-        ValueError: as `open_file`; neither or both are there; the index names a file that is not
-            one of the directory's, or a tensor that is not in the file it says.
+        ValueError: as for `open_file`; both or neither are present; the index names a file that is
+            not in the directory, or a tensor that is not in the named file.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -107,7 +106,7 @@ def open_directory(directory: str | Path) -> StoredTensors:
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
     if single.is_file() and index.is_file():
         raise ValueError(
-            f"{directory} has both {SINGLE_FILE} and {INDEX_FILE}: remove the one that is stale"
+            f"{directory} has both {SINGLE_FILE} and {INDEX_FILE}: remove the stale one"
         )
     if single.is_file():
         return open_file(single)
@@ -116,25 +115,25 @@ def open_directory(directory: str | Path) -> StoredTensors:
     pickled = sorted({path.name for pattern in _PICKLED for path in directory.glob(pattern)})
     if pickled:
         raise ValueError(
-            f"{directory} has {pickled[0]} and no {SINGLE_FILE}. Such a file may run code when it "
-            "is read, so it is not. Look for a safetensors revision, or convert it where you trust "
-            "it: transformers' from_pretrained(…), then save_pretrained(…, "
+            f"{directory} has {pickled[0]} and no {SINGLE_FILE}. Such a file can run code when it "
+            "is loaded, so it is refused. Use a safetensors revision, or convert it where you "
+            "trust it: transformers' from_pretrained(…), then save_pretrained(…, "
             "safe_serialization=True)"
         )
     raise ValueError(f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}")
 
 
 def read_json(path: Path, limit: int) -> dict[str, Any]:
-    """The JSON object in a file of at most `limit` bytes.
+    """Reads a JSON object from a file of at most `limit` bytes.
 
     Raises:
-        ValueError: no such file, too large, not JSON, not an object, or a key stands twice.
+        ValueError: the file is missing or too large, is not a JSON object, or repeats a key.
     """
     try:
         if not path.is_file():
             raise ValueError(f"{path} does not exist, or is not a file")
         if (size := path.stat().st_size) > limit:
-            raise ValueError(f"{path} has {size} bytes; more than {limit} are not believed")
+            raise ValueError(f"{path} has {size} bytes; the limit is {limit}")
         return _parse(path.read_bytes(), f"{path}")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
@@ -155,7 +154,7 @@ def _entries(path: Path) -> dict[str, _Entry]:
     if length > min(HEADER_LIMIT, len(mapped) - 8):
         raise ValueError(
             f"{path} claims a header of {length} bytes; it has {len(mapped) - 8} bytes in all, and "
-            f"at most {HEADER_LIMIT} are believed. It is cut short, or not a safetensors file"
+            f"the limit is {HEADER_LIMIT}. It is truncated, or not a safetensors file"
         )
     header = _parse(mapped[8 : 8 + length].tobytes(), f"the header of {path}")
     metadata = header.pop("__metadata__", {})
@@ -173,11 +172,11 @@ def _entry(path: Path, name: str, fields: Any, data: np.ndarray) -> _Entry:
         raise ValueError(f"{where} must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{where} has dtype {dtype!s:.40}; those read are {', '.join(DTYPES)}")
+        raise ValueError(f"{where} has dtype {dtype!s:.40}; supported are {', '.join(DTYPES)}")
     if not _are_sizes(shape) or len(shape) > _MAX_RANK:
         raise ValueError(
             f"{where} has shape {shape!s:.200}; it must be a list of at most {_MAX_RANK} "
-            "integers that are not negative"
+            "non-negative integers"
         )
     if not _are_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= len(data):
         raise ValueError(
@@ -186,7 +185,7 @@ def _entry(path: Path, name: str, fields: Any, data: np.ndarray) -> _Entry:
         )
     begin, end = offsets
     itemsize = DTYPES[dtype].itemsize
-    # Zeros left out: numpy must be able to address an empty array's other axes too.
+    # Zeros are left out, since numpy must be able to address an empty array's other axes too.
     addressed = itemsize * math.prod(size for size in shape if size)
     if addressed > sys.maxsize or itemsize * math.prod(shape) != end - begin:
         raise ValueError(
@@ -197,18 +196,18 @@ def _entry(path: Path, name: str, fields: Any, data: np.ndarray) -> _Entry:
 
 
 def _are_sizes(values: Any) -> bool:
-    """Whether it is a list of integers (true and 1.0 are none) that an array can have as sizes."""
+    """Whether the value is a list of integers that can be array sizes (True and 1.0 are not)."""
     return isinstance(values, list) and all(
         type(n) is int and 0 <= n <= sys.maxsize for n in values
     )
 
 
 def _check_cover(path: Path, entries: Mapping[str, _Entry], size: int) -> None:
-    """The tensors lie side by side, and fill the data."""
+    """Raises ValueError unless the tensors fill the data without gaps or overlaps."""
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:
-            what = "overlaps the tensor before it" if entry.begin < position else "follows a hole"
+            what = "overlaps the tensor before it" if entry.begin < position else "follows a gap"
             raise ValueError(f"{_where(path, name)} {what}: it begins at {entry.begin}")
         position = entry.end
     if position != size:
@@ -222,7 +221,7 @@ def _open_shards(directory: Path, index: Path) -> StoredTensors:
     present = {path.name for path in directory.iterdir() if path.is_file()}
     shards: dict[str, dict[str, _Entry]] = {}
     for name, file in places.items():
-        # What the directory lists has no "/" in it and is not "..".
+        # Names listed by the directory contain no "/" and are not "..".
         if not isinstance(file, str) or not file.endswith(".safetensors") or file not in present:
             raise ValueError(
                 f"{_where(index, name)} is said to be in {file!r:.200}, which is not a "
@@ -235,7 +234,7 @@ def _open_shards(directory: Path, index: Path) -> StoredTensors:
     for file, entries in shards.items():
         for name in entries:
             if places.get(name) != file:
-                raise ValueError(f"{_where(directory / file, name)} is not there by {INDEX_FILE}")
+                raise ValueError(f"{_where(directory / file, name)} is not listed in {INDEX_FILE}")
     counts = {file.rpartition("-of-")[2] for file in shards if "-of-" in file}
     for file in sorted(present - shards.keys()):
         if "-of-" in file and file.rpartition("-of-")[2] in counts:
@@ -246,7 +245,7 @@ def _open_shards(directory: Path, index: Path) -> StoredTensors:
 def _parse(text: bytes, what: str) -> dict[str, Any]:
     try:
         value = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
-        if rb"\ud" in text.lower():  # halves of surrogate pairs are no text
+        if rb"\ud" in text.lower():  # rejects unpaired surrogates, which are not valid text
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
@@ -261,7 +260,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         twice, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {twice!r:.200} stands twice")
+        raise ValueError(f"the key {twice!r:.200} occurs twice")
     return result
 
 

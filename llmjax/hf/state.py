@@ -1,7 +1,7 @@
-"""Named tensors there to parameters here, and back.
+"""Converts the named tensors of a checkpoint to parameters and back.
 
-The name, layout and place within a fused tensor of every weight stand in its `Param`; this
-module only follows them in both directions, so export and import cannot disagree.
+Every `Param` declares its tensor's name, layout and part of a fused tensor. This module follows
+these declarations in both directions, so import and export cannot disagree.
 """
 
 import collections
@@ -25,12 +25,12 @@ from llmjax.spec import Param, is_param, map_params
 Tensors = Mapping[str, np.ndarray]
 Index = tuple[slice, ...]
 
-REPORTED = 100  # problems that one message lists
+REPORTED = 100  # problems listed in one message
 
-# What checkpoints carry and a model of the family does not need, where its spec does not name it:
-# tables that follow from the configuration, causal masks, heads tied to the embedding, heads of
-# objectives that the model was not asked for (DeBERTa v3's for replaced tokens among them), and
-# DeBERTa's absolute positions, which only its mask decoder reads.
+# Tensors that checkpoints carry and a model ignores unless its spec names them: tables that follow
+# from the configuration, causal masks, heads tied to the embedding, heads of objectives that were
+# not asked for (such as DeBERTa v3's replaced-token head), and DeBERTa's absolute positions, which
+# only its mask decoder reads.
 IGNORED = (
     r"\.rotary_emb\.inv_freq$",
     r"position_ids$",
@@ -44,7 +44,7 @@ IGNORED = (
     r"^mask_predictions\.",
 )
 
-# Older or newer names of the same tensors.
+# Tensor names in other versions, with their current names.
 _RENAMED = (
     (r"LayerNorm\.gamma$", "LayerNorm.weight"),
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
@@ -54,33 +54,33 @@ _RENAMED = (
 
 
 class StoredParam:
-    """A parameter as a checkpoint holds it: an array that is read where it is indexed.
+    """A parameter in a checkpoint, which is read when it is indexed.
 
     Attributes:
-        shape: that of the parameter.
-        dtype: that of its tensors; of different ones (a layer in float32, say) what holds all.
+        shape: shape of the parameter.
+        dtype: dtype of its tensors; if they differ, the type that holds all of them.
     """
 
     def __init__(self, views: Sequence[np.ndarray], numbered: tuple[int, ...]) -> None:
-        """Of views with our layout, for each number along the leading axes of these lengths."""
+        """Takes views in our layout, one per index along leading axes of lengths `numbered`."""
         self._views = views
         self._places = np.arange(len(views)).reshape(numbered)
         self.shape = (*numbered, *views[0].shape)
         self.dtype = np.dtype(functools.reduce(jnp.promote_types, (v.dtype for v in views)))
 
     def __getitem__(self, index: Index) -> np.ndarray:
-        """A copy of the part with these slices, one for each axis."""
+        """A copy of the part with these slices, one per axis."""
         within = index[self._places.ndim :]
         places = self._places[index[: self._places.ndim]]
         views = [self._views[place][within] for place in places.ravel().tolist()]
-        # In our order: jax would copy once more what lies as it does there.
+        # In C order: JAX would copy an array in the views' order once more.
         part = np.empty((*places.shape, *views[0].shape), self.dtype)
         for numbers, view in zip(np.ndindex(places.shape), views, strict=True):
             part[numbers] = view
         return part
 
     def read(self) -> np.ndarray:
-        """A copy of all of it."""
+        """A copy of the whole parameter."""
         return self[(slice(None),) * len(self.shape)]
 
 
@@ -94,24 +94,23 @@ def from_state(
     place: Place | None = None,
     ignored: Sequence[str] = IGNORED,
 ) -> Any:
-    """The parameters that a checkpoint holds, in the tensors' precision.
+    """Converts a checkpoint's tensors to parameters, in the tensors' precision.
 
-    Names without the prefix of the family's model with a head ("h.0.…" for "transformer.h.0.…")
-    and other names that tensors had once (the LayerNorms' gamma and beta, say) are understood.
+    Accepts names without the prefix of the family's full model ("h.0.…" for "transformer.h.0.…")
+    and names from other versions (such as gamma and beta of a LayerNorm).
 
     Args:
-        spec: the tree of `Param` of the model.
-        tensors: the checkpoint, by the names that Hugging Face gives. Only one parameter's are
-            in use at a time, so a mapping that reads lazily keeps little in memory.
-        place: puts a parameter where it belongs, as soon as its tensors are at hand; `sharded`
-            does. By default parameters are host arrays.
-        ignored: regular expressions, searched for in the names of tensors that the model has no
-            use for; a name that has one is left out silently.
+        spec: the model's tree of `Param`.
+        tensors: the checkpoint, by Hugging Face names. Only the tensors of one parameter are in use
+            at a time, so a mapping that reads lazily needs little memory.
+        place: puts each parameter in its place once its tensors are read, like `sharded`. By
+            default parameters are host arrays.
+        ignored: regular expressions for tensor names that the model does not use. Unused tensors
+            that match one are ignored silently.
 
     Raises:
-        ValueError: lists the parameters that have no name there, and the tensors that are
-            missing, that the model has no use for, that are not of floating point, and whose
-            shape is another.
+        ValueError: lists parameters without a Hugging Face name, and tensors that are missing,
+            unused, not floating-point, or of another shape.
     """
     wanted = {name: shape for param in _named(spec) for name, shape in _tensors(param)}
     found, problems = _find(wanted, tensors)
@@ -126,9 +125,9 @@ def from_state(
             continue
         tensor = tensors[found[name]]
         if tensor.shape != shape:
-            problems.append(f"shape: {name} is {tensor.shape}, and the model needs {shape}")
+            problems.append(f"shape: {name} is {tensor.shape}, but the model needs {shape}")
         elif not jnp.issubdtype(tensor.dtype, jnp.floating):
-            problems.append(f"dtype: {name} is {tensor.dtype}; quantised weights are not read")
+            problems.append(f"dtype: {name} is {tensor.dtype}; quantised weights are not supported")
     _report("the checkpoint does not fit the model", problems)
 
     def one(param: Param) -> Any:
@@ -148,13 +147,13 @@ def from_state(
 
 
 def sharded(dtype: np.dtype | None = None) -> Place:
-    """A `Place` on the devices, by the parameter's axes on the current mesh.
+    """A `Place` that shards a parameter over the current mesh by its logical axes.
 
-    Each process reads only what its devices hold. Without a mesh a parameter goes to the default
+    Each process reads only the parts on its devices. Without a mesh, parameters go to the default
     device.
 
     Args:
-        dtype: what floating-point values are converted to; by default they stay as they are.
+        dtype: dtype to convert floating-point values to; unchanged by default.
     """
 
     def place(stored: StoredParam, param: Param) -> jax.Array:
@@ -169,45 +168,45 @@ def sharded(dtype: np.dtype | None = None) -> Place:
             value = jnp.asarray(part((slice(None),) * len(stored.shape)))
         else:
             value = jax.make_array_from_callback(stored.shape, sharding, part)
-        # Copies that are under way would keep what was read in memory.
+        # Pending transfers would keep the data that was read in memory.
         return value.block_until_ready()
 
     return place
 
 
 def to_state(spec: Any, params: Any) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint by the names that Hugging Face gives; inverts `from_state`.
+    """Converts parameters to a checkpoint's tensors by Hugging Face names; inverts `from_state`.
 
     Raises:
-        ValueError: lists the parameters that have no name there, and those that the spec does
-            not declare, misses, or declares with another shape.
+        ValueError: lists parameters without a Hugging Face name, and those that are not in the
+            spec, missing, or of another shape.
     """
     return {name: tensor.read() for name, tensor in lazy_state(spec, params).items()}
 
 
 def lazy_state(spec: Any, params: Any, *, dtype: np.dtype | None = None) -> dict[str, LazyTensor]:
-    """`to_state`, each tensor fetched from the devices and laid out only when it is read.
+    """Like `to_state`, but fetches and converts each tensor only when it is read.
 
     Args:
-        spec: the tree of `Param` of the model.
+        spec: the model's tree of `Param`.
         params: the matching tree of arrays.
-        dtype: what values are converted to; by default they stay as they are.
+        dtype: dtype to convert values to; unchanged by default.
 
     Raises:
-        ValueError: as `to_state`.
+        ValueError: as for `to_state`.
     """
     declared = dict(zip(trees.paths(spec, is_leaf=is_param), _named(spec), strict=True))
     values = dict(zip(trees.paths(params), jax.tree.leaves(params), strict=True))
     problems = [f"missing: {path}" for path in declared if path not in values]
     problems += [f"extra: {path}" for path in values if path not in declared]
     problems += [
-        f"shape: {path} is {values[path].shape}, and the spec says {param.shape}"
+        f"shape: {path} is {values[path].shape}, but the spec says {param.shape}"
         for path, param in declared.items()
         if path in values and values[path].shape != param.shape
     ]
-    _report("the parameters are not those of the spec", problems)
+    _report("the parameters do not match the spec", problems)
 
-    # For each tensor, by part: the declaration, the value, and the numbers of its place there.
+    # By tensor name and part: the declaration, the value, and its indices along the leading axes.
     parts: dict[str, list] = {}
     shapes = {}
     for path, param in declared.items():
@@ -226,7 +225,7 @@ def _lazy(shape: tuple[int, ...], pieces: list, dtype: np.dtype | None) -> LazyT
     target = np.dtype(dtype or own)
 
     def read() -> np.ndarray:
-        # safetensors writes the memory as it lies, so it must lie in order.
+        # safetensors writes raw memory, so the array must be in C order.
         tensor = np.empty(shape, target)
         parts = np.split(tensor, len(pieces), axis=pieces[0][0].part[2])
         for part, (param, value, numbers) in zip(parts, pieces, strict=True):
@@ -238,9 +237,9 @@ def _lazy(shape: tuple[int, ...], pieces: list, dtype: np.dtype | None) -> LazyT
 
 
 def _fetch(value: Any, numbers: tuple[int, ...]) -> Any:
-    """What a value has at these numbers along its leading axes; without any, all of it.
+    """The value at these indices along its leading axes, or all of it without indices.
 
-    Of a device array always a copy: jax keeps what it once gave to the host for the array's life.
+    A device array is always copied first: JAX caches an array's host value as long as it lives.
     """
     if not isinstance(value, jax.Array):
         return value[numbers]
@@ -256,12 +255,12 @@ def _take(value: jax.Array, numbers: tuple[jax.Array, ...]) -> jax.Array:
     place = None
     if AxisType.Explicit in kept.mesh.axis_types:
         place = jax.NamedSharding(kept.mesh, jax.P(None, *kept.spec[len(numbers) :]))
-    # A gather: experts may be split over devices, and slices along a split axis do not exist.
+    # A gather, because experts may be split over devices and a sharded axis cannot be sliced.
     return value.at[tuple(number[None] for number in numbers)].get(out_sharding=place)[0]
 
 
 def _find(wanted: Mapping[str, Any], tensors: Tensors) -> tuple[dict[str, str], list[str]]:
-    """Name by which the model knows a tensor → name in the checkpoint, and what is ambiguous."""
+    """Maps the model's tensor names to those in the checkpoint, and lists ambiguous ones."""
     heads = collections.Counter(name.partition(".")[0] for name in wanted)
     prefix = max(heads, key=heads.__getitem__, default="") + "."
     bare = not any(name.startswith(prefix) for name in tensors)
@@ -280,7 +279,7 @@ def _find(wanted: Mapping[str, Any], tensors: Tensors) -> tuple[dict[str, str], 
 
 
 def _named(spec: Any) -> list[Param]:
-    """The declarations, which must all have a name in the checkpoint."""
+    """The declarations; raises ValueError unless all of them have a Hugging Face name."""
     params = jax.tree.leaves(spec, is_leaf=is_param)
     paths = trees.paths(spec, is_leaf=is_param)
     nameless = [path for path, param in zip(paths, params, strict=True) if not param.hf]
@@ -297,21 +296,21 @@ def _report(what: str, problems: list[str]) -> None:
 
 
 def _numbered(param: Param) -> tuple[int, ...]:
-    """The lengths of the leading axes that names there number: layers, experts."""
+    """Lengths of the leading axes whose indices are part of the tensor's name: layers, experts."""
     return param.shape[: param.hf.count("{}")]
 
 
 def _sizes(param: Param) -> dict[str, int]:
-    """The length of each axis that the layout names; one of 1 has the name 1."""
+    """The length of each axis that the layout names; axes of length 1 are called "1"."""
     shape = param.shape[param.hf.count("{}") :]
     names = param.layout.split("->")[1].split()
     return {name: n for name, n in zip(names, shape, strict=True) if name != "1"}
 
 
 def _tensors(param: Param) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of the tensors there that hold a parameter, in the order of its numbers."""
+    """Name and shape of the tensors that hold a parameter, in the order of its indices."""
     sizes = _sizes(param)
-    axes = re.findall(r"\((.*?)\)|(\w+)", param.layout.split("->")[0])  # one is empty of each two
+    axes = re.findall(r"\((.*?)\)|(\w+)", param.layout.split("->")[0])  # one group of each is empty
     shape = [
         math.prod(sizes.get(name, 1) for name in f"{joined}{single}".split())
         for joined, single in axes

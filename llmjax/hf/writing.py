@@ -1,4 +1,4 @@
-"""Writing safetensors files: one tensor in memory at a time, and every file whole or not at all."""
+"""Writes safetensors files atomically, with one tensor in memory at a time."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ _WRITTEN = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors(\.index\.json)?(\
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that can be had: `read()` makes the array of that shape and dtype."""
+    """A tensor whose `read()` returns an array of the declared shape and dtype."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -30,7 +30,7 @@ class LazyTensor:
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -44,18 +44,18 @@ def stage(
     """Writes a checkpoint's files under temporary names, one tensor in memory at a time.
 
     Args:
-        directory: where; it exists.
-        tensors: by name, in the order in which they fill the shards.
-        shard_bytes: of data, the most in a file; a larger tensor has a file of its own. One file
-            is model.safetensors; several have an index.
-        advance: told the bytes of each tensor that is written.
+        directory: an existing directory.
+        tensors: tensors by name, in the order in which they fill the shards.
+        shard_bytes: maximum data per file; a larger tensor gets a file of its own. A single file
+            is called model.safetensors; several have an index.
+        advance: called with the bytes of each tensor written.
 
     Returns:
-        Temporary → final path, for `commit`; the index is the last.
+        Temporary → final path, for `commit`; the index comes last.
 
     Raises:
-        ValueError: `shard_bytes` is not positive, or a tensor's dtype has no name there. Whatever
-            is raised, by `read` or by the disk, the temporary files are removed first.
+        ValueError: `shard_bytes` is not positive, or safetensors does not support a tensor's dtype.
+            On any exception, the temporary files are removed first.
     """
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes={shard_bytes}: must be at least 1")
@@ -87,7 +87,7 @@ def stage(
 
 
 def commit(directory: Path, staged: Mapping[Path, Path]) -> None:
-    """Gives staged files their names, and removes those of the checkpoint that was there."""
+    """Renames staged files to their final names, and removes those of the previous checkpoint."""
     for path in list(directory.iterdir()):
         if _WRITTEN.fullmatch(path.name) and path not in staged:
             path.unlink()
@@ -96,14 +96,14 @@ def commit(directory: Path, staged: Mapping[Path, Path]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
+    """Writes a text file atomically."""
     partial = path.with_name(path.name + _PARTIAL)
     partial.write_text(text)
     partial.replace(path)
 
 
 def _split(tensors: Mapping[str, LazyTensor], shard_bytes: int) -> list[list[str]]:
-    """Names by shard, filled in order."""
+    """Tensor names of each shard, filled in order."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, tensor in tensors.items():
@@ -116,10 +116,10 @@ def _split(tensors: Mapping[str, LazyTensor], shard_bytes: int) -> list[list[str
 
 
 def write_file(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
-    """Writes one safetensors file, whole or not at all.
+    """Writes one safetensors file atomically.
 
     Raises:
-        ValueError: a tensor's dtype has no name there.
+        ValueError: safetensors does not support a tensor's dtype.
     """
     _check_dtypes(tensors)
     partial = path.with_name(path.name + _PARTIAL)
@@ -134,13 +134,13 @@ def write_file(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
 def _check_dtypes(tensors: Mapping[str, LazyTensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES or name == "__metadata__":
-            raise ValueError(f"tensor {name!r} of {tensor.dtype}: safetensors has no such thing")
+            raise ValueError(f"tensor {name!r} of {tensor.dtype}: not supported by safetensors")
 
 
 def _write_shard(
     path: Path, tensors: Mapping[str, LazyTensor], advance: Callable[[int], None]
 ) -> None:
-    # Wide items first, behind a header of a multiple of 8 bytes: every tensor is aligned.
+    # Wide types first, after a header padded to a multiple of 8 bytes: every tensor is aligned.
     order = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -157,11 +157,11 @@ def _write_shard(
         stream.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in order:
             value = np.ascontiguousarray(tensor.read())
-            # ascontiguousarray makes a scalar [1].
+            # ascontiguousarray turns a scalar into shape [1].
             if value.size != math.prod(tensor.shape) or value.dtype != tensor.dtype:
                 raise ValueError(f"tensor {name!r} is {value.dtype} {value.shape}, not as declared")
             stream.write(value.reshape(-1).view(np.uint8).data)
             advance(tensor.nbytes)
-            del value  # before the next one is read
+            del value  # frees it before the next one is read
         stream.flush()
         os.fsync(stream.fileno())

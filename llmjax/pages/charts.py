@@ -1,11 +1,11 @@
-"""What charts show, as plain data; `drawing` turns them into PNG and SVG files."""
+"""Charts as plain data; `drawing` renders them as PNG and SVG."""
 
 import dataclasses
 from typing import Literal
 
 import numpy as np
 
-# Colours by what they are for; pages and prints each have their own for these.
+# Colours by purpose; pages and print each define their own.
 Role = Literal["ink", "muted", "grid", "first", "second", "third", "fourth"]
 SERIES: tuple[Role, ...] = ("first", "second", "third", "fourth")
 
@@ -17,16 +17,16 @@ _POINTS = 800
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Points of a chart, with or without a line through them.
+    """Points of a chart, with or without a connecting line.
 
     Attributes:
-        label: its entry in the legend; "" has none.
+        label: its legend entry; "" for none.
         x: [N].
         y: [N].
         role: its colour.
-        mark: how its points are drawn; "steps" holds each value until the next.
-        strength: opacity of its line, of at most 1; weaker lines are thinner too.
-        band: lower and upper ends [N] of an interval around y, where there is one.
+        mark: how it is drawn; "steps" holds each value until the next.
+        strength: opacity of the line, up to 1; weaker lines are also thinner.
+        band: lower and upper ends [N] of an interval around y, if any.
     """
 
     label: str
@@ -38,7 +38,7 @@ class Curve:
     band: tuple[np.ndarray, np.ndarray] | None = None
 
 
-FAINT = 0.4  # strength of what stands behind something else
+FAINT = 0.4  # strength of curves in the background
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Plot:
     """A chart of curves.
 
     Attributes:
-        name: a file name.
-        title: what y is, with its unit.
-        curves: in the order of the legend; later ones are drawn over earlier ones.
-        scale: the kind of the y axis; "percent" and "share" say shares in percent, "share" from 0.
-        x: what x is, with its unit.
+        name: the file name.
+        title: quantity and unit of y.
+        curves: curves in legend order; later ones are drawn over earlier ones.
+        scale: the y axis; "percent" and "share" show fractions in percent, "share" from 0.
+        x: quantity and unit of x.
         log_x: whether the x axis is logarithmic.
-        ticks: names of the places 0, 1, ... on the x axis, where they have names.
+        ticks: names of the positions 0, 1, ... on the x axis, if they have names.
     """
 
     name: str
@@ -66,12 +66,12 @@ class Plot:
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """A heat map of how often each label was taken for each.
+    """A heat map of a confusion matrix.
 
     Attributes:
-        name: a file name.
-        title: above it.
-        counts: [N, N]; rows are true labels, columns those that were chosen.
+        name: the file name.
+        title: title of the chart.
+        counts: [N, N]; rows are true labels, columns predicted ones.
         labels: N names.
     """
 
@@ -83,15 +83,15 @@ class Matrix:
 
 @dataclasses.dataclass(frozen=True)
 class Bars:
-    """Numbers by name, as horizontal bars, the first on top.
+    """Numbers by name as horizontal bars, the first on top.
 
     Attributes:
-        name: a file name.
-        title: what the numbers are, with their unit.
+        name: the file name.
+        title: quantity and unit.
         labels: N names.
-        series: what the bars of a name are called, each with its N numbers.
-        stacked: whether a name's bars go on where the one before ends, or lie side by side.
-        share: whether the numbers are shares, said as percent.
+        series: (name, N numbers) of each series.
+        stacked: whether the bars of a label are stacked instead of side by side.
+        share: whether the numbers are fractions, shown in percent.
     """
 
     name: str
@@ -106,7 +106,7 @@ Chart = Plot | Matrix | Bars
 
 
 def thin(curve: Curve) -> Curve:
-    """A curve of at most 800 points, each the mean of its neighbourhood."""
+    """Reduces a curve to at most 800 points, each the mean of its neighbourhood."""
     if curve.x.size <= _POINTS:
         return curve
     x, y = (

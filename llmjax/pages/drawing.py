@@ -1,7 +1,7 @@
-"""Draws charts: as PNG or SVG files, and as SVG for a page that may be light or dark.
+"""Renders charts as PNG or SVG files, and as inline SVG for a page with light and dark themes.
 
-matplotlib is imported where it is used, since that takes half a second. Figures are made without
-pyplot, which would keep them in global state.
+matplotlib is imported where it is used, because importing it takes half a second. Figures are made
+without pyplot, which would keep them in global state.
 """
 
 import html
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 Colours = Mapping[Role, str]
 
 _SUFFIXES = (".png", ".svg")
-_NUMBERED, _NAMED = 12, 40  # labels of a matrix up to which its cells have numbers, its sides names
-_SIZE = (4.5, 2.7)  # inches; drawn near a phone's width, so that its text stays readable there
-_INSIDE = 3  # entries up to which a legend fits between the curves
-_COLUMNS = 3  # of a legend below them
-_LETTERS = 40  # in one line of names below the x axis
+_NUMBERED, _NAMED = 12, 40  # most labels with which a matrix has numbers in cells, names on axes
+_SIZE = (4.5, 2.7)  # inches; close to a phone's width, so that text stays readable there
+_INSIDE = 3  # most legend entries that fit between the curves
+_COLUMNS = 3  # of a legend below the chart
+_LETTERS = 40  # of names that fit in one line below the x axis
 _ROLES: tuple[Role, ...] = get_args(Role)
 _PRINT: Colours = dict(
     zip(
@@ -37,20 +37,20 @@ _PRINT: Colours = dict(
         strict=True,
     )
 )
-# Colours that nothing else has stand for the page's CSS variables until the SVG is written.
+# Unique placeholder colours, replaced by the page's CSS variables in the finished SVG.
 _STAND_INS: Colours = {role: f"#0102{i:02x}" for i, role in enumerate(_ROLES, start=1)}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def write(chart: Chart, path: pathlib.Path) -> None:
-    """Draws a chart into a file, dark on white; the same file for the same numbers.
+    """Renders a chart into a file, dark on white; equal data gives equal files.
 
     Args:
-        chart: what to draw.
+        chart: the chart.
         path: a .png or .svg file.
 
     Raises:
-        ValueError: a file of another kind.
+        ValueError: another file type.
     """
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"{path}: a chart is written as {' or '.join(_SUFFIXES)}")
@@ -61,10 +61,10 @@ def write(chart: Chart, path: pathlib.Path) -> None:
 
 
 def svg(chart: Chart) -> str:
-    """The chart as an <svg> element that takes its colours from the page's CSS variables."""
+    """The chart as an <svg> element whose colours are the page's CSS variables."""
     text = io.StringIO()
     with _settings(chart), warnings.catch_warnings():
-        # The reader's fonts draw the text, whatever those here lack.
+        # The reader's fonts draw the text, so a glyph missing here does not matter.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = _figure(chart, _STAND_INS)
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
@@ -80,7 +80,7 @@ def svg(chart: Chart) -> str:
 
 
 def _settings(chart: Chart) -> Any:
-    """Text stays text, and ids follow from the chart's name: unique on a page, the same again."""
+    """Keeps text as text, and derives ids from the chart's name: unique on a page, reproducible."""
     import matplotlib
 
     return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.name})
@@ -129,7 +129,7 @@ def _curve(axes: "Axes", curve: Curve, colour: str) -> None:
     axes.plot(
         curve.x,
         curve.y,
-        label=curve.label or "_",  # which matplotlib leaves out of legends
+        label=curve.label or "_",  # matplotlib leaves "_" out of legends
         color=colour,
         alpha=curve.strength,
         linestyle="none" if lone else "--" if curve.mark == "dashes" else "-",
@@ -158,9 +158,7 @@ def _x_axis(axes: "Axes", plot: Plot, colours: Colours) -> None:
         axes.set_xscale("log")
         _log_ticks(axes.xaxis)
     else:
-        whole = all(
-            (x == np.round(x)).all() for x in shown
-        )  # steps, say, of which there is no half
+        whole = all((x == np.round(x)).all() for x in shown)  # such as steps: no fractional ticks
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
 
@@ -182,7 +180,7 @@ def _y_axis(axes: "Axes", plot: Plot) -> None:
 
 
 def _log_ticks(axis: Any) -> None:
-    """Ticks at powers of ten, and between them where these are few."""
+    """Ticks at powers of ten, with ticks between them on a short range."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
@@ -194,7 +192,7 @@ def _log_ticks(axis: Any) -> None:
 
 
 def _power(value: float) -> str:
-    """A number above 0 with its power of ten, such as 10⁹ and 2·10⁻⁵."""
+    """A positive number in powers of ten, such as 10⁹ and 2·10⁻⁵."""
     exponent = math.floor(math.log10(value) + 1e-9)
     factor = f"{value / 10.0**exponent:.3g}"
     power = f"10{str(exponent).translate(_SUPERSCRIPTS)}"
@@ -202,7 +200,7 @@ def _power(value: float) -> str:
 
 
 def _cells(axes: "Axes", plot: Matrix, colours: Colours) -> None:
-    """A square for each pair of labels, the darker the larger its share of the true label's."""
+    """A square per pair of labels, darker for a larger share of the true label."""
     from matplotlib.patches import Rectangle
 
     size = len(plot.labels)
@@ -219,7 +217,7 @@ def _cells(axes: "Axes", plot: Matrix, colours: Colours) -> None:
             style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7.5}
             axes.text(column, row, text, color=colours["ink"], **style)
     axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal")
-    axes.set_xlabel("chosen", color=colours["muted"], fontsize=9)
+    axes.set_xlabel("predicted", color=colours["muted"], fontsize=9)
     axes.set_ylabel("true", color=colours["muted"], fontsize=9)
     ticks = range(size) if size <= _NAMED else []
     names = [_short(plot.labels[tick]) for tick in ticks]
@@ -256,7 +254,7 @@ def _short(label: str) -> str:
 
 
 def _legend(axes: "Axes", colours: Colours) -> None:
-    """Among the curves if it is small, else below them; none for what is alone."""
+    """A small legend goes between the curves, a large one below; a single entry needs none."""
     handles, labels = axes.get_legend_handles_labels()
     style: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "labelcolor": colours["ink"]}
     if 1 < len(labels) <= _INSIDE:

@@ -1,7 +1,7 @@
-"""HTML of one file: styles and charts within, no script, and a policy that forbids any request.
+"""Builds single-file HTML: inline styles and charts, no scripts, and a policy against requests.
 
-Texts go through `text`, so that nothing that a corpus or a model wrote is taken for HTML. All other
-parameters named `body` or `parts` are HTML that functions here made.
+Text passes through `text`, which escapes it, so that text from a corpus or a model is never taken
+for HTML. Parameters named `body` or `parts` are HTML made by the functions here.
 """
 
 import datetime
@@ -12,12 +12,12 @@ from typing import Any
 
 
 def render(title: str, sections: Iterable[str], footer: str) -> str:
-    """The whole page.
+    """Renders a page.
 
     Args:
-        title: of the window, as text.
-        sections: HTML, from `header` and `section`.
-        footer: a line below all, as text.
+        title: title of the window, as text.
+        sections: HTML from `header` and `section`.
+        footer: last line of the page, as text.
     """
     style = pathlib.Path(__file__).with_suffix(".css").read_text("utf-8")
     return (
@@ -32,13 +32,13 @@ def render(title: str, sections: Iterable[str], footer: str) -> str:
 
 
 def header(kind: str, title: str, where: str, figures: Sequence[tuple[str, str, str]]) -> str:
-    """The head of a page: what it is, whose, when and where made, and its headline numbers.
+    """The head of a page: kind, title, date and headline figures.
 
     Args:
-        kind: of page, in a word or two.
-        title: whose page it is.
-        where: said behind the time; "" says nothing.
-        figures: (label, figure, note) each.
+        kind: kind of page, in a word or two.
+        title: subject of the page.
+        where: shown after the time; "" for none.
+        figures: (label, figure, note) triples.
     """
     when = datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
     line = f"{when} · {where}" if where else when
@@ -55,18 +55,18 @@ def header(kind: str, title: str, where: str, figures: Sequence[tuple[str, str, 
 
 
 def section(title: str, *parts: str) -> str:
-    """Parts under a heading; nothing where there are none."""
+    """Parts under a heading; empty if there are none."""
     body = "".join(parts)
     return f"<section>\n<h2>{text(title)}</h2>\n{body}</section>\n" if body else ""
 
 
 def details(summary: str, body: str) -> str:
-    """What folds out of its summary."""
+    """A collapsible block."""
     return f'<details class="card"><summary>{text(summary)}</summary>{body}</details>\n'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML; nothing where it has no rows."""
+    """A table of HTML cells; empty without rows."""
     body = "".join(f"<tr>{_cells('td', row)}</tr>\n" for row in rows)
     if not body:
         return ""
@@ -77,23 +77,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def plots(charts: Iterable[str]) -> str:
-    """Charts side by side, as far as the window is wide; nothing where there are none."""
+    """Charts side by side, as many as fit the window; empty if there are none."""
     figures = "".join(f'<figure class="card">{chart}</figure>\n' for chart in charts)
     return f'<div class="plots">\n{figures}</div>\n' if figures else ""
 
 
 def text(value: Any) -> str:
-    """Any value as text that HTML shows as it is."""
+    """Any value as escaped text."""
     return html.escape(str(value))
 
 
 def cell(value: Any, form: str) -> str:
-    """A number in a format; a dash in place of what is none."""
+    """A formatted number; a dash for anything else."""
     return format(value, form) if isinstance(value, int | float) else "–"
 
 
 def number(value: float) -> str:
-    """Three or more digits that matter, with a unit prefix where it is large."""
+    """At least three significant digits, with a unit prefix for large numbers."""
     for size, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
         if abs(value) >= size:
             return f"{value / size:.2f}{suffix}"

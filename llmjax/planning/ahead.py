@@ -1,4 +1,4 @@
-"""A program compiled ahead of time, for chips that need not be there: does it fit, and how fast."""
+"""Compiles a program ahead of time for chips that need not be present: memory and step time."""
 
 import dataclasses
 import re
@@ -14,12 +14,12 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class OutOfMemory:
-    """Why a program has no place on a chip.
+    """The compiler's report that a program does not fit on the chip.
 
     Attributes:
-        needed: bytes, of what the compiler names in its message: all, or the temporary arrays.
+        needed: bytes that the message names: those of the whole program or of its temporaries.
         available: bytes.
-        message: the compiler's.
+        message: the compiler's message.
     """
 
     needed: float | None
@@ -28,10 +28,10 @@ class OutOfMemory:
 
 
 def compile_ahead(lowered: jax.stages.Lowered) -> jax.stages.Compiled | OutOfMemory:
-    """Compiles; a program that does not fit is an answer.
+    """Compiles a program. Running out of memory is a result, not an error.
 
     Raises:
-        jax.errors.JaxRuntimeError: the compiler fails for another reason.
+        jax.errors.JaxRuntimeError: compilation fails for another reason.
     """
     try:
         return lowered.compile()
@@ -43,7 +43,7 @@ def compile_ahead(lowered: jax.stages.Lowered) -> jax.stages.Compiled | OutOfMem
 
 
 def out_of_memory(message: str) -> OutOfMemory | None:
-    """What XLA says of a program too large for the chip; None if it says something else."""
+    """Parses XLA's message that a program is too large for the chip; None for any other message."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     first = message.split("RESOURCE_EXHAUSTED: ", 1)[-1].strip().splitlines()[0]
@@ -53,7 +53,7 @@ def out_of_memory(message: str) -> OutOfMemory | None:
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> float:
-    """Bytes that a device holds at most: what comes in, what is new, and what is in between."""
+    """Peak bytes on a device: arguments, outputs that alias no argument, and temporaries."""
     memory: Any = compiled.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return memory.argument_size_in_bytes + new + memory.temp_size_in_bytes
@@ -61,12 +61,12 @@ def peak_bytes(compiled: jax.stages.Compiled) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Time:
-    """Seconds of a step of a TPU, by the compiler's estimates and data sheets.
+    """Seconds that a step takes on a TPU, from the compiler's estimates and the data sheet.
 
     Attributes:
-        compute: of XLA's own instructions, by `estimated_cycles`.
-        kernels: of Pallas kernels, at the rate of the matrix units or of the memory: at least.
-        wire: of all that is sent, over all links of a chip at once: at least.
+        compute: XLA's own instructions, from `estimated_cycles`.
+        kernels: lower bound for Pallas kernels, at the peak of the matrix units or of the memory.
+        wire: lower bound for communication, with all links of a chip in use.
     """
 
     compute: float
@@ -75,17 +75,17 @@ class Time:
 
     @property
     def hidden(self) -> float:
-        """If all that can be sent during computation is."""
+        """Step time if communication overlaps fully with computation."""
         return max(self.compute + self.kernels, self.wire)
 
     @property
     def exposed(self) -> float:
-        """If nothing is."""
+        """Step time if nothing overlaps."""
         return self.compute + self.kernels + self.wire
 
 
 def step_time(cost: ProgramCost, wire: float, chip: Chip) -> Time | None:
-    """Of a program that sends `wire` bytes; None for chips whose compiler estimates nothing."""
+    """Estimates a program that sends `wire` bytes; None if the compiler gives no cycle counts."""
     if not chip.clock:
         return None
     flops, bandwidth, network = (

@@ -1,8 +1,8 @@
 """Time and money of training.
 
-Seconds are FLOPs over chips, peak and utilisation (MFU). A claim that names all others implies a
-utilisation: the textbook's, GPT-3's 3.14e23 FLOPs by 1000 V100 in 34 days, one of 86 %, where large
-runs reach 30 to 60.
+Seconds follow from FLOPs, the number of chips, their peak and the utilisation (MFU). A claim that
+states the other four implies a utilisation. The textbook's claim for GPT-3 (3.14e23 FLOPs on 1000
+V100 in 34 days) implies 86 %; large runs reach 30 to 60 %.
 """
 
 import csv
@@ -21,14 +21,14 @@ HOUR, DAY = 3600.0, 86400.0
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """What an hour of a chip was listed at; what is paid is a matter of contract.
+    """The list price of an hour on a chip; contract prices differ.
 
     Attributes:
         chip: its short name.
-        dollars: US dollars an hour, of one chip.
-        offer: whose, of what kind, where.
-        date: of the list, year and month.
-        source: where the list is.
+        dollars: US dollars per chip-hour.
+        offer: provider, kind of offer and region.
+        date: year and month of the price list.
+        source: URL of the price list.
     """
 
     chip: str
@@ -40,7 +40,7 @@ class Price:
 
 @functools.cache
 def prices() -> dict[str, Price]:
-    """The table `prices.csv`, by chip."""
+    """Reads `prices.csv` into a table by chip name."""
     with PRICES.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {
@@ -53,13 +53,13 @@ def prices() -> dict[str, Price]:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Chips of a kind, and how much of their rate a run gets.
+    """A number of equal chips and the utilisation that a run reaches on them.
 
     Attributes:
-        chip: the kind.
-        count: of them.
-        utilization: model FLOPs over what the data sheet promises (MFU), in (0, 1].
-        dollars: for an hour of a chip; None where no price is known.
+        chip: the kind of chip.
+        count: number of chips.
+        utilization: model FLOPs over the data sheet's peak (MFU), in (0, 1].
+        dollars: per chip-hour; None if no price is known.
     """
 
     chip: Chip
@@ -71,28 +71,28 @@ class Cluster:
         if self.count < 1:
             raise ValueError(f"chips={self.count}: must be at least 1")
         if not 0 < self.utilization <= 1:
-            raise ValueError(f"utilization={self.utilization}: a share of the peak is in (0, 1]")
+            raise ValueError(f"utilization={self.utilization}: must be in (0, 1]")
         if self.dollars is not None and not self.dollars > 0:
-            raise ValueError(f"price={self.dollars}: dollars an hour are above 0")
+            raise ValueError(f"price={self.dollars}: dollars per chip-hour must be above 0")
 
     def chip_hours(self, flops: float) -> float:
-        """Hours of one chip for so many FLOPs."""
+        """Chip-hours for a number of FLOPs."""
         return flops / (self.chip.flops * self.utilization) / HOUR
 
     def seconds(self, flops: float) -> float:
-        """Of all chips together."""
+        """Seconds for a number of FLOPs on all chips."""
         return self.chip_hours(flops) * HOUR / self.count
 
     def cost(self, flops: float) -> float | None:
-        """Dollars; None where no price is known."""
+        """Dollars for a number of FLOPs; None if no price is known."""
         return None if self.dollars is None else self.chip_hours(flops) * self.dollars
 
     def flops_in(self, hours: float) -> float:
-        """FLOPs in so many hours of all chips."""
+        """FLOPs that all chips do in a number of hours."""
         return hours * HOUR * self.chip.flops * self.utilization * self.count
 
     def flops_for(self, dollars: float) -> float:
-        """FLOPs for so much money.
+        """FLOPs that a number of dollars buys.
 
         Raises:
             ValueError: no price is known.
@@ -102,7 +102,7 @@ class Cluster:
         return dollars / self.dollars * HOUR * self.chip.flops * self.utilization
 
     def needed_utilization(self, flops: float, seconds: float) -> float:
-        """Of the peak, to do so many FLOPs in so much time; above 1 it cannot be done."""
+        """The utilisation (MFU) that a claim implies; above 1 it is impossible."""
         if not (seconds > 0 and math.isfinite(seconds)):
             raise ValueError(f"seconds={seconds}: must be above 0, and finite")
         return flops / (self.chip.flops * self.count * seconds)

@@ -1,4 +1,4 @@
-"""Fits a law of the loss to runs, as approach 3 of Hoffmann et al. 2022 does (section 3.3)."""
+"""Fits a loss law to runs, by approach 3 of Hoffmann et al. 2022 (section 3.3)."""
 
 import csv
 import dataclasses
@@ -12,9 +12,9 @@ import numpy as np
 
 from llmjax.planning.scaling import LossLaw
 
-DELTA = 1e-3  # where Huber's loss turns from squares to magnitudes, of log L
-FEWEST = 6  # runs; the law has 5 numbers
-# Starts, as there; of log A, log B, log E, α and β.
+DELTA = 1e-3  # where the Huber loss turns from quadratic to linear, in log L
+FEWEST = 6  # runs; the law has 5 parameters
+# The paper's grid of starts for log A, log B, log E, α and β.
 GRID = (
     range(0, 30, 5),
     range(0, 30, 5),
@@ -22,22 +22,22 @@ GRID = (
     (0.0, 0.5, 1.0, 1.5, 2.0),
     (0.0, 0.5, 1.0, 1.5, 2.0),
 )
-STARTS = 16  # of the grid, those that fit best, are followed to their minimum
+STARTS = 16  # the best points of the grid are followed to their minimum
 BOUNDS = np.array([(-20.0, 60.0), (-20.0, 60.0), (-20.0, 20.0), (0.0, 5.0), (0.0, 5.0)]).T
 ITERATIONS, TOLERANCE = 1000, 1e-9
-STUCK = 1e8  # damping at which no step lowers the objective any more
-TINY = np.finfo(np.float64).tiny ** 0.5  # keeps what no run depends on solvable
+STUCK = 1e8  # damping above which no step lowers the objective
+TINY = np.finfo(np.float64).tiny ** 0.5  # keeps the solve regular in directions no run constrains
 COLUMNS = ("params", "tokens", "loss")
 
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """What was measured, a number a run in each array.
+    """Measured runs, one number per run in each array.
 
     Attributes:
-        params: N.
-        tokens: D.
-        loss: nats a token, on held-out text, at the end of a schedule as long as the run.
+        params: N, model parameters.
+        tokens: D, training tokens.
+        loss: nats per token on held-out text, at the end of a schedule as long as the run.
     """
 
     params: np.ndarray
@@ -57,12 +57,12 @@ class Runs:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A fitted law, and how sure it is.
+    """A fitted law and its uncertainty.
 
     Attributes:
-        law: of all runs.
-        error: root of the mean square of log L less the law's, a relative error.
-        bootstrap: laws of as many runs, drawn with replacement.
+        law: fitted to all runs.
+        error: root mean square residual of log L, a relative error.
+        bootstrap: laws fitted to resamples of the runs, drawn with replacement.
     """
 
     law: LossLaw
@@ -72,22 +72,22 @@ class Fit:
     def interval(
         self, quantity: Callable[[LossLaw], float], share: float = 0.8
     ) -> tuple[float, float]:
-        """Between which the middle `share` of the bootstrap's values of a quantity lie."""
+        """The interval that holds the middle `share` of the bootstrap values of a quantity."""
         values = [quantity(law) for law in self.bootstrap]
         low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
         return float(low), float(high)
 
 
 def fit(runs: Runs, *, resamples: int = 500, seed: int = 0) -> Fit:
-    """The law with the least Huber loss of log L over the runs, from the best of a grid of starts.
+    """Minimises the Huber loss of log L over the runs, starting from the best points of a grid.
 
     Args:
-        runs: at least six, with at least three sizes and three numbers of tokens.
-        resamples: of the bootstrap, each from the minimum of all runs.
-        seed: of its draws.
+        runs: at least six, with at least three sizes and three token counts.
+        resamples: number of bootstrap resamples, each fitted from the minimum of all runs.
+        seed: random seed of the resampling.
 
     Raises:
-        ValueError: runs that do not determine a law.
+        ValueError: the runs do not determine a law.
     """
     _require_varied(runs)
     count, random = len(runs), np.random.default_rng(seed)
@@ -110,7 +110,7 @@ def _require_varied(runs: Runs) -> None:
         if found < 3:
             raise ValueError(
                 f"{name}: all runs have {found} different value(s), which do not determine how the "
-                "loss falls with it: give runs with three or more"
+                "loss depends on it: give runs with at least three"
             )
 
 
@@ -120,7 +120,7 @@ def _law(theta: np.ndarray) -> LossLaw:
 
 
 def _residuals(theta: np.ndarray, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
-    """log L less that of the runs, [T, R], by points theta [T, 5]; its slope [T, R, 5]."""
+    """Residuals of log L [T, R] at the points theta [T, 5], and their Jacobian [T, R, 5]."""
     log_a, log_b, log_e, alpha, beta = theta.T[..., None]
     log_n, log_d = np.log(runs.params), np.log(runs.tokens)
     terms = np.stack(np.broadcast_arrays(log_a - alpha * log_n, log_b - beta * log_d, log_e))
@@ -133,26 +133,26 @@ def _residuals(theta: np.ndarray, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _huber(residuals: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Summed over the runs, each as often as it counts: [T, R] to [T]."""
+    """Huber loss summed over the runs, weighted by their counts: [T, R] to [T]."""
     size = np.abs(residuals)
     huber = np.where(size <= DELTA, residuals**2 / 2, DELTA * (size - DELTA / 2))
     return np.sum(counts * huber, axis=-1)
 
 
 def _minimize(theta: np.ndarray, runs: Runs, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Levenberg-Marquardt on squares weighted anew in every step, of T problems side by side.
+    """Iteratively reweighted Levenberg-Marquardt, on T problems at once.
 
-    The squares lie above Huber's loss and touch it where they were weighted, so that a step that
-    lowers them lowers it. L-BFGS-B, which the paper used, stops early on so flat a valley
-    (Besiroglu et al. 2024, section 4).
+    Each step minimises a weighted sum of squares that lies above the Huber loss and touches it at
+    the current point, so a step that lowers the squares lowers the loss. L-BFGS-B, which the paper
+    used, stops early in so flat a valley (Besiroglu et al. 2024, section 4).
 
     Args:
         theta: starts [T, 5].
         runs: R of them.
-        counts: how often each run counts, [T or 1, R].
+        counts: weight of each run, [T or 1, R].
 
     Returns:
-        Minima [T, 5], and what the objective is there [T].
+        Minima [T, 5] and the objective there [T].
     """
     counts = np.broadcast_to(counts, (len(theta), len(runs)))
     found, values = theta.copy(), np.empty(len(theta))
@@ -178,7 +178,7 @@ def _minimize(theta: np.ndarray, runs: Runs, counts: np.ndarray) -> tuple[np.nda
 
 
 def _step(residuals, slope, counts, damping) -> np.ndarray:
-    """Towards the minimum of the weighted squares, [T, 5]; the shorter, the larger the damping."""
+    """The damped Gauss-Newton step of the weighted squares, [T, 5]."""
     weights = counts * np.minimum(1.0, DELTA / np.maximum(np.abs(residuals), DELTA))
     weighted = np.swapaxes(weights[..., None] * slope, 1, 2)
     square = weighted @ slope
@@ -188,10 +188,10 @@ def _step(residuals, slope, counts, damping) -> np.ndarray:
 
 
 def read_runs(path: pathlib.Path) -> Runs:
-    """Runs from a .csv file with a header, or JSON lines: params, tokens and loss of each.
+    """Reads params, tokens and loss of each run from a .csv file with a header or from JSON lines.
 
     Raises:
-        ValueError: a file of another kind, or a line that lacks a number; its place is named.
+        ValueError: an unknown file type, or a line without a valid number (the line is named).
     """
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
@@ -205,10 +205,10 @@ def read_runs(path: pathlib.Path) -> Runs:
 
 
 def runs_of(records: Iterable[tuple[int, Mapping[str, Any]]], where: str) -> Runs:
-    """Runs from numbered records with params, tokens and loss.
+    """Builds runs from numbered records with params, tokens and loss.
 
     Raises:
-        ValueError: one that lacks a number.
+        ValueError: a record lacks a number.
     """
     columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
     for number, record in records:
@@ -230,5 +230,5 @@ def _number(record: Mapping[str, Any], name: str, where: str) -> float:
 
 
 def merged(parts: Sequence[Runs]) -> Runs:
-    """All runs of several places."""
+    """Concatenates runs from several sources."""
     return Runs(*(np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS))

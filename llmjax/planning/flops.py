@@ -1,10 +1,10 @@
-"""Floating-point operations of a model, by the convention of utilisation figures (MFU).
+"""Floating-point operations of a model, by the convention of model FLOPs utilisation (MFU).
 
-A token costs 2 operations for every parameter that it is multiplied with, and attention on top
-(Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B). Attention counts the pairs
-that the mask allows in a sequence that fills its row: causal ones half of the full square, others
-all of it, local layers their window. The backward pass costs twice the forward one. Recomputation
-(remat) does not count, nor do look-ups, softmax and activations.
+A token costs 2 operations per parameter that multiplies it, plus attention (Kaplan et al. 2020,
+section 2.1; Chowdhery et al. 2022, appendix B). Attention counts the pairs that the mask allows in
+a sequence that fills its row: half of the square for causal attention, the full square for
+bidirectional attention, the window for local layers. The backward pass costs twice the forward
+pass. Recomputation (remat), look-ups, softmax and activations do not count.
 """
 
 import math
@@ -16,36 +16,36 @@ from llmjax.objectives import MaskingConfig
 from llmjax.objectives.masking import BERT, ELECTRA
 from llmjax.spec import is_param
 
-_TABLES = ("positions", "token_types", "relative")  # only looked up, or projected once a batch
+_TABLES = ("positions", "token_types", "relative")  # only looked up, or projected once per batch
 _UNUSED = ("head/pooler", "head/next_sentence")  # kept for checkpoints, never run
 
 
 def matmul_params(config: models.ModelConfig) -> int:
-    """Parameters that every token is multiplied with: all but the tables it only looks up.
+    """Parameters that multiply every token: all except lookup tables.
 
-    Those of the head count, a tied table too; of experts, only the chosen ones. DeBERTa's mask
-    decoder counts its layer each time that it is applied.
+    The head counts, including a tied table. Of the experts, only the active ones count. DeBERTa's
+    mask decoder counts its layer once per application.
     """
     return _body_params(config) + _head_params(config)
 
 
 def active_params(config: models.ModelConfig) -> int:
-    """Parameters that a token has to do with, N of the 6·N rule: all but experts not chosen."""
+    """Active parameters per token, the N of the 6·N rule: all except the inactive experts."""
     return int(sum(_sizes(config).values()))
 
 
 def forward_flops(
     config: models.ModelConfig, sequence_length: int, predictions: float | None = None
 ) -> float:
-    """Operations of a forward pass for each token of sequences of this length.
+    """Operations of a forward pass per token, for sequences of this length.
 
-    2N and attention: 2·L·S·H·C where it is causal, and twice that where it is not.
+    2N plus attention, which is 2·L·S·H·C if causal and twice that otherwise.
 
     Args:
-        config: the model's.
+        config: the model's configuration.
         sequence_length: S.
-        predictions: share of the tokens whose states the head reads. By default all; one for each
-            sequence where the head is of sequences.
+        predictions: fraction of the tokens that the head reads. The default is 1, or one token
+            per sequence for sequence heads.
     """
     if predictions is None:
         of_sequences = config.head.kind in models.heads.SEQUENCE_KINDS
@@ -57,14 +57,14 @@ def forward_flops(
 def training_flops(
     config: models.ModelConfig, sequence_length: int, predictions: float | None = None
 ) -> float:
-    """Operations of a training step for each token: three times those of `forward_flops`."""
+    """Operations of a training step per token: three times `forward_flops`."""
     return 3 * forward_flops(config, sequence_length, predictions)
 
 
 def mlm_flops(
     config: models.ModelConfig, sequence_length: int, masking: MaskingConfig = BERT
 ) -> float:
-    """Operations of a training step of `objectives.mlm` for each token.
+    """Operations of a training step of `objectives.mlm` per token.
 
     The head is computed at `max_predictions` positions of a row.
     """
@@ -77,7 +77,7 @@ def rtd_flops(
     sequence_length: int,
     masking: MaskingConfig = ELECTRA,
 ) -> float:
-    """Operations of a training step of `objectives.rtd` for each token, of both models."""
+    """Operations of a training step of `objectives.rtd` per token, for both models."""
     found = training_flops(discriminator, sequence_length)
     return found + mlm_flops(generator, sequence_length, masking)
 
@@ -87,7 +87,7 @@ def _share(masking: MaskingConfig, sequence_length: int) -> float:
 
 
 def _sizes(config: models.ModelConfig) -> dict[str, float]:
-    """Parameters that a token is multiplied with, by path; of experts, the chosen ones' share."""
+    """Parameters that multiply a token, by path; experts count in proportion to active ones."""
     spec = models.spec(config)
     params = jax.tree.leaves(spec, is_leaf=is_param)
     sizes: dict[str, float] = {}
@@ -131,10 +131,10 @@ def _repeats(config: models.ModelConfig) -> int:
 
 
 def _attention(config: models.ModelConfig, length: int) -> float:
-    """Operations of scores and mixing for each token.
+    """Operations of attention scores and value mixing per token.
 
-    A pair costs 2·H·C for its score and as much for its part of the mix. Each term of DeBERTa's
-    positions costs as much as the scores: a product with a vector of the pair's distance.
+    A pair costs 2·H·C for its score and as much for mixing its value. Each of DeBERTa's position
+    terms costs as much as the scores: it is a product with the embedding of the relative distance.
     """
     pattern = config.attention.pattern
     kinds = [pattern[layer % len(pattern)] for layer in range(config.num_layers)]
@@ -145,8 +145,8 @@ def _attention(config: models.ModelConfig, length: int) -> float:
 
 
 def _pairs(config: models.ModelConfig, kind: str, length: int) -> float:
-    """Tokens that a token attends to on average; a causal one's own place counts as half."""
+    """Average number of tokens that a token attends to; causal attention counts itself as half."""
     window = min(config.attention.window, length) if kind == "local" else length
-    # 2·window - 1 within the window of both sides, fewer near the ends.
+    # 2·window - 1 within a window on both sides, fewer near the ends.
     both = 2 * window - 1 - window * (window - 1) / length
     return both / 2 if config.attention.causal else both

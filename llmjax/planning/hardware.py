@@ -1,4 +1,4 @@
-"""What devices can do in a second, and hold."""
+"""Data-sheet rates and memory of accelerators, and the measured rate of CPUs."""
 
 import dataclasses
 import statistics
@@ -14,18 +14,18 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A kind of device, by its maker's data sheet.
+    """A kind of device, as its data sheet describes it.
 
     Attributes:
-        name: short, as people say it.
-        kinds: what its devices call themselves; longer names may follow.
-        flops: dense bfloat16 operations a second, without sparsity; float16 of the V100, which has
-            no bfloat16.
-        memory: bytes of it.
-        bandwidth: of the memory, bytes a second.
-        network: bytes a second that it sends to others of its kind, over all its links together.
-        clock: of a TPU, ticks a second: that by which its matrix units make `flops`.
-        parts: devices that jax makes of a chip, each with its share of all this.
+        name: common short name.
+        kinds: prefixes of `jax.Device.device_kind`.
+        flops: dense bfloat16 operations per second, without sparsity; float16 on the V100, which
+            has no bfloat16.
+        memory: bytes.
+        bandwidth: memory bandwidth, bytes per second.
+        network: bytes per second sent to chips of the same kind, over all links together.
+        clock: cycles per second at which a TPU's matrix units reach `flops`; 0 for GPUs.
+        parts: JAX devices per chip, which share its resources equally.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Chip:
 
     @property
     def platform(self) -> str:
-        """What jax calls the platform."""
+        """The name of the platform in JAX."""
         return "tpu" if self.kinds[0].startswith("TPU") else "gpu"
 
 
@@ -58,10 +58,10 @@ CHIPS = (
 
 
 def chip(name: str) -> Chip:
-    """The chip of a short name, "v5p" say, in any case.
+    """Looks up a chip by its short name, such as "v5p", in any case.
 
     Raises:
-        ValueError: none is known by that name.
+        ValueError: the name is unknown.
     """
     for known in CHIPS:
         if known.name == name.lower():
@@ -70,16 +70,17 @@ def chip(name: str) -> Chip:
 
 
 def chip_of(kind: str) -> Chip | None:
-    """The chip of what a device calls itself, "NVIDIA H100 80GB HBM3" say; None if unknown."""
+    """Looks up a chip by its device kind, such as "NVIDIA H100 80GB HBM3"; None if unknown."""
     found = [(len(k), c) for c in CHIPS for k in c.kinds if kind.startswith(k)]
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
-    """Operations a second of all these devices together, or None when their kind is unknown.
+    """Peak operations per second of all the devices together; None if their kind is unknown.
 
-    Of accelerators it is the data sheet's bfloat16 figure. CPUs have no such figure: theirs is
-    the float32 matrix-product rate of this process's, measured now, and as much for each other's.
+    For accelerators this is the bfloat16 figure of the data sheet. CPUs have none: this process's
+    CPU devices are measured on float32 matrix products, and those of other processes count as
+    equally fast.
     """
     if devices[0].platform == "cpu":
         own = [device for device in devices if device.process_index == jax.process_index()]
@@ -89,8 +90,8 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
 
 
 def matmul_rate(devices: Sequence[jax.Device], size: int = 1536, repeats: int = 5) -> float:
-    """Float32 operations a second of size³ matrix products on all devices at once: the median."""
-    # On a mesh of its own, whatever the caller's is.
+    """Median float32 operations per second of size³ matrix products on all devices at once."""
+    # A mesh of its own, independent of the caller's.
     own = jax.make_mesh((len(devices),), ("device",), devices=devices)
     with jax.set_mesh(own):
         ones = np.ones((len(devices), size, size), np.float32)

@@ -1,9 +1,10 @@
-"""How much a traced program holds at once, on one chip, as a compiler that fuses would run it.
+"""Peak memory of a traced program on one chip, under a model of a fusing compiler.
 
-Values are of two kinds. What products, kernels, look-ups, loops and transfers between chips give is
-written to memory. All between them is computed where it is read, and costs nothing but that what it
-is computed from stays; unless several read it and it is smaller than that. Values come in the order
-of the program and go after their last reader.
+Values are of two kinds. Outputs of matrix products, kernels, gathers, loops and collectives are
+written to memory. Everything between them is fused into its readers: it takes no memory, but keeps
+its own sources alive. The exception is a value that several steps read and that is smaller than
+its sources, which is written. Values are allocated in program order and freed after their last
+reader.
 """
 
 import collections
@@ -27,7 +28,7 @@ from llmjax.planning.traces import (
     ways,
 )
 
-# What is written to memory, beside loops; the rest is computed where it is read.
+# Primitives whose outputs are written to memory, besides loops; all others are fused.
 WRITTEN = {
     "all_gather",
     "all_to_all",
@@ -51,12 +52,12 @@ WRITTEN = {
     "top_k",
 }
 MOVED = {"copy", "pvary", "pcast", "reshape", "squeeze", "stop_gradient", "transpose"}
-MOVED |= {"broadcast_in_dim", "expand_dims", "optimization_barrier"}  # of as many elements
+MOVED |= {"broadcast_in_dim", "expand_dims", "optimization_barrier"}  # the elements stay the same
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """An array in memory: from when to when, both included, in steps; its bytes; its kind."""
+    """An array in memory: first and last step (inclusive), bytes and kind."""
 
     start: int
     end: int
@@ -65,7 +66,7 @@ class Span:
 
 
 def peak(spans: Sequence[Span]) -> dict[Kind, float]:
-    """Bytes by kind at the time when there are the most."""
+    """Bytes by kind at the time of the peak."""
     changes = np.zeros(max((span.end for span in spans), default=0) + 2)
     for span in spans:
         changes[span.start] += span.size
@@ -79,23 +80,23 @@ def peak(spans: Sequence[Span]) -> dict[Kind, float]:
 
 
 class Meter:
-    """Finds what a program holds, and when.
+    """Finds the live ranges of a program's arrays.
 
     Args:
-        tiled: whether kernels want tiles, as on a TPU.
-        shapes: of the parameters; float32 arrays of these shapes are called gradients.
+        tiled: whether kernels need tiled operands, as on a TPU.
+        shapes: shapes of the parameters; float32 arrays of these shapes count as gradients.
     """
 
     def __init__(self, *, tiled: bool, shapes: Iterable[tuple[int, ...]] = ()) -> None:
         self.tiled, self.shapes = tiled, set(shapes)
         self._clock = 0
         self._spans: list[Span] = []
-        self._copies: dict[Any, Value] = {}  # of stacks of weights, converted before loops
-        self._copied: set[Value] = set()  # by the step that runs
-        self._replaced: set[Value] = set()  # by what the loop that runs gives
+        self._copies: dict[Any, Value] = {}  # stacked weights, cast once before the loops
+        self._copied: set[Value] = set()  # copies that the current step uses
+        self._replaced: set[Value] = set()  # values that the current loop's outputs overwrite
 
     def spans(self, found: Program) -> list[Span]:
-        """Of all arrays beside the program's inputs and what takes their place."""
+        """Live ranges of all arrays except the program's inputs and their replacements."""
         for value in [*found.inputs, *found.constants]:
             value.sources, value.kind = frozenset([value]), "input"
         self._measure(found)
@@ -121,7 +122,7 @@ class Meter:
             self._spans.append(Span(start, end, value.size, value.kind))
 
     def _run(self, step: Step) -> None:
-        """Says where what a step gives lies, and what it holds only while it runs."""
+        """Decides where a step's outputs live, and what it holds only while it runs."""
         if step.inner is not None:
             self._loop(step, step.inner)
             return
@@ -134,8 +135,8 @@ class Meter:
         held = sum(source.size for source in sources if source.held)
         for value in step.gives:
             value.size = _size(value)
-            # A sum of activations is written, and what it is of goes; moments and parameters are
-            # not, since they take the place of the old ones.
+            # A sum of activations is written, which frees its terms. Moments and parameters are
+            # not counted, because they overwrite the old ones.
             shared = len(value.readers) > 1 and len(sources) > 1 and value.aval.dtype.itemsize == 2
             written = step.name in WRITTEN or step.name.startswith("reduce_")
             value.held = written or (shared and value.size <= held)
@@ -157,14 +158,14 @@ class Meter:
         return "activations" if step.name == "scan" else "working"
 
     def _kernel(self, step: Step) -> list[float]:
-        """Operands that were not in memory are written for a kernel."""
+        """Bytes of operands that must be written because a kernel cannot fuse them."""
         size = tiled_bytes if self.tiled else local_bytes
         for value in step.gives:
             value.size, value.tiled = size(value.aval), self.tiled
         return [size(value.aval) for value in step.reads if value.sources and not value.held]
 
     def _copy(self, slice_: Value, narrow: Value) -> frozenset[Value] | None:
-        """What a loop rounds of a stack of weights is rounded before it, all at once."""
+        """A cast of a loop's slice of the weights is hoisted: the whole stack is cast before it."""
         ratio = narrow.aval.dtype.itemsize / slice_.aval.dtype.itemsize
         if slice_.stack is None or ratio >= 1:
             return None
@@ -187,7 +188,7 @@ class Meter:
         ):
             value.sources = outer.sources
             if fixed <= index < fixed + carried:
-                # What is carried is written over from step to step.
+                # The carry is overwritten by every iteration.
                 value.sources = step.gives[index - fixed].sources
                 if outer.held and len(outer.readers) == 1:
                     replaced.add(outer)
@@ -201,7 +202,7 @@ class Meter:
             self._stack(step.gives[carried:], inner.outputs[carried:])
 
     def _stack(self, stacks: list[Value], slices: list[Value]) -> None:
-        """Says how large a loop's results are: in a kernel's tiles, and each only once."""
+        """Sets the sizes of a loop's stacked outputs: tiled for kernels, duplicates only once."""
         first: dict[Value, Value] = {}
         for value, slice_ in zip(stacks, slices, strict=True):
             if self.tiled and (slice_.tiled or _for_kernel(value)):
@@ -216,7 +217,7 @@ def _union(values: Iterable[Value]) -> frozenset[Value]:
 
 
 def _move(step: Step) -> None:
-    """The same numbers in another shape."""
+    """Propagates storage through a step that only changes shape or layout."""
     for index, value in enumerate(step.gives):
         origin = step.reads[min(index, len(step.reads) - 1)]
         value.sources, value.stack, value.size = origin.sources, origin.stack, origin.size
@@ -224,13 +225,13 @@ def _move(step: Step) -> None:
 
 
 def _stays(step: Step) -> bool:
-    """Whether nothing moves: each chip has as much as before, or it is the compiler's to say."""
+    """Whether a reshard moves nothing: the local size stays, or the compiler decides (auto)."""
     before, after = step.reads[0].aval, step.gives[0].aval
     return local_bytes(before) == local_bytes(after) or is_auto(before) or is_auto(after)
 
 
 def _size(value: Value) -> float:
-    """Bytes on a chip; of an array that the compiler splits, as what it becomes next is split."""
+    """Bytes on a chip; an auto-sharded array that is resharded at once counts at that sharding."""
     size = local_bytes(value.aval, _narrowest(value))
     if is_auto(value.aval) and [reader.name for reader in value.readers] == ["reshard"]:
         return min(size, local_bytes(value.readers[0].gives[0].aval, _narrowest(value)))
@@ -238,7 +239,7 @@ def _size(value: Value) -> float:
 
 
 def _narrowest(value: Value) -> int | None:
-    """Bytes of an element: those of what all its readers round it to, before it is written."""
+    """Itemsize after the casts of all readers, which fuse into the write; None if one needs all."""
     sizes = set()
     for reader in value.readers:
         if reader.name == "convert_element_type":
@@ -254,7 +255,7 @@ def _narrowest(value: Value) -> int | None:
 
 
 def _for_kernel(value: Value) -> bool:
-    """Whether a kernel reads it, from inside of a loop too."""
+    """Whether a kernel reads the value, also from inside a loop."""
     for reader in value.readers:
         if reader.name == "pallas_call":
             return True
@@ -270,7 +271,7 @@ def _for_kernel(value: Value) -> bool:
 
 
 def _gathered(step: Step) -> list[float]:
-    """Operands and sums of a product that chips share in another way than its result."""
+    """Bytes of the operands and sums of a product that need a reshard to match its result."""
     (contracted, _), result = step.params["dimension_numbers"], step.gives[0]
     if mesh_of(result.aval) is None:
         return []
@@ -292,9 +293,9 @@ def _gathered(step: Step) -> list[float]:
 
 
 def _spread(step: Step) -> list[float]:
-    """What XLA makes of a product whose groups are contracted, of the gradient by experts' weights.
+    """Bytes of XLA's expansion of a ragged product that contracts the groups (expert gradients).
 
-    Both operands, once for each group, with zeros where a row is of another group.
+    It copies both operands once per group, with zeros in the rows of other groups.
     """
     numbers = step.params["ragged_dot_dimension_numbers"]
     (contracted, _), _ = numbers.dot_dimension_numbers

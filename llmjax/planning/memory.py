@@ -1,13 +1,13 @@
 """Memory of a training step on one chip, by item, without compiling it.
 
-The step is traced for chips that need not be there, on the mesh that it will run on. What comes in
-(parameters, moments, a batch) is known from the types alone. What it holds in between is added up
-by `liveness`, from the same program that is compiled, so that models, objectives, optimizers, remat
-and the table of shardings are what they are and nothing is said twice.
+The step is traced for chips that need not be present, on the mesh that it will run on. The sizes
+of its inputs (parameters, moments, a batch) follow from their types. `liveness` adds up what the
+step allocates, from the same program that is compiled; so models, objectives, optimizers, remat and
+sharding rules need no second description here.
 
-The textbook's rule, 4 to 8 bytes a parameter, leaves out what training holds. With Adam it is 16: 4
-of the parameter, 4 of its gradient, 8 of its moments; 18 with the rounded copy that products read
-(Rajbhandari et al. 2020, section 3.1); and activations on top.
+The textbook's rule, 4 to 8 bytes per parameter, leaves out training state. Adam needs 16 bytes: 4
+for the parameter, 4 for its gradient and 8 for its moments; or 18 with the copy in compute
+precision (Rajbhandari et al. 2020, section 3.1). Activations come on top.
 """
 
 import dataclasses
@@ -19,22 +19,22 @@ from llmjax import mesh
 from llmjax.planning import liveness, traces
 from llmjax.train import TrainState
 
-KEPT = ("tokens", "targets", "segment_ids", "positions")  # of a batch, as the loader makes them
+KEPT = ("tokens", "targets", "segment_ids", "positions")  # the arrays of the loader's batch
 
 
 @dataclasses.dataclass(frozen=True)
 class StepMemory:
-    """Bytes on one chip at the moment of a step when there are the most.
+    """Bytes on one chip at the peak of a step.
 
     Attributes:
-        parameters: in float32.
-        optimizer: its state.
-        batch: the tokens, and the few numbers that a state has besides.
-        gradients: that there are at that moment.
-        weights: rounded to the compute precision, or gathered from other chips.
+        parameters: parameters in float32.
+        optimizer: optimizer state.
+        batch: the batch and the small remaining fields of the state.
+        gradients: those alive at the peak.
+        weights: cast to compute precision or gathered from other chips.
         activations: kept for the backward pass.
-        working: what the layer, the head or the update that runs then needs.
-        all_gradients: of all parameters, when they are complete.
+        working: temporaries of the layer, head or update that runs at the peak.
+        all_gradients: gradients of all parameters, when complete.
     """
 
     parameters: float
@@ -48,27 +48,27 @@ class StepMemory:
 
     @property
     def arguments(self) -> float:
-        """What lies there between steps."""
+        """What stays in memory between steps."""
         return self.parameters + self.optimizer + self.batch
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The peak."""
         return self.arguments + self.gradients + self.weights + self.activations + self.working
 
 
 def step_memory(step: Any, state: TrainState, batch: Any) -> StepMemory:
-    """Of a step of `train.make_step`, for the current mesh (`mesh.abstract_mesh`).
+    """Memory of a step of `train.make_step` on the current mesh (`mesh.abstract_mesh`).
 
-    For TPUs and layers in a loop this is within 5 % of the compiler's own peak, the
-    `peak_memory_in_bytes` of `memory_analysis()` (tests/aot). What it sets aside, arguments and
-    temporaries together, was 5 to 34 % more than that (BENCH.md): leave room. For GPUs it has not
-    been compared with anything.
+    On TPUs, with layers in a loop, this is within 5 % of the compiler's own peak, the
+    `peak_memory_in_bytes` of `memory_analysis()` (tests/aot). The compiler's allocation, arguments
+    plus temporaries, was 5 to 34 % above that peak (BENCH.md): leave room. On GPUs the estimate
+    has not been validated.
 
     Args:
-        step: compiled by `train.make_step`.
-        state: abstract, from `jax.eval_shape` of `train.init_state`.
-        batch: abstract.
+        step: a step from `train.make_step`.
+        state: abstract state, from `jax.eval_shape` of `train.init_state`.
+        batch: abstract batch.
     """
     found = traces.program(step.trace(state, batch).jaxpr)
     shapes = [param.shape for param in jax.tree.leaves(state.params)]
@@ -93,7 +93,7 @@ def _bytes(tree: Any) -> float:
 
 
 def abstract_batch(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of tokens for the current mesh."""
+    """An abstract batch of tokens on the current mesh."""
     sharding = mesh.named_sharding(("batch", "sequence"))
     tokens = jax.ShapeDtypeStruct((rows, length), "int32", sharding=sharding)
     return dict.fromkeys(KEPT, tokens)

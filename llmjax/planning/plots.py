@@ -8,15 +8,15 @@ from llmjax.pages.charts import Curve, Plot
 from llmjax.planning.fitting import Runs
 from llmjax.planning.scaling import FLOPS_PER_PARAM, LossLaw
 
-_SPAN = 30.0  # how far curves go to both sides of their minimum, as a factor
+_SPAN = 30.0  # curves extend by this factor to both sides of their minimum
 
 
 def isoflops(law: LossLaw, budgets: Sequence[float], runs: Runs | None = None) -> Plot:
-    """A curve for each budget, the stronger the larger that is; their minima; and measured runs.
+    """A curve per budget (stronger for larger budgets), their minima, and the measured runs.
 
     Args:
-        law: of the loss.
-        budgets: in FLOPs.
+        law: the loss law.
+        budgets: budgets in FLOPs.
         runs: those that the law was fitted to.
     """
     curves = []

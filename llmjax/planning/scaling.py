@@ -1,24 +1,24 @@
-"""How large a model should be, and how long it should be trained (Hoffmann et al. 2022).
+"""Compute-optimal model size and number of training tokens (Hoffmann et al. 2022).
 
-"Training Compute-Optimal Large Language Models" answers that three times. Approaches 1 (envelope of
-training curves) and 2 (valleys at equal FLOPs) end in power laws, approach 3 in a law of the loss.
-A budget C is of training FLOPs, which all of them count as 6·N·D.
+"Training Compute-Optimal Large Language Models" takes three approaches. Approaches 1 (envelope of
+training curves) and 2 (IsoFLOP profiles) give power laws; approach 3 gives a loss law. A budget C
+is in training FLOPs, which all three count as 6·N·D.
 """
 
 import dataclasses
 import math
 from typing import Protocol
 
-FLOPS_PER_PARAM = 6  # of a training token: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)
+FLOPS_PER_PARAM = 6  # per training token: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Allocation:
-    """A budget, spent.
+    """A budget, split into model size and training tokens.
 
     Attributes:
-        params: N, parameters of the model.
-        tokens: D, that it is trained on.
+        params: N, model parameters.
+        tokens: D, training tokens.
     """
 
     params: float
@@ -31,24 +31,24 @@ class Allocation:
 
 
 class Law(Protocol):
-    """What says how a budget is best spent."""
+    """A rule for spending a budget."""
 
     def optimal(self, flops: float) -> Allocation:
-        """The model and its tokens for a budget."""
+        """The best model size and token count for a budget."""
         ...
 
     def optimal_for(self, params: float) -> Allocation:
-        """The tokens for which a model of this size is the best use of the budget."""
+        """The token count for which this model size is compute-optimal."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Frontier:
-    """Optimal sizes as a power law of the budget, N = k·Cᵃ and D = C / 6N.
+    """Optimal sizes as a power law of the budget: N = k·Cᵃ and D = C / 6N.
 
     Attributes:
-        coefficient: k, parameters for one FLOP.
-        exponent: a; that of tokens, b, is 1 - a.
+        coefficient: k, parameters at a budget of one FLOP.
+        exponent: a; the exponent of the tokens, b, is 1 - a.
     """
 
     coefficient: float
@@ -62,19 +62,19 @@ class Frontier:
             )
 
     def optimal(self, flops: float) -> Allocation:
-        """The model and its tokens for a budget.
+        """The best model size and token count for a budget.
 
         Raises:
-            ValueError: no budget.
+            ValueError: `flops` is not positive and finite.
         """
         params = self.coefficient * _positive("flops", flops) ** self.exponent
         return Allocation(params, flops / (FLOPS_PER_PARAM * params))
 
     def optimal_for(self, params: float) -> Allocation:
-        """The tokens for which a model of this size is the best use of the budget.
+        """The token count for which this model size is compute-optimal.
 
         Raises:
-            ValueError: no parameters.
+            ValueError: `params` is not positive and finite.
         """
         flops = (_positive("params", params) / self.coefficient) ** (1 / self.exponent)
         return Allocation(params, flops / (FLOPS_PER_PARAM * params))
@@ -82,12 +82,12 @@ class Frontier:
 
 @dataclasses.dataclass(frozen=True)
 class LossLaw:
-    """L(N, D) = E + A/Nᵅ + B/Dᵝ, in nats a token (Hoffmann et al. 2022, equation 2).
+    """L(N, D) = E + A/Nᵅ + B/Dᵝ, in nats per token (Hoffmann et al. 2022, equation 2).
 
     Attributes:
-        E: of the text itself, which no model gets below.
-        A: of too few parameters.
-        B: of too few tokens.
+        E: irreducible loss, the entropy of the text.
+        A: scale of the term for finite model size.
+        B: scale of the term for finite data.
         alpha: α.
         beta: β.
     """
@@ -108,25 +108,25 @@ class LossLaw:
         return self.E + self.A / params**self.alpha + self.B / tokens**self.beta
 
     def frontier(self) -> Frontier:
-        """The minimum of L at equal FLOPs: G·(C/6)ᵃ (Hoffmann et al. 2022, equation 4)."""
+        """The minima of L at equal FLOPs: G·(C/6)ᵃ (Hoffmann et al. 2022, equation 4)."""
         total = self.alpha + self.beta
         exponent = self.beta / total
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / total)
         return Frontier(scale / FLOPS_PER_PARAM**exponent, exponent)
 
     def optimal(self, flops: float) -> Allocation:
-        """The model and its tokens for a budget."""
+        """The best model size and token count for a budget."""
         return self.frontier().optimal(flops)
 
     def optimal_for(self, params: float) -> Allocation:
-        """The tokens for which a model of this size is the best use of the budget."""
+        """The token count for which this model size is compute-optimal."""
         return self.frontier().optimal_for(params)
 
     def cheapest(self, loss: float) -> Allocation:
-        """The least budget that reaches a loss. There, αA/Nᵅ = βB/Dᵝ.
+        """The smallest budget that reaches a loss, where αA/Nᵅ = βB/Dᵝ.
 
         Raises:
-            ValueError: a loss that no budget reaches.
+            ValueError: no budget reaches this loss.
         """
         if not loss > self.E:
             raise ValueError(f"loss={loss}: no model gets below E = {self.E:.4g}")
@@ -134,40 +134,40 @@ class LossLaw:
         return self.optimal_for(params)
 
     def tokens_for(self, params: float, loss: float) -> float:
-        """D with L(N, D) = loss; infinite where a model of this size never gets there."""
+        """D with L(N, D) = loss; infinite if a model of this size never reaches it."""
         rest = loss - self.E - self.A / params**self.alpha
         return (self.B / rest) ** (1 / self.beta) if rest > 0 else math.inf
 
 
-# The paper has exponents in two digits (.50, .49 and .46) and no coefficients, but tables 3 and A3.
-# These are the power laws through them: least squares of logarithms, without the rows of 67 billion
-# (off, see tests/planning/test_scaling.py) and of 175 billion (of which one is misprinted).
+# The paper gives exponents to two digits (.50, .49 and .46) and no coefficients, but tables 3 and
+# A3. These power laws are least squares fits of their logarithms, without the rows of 67 billion
+# (an outlier, see tests/planning/test_scaling.py) and 175 billion (one is misprinted).
 APPROACH_1 = Frontier(0.09935, 0.49809)
 APPROACH_2 = Frontier(0.14556, 0.48993)
 APPROACH_3 = Frontier(0.53770, 0.45864)
 
-# Approach 3, from the source of the paper; its equation 10 has 1.69, 406.4, 410.7, 0.34 and 0.28,
-# whose optima are a quarter smaller. Its optima are 3 to 7 % below those of table A3.
+# Approach 3, from the paper's source. Its optima are 3 to 7 % below those of table A3. Equation 10
+# rounds to 1.69, 406.4, 410.7, 0.34 and 0.28, whose optima are a quarter smaller.
 HOFFMANN = LossLaw(
     math.exp(0.5267228), math.exp(6.0073404), math.exp(6.0179186), 0.33917084, 0.2849083
 )
 ROUNDED = LossLaw(1.69, 406.4, 410.7, 0.34, 0.28)
-# The same runs, fitted until the fit had converged: Besiroglu et al. 2024, "Chinchilla Scaling: A
-# replication attempt", equation 5. Agrees with approaches 1 and 2: about 20 tokens a parameter.
+# The same runs, refitted to convergence: Besiroglu et al. 2024, "Chinchilla Scaling: A replication
+# attempt", equation 5. Agrees with approaches 1 and 2: about 20 tokens per parameter.
 BESIROGLU = LossLaw(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
 
 
 @dataclasses.dataclass(frozen=True)
 class Overtraining:
-    """A model smaller than the best one, and what that costs.
+    """A model smaller than the compute-optimal one, and its price.
 
     Attributes:
-        params: its parameters.
-        tokens: that the budget trains it on.
-        loss: after them.
-        penalty: by which that is above the best loss for the budget.
-        tokens_to_match: with which it reaches the best loss; infinite if it never does.
-        extra: training FLOPs for that, over the budget; what it saves is at each use, N.
+        params: model parameters.
+        tokens: training tokens within the budget.
+        loss: after those tokens.
+        penalty: excess over the best loss for the budget.
+        tokens_to_match: tokens until it reaches the best loss; infinite if it never does.
+        extra: training FLOPs for that, relative to the budget; every use then costs less (N).
     """
 
     params: float
@@ -179,15 +179,15 @@ class Overtraining:
 
 
 def overtrain(law: LossLaw, flops: float, params: float) -> Overtraining:
-    """A model of another size at the same cost, and at the same loss, as the best one.
+    """Compares a model of another size with the best one, at equal cost and at equal loss.
 
     Args:
-        law: of the loss.
+        law: the loss law.
         flops: the budget.
-        params: of the model, usually fewer than `law.optimal(flops).params`.
+        params: model size, usually below `law.optimal(flops).params`.
 
     Raises:
-        ValueError: no budget or no parameters.
+        ValueError: `flops` or `params` is not positive and finite.
     """
     best = law.optimal(flops)
     least = law.loss(best.params, best.tokens)

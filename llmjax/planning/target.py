@@ -1,4 +1,4 @@
-"""Chips that are not there, to compile for."""
+"""Compilation targets: chips that need not be present."""
 
 import dataclasses
 import importlib.util
@@ -10,9 +10,9 @@ from jax.experimental import topologies
 
 from llmjax.planning.hardware import CHIPS, Chip, chip
 
-MACHINE = 8  # GPUs of one, which NVLink joins
+MACHINE = 8  # GPUs joined by NVLink
 
-# What XLA asks of a GPU (`GpuTargetConfigProto`), as it writes down one that is there.
+# The fields of `GpuTargetConfigProto` that XLA needs, as XLA prints them for a real device.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -41,8 +41,8 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 GPUS = {"h100": H100}
 KNOWN = tuple(c.name for c in CHIPS if c.platform == "tpu" or c.name in GPUS)
-# Without these libtpu asks the cloud's metadata server what it runs on, keeps other processes out,
-# and complains that it finds no TPU here.
+# Without these, libtpu queries the cloud's metadata server, locks out other processes, and
+# complains that this machine has no TPU.
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -53,12 +53,12 @@ _LIBTPU = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """So many chips of a kind.
+    """A number of chips of one kind.
 
     Attributes:
-        name: "v5p:4x4x4" say.
+        name: the target's name, such as "v5p:4x4x4".
         chip: their kind.
-        devices: what a mesh is made of; they compile, and do not run.
+        devices: devices to build a mesh from; they compile but do not run.
     """
 
     name: str
@@ -67,17 +67,17 @@ class Target:
 
 
 def target(name: str) -> Target:
-    """The chips that a name stands for: "v5p:4x4x4", a torus, or "h100:8", a number.
+    """Resolves a name: "v5p:4x4x4" is a torus, "h100:8" a number of GPUs.
 
     Raises:
-        ValueError: a kind that is not known, or a shape that it does not come in.
+        ValueError: an unknown kind, or a shape that the kind does not come in.
         ModuleNotFoundError: the kind's compiler is not installed.
     """
     kind, _, shape = name.partition(":")
     if kind not in KNOWN:
         raise ValueError(
-            f"{name}: {kind or 'nothing'} is no kind of chip to compile for; there are "
-            f"{', '.join(KNOWN)}, with a shape behind them: v5p:4x4x4, v6e:16x16, h100:8"
+            f"{name}: {kind or 'nothing'} is not a chip that llmjax compiles for; choose one of "
+            f"{', '.join(KNOWN)}, followed by a shape: v5p:4x4x4, v6e:16x16, h100:8"
         )
     found = chip(kind)
     open_ = _tpus if found.platform == "tpu" else _gpus
@@ -87,11 +87,11 @@ def target(name: str) -> Target:
 def _tpus(name: str, kind: str, shape: str) -> list[jax.Device]:
     if not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         dimensions = "4x4" if kind in ("v5e", "v6e") else "4x4x4"
-        raise ValueError(f"{name}: a shape like {dimensions} belongs behind {kind}:")
+        raise ValueError(f"{name}: give a shape like {dimensions} after {kind}:")
     _require("libtpu", "tpu", name)
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)
-    # A v4 is two cores that work as one, which its topology says only when asked.
+    # A v4 is two cores that act as one device; the topology needs an option for that.
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
         return list(topologies.get_topology_desc(name, "tpu", **options).devices)
@@ -104,8 +104,8 @@ def _gpus(name: str, kind: str, count: str) -> list[jax.Device]:
     number = int(count) if count.isdigit() else 0
     if number < 1 or (number > MACHINE and number % MACHINE):
         raise ValueError(
-            f"{name}: a number of chips belongs behind {kind}:, up to {MACHINE} of one machine or "
-            f"a multiple of {MACHINE}"
+            f"{name}: give a number of chips after {kind}:, up to {MACHINE} for one machine or a "
+            f"multiple of {MACHINE}"
         )
     _require("jax_cuda13_plugin", "cuda", name)
     hosts, each = max(1, number // MACHINE), min(number, MACHINE)
@@ -118,5 +118,5 @@ def _gpus(name: str, kind: str, count: str) -> list[jax.Device]:
 def _require(module: str, extra: str, name: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise ModuleNotFoundError(
-            f"{name}: its compiler is not installed; pip install 'llmjax[{extra}]' brings it"
+            f"{name}: its compiler is not installed; run pip install 'llmjax[{extra}]'"
         )

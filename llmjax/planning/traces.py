@@ -1,4 +1,4 @@
-"""A traced program as a list of steps, with calls written out, and the sizes of its arrays."""
+"""A traced program as a flat list of steps, with inlined calls, and the sizes of its arrays."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ INLINED = {
     "remat2": "jaxpr",
     "shard_map": "jaxpr",
 }
-LANES, SUBLANES = 128, 8  # a tile of a TPU's memory holds so many numbers of 4 bytes
+LANES, SUBLANES = 128, 8  # a tile of TPU memory, in elements of 4 bytes
 
 Kind = Choice["input", "gradients", "weights", "activations", "working"]
 
@@ -30,21 +30,22 @@ class Value:
     """An array of the program.
 
     Attributes:
-        aval: its type.
-        held: whether it lies in memory that is counted.
-        sources: values in memory that it is computed from; itself, if it lies there.
-        readers: of it, as they come in the program.
-        stack: that it is a loop's slice of.
-        tiled: whether a kernel wrote it, in tiles.
+        aval: its abstract value.
+        held: whether it occupies memory that is counted.
+        sources: the held values that it is computed from; itself if it is held.
+        readers: steps that read it, in program order.
+        stack: the stacked array that it is a loop's slice of.
+        tiled: whether a kernel wrote it in tiles.
         size: bytes on a chip.
-        kind: of what is in memory, for people.
+        kind: category for the report.
     """
 
     aval: Any
     held: bool = False
-    sources: frozenset["Value"] = frozenset()
-    readers: list["Step"] = dataclasses.field(default_factory=list)
-    stack: "Value | None" = None
+    # Left out of repr, which would grow exponentially if values are shared.
+    sources: frozenset["Value"] = dataclasses.field(default=frozenset(), repr=False)
+    readers: list["Step"] = dataclasses.field(default_factory=list, repr=False)
+    stack: "Value | None" = dataclasses.field(default=None, repr=False)
     tiled: bool = False
     size: float = 0.0
     kind: Kind = "working"
@@ -52,7 +53,7 @@ class Value:
 
 @dataclasses.dataclass(eq=False)
 class Step:
-    """An operation: its name and parameters, what it reads and what it gives."""
+    """An operation: its primitive and parameters, its operands and its results."""
 
     name: str
     params: dict[str, Any]
@@ -63,7 +64,7 @@ class Step:
 
 @dataclasses.dataclass(eq=False)
 class Program:
-    """Steps in order, without calls within them."""
+    """Steps in order, with calls inlined."""
 
     steps: list[Step]
     inputs: list[Value]
@@ -91,23 +92,23 @@ def split(aval: Any) -> list[set[str]]:
 
 
 def mesh_of(aval: Any) -> Any:
-    """The mesh that an array is split over, or None."""
+    """The mesh of an array's sharding, or None."""
     sharding = getattr(aval, "sharding", None)
     return None if sharding is None or sharding.mesh.empty else sharding.mesh
 
 
 def ways(aval: Any, axes: Iterable[str]) -> int:
-    """Into how many parts some axes of its mesh split an array."""
+    """The number of parts into which mesh axes split an array."""
     return math.prod(mesh_of(aval).shape[axis] for axis in axes)
 
 
 def is_auto(aval: Any) -> bool:
-    """Whether the compiler says how an array is split."""
+    """Whether the compiler decides the array's sharding."""
     return mesh_of(aval) is not None and AxisType.Auto in mesh_of(aval).axis_types
 
 
 def tiled_bytes(aval: Any) -> float:
-    """As a kernel of a TPU wants it: rows of 128 numbers, 8 of 4 bytes or as many bytes."""
+    """Bytes in the layout of a TPU kernel: tiles of 128 by 8 elements of 4 bytes."""
     shape, size = _local_shape(aval), aval.dtype.itemsize
     if len(shape) < 2:
         return local_bytes(aval)
@@ -118,7 +119,7 @@ def tiled_bytes(aval: Any) -> float:
 
 
 def program(closed: Any) -> Program:
-    """A traced program, a `ClosedJaxpr` or a `Jaxpr`, with calls written out."""
+    """Flattens a traced program, a `ClosedJaxpr` or a `Jaxpr`, by inlining its calls."""
     jaxpr: Jaxpr = getattr(closed, "jaxpr", closed)
     inputs = [Value(var.aval) for var in jaxpr.invars]
     constants = [Value(var.aval) for var in jaxpr.constvars]
@@ -159,11 +160,11 @@ def _write_out(jaxpr: Jaxpr, given: Sequence[Value], steps: list[Step]) -> list[
 
 
 def _same(step: Step, seen: dict[Any, list[Value]]) -> list[Value] | None:
-    """What an equal step before it gave, which a compiler does not do again."""
+    """The results of an earlier equal step, which the compiler would reuse (CSE)."""
     try:
         key = (step.name, tuple(map(id, step.reads)), tuple(sorted(step.params.items())))
         return seen.setdefault(key, step.gives)
-    except TypeError:  # parameters that cannot be compared
+    except TypeError:  # unhashable parameters
         return None
 
 
@@ -171,11 +172,21 @@ def _steps(found: Program) -> int:
     return len(found.steps)
 
 
+def _alike(outer: Sequence[Value], inner: Sequence[Value]) -> int:
+    """The number of values with the same rank outside of a loop as inside."""
+    pairs = zip(outer, inner, strict=True)
+    return sum(out.aval.ndim == within.aval.ndim for out, within in pairs)
+
+
 def arity(step: Step) -> tuple[int, int, int]:
-    """How many of what a loop reads its body does not, every round does, and are carried on."""
+    """Counts a loop's operands: those its body does not take, its constants, and its carry."""
     params = step.params
     if step.name == "scan":
-        return 0, params["num_consts"], params["num_carry"]
+        assert step.inner is not None
+        # Derived from ranks, since sliced and stacked values have one more axis outside of the loop
+        # and the names of a scan's parameters differ between versions of JAX.
+        carried = _alike(step.gives, step.inner.outputs)
+        return 0, _alike(step.reads, step.inner.inputs) - carried, carried
     if step.name == "while":
         return params["cond_nconsts"], params["body_nconsts"], len(step.gives)
-    return 1, len(step.reads), 0  # cond: which branch
+    return 1, len(step.reads), 0  # the branch index of cond

@@ -1,4 +1,4 @@
-"""The least that chips must send each other in a training step, by mesh axis."""
+"""A lower bound for the communication of a training step, by mesh axis."""
 
 import math
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from llmjax.planning.program import Amounts, Collective
 from llmjax.spec import Param, is_param
 from llmjax.train.zero import is_held
 
-WIDE = 4  # bytes of float32
+WIDE = 4  # bytes of a float32
 ALONE = Schedule(1, 1, 1)
-# How often a layer gathers or scatters activations, by what it computes again.
+# How often a layer gathers or scatters activations, by remat policy.
 AGAIN = {"none": 8, "dots": 10, "full": 11}
 
 
@@ -28,36 +28,36 @@ def least_traffic(
     zero: int = 3,
     itemsize: int = 2,
 ) -> dict[str, float]:
-    """Bytes that one chip sends in a step of a decoder, by axes of more than one device.
+    """Bytes that one chip sends in a training step of a decoder, by mesh axis of size above 1.
 
-    What is assumed, for each of `accumulate` parts of a batch:
+    Assumptions, for each of the `accumulate` parts of a batch:
 
-    - fsdp, context and expert: weights are gathered in compute precision, once for the forward and
-      once for the backward pass, and their gradients are scattered in that precision once. The
-      head, whose passes adjoin, and a table that is only looked up are gathered once. What is on
-      every chip (scales of norms) has its gradient summed in float32. Stages 1 and 2 of ZeRO gather
-      the weights of layers once a step, and the first one scatters their gradients once a step.
-    - data: gradients are summed once a step, in compute precision.
-    - tensor: a layer gathers the stream of activations and scatters sums into it twice in each
-      direction (Korthikanti et al. 2022, section 4.2.2), and look-up and head do once each. What
-      is computed again gathers again (`model.remat`), and with "full" sums attention again.
-    - expert: besides, k copies of each token travel to an expert and back, in both directions,
-      spread evenly; with remat "full" forth again, and back again.
-    - context: besides, of a ring of C, keys and values make C - 1 hops in each direction, and their
-      gradients, in float32, C hops. Windows are not counted.
-    - stage: each micro-batch crosses from stage to stage, in every round, and moves through the
-      stream of those that wait; in both directions. Weights of layers are gathered and scattered
-      for each micro-batch; tables and heads, of which stages hold parts, once. In the steps of the
-      bubble stages send as much as in others.
+    - fsdp, context and expert: weights are gathered in compute precision once for the forward and
+      once for the backward pass, and gradients are scattered once in that precision. The head,
+      whose passes are adjacent, and tables that are only looked up are gathered once. Gradients of
+      replicated parameters (norm scales) are summed in float32. ZeRO stages 1 and 2 gather the
+      layer weights once per step, and stage 1 scatters their gradients once per step.
+    - data: gradients are summed once per step, in compute precision.
+    - tensor: a layer gathers activations and scatters sums twice in each direction (Korthikanti
+      et al. 2022, section 4.2.2); embedding and head do so once each. Recomputation gathers again
+      (`model.remat`), and "full" also repeats the sums of attention.
+    - expert: in addition, k copies of each token travel to an expert and back in both directions,
+      spread evenly; remat "full" repeats the forward exchange.
+    - context: in addition, on a ring of C, keys and values make C - 1 hops in each direction, and
+      their gradients, in float32, C hops. Windows are ignored.
+    - stage: each micro-batch crosses from stage to stage in every round and moves through the
+      queue of waiting micro-batches, in both directions. Layer weights are gathered and scattered
+      for each micro-batch; embedding and head, which are split over stages, once. Steps in the
+      bubble send as much as the others.
 
     Args:
-        config: the model's.
-        sizes: of the mesh's axes.
-        rows: B, of all chips together.
+        config: the model's configuration.
+        sizes: sizes of the mesh axes.
+        rows: B, over all chips.
         length: S.
         accumulate: parts that the batch is cut into.
-        schedule: of the pipeline.
-        zero: the stage of ZeRO.
+        schedule: schedule of the pipeline.
+        zero: ZeRO stage.
         itemsize: bytes of a number in compute precision.
     """
     total = {axis: 0.0 for axis, size in sizes.items() if size > 1}
@@ -79,19 +79,19 @@ def least_traffic(
 
 
 def _declared(config: models.ModelConfig) -> list[tuple[str, Param]]:
-    """The parameters, and their paths."""
+    """The parameters with their paths."""
     spec = models.spec(config)
     paths = tree.paths(spec, is_leaf=is_param)
     return list(zip(paths, jax.tree.leaves(spec, is_leaf=is_param), strict=True))
 
 
 def _passes(zero: int, times: float, gathers: int) -> float:
-    """How often a weight is gathered or its gradient scattered in a step of so many parts."""
+    """How often a weight is gathered or its gradient scattered in a step of `times` parts."""
     return {1: 2, 2: 1 + times, 3: (gathers + 1) * times}[zero]
 
 
 def _activations(config, sizes, tokens: float, work: float, itemsize: int) -> dict[str, float]:
-    """What is sent of activations, by axes that may have one device."""
+    """Bytes of activations that a chip sends, by axis; axes of size 1 may occur."""
     layers, ring = config.num_layers * work, sizes.get("context", 1)
     stages, rounds = sizes.get("stage", 1), config.pipeline.rounds * work
     states = tokens * config.embed_dim * itemsize
@@ -102,13 +102,13 @@ def _activations(config, sizes, tokens: float, work: float, itemsize: int) -> di
         "tensor": (AGAIN[config.remat] * layers + 4) * states * _others(sizes.get("tensor", 1)),
         "expert": exchanges * layers * copies * states * _others(sizes.get("expert", 1)),
         "context": layers * pairs * (2 * (ring - 1) * itemsize + ring * WIDE),
-        # A stage sees the tokens of all.
+        # A stage sees the tokens of all stages.
         "stage": 2 * (rounds + 1) * stages * states / sizes.get("tensor", 1),
     }
 
 
 def by_axis(moved: Mapping[Collective, Amounts], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Bytes that one chip sends, by axis, as `_shares` has it of a collective over several."""
+    """Bytes that one chip sends, by axis; `_shares` splits collectives over several axes."""
     total = {axis: 0.0 for axis, size in sizes.items() if size > 1}
     for collective, amounts in moved.items():
         shares = _shares(collective.axes or ("within a chip",), sizes)
@@ -119,10 +119,10 @@ def by_axis(moved: Mapping[Collective, Amounts], sizes: Mapping[str, int]) -> di
 
 
 def _shares(axes: tuple[str, ...], sizes: Mapping[str, int]) -> dict[str, float]:
-    """How often a chip sends an array that is scattered or gathered over several axes, by axis.
+    """The fraction of an array that a chip sends over each axis to gather or scatter it over all.
 
-    It counts as done over the last of them and then, of the part that a chip has then, over the one
-    before it: it sends as much as they do.
+    The collective counts as one over the last axis followed by one over the axis before it, on the
+    part that remains; the total is the same.
     """
     part, shares = 1.0, {}
     for axis in reversed(axes):
@@ -135,19 +135,19 @@ def _shares(axes: tuple[str, ...], sizes: Mapping[str, int]) -> dict[str, float]
 def _weights(
     param: Param, sizes: Mapping[str, int], itemsize: float, times: float
 ) -> dict[str, float]:
-    """Bytes sent of a weight that is gathered and scattered, or of the sum of its gradient."""
+    """Bytes sent to gather a weight and scatter its gradient, or to sum a replicated gradient."""
     ours = [axis for axis in param.axes if axis in ("embed", "outer_embed", "expert_embed")]
     rules = mesh.RULES[ours[0] if ours else "embed"]
     names = tuple(name for name in rules if sizes.get(name, 1) > 1)
     of_group = math.prod(param.shape) / _split(param.axes, {**sizes, **dict.fromkeys(names, 1)})
     moved = of_group * (itemsize if ours else 2 * WIDE * times)
-    # Parts of a weight are joined over the last axis first, when they are small.
+    # XLA joins the parts of a weight over the last axis first, while they are small.
     order = tuple(reversed(names)) if ours else names
     return {axis: moved * share for axis, share in _shares(order, sizes).items()}
 
 
 def _split(axes: tuple[str | None, ...], sizes: Mapping[str, int]) -> int:
-    """Over how many devices an array with these logical axes is split."""
+    """The number of devices that an array with these logical axes is split over."""
     names = [name for axis in axes if axis is not None for name in mesh.RULES[axis]]
     return math.prod(sizes.get(name, 1) for name in names)
 

@@ -24,8 +24,8 @@ class LearningConfig:
             prompt: grpo, dr_grpo, rloo.
         discount: γ of gae.
         decay: λ of gae.
-        whiten: whether advantages are normalized to mean 0 and variance 1 over an iteration's
-            tokens.
+        whiten: of gae, whether advantages are normalized to mean 0 and variance 1 over an
+            iteration's tokens.
         epochs: passes over an iteration's rollouts.
         kl: estimator of the divergence that is subtracted from rewards.
         unended: score of answers that were cut off before their end, instead of their rewards; None
@@ -126,11 +126,13 @@ def learn(
             discount=learning.discount,
             decay=learning.decay,
         )
+        if learning.whiten:
+            found = advantages.whiten(found, actions)
     else:
         earned = jnp.sum(jnp.where(actions, rewards, 0.0), axis=1).reshape(-1, group)
         by_answer = advantages.group_advantages(earned, learning.advantages).reshape(-1, 1)
         found = jnp.where(actions, by_answer, 0.0)
-    made["advantages"] = advantages.whiten(found, actions) if learning.whiten else found
+    made["advantages"] = found
     said = _divergence(rows) | {"kl_coefficient": memory.coefficient}
     coefficient = memory.coefficient
     if "kl_per_response" in said:

@@ -44,8 +44,11 @@ def score(samples: Sequence[Sample], mixture: Mapping[str, WeightedReward]) -> S
     """The weighted sum of rewards.
 
     Raises:
-        ValueError: a reward (it is named) returns the wrong number of values, or non-finite ones.
+        ValueError: there are no rewards, or a reward (it is named) returns the wrong number of
+            values, or non-finite ones.
     """
+    if not mixture:
+        raise ValueError("no reward: name at least one to score samples by")
     parts, shared = {}, jax.process_count() > 1
     for name, (reward, _) in mixture.items():
         given = reward(samples)

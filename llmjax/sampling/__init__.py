@@ -1,4 +1,4 @@
-"""Text from models: samplers, and decoding on the device by continuous batches."""
+"""Sampling text from models: samplers, and decoding on the device with continuous batching."""
 
 from llmjax.sampling.generate import Generated, generate
 from llmjax.sampling.rollouts import rollouts

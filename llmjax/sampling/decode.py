@@ -1,9 +1,9 @@
-"""Decoding on the device: slots that prompts fill and that one compiled loop writes into.
+"""Decoding on the device: slots filled from prompts, and one compiled loop that extends them.
 
-Filling a slot writes all but the last token of a prompt into its row of the cache; the loop feeds a
-token, draws the next and writes it down, until enough slots have met a stop or their limit. Prompts
-are padded on the right, and their length, the cache and the output have sizes that are powers of
-two, so that calls of similar size share their programs.
+Filling a slot writes all but the last token of a prompt into the slot's row of the KV cache. The
+loop feeds a token, samples the next and stores it, until enough slots have met a stop or their
+limit. Prompts are right-padded. Prompt, cache and output lengths are rounded up to powers of two,
+so that calls of similar size share their compiled programs.
 """
 
 import functools
@@ -27,18 +27,18 @@ PAD_ID = 0
 
 @struct.dataclass
 class State:
-    """Slots between two tokens.
+    """The slots between two decoding steps.
 
     Attributes:
         token: int32 [B], each slot's last token, which is not in the cache yet.
-        cache: the keys and values of those before it.
-        done: bool [B], slots that write nothing: their row has ended, or they have none.
-        seen: bool [B, V], the tokens that each row has, or None without a repetition penalty.
-        stops: for each automaton its states, int32 [B].
-        keys: a typed PRNG key for each row, [B].
-        tokens: int32 [B, N], what was written; behind a row's end, 0.
-        lengths: int32 [B], how many these are.
-        log_probs: float32 [B, N], of these.
+        cache: keys and values of the tokens before it.
+        done: bool [B], slots that write nothing: their row has ended, or they are empty.
+        seen: bool [B, V], tokens that occur in each row; None without a repetition penalty.
+        stops: int32 [B] for each automaton, its states.
+        keys: typed PRNG key of each row, [B].
+        tokens: int32 [B, N], the generated tokens; 0 after the end of a row.
+        lengths: int32 [B], their number.
+        log_probs: float32 [B, N], their log-probabilities.
     """
 
     token: jax.Array
@@ -53,14 +53,14 @@ class State:
 
 
 class Seats(NamedTuple):
-    """Which prompts go into which slots.
+    """The assignment of prompts to slots.
 
     Attributes:
-        origin: int32 [B], the number of each slot's prompt among those that are read; -1: it keeps
-            what it has.
-        keys: uint32 [B, ...], the data of the prompt's key.
-        samples: int32 [B], which of a prompt's samples the slot writes; each draws by a key of its
-            own.
+        origin: int32 [B], index of each slot's prompt among those in the call; -1 leaves the slot
+            as it is.
+        keys: uint32 [B, ...], key data of the prompt.
+        samples: int32 [B], index of the sample among those of its prompt; it is folded into the
+            key.
     """
 
     origin: np.ndarray
@@ -79,17 +79,17 @@ def start(
     automata: int,
     key_kind: str,
 ) -> State:
-    """Slots without rows.
+    """Empty slots.
 
     Args:
-        config: the model's.
-        slots: B; on a mesh, a multiple of the devices that share a batch.
-        longest: tokens of a prompt, at most.
-        max_new_tokens: tokens behind it, at most.
-        most: of both together that the model takes, `models.longest_row`.
+        config: the model's configuration.
+        slots: B; on a mesh, a multiple of the devices that split the batch.
+        longest: maximum prompt length, in tokens.
+        max_new_tokens: maximum number of generated tokens.
+        most: the model's limit for both together, from `models.longest_row`.
         penalized: whether the sampler has a repetition penalty.
-        automata: how many there are.
-        key_kind: the implementation of the keys.
+        automata: number of stop automata.
+        key_kind: PRNG implementation of the keys.
     """
     capacity = sizes.bucket(longest + max_new_tokens)
     capacity = capacity if most is None else min(capacity, most)
@@ -124,15 +124,15 @@ def fill(
     seats: Seats,
     config: ModelConfig,
 ) -> State:
-    """Reads prompts, each once, and puts them into slots; uses up the state.
+    """Prefills prompts, each once, and puts them into slots; donates the state.
 
     Args:
-        params: from `models.for_decoding`.
-        state: from `start` or an earlier call.
-        tokens: int32 [P, S], the prompts, padded on the right.
-        lengths: int32 [P], their tokens; 0 for what only fills a mesh.
-        seats: where they go.
-        config: the model's.
+        params: parameters from `models.for_decoding`.
+        state: state from `start` or an earlier call.
+        tokens: int32 [P, S], the right-padded prompts.
+        lengths: int32 [P], prompt lengths; 0 for rows that only pad the batch on a mesh.
+        seats: assignment of prompts to slots.
+        config: the model's configuration.
     """
     tokens = mesh.place(jnp.asarray(tokens), ("batch", None))
     lengths = mesh.place(jnp.asarray(lengths), ("batch",))
@@ -142,7 +142,7 @@ def fill(
     _, cache = _append(params, tokens, columns < last, cache, config)
 
     def put(old, new, axes=("batch", None)):
-        """Rows of prompts, or what all have alike."""
+        """Takes the rows of the slots' prompts, or a scalar that all share."""
         if new.ndim:
             new = lookup.take_rows(new, origin, axes[: new.ndim])
         return jnp.where(jnp.expand_dims(origin >= 0, range(1, old.ndim)), new, old)
@@ -165,15 +165,15 @@ def fill(
 
 
 def _keys(seats: Seats, kind: Any) -> jax.Array:
-    """A key for each slot, of its prompt's and the number of its sample."""
+    """A key per slot, from the key of its prompt and the index of its sample."""
     data = mesh.place(jnp.asarray(seats.keys), ("batch", *(None,) * (seats.keys.ndim - 1)))
     samples = mesh.place(jnp.asarray(seats.samples), ("batch",))
     return jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(data, impl=kind), samples)
 
 
 def _seen(tokens: jax.Array, valid: jax.Array, vocab_size: int) -> jax.Array:
-    """Bool [P, V]: which tokens stand in each row where `valid`."""
-    # What is not valid is written outside of the row, and so dropped.
+    """bool [P, V]: the tokens that occur in each row where `valid`."""
+    # Invalid positions index out of range and are dropped.
     tokens = jnp.where(valid, tokens, vocab_size)
 
     def mark(row):
@@ -194,17 +194,17 @@ def decode(
     steps: int | jax.Array,
     ended: int | jax.Array,
 ) -> State:
-    """Writes tokens, one a step into every slot that is not done; uses up the state.
+    """Generates one token per step in every slot that is not done; donates the state.
 
     Args:
-        params: from `models.for_decoding`.
-        state: from `fill` or an earlier call.
-        automata: from `stops.automata`, what ends a row.
-        config: the model's.
+        params: parameters from `models.for_decoding`.
+        state: state from `fill` or an earlier call.
+        automata: stop automata from `stops.automata`.
+        config: the model's configuration.
         sampler: how tokens are chosen.
-        limit: tokens of a row, at most N, where it ends without a stop.
-        steps: how many, at most.
-        ended: it returns once so many slots are done.
+        limit: tokens after which a row ends without a stop, at most N.
+        steps: maximum number of steps.
+        ended: returns once this many slots are done.
     """
 
     def going(carry):
@@ -219,7 +219,7 @@ def decode(
 
 
 def _step(params, state: State, automata, config, sampler, limit) -> State:
-    """One token for every slot that is not done."""
+    """Generates one token in every slot that is not done."""
     going = ~state.done
     hidden, cache = _append(params, state.token[:, None], going[:, None], state.cache, config)
     logits = models.logits(params, hidden, config)[:, 0]
@@ -249,15 +249,15 @@ def _step(params, state: State, automata, config, sampler, limit) -> State:
 
 
 def _append(params, tokens, counted, cache, config) -> tuple[jax.Array, models.KVCache]:
-    """The hidden states of tokens [B, S], and the cache with those that are counted."""
+    """Hidden states of tokens [B, S], and the cache extended by the tokens that are `counted`."""
     segment_ids = counted.astype(jnp.int32)
     hidden, longer = models.apply(params, tokens, config, segment_ids=segment_ids, cache=cache)
-    assert longer is not None  # one was given
+    assert longer is not None  # because a cache was passed
     return hidden, longer
 
 
 def fetch(x: jax.Array) -> np.ndarray:
-    """All of it, in every process."""
+    """The whole array as NumPy, in every process."""
     if x.is_fully_addressable:
-        return np.array(x)  # a copy: the state that it is of will be used up
+        return np.array(x)  # a copy, because the state that holds x will be donated
     return multihost_utils.process_allgather(x, tiled=True)

@@ -1,4 +1,4 @@
-"""Many rows at once, in order."""
+"""Generates many rows and returns them in order."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from llmjax.sampling.samplers import SamplerConfig
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What was written, on the host: a row for each sample, those of a prompt behind each other.
+    """Generated rows on the host, one per sample; the samples of a prompt are adjacent.
 
     Attributes:
-        tokens: int32 [B, N]; behind a row's end, 0.
-        lengths: int32 [B], tokens of each row, with the one that ended it if one did.
-        log_probs: float32 [B, N], of each token under the model itself: raw logits, the whole
-            vocabulary, no sampler. Behind a row's end, 0.
+        tokens: int32 [B, N]; 0 after the end of a row.
+        lengths: int32 [B], tokens of each row, including a stop token.
+        log_probs: float32 [B, N], of each token under the model itself: raw logits, full
+            vocabulary, no sampler. 0 after the end of a row.
     """
 
     tokens: np.ndarray
@@ -43,9 +43,9 @@ def generate(
     tokenizer: Tokenizer | None = None,
     slots: int | None = None,
 ) -> Generated:
-    """Continues prompts: the `rollouts` of the same arguments, in order.
+    """Continues prompts: `rollouts` with the same arguments, in order.
 
-    With the same weights for many calls, pass `models.for_decoding(params, config)`, made once.
+    For many calls with the same weights, pass `models.for_decoding(params, config)`, made once.
     """
     rows = rollouts(
         params,

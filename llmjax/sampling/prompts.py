@@ -1,4 +1,4 @@
-"""What is continued: prompts of any lengths, in arrays of few sizes."""
+"""Checks prompts and pads them to a few array sizes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +13,12 @@ _SMALLEST = 16  # finer buckets would save little
 
 
 def as_rows(prompts: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
-    """Each prompt's tokens, int32."""
+    """The tokens of each prompt, int32."""
     return [np.asarray(prompt, np.int32) for prompt in prompts]
 
 
 def check(rows: list[np.ndarray], params: Any, config: ModelConfig, max_new_tokens: int) -> None:
-    """Raises ValueError for what no model, or this one, can continue."""
+    """Raises ValueError for prompts or arguments that this model cannot continue."""
     most = models.longest_row(params, config)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
@@ -29,20 +29,20 @@ def check(rows: list[np.ndarray], params: Any, config: ModelConfig, max_new_toke
             raise ValueError(f"prompt {index} has no tokens: begin it with the bos token, say")
         if row.min() < 0 or row.max() >= config.vocab_size:
             raise ValueError(
-                f"prompt {index} has tokens from {row.min()} to {row.max()}, and the model's "
+                f"prompt {index} has tokens from {row.min()} to {row.max()}, but the model's "
                 f"vocabulary is 0 to {config.vocab_size - 1}"
             )
         if most is not None and len(row) + max_new_tokens > most:
             raise ValueError(
-                f"prompt {index} has {len(row)} tokens, and with max_new_tokens={max_new_tokens} "
-                f"exceeds the {most} learned positions of the model: shorten either"
+                f"prompt {index} has {len(row)} tokens, which with max_new_tokens={max_new_tokens} "
+                f"exceeds the model's {most} learned positions: shorten either"
             )
 
 
 def padded(rows: Sequence[np.ndarray], count: int, capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows as tokens, int32 [count, S], and their lengths [count], which are 0 behind them.
+    """Pads rows to tokens, int32 [count, S], with their lengths [count]; extra rows have length 0.
 
-    S is a power of two, or the capacity.
+    S is a power of two or the capacity.
     """
     tokens = np.zeros((count, min(bucket(max(map(len, rows))), capacity)), np.int32)
     lengths = np.zeros(count, np.int32)
@@ -53,10 +53,10 @@ def padded(rows: Sequence[np.ndarray], count: int, capacity: int) -> tuple[np.nd
 
 
 def keys_of(key: jax.Array, count: int) -> np.ndarray:
-    """The data of a key for each prompt, uint32 [P, ...], from one for all or one for each.
+    """Key data of each prompt, uint32 [P, ...], from one key for all or one key each.
 
     Raises:
-        ValueError: the keys are too few or too many.
+        ValueError: the number of keys is not the number of prompts.
     """
     if not key.ndim:
         return np.asarray(jax.random.key_data(_folded(key, np.arange(bucket(count)))))[:count]
@@ -71,10 +71,10 @@ def _folded(key: jax.Array, numbers: jax.Array) -> jax.Array:
 
 
 def bucket(length: int) -> int:
-    """The size of an array for so many tokens."""
+    """The array size for a number of tokens."""
     return power_of_two(length, _SMALLEST)
 
 
 def power_of_two(size: int, smallest: int = 1) -> int:
-    """The least power of two that holds `size`, and `smallest` at least."""
+    """The least power of two that is at least `size` and `smallest`."""
     return max(smallest, 1 << (size - 1).bit_length())

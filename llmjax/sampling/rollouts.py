@@ -1,4 +1,4 @@
-"""Continuous batching: a slot whose row has ended takes the next prompt, while others go on."""
+"""Continuous batching: a slot whose row has ended takes the next prompt while others continue."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,32 +29,32 @@ def rollouts(
     slots: int | None = None,
     refill: int | None = None,
 ) -> Iterator[Rollout]:
-    """Continues prompts, and yields each row soon after its end.
+    """Continues prompts and yields each row soon after it ends.
 
-    What a row holds depends on its prompt, the prompt's key and the number of the sample: not on
-    the other rows, nor on slots, nor on when it was begun. A prompt is read once for all of its
-    samples that are begun together. Programs are shared by all prompts of similar length.
+    A row depends on its prompt, the prompt's key and its sample index only: not on other rows, the
+    number of slots, or when it was started. Samples of a prompt that start together share one
+    prefill. Prompts of similar length share compiled programs.
 
     Args:
-        params: the model's parameters; best from `models.for_decoding`, made once.
-        prompts: token ids, of any lengths and without padding.
-        config: the model's.
+        params: the model's parameters, preferably from `models.for_decoding`, made once.
+        prompts: token ids, of any lengths, without padding.
+        config: the model's configuration.
         key: a typed PRNG key, or one for each prompt, [P].
-        max_new_tokens: N, where a row ends that meets no stop.
+        max_new_tokens: N, after which a row ends without a stop.
         sampler: how tokens are chosen.
-        samples: rows for each prompt.
-        stop_tokens: tokens, or sequences of them, that end a row.
-        stop_texts: texts that end a row with the token that completes them, however tokens spell
-            them; `text_of` cuts them off. Only what is written counts, not the prompt.
-        tokenizer: whose tokens these are.
-        slots: rows that are written at a time; by default all.
-        refill: how many slots must be free before prompts are read into them: more read weights
-            less often, and leave slots idle longer. By default an eighth of them.
+        samples: rows per prompt.
+        stop_tokens: tokens, or sequences of tokens, that end a row.
+        stop_texts: texts that end a row at the token that completes them, however they are
+            tokenized; `text_of` cuts them off. The prompt is not searched.
+        tokenizer: the model's tokenizer; needed for stop_texts.
+        slots: rows generated at a time; all by default.
+        refill: number of free slots before new prompts are prefilled. A larger number reads the
+            weights less often but leaves slots idle longer. An eighth of the slots by default.
 
     Raises:
         ValueError: at the call: no prompt or an empty one, ids outside the vocabulary, more tokens
-            than the model has positions, keys that are not as many as prompts, or stops that mean
-            nothing.
+            than the model has positions, a number of keys that is not the number of prompts, or
+            invalid stops.
     """
     rows = sizes.as_rows(prompts)
     sizes.check(rows, params, config, max_new_tokens)

@@ -1,8 +1,8 @@
-"""How the next token is chosen: pure functions of logits [B, V].
+"""Samplers: pure functions of logits [B, V].
 
-Top-k and top-p sort nothing. Each keeps the logits from some threshold up, and 32 rounds of
-bisection over the bits of a float32 find it exactly. A round only sums over the vocabulary, which
-is cheap where sorting is slow, and leaves a vocabulary that is split over devices where it is.
+Top-k and top-p do not sort. Each keeps the logits from some threshold up, which 32 rounds of
+bisection over the bits of a float32 find exactly. A round only sums over the vocabulary: that is
+cheap where sorting is slow, and works on a vocabulary split over devices.
 """
 
 import dataclasses
@@ -20,17 +20,17 @@ _BLOCK = 128
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """What is done to the logits before a token is drawn, in this order.
+    """Transformations of the logits before a token is drawn, in this order.
 
     Attributes:
-        repetition_penalty: makes tokens that the prompt or the text has less likely; 1 does not
-            (CTRL, Keskar et al. 2019, section 4.1).
+        repetition_penalty: makes tokens that occur in the prompt or the text less likely; 1 for
+            none (CTRL, Keskar et al. 2019, section 4.1).
         temperature: divides the logits; 0 takes the most likely token.
-        top_k: how many of the most likely tokens remain, with all that tie with the last; 0 is all.
-        top_p: the most likely tokens that remain have at least this much of the probability
-            between them (nucleus sampling, Holtzman et al. 2019, section 3.1); 1 is all.
-        min_p: tokens remain that have at least this share of the likeliest one's probability
-            (Nguyen et al. 2024, section 3); 0 is all. It is applied last.
+        top_k: keeps the k most likely tokens and ties with the last of them; 0 keeps all.
+        top_p: keeps the fewest most likely tokens with at least this total probability (nucleus
+            sampling, Holtzman et al. 2019, section 3.1); 1 keeps all.
+        min_p: keeps tokens with at least this fraction of the largest probability (Nguyen et al.
+            2024, section 3); 0 keeps all. It is applied last.
     """
 
     temperature: float = 1.0
@@ -45,14 +45,14 @@ class SamplerConfig:
                 f"temperature={self.temperature}: 0 for the most likely token, or more"
             )
         if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k}: a number of tokens, or 0 for all")
+            raise ValueError(f"top_k={self.top_k}: must be a number of tokens, or 0 for all")
         if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p={self.top_p}: a share of probability is above 0, up to 1")
+            raise ValueError(f"top_p={self.top_p}: must be in (0, 1]")
         if not 0.0 <= self.min_p <= 1.0:
-            raise ValueError(f"min_p={self.min_p}: a share of the likeliest token's, 0 to 1")
+            raise ValueError(f"min_p={self.min_p}: must be in [0, 1]")
         if not 0.0 < self.repetition_penalty < float("inf"):
             raise ValueError(
-                f"repetition_penalty={self.repetition_penalty}: above 0, and 1 for no penalty"
+                f"repetition_penalty={self.repetition_penalty}: must be above 0; 1 for no penalty"
             )
 
     @property
@@ -64,13 +64,13 @@ class SamplerConfig:
 def sample(
     keys: jax.Array, logits: jax.Array, sampler: SamplerConfig, seen: jax.Array | None = None
 ) -> jax.Array:
-    """Draws one token a row.
+    """Draws one token per row.
 
     Args:
         keys: a typed PRNG key for each row, [B].
         logits: float32 [B, V].
-        sampler: what is done to them first.
-        seen: bool [B, V], the tokens that the row has; needed for a repetition penalty.
+        sampler: transformations of the logits.
+        seen: bool [B, V], tokens that occur in the row; needed for a repetition penalty.
 
     Returns:
         int32 [B].
@@ -80,7 +80,7 @@ def sample(
 
 
 def warp(logits: jax.Array, sampler: SamplerConfig, seen: jax.Array | None = None) -> jax.Array:
-    """The logits [B, V] whose softmax the sampler draws from; -inf for what it never draws."""
+    """The logits [B, V] whose softmax the sampler draws from; -inf for excluded tokens."""
     if sampler.repetition_penalty != 1.0:
         if seen is None:
             raise ValueError("a repetition penalty needs `seen`, the tokens so far")
@@ -103,12 +103,12 @@ def penalize(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
 
 
 def top_k(logits: jax.Array, k: int) -> jax.Array:
-    """The k largest logits of each row and what ties with the least of them; -inf elsewhere."""
+    """The k largest logits of each row and ties with the last of them; -inf elsewhere."""
     return _keep_from(logits, lambda kept: jnp.sum(kept, axis=-1) >= k)
 
 
 def top_p(logits: jax.Array, p: float) -> jax.Array:
-    """The fewest largest logits whose probabilities sum to p at least, and ties; -inf elsewhere."""
+    """The fewest largest logits with total probability p or more, and ties; -inf elsewhere."""
     probabilities = jax.nn.softmax(logits, axis=-1)
     return _keep_from(
         logits, lambda kept: jnp.sum(jnp.where(kept, probabilities, 0.0), axis=-1) >= p
@@ -122,18 +122,18 @@ def min_p(logits: jax.Array, p: float) -> jax.Array:
 
 
 def argmax(logits: jax.Array) -> jax.Array:
-    """The first of the largest of each row, int32 [B]; two reductions that XLA:CPU vectorises."""
+    """Index of the first maximum of each row, int32 [B]; two reductions that XLA:CPU vectorises."""
     vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
     largest = jnp.max(logits, axis=-1, keepdims=True)
     return jnp.min(jnp.where(logits == largest, vocabulary, logits.shape[-1] - 1), axis=-1)
 
 
 def _keep_from(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Keeps the logits from the largest threshold at which those kept are `enough`.
+    """Keeps the logits above the largest threshold at which the kept set is `enough`.
 
     Args:
         logits: float32 [B, V].
-        enough: bool [B] of the kept ones, bool [B, V]; more of them are never less enough.
+        enough: maps the kept set, bool [B, V], to bool [B]; monotone in that set.
     """
     order = _sortable(logits)
 
@@ -141,23 +141,23 @@ def _keep_from(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> j
         candidate = threshold | (jnp.uint32(1 << 31) >> bit.astype(jnp.uint32))
         return jnp.where(enough(order >= candidate[:, None]), candidate, threshold)
 
-    start = jnp.zeros_like(jnp.max(order, axis=-1))  # of its type, sharding included
+    start = jnp.zeros_like(jnp.max(order, axis=-1))  # has the right sharding
     threshold = jax.lax.fori_loop(0, 32, lower, start)
     return jnp.where(order >= threshold[:, None], logits, -jnp.inf)
 
 
 def _sortable(x: jax.Array) -> jax.Array:
-    """Unsigned integers in the same order as float32 numbers."""
+    """Maps float32 to unsigned integers of the same order."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def _draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
-    """A draw from each row's softmax, int32 [B], by one random number a row.
+    """A draw from each row's softmax, int32 [B], with one random number per row.
 
-    The distribution function is inverted in two stages, blocks of the vocabulary and then the
-    tokens of one: a pass over the vocabulary. Gumbel noise needs a random number for each of its
-    tokens, which for 32,000 took a fifth of a step on a CPU.
+    Inverts the cumulative distribution in two stages, first over blocks of the vocabulary and then
+    within one block, which takes one pass over the vocabulary. Gumbel noise needs a random number
+    per token; at a vocabulary of 32,000 that took a fifth of a step on a CPU.
     """
     logits = mesh.place(logits, ("batch", None))
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
@@ -175,9 +175,9 @@ def _draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 def _invert(weights: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where the running sum of weights [N] first exceeds the target, and by how much before it.
+    """The index where the running sum of weights [N] first exceeds the target, and the remainder.
 
-    A place of weight 0 is never given, not even when rounding puts the target at the very end.
+    Never returns an index of weight 0, even if rounding puts the target at the very end.
     """
     running = jnp.cumsum(weights)
     target = jnp.minimum(target, running[-1] * (1.0 - jnp.finfo(weights.dtype).eps))

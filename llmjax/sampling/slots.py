@@ -1,4 +1,4 @@
-"""The slots of a device, who has them, and who waits for one."""
+"""The host's side of the slots: which row each one holds, and which rows wait."""
 
 import collections
 import dataclasses
@@ -17,14 +17,14 @@ from llmjax.sampling.samplers import SamplerConfig
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """A row that has ended, on the host.
+    """A finished row, on the host.
 
     Attributes:
-        prompt: the number of its prompt.
-        sample: which of the prompt's samples it is.
-        tokens: int32 [n], what was written, with the token that ended it if one did.
-        log_probs: float32 [n], of each token under the model itself: raw logits, the whole
-            vocabulary, no sampler.
+        prompt: index of its prompt.
+        sample: its index among the prompt's samples.
+        tokens: int32 [n], the generated tokens, including a stop token.
+        log_probs: float32 [n], of each token under the model itself: raw logits, full vocabulary,
+            no sampler.
     """
 
     prompt: int
@@ -35,13 +35,13 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class Writing:
-    """How rows are written.
+    """How rows are generated.
 
     Attributes:
-        config: the model's.
+        config: the model's configuration.
         sampler: how tokens are chosen.
-        automata: what ends a row.
-        max_new_tokens: where it ends without.
+        automata: stop automata.
+        max_new_tokens: tokens after which a row ends without a stop.
     """
 
     config: ModelConfig
@@ -51,20 +51,20 @@ class Writing:
 
 
 class Slots:
-    """Rows that are written together.
+    """Rows that are generated together.
 
     Args:
         params: the model's parameters.
-        rows: the prompts, as `prompts.check` accepts them.
+        rows: the prompts, checked by `prompts.check`.
         key: a typed PRNG key, or one for each prompt.
-        how: they are written.
-        samples: rows for each prompt.
-        count: of the slots, at least; a mesh may have more.
+        how: settings of the generation.
+        samples: rows per prompt.
+        count: minimum number of slots; a mesh may round it up.
 
     Attributes:
-        state: on the device.
-        waiting: (prompt, sample) of the rows that are not begun.
-        count: of the slots.
+        state: the slots' arrays on the device.
+        waiting: (prompt, sample) of the rows not started yet.
+        count: number of slots.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class Slots:
 
     @property
     def busy(self) -> bool:
-        """Whether any slot has a row."""
+        """Whether any slot holds a row."""
         return any(holder is not None for holder in self._holders)
 
     def fill(self) -> None:
-        """Gives free slots to those who wait, and reads each of their prompts once."""
+        """Assigns waiting rows to free slots and prefills each of their prompts once."""
         begun: dict[int, tuple[int, int]] = {}
         for slot, holder in enumerate(self._holders):
             if holder is None and self.waiting:
@@ -126,7 +126,7 @@ class Slots:
         self.state = decode.fill(self._params, self.state, tokens, lengths, seats, self._how.config)
 
     def write(self, steps: int, ended: int) -> None:
-        """Begins to write up to `steps` tokens into every row, until `ended` slots have none."""
+        """Starts up to `steps` decoding steps, which end early once `ended` slots are done."""
         self.state = decode.decode(
             self._params,
             self.state,
@@ -139,11 +139,11 @@ class Slots:
         )
 
     def written(self, slot: int) -> np.ndarray:
-        """Waits for what is written: the tokens of a slot so far."""
+        """The tokens of a slot so far; waits for the device."""
         return decode.fetch(self.state.tokens)[slot, : decode.fetch(self.state.lengths)[slot]]
 
     def harvest(self) -> list[Rollout]:
-        """Waits for what is written, and frees the slots of the rows that have ended."""
+        """Returns the rows that have ended and frees their slots; waits for the device."""
         done, lengths, tokens, log_probs = map(
             decode.fetch,
             (self.state.done, self.state.lengths, self.state.tokens, self.state.log_probs),
@@ -158,6 +158,6 @@ class Slots:
 
 
 def _on_mesh(rows: int) -> int:
-    """The least number of rows from this up that the devices share equally."""
+    """Rounds up to a multiple of the devices that split the batch."""
     devices = mesh.size("batch")
     return -(-rows // devices) * devices

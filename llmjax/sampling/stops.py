@@ -1,8 +1,8 @@
-"""What ends a row: tokens, sequences of tokens, and texts however tokens spell them.
+"""Stops: tokens, token sequences, and texts in any tokenization.
 
-All are patterns, found by an automaton that takes a row's tokens one by one (Aho & Corasick 1975).
-For texts its symbols are bytes, and a token takes the steps of all of its bytes at once, so that a
-text is found across tokens and within one. The device only looks up the next state.
+All are patterns for an automaton that reads a row token by token (Aho & Corasick 1975). For texts
+the automaton's symbols are bytes, and a token makes the transitions of all its bytes at once, so
+texts are found within a token and across tokens. The device only looks up the next state.
 """
 
 import functools
@@ -17,8 +17,8 @@ from llmjax import mesh
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.sampling.prompts import power_of_two
 
-START, FOUND = 0, 1  # states; the second is never left
-_SMALLEST = 8  # states and kinds come in powers of two, so that other patterns share programs
+START, FOUND = 0, 1  # states; the second is absorbing
+_SMALLEST = 8  # states and kinds are padded to powers of two, so that patterns share programs
 
 
 @struct.dataclass
@@ -26,7 +26,7 @@ class Automaton:
     """Finds patterns in a row of tokens.
 
     Attributes:
-        kinds: int32 [V]; tokens of a kind make the same steps.
+        kinds: int32 [V], token classes; tokens of a class have the same transitions.
         steps: int32 [states, kinds], the next state.
     """
 
@@ -34,7 +34,7 @@ class Automaton:
     steps: np.ndarray
 
     def advance(self, states: jax.Array, tokens: jax.Array) -> jax.Array:
-        """The states [B] behind one more token of each row, [B]."""
+        """The states [B] after one more token of each row, [B]."""
         kinds = mesh.sharded(jnp.asarray(self.kinds).at[tokens].get, ("batch",))()
         return mesh.sharded(jnp.asarray(self.steps).at[states, kinds].get, ("batch",))()
 
@@ -45,13 +45,13 @@ def automata(
     tokenizer: Tokenizer | None,
     vocab_size: int,
 ) -> tuple[Automaton, ...]:
-    """Those that find the tokens and the texts, in the text that is written.
+    """Builds the automata that find the stops in the generated text.
 
     Args:
-        stop_tokens: tokens, or sequences of them.
+        stop_tokens: tokens, or sequences of tokens.
         stop_texts: texts.
-        tokenizer: whose tokens spell the texts.
-        vocab_size: the model's, V.
+        tokenizer: the model's tokenizer; needed for texts.
+        vocab_size: V, of the model.
 
     Raises:
         ValueError: an empty sequence or text, a token outside the vocabulary, or texts without a
@@ -65,11 +65,11 @@ def automata(
             if not 0 <= token < vocab_size:
                 raise ValueError(f"stop token {token} is outside the vocabulary of {vocab_size}")
     if isinstance(stop_texts, str):
-        raise ValueError(f"stop_texts={stop_texts!r}: give a list of texts, not one")
+        raise ValueError(f"stop_texts={stop_texts!r}: give a list of texts, not one text")
     if "" in stop_texts:
         raise ValueError("stop_texts: an empty text would end every row at once")
     if stop_texts and tokenizer is None:
-        raise ValueError("stop_texts need a tokenizer, which says how tokens spell them")
+        raise ValueError("stop_texts need a tokenizer: pass the model's")
     of_tokens = _of_tokens(tuple(map(tuple, sequences)), vocab_size)
     if tokenizer is None or not stop_texts:
         return (of_tokens,)
@@ -78,7 +78,7 @@ def automata(
 
 @functools.lru_cache(maxsize=16)
 def _of_tokens(sequences: tuple[tuple[int, ...], ...], vocab_size: int) -> Automaton:
-    # All tokens that are in no sequence are of kind 0.
+    # Tokens that occur in no sequence have kind 0.
     kinds = np.zeros(vocab_size, np.int32)
     used = sorted({token for sequence in sequences for token in sequence})
     kinds[used] = np.arange(1, len(used) + 1)
@@ -92,7 +92,7 @@ def _of_texts(texts: tuple[str, ...], tokenizer: Tokenizer, vocab_size: int) -> 
     known = min(vocab_size, tokenizer.vocab_size)
     pieces = [tokenizer.piece(token) for token in range(known)] + [b""] * (vocab_size - known)
     sizes = np.array(list(map(len, pieces)))
-    # A token without bytes, a special one say, stays where it is.
+    # A token without bytes, such as a special token, keeps the state.
     steps = np.tile(np.arange(len(by_byte), dtype=np.int32)[:, None], (1, vocab_size))
     for place in range(sizes.max()):
         longer = np.flatnonzero(sizes > place)
@@ -103,9 +103,9 @@ def _of_texts(texts: tuple[str, ...], tokenizer: Tokenizer, vocab_size: int) -> 
 
 
 def _steps(patterns: Sequence[Sequence[int]], symbols: int) -> np.ndarray:
-    """The automaton that finds any of the patterns: int32 [states, symbols].
+    """The transitions of an automaton that finds any of the patterns: int32 [states, symbols].
 
-    A state stands for the longest end of what was read that begins a pattern.
+    A state is the longest suffix of the input that is a prefix of a pattern.
     """
     whole = {tuple(pattern) for pattern in patterns}
     begun = sorted(
@@ -115,7 +115,7 @@ def _steps(patterns: Sequence[Sequence[int]], symbols: int) -> np.ndarray:
     steps = np.full((len(states) + 1, symbols), START, np.int32)
     steps[FOUND] = FOUND
     for read, state in states.items():
-        if read:  # What continues no pattern may continue one that began later.
+        if read:  # The fallback: the longest proper suffix that is itself a state.
             later = next(read[at:] for at in range(1, len(read) + 1) if read[at:] in states)
             steps[state] = steps[states[later]]
         longer = {read_on for read_on in (*states, *whole) if read_on and read_on[:-1] == read}
@@ -126,5 +126,5 @@ def _steps(patterns: Sequence[Sequence[int]], symbols: int) -> np.ndarray:
 
 
 def _padded(steps: np.ndarray) -> np.ndarray:
-    """With rows and columns that are never used, to sizes that are powers of two."""
+    """Pads rows and columns to powers of two."""
     return np.pad(steps, [(0, power_of_two(size, _SMALLEST) - size) for size in steps.shape])

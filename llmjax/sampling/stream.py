@@ -1,4 +1,4 @@
-"""Text as it is written."""
+"""Streams text while it is generated."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,25 +28,25 @@ def stream(
     stop_texts: Sequence[str] = (),
     chunk: int = 8,
 ) -> Iterator[str]:
-    """Continues one prompt, piece by piece; the pieces join to what `generate` would write.
+    """Continues one prompt piece by piece; the pieces join to the text that `generate` returns.
 
-    Tokens are drawn `chunk` at a time without asking the host, and no piece ends inside of a
-    character. Nothing is computed for pieces that are not asked for.
+    The device generates `chunk` tokens at a time without the host. No piece ends inside a
+    character. Generation stops when the caller stops iterating.
 
     Args:
-        params: the model's parameters; best from `models.for_decoding`, made once.
+        params: the model's parameters, preferably from `models.for_decoding`, made once.
         prompt: token ids.
-        config: the model's.
+        config: the model's configuration.
         key: a typed PRNG key.
-        tokenizer: turns tokens into text.
-        max_new_tokens: where the text ends that meets no stop token.
+        tokenizer: decodes the tokens.
+        max_new_tokens: tokens after which the text ends without a stop.
         sampler: how tokens are chosen.
-        stop_tokens: tokens, or sequences of them, that end the text and are no part of it.
-        stop_texts: likewise, however tokens spell them.
-        chunk: tokens between two looks of the host.
+        stop_tokens: tokens, or sequences of tokens, that end the text and are not part of it.
+        stop_texts: texts that do the same, however they are tokenized.
+        chunk: tokens per transfer to the host.
 
     Raises:
-        ValueError: as `generate`, at the call; or a chunk without a token.
+        ValueError: as for `generate`, at the call; or if `chunk` is below 1.
     """
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: must be at least 1")

@@ -1,4 +1,4 @@
-"""Tokens that were written as text, without what ended them."""
+"""Decodes generated tokens to text, up to the first stop."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -12,7 +12,7 @@ def text_of(
     stop_tokens: Sequence[int | Sequence[int]] = (),
     stop_texts: Sequence[str] = (),
 ) -> str:
-    """The text of a row, up to the first of the stops; without them, all of it."""
+    """The text of a row up to its first stop, or all of it."""
     return "".join(pieces_of([tokens], tokenizer, stop_tokens, stop_texts))
 
 
@@ -22,8 +22,8 @@ def pieces_of(
     stop_tokens: Sequence[int | Sequence[int]] = (),
     stop_texts: Sequence[str] = (),
 ) -> Iterator[str]:
-    """The same from tokens as they come; no piece is empty or ends inside of a character."""
-    # Tokens become characters by number, so that `until` serves for both.
+    """Decodes tokens as they arrive; no piece is empty or ends inside a character."""
+    # Tokens are mapped to characters, so that `until` serves tokens and text alike.
     sequences = [_characters([stop] if isinstance(stop, int) else stop) for stop in stop_tokens]
 
     def decoded() -> Iterator[str]:
@@ -40,7 +40,7 @@ def _characters(tokens: Iterable[int]) -> str:
 
 
 def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """The text before the first stop; what may be the beginning of one is held back."""
+    """Yields text up to the first stop; holds back what may be the beginning of one."""
     text = ""
     for piece in pieces:
         text += piece

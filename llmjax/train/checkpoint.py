@@ -207,7 +207,7 @@ class Checkpointer:
 
     def restore_best(self, abstract: State) -> Restored[State] | None:
         """Restores the sound checkpoint with the best metric, or the newest if none has it."""
-        best = [self._folders.path(step) for step in self._ranked(self.steps())]
+        best = [self._folders.path(step) for step in self.ranked(self.steps())]
         rest = [path for path in self._folders.candidates() if path not in best]
         return self._restore_first(best + rest, abstract, False)
 
@@ -287,7 +287,7 @@ class Checkpointer:
         content = json.dumps(about, indent=1).encode()
         integrity.write_durably(folder / "checkpoint.json", content)
 
-    def _ranked(self, steps: Sequence[int]) -> list[int]:
+    def ranked(self, steps: Sequence[int]) -> list[int]:
         """The steps that have the metric, best first, later ones first among equals."""
         found = {}
         for step in steps:
@@ -321,7 +321,7 @@ class Checkpointer:
     def _prune(self, step: int) -> None:
         """Deletes checkpoints that need not be kept, after this step is complete."""
         past = self._folders.intact([other for other in self.steps() if other <= step])
-        keep = {*past[-self._keep_last :], *self._ranked(past)[: self._keep_best]}
+        keep = {*past[-self._keep_last :], *self.ranked(past)[: self._keep_best]}
         if keep == {step} and len(past) > 1:
             # Before deleting the others, make sure that the new checkpoint reads back.
             integrity.verify(self._folders.path(step))

@@ -60,7 +60,7 @@ def test_import_lists_everything_that_is_wrong(llama, draw):
     for line in (
         "missing: model.norm.weight (16,)",
         "extra: model.layers.2.mlp.up_proj.weight",
-        "shape: lm_head.weight is (63, 16), and the model needs (64, 16)",
+        "shape: lm_head.weight is (63, 16), but the model needs (64, 16)",
     ):
         assert line in str(error.value)
 
@@ -76,7 +76,7 @@ def test_export_lists_everything_that_is_wrong(llama, draw):
     for line in (
         "missing: final_norm/scale",
         "extra: adapter",
-        "shape: head is (63, 16), and the spec says (64, 16)",
+        "shape: head is (63, 16), but the spec says (64, 16)",
     ):
         assert line in str(error.value)
 

@@ -120,17 +120,17 @@ def test_the_text_of_a_template_written_out(hub: HubTokenizer) -> None:
 def test_a_turn_that_later_ones_rewrite_is_not_guessed_at(hub: HubTokenizer) -> None:
     template = chat.ChatTemplate(THINKING, hub)
     thought = [TALK[0], {"role": "assistant", "content": "<think>h</think>I am fine. "}, *TALK[2:]]
-    with pytest.raises(ValueError, match=r"not certain.*turns='last'.*How are you"):
+    with pytest.raises(ValueError, match=r"cannot be located.*turns='last'.*How are you"):
         template.encode(thought)
     assert runs(hub, *template.encode(thought, turns="last")) == ["42 seas<|im_end|>"]
     assert runs(hub, *template.encode(thought[:2])) == ["<think>h</think>I am fine. <|im_end|>"]
     # The answer stands behind another prompt than the one that it will be asked for with.
     system = [{"role": "system", "content": "Be kind."}, *TALK]
-    with pytest.raises(ValueError, match="not certain"):
+    with pytest.raises(ValueError, match="cannot be located"):
         chat.ChatTemplate(MISTRAL, hub).encode(system, turns="last")
     # Something else than the assistant's turn stands at the end.
     header = LLAMA.replace("{%- if add_generation_prompt %}", "{%- if true %}")
-    with pytest.raises(ValueError, match="not certain"):
+    with pytest.raises(ValueError, match="cannot be located"):
         chat.ChatTemplate(header, hub).encode(TALK, turns="last")
 
 
@@ -229,7 +229,7 @@ def test_marks_hold_within_macros(hub: HubTokenizer) -> None:
     assert runs(hub, *template.encode(talk)) == ["I am fine. |", "42 seas|"]
     outside = """{% for m in messages %}{% filter trim %}
     {%- generation %} {{ m.content }} {% endgeneration %}{% endfilter %}{% endfor %}"""
-    with pytest.raises(ValueError, match="inside of the marks"):
+    with pytest.raises(ValueError, match="inside the marks"):
         chat.ChatTemplate(outside, hub).encode(talk)
 
 
@@ -286,10 +286,10 @@ def test_the_tokenizers_own_template_and_a_file(tmp_path: pathlib.Path) -> None:
 
 def test_errors_show_the_example(hub: HubTokenizer) -> None:
     template = chat.load_template("plain", BYTES)
-    with pytest.raises(ValueError, match=r"no turn of the assistant.*How are you"):
+    with pytest.raises(ValueError, match=r"no assistant turn.*How are you"):
         template.encode(TALK[:1])
     nothing = chat.ChatTemplate("{% generation %}{% endgeneration %}x", hub)
-    with pytest.raises(ValueError, match=r"marks hold nothing.*How are you"):
+    with pytest.raises(ValueError, match=r"marks contain nothing.*How are you"):
         nothing.encode(TALK)
     with pytest.raises(ValueError, match=r"message 1 has no role.*How are you"):
         template.encode([TALK[0], "Fine"])  # type: ignore[list-item]

@@ -32,23 +32,23 @@ LONG = "because the light of the sun is scattered"
     ("example", "settings", "reasons"),
     [
         (labelled("A film to see."), CheckConfig(("good", "bad")), []),
-        (labelled("A film.", "god"), CheckConfig(("good", "bad")), ["another label"]),
+        (labelled("A film.", "god"), CheckConfig(("good", "bad")), ["unknown label"]),
         (labelled("A film.", 1), CheckConfig(("good", "bad")), []),  # the number of a name
-        (labelled("A film.", 2), CheckConfig(("good", "bad")), ["another label"]),
+        (labelled("A film.", 2), CheckConfig(("good", "bad")), ["unknown label"]),
         (labelled("A film."), CheckConfig(shortest=3), ["too few words"]),
         (labelled("One two three four."), CheckConfig(longest=3), ["too many words"]),
         (labelled("lo que es"), CheckConfig(), ["another language"]),
-        (labelled("Nice! Label: good"), CheckConfig(), ["the answer stands in the prompt"]),
+        (labelled("Nice! Label: good"), CheckConfig(), ["the answer is in the prompt"]),
         (labelled("Nice! Label: goodness"), CheckConfig(), []),
         (labelled("Nice! Label: good"), CheckConfig(leak=0), []),
         (answered("Why is it blue?", LONG), CheckConfig(), []),
         (
             answered(f"Why? Hint: {LONG.upper()}!", LONG),
             CheckConfig(),
-            ["the answer stands in the prompt"],
+            ["the answer is in the prompt"],
         ),
         (answered("Yes or no?", "Yes"), CheckConfig(), []),
-        (answered("Yes or no?", "Yes"), CheckConfig(leak=1), ["the answer stands in the prompt"]),
+        (answered("Yes or no?", "Yes"), CheckConfig(leak=1), ["the answer is in the prompt"]),
         (answered("Yesterday?", "Yes"), CheckConfig(leak=1), []),
         (answered("Why?", "lo que"), CheckConfig(), ["another language"]),
     ],
@@ -81,8 +81,8 @@ def test_sets_are_compared_and_places_given(tmp_path: pathlib.Path) -> None:
     assert report.counts == {"train": 6, "test": 2}
     assert report.bad == {"train": 4, "test": 1}
     assert [str(problem) for problem in report.first] == [
-        "train.jsonl:3: there before (as train.jsonl:1)",
-        "train.jsonl:4: there before, with another answer (as train.jsonl:2)",
+        "train.jsonl:3: duplicate (as train.jsonl:1)",
+        "train.jsonl:4: duplicate with another answer (as train.jsonl:2)",
         "train.jsonl:5: field 'text' is empty",
         "train.jsonl:6: not a JSON object",
         "test.jsonl:2: also in train (as train.jsonl:2)",
@@ -94,7 +94,7 @@ def test_ten_problems_are_shown_and_all_counted(tmp_path: pathlib.Path) -> None:
     source = write(tmp_path / "a.jsonl", *({"text": f"Text {i}", "label": "x"} for i in range(25)))
     report = checking.check({"train": source}, "classification", CheckConfig(("y", "z")))
     assert len(report.first) == 10
-    assert report.reasons == {"another label": 25}
+    assert report.reasons == {"unknown label": 25}
     assert [problem.position for problem in report.first] == list(range(1, 11))
 
 

@@ -193,6 +193,7 @@ def test_every_trained_token_is_trained_once_an_epoch(
         *((kind, {"split": "validation"}) for kind in ("sft", "judged", "prompt")),
         *((kind, {"epochs": 2}) for kind in ("sft", "judged")),
         ("sft", {"packing": "none"}),
+        *((kind, {"weights": {"one": 0.2, "other": 0.8}}) for kind in ("sft", "judged", "prompt")),
     ],
     ids=str,
 )

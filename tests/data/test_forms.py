@@ -92,22 +92,22 @@ def test_the_textbooks_forms() -> None:
 @pytest.mark.parametrize(
     ("example", "form", "message"),
     [
-        (Example(("a",), label="b"), "messages", "say which one"),
+        (Example(("a",), label="b"), "messages", "needs a question"),
         (Example(("a", "b")), "text", "more than a text"),
         (Example(prompt=(USER,), answers=((ANSWER,),)), "classification", "no text with a label"),
-        (Example(prompt=(USER,), answers=((ANSWER,),)), "preference", "between two answers"),
+        (Example(prompt=(USER,), answers=((ANSWER,),)), "preference", "needs two answers"),
         (Example(prompt=(USER,), answers=((ANSWER, USER, ANSWER),)), "instruction", "one answer"),
         (Example(prompt=(USER, ANSWER), answers=((ANSWER,),)), "messages", "would train"),
         (
             Example(prompt=(USER,), answers=((ANSWER,), (USER, ANSWER))),
             "messages",
-            "not one answer",
+            "more or fewer than one answer",
         ),
         (Example(answers=((ANSWER,),)), "completion", "no prompt"),
         (
             Example(prompt=(USER,), answers=(({**ANSWER, "name": "Ann"},),)),
             "sharegpt",
-            "a turn of ShareGPT's has no 'name'",
+            "a ShareGPT turn cannot have 'name'",
         ),
     ],
 )
@@ -133,7 +133,7 @@ def test_files_are_converted_and_other_fields_kept(tmp_path: pathlib.Path) -> No
         {"task_type": "qa", "id": 3, "messages": [USER, ANSWER]},
         {"id": 4, "messages": [USER, ANSWER]},
     ]
-    with pytest.raises(ValueError, match="other than what is read"):
+    with pytest.raises(ValueError, match="not an input"):
         conversion.convert(config.ExampleSource("s", str(source)), source, "sft", "messages")
     with pytest.raises(ValueError, match="form is 'alpaca'"):
         conversion.convert(config.ExampleSource("s", str(source)), output, "sft", "alpaca")

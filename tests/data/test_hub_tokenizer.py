@@ -186,7 +186,7 @@ def test_errors_say_what_to_do(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
         HubTokenizer(hub_folders.write(tmp_path / "good", made)).encode("a\ud800")
     for broken in ("[]", "{}", "{", json.dumps({"model": {"type": "BPE", "vocab": {}}})):
         (tmp_path / "good" / "tokenizer.json").write_text(broken)
-        with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
+        with pytest.raises(ValueError, match=r"tokenizer\.json is not a valid tokenizer"):
             HubTokenizer(tmp_path / "good")
 
 

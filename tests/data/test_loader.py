@@ -216,7 +216,7 @@ def test_a_stream_may_have_several_rows_and_several_readers(
 
 def test_a_state_of_other_rows_is_named(prepared: pathlib.Path) -> None:
     state = iter(load(prepared, process_index=1, process_count=2)).get_state()
-    with pytest.raises(ValueError, match="that of streams 2, 3, and stream 0 is read here"):
+    with pytest.raises(ValueError, match="that of streams 2, 3, and stream 0 is needed here"):
         iter(load(prepared)).set_state(state)
 
 

@@ -154,7 +154,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: pathlib.Path)
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    with pytest.raises(FileNotFoundError, match="interrupted starts over"):
+    with pytest.raises(FileNotFoundError, match="interrupted one starts over"):
         data.load_manifest(directory)
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     data.prepare(settings(str(source)), directory)

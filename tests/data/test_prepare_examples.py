@@ -145,7 +145,7 @@ def test_a_template_that_marks_nothing_is_an_error_that_shows_the_example(
     # Even where every example may be malformed, no run is left without any.
     for share in (0.01, 1.0):
         wanted = settings(path, template=str(template), max_rejected_share=share)
-        with pytest.raises(ValueError, match="generation marks hold nothing") as error:
+        with pytest.raises(ValueError, match="generation marks contain nothing") as error:
             data.prepare_examples(wanted, tmp_path / "data", BYTES)
         assert "60 of 60 examples" in str(error.value)
         assert json.dumps(QUESTIONS[0]) in str(error.value)
@@ -202,7 +202,7 @@ def test_labels_are_numbered(tmp_path: pathlib.Path) -> None:
     names = ("no", "perhaps", "yes")
     mixed = [{"text": "a", "label": "yes"}, {"text": "b", "label": 1}]
     assert numbers(mixed, labels=names) == (names, {"a": 2, "b": 1})
-    with pytest.raises(ValueError, match=r"names \(yes\) and numbers \(1\) in turn"):
+    with pytest.raises(ValueError, match=r"names \(yes\) and numbers \(1\) mixed"):
         numbers(mixed)
     with pytest.raises(ValueError, match="the label is not one of no, yes"):
         numbers(three, labels=("no", "yes"))

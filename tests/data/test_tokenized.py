@@ -198,7 +198,7 @@ def test_nothing_to_train_on_is_unfit() -> None:
         "{% for m in messages %}{{ m.content }}{% generation %}{% endgeneration %}{% endfor %}",
         BYTES,
     )
-    with pytest.raises(examples.UnfitError, match="generation marks hold nothing") as error:
+    with pytest.raises(examples.UnfitError, match="generation marks contain nothing") as error:
         encoder(marks_nothing).encode(comparison(["Why?"], ["Because."]))
     assert "Why?" not in str(error.value)  # so that equal reasons are counted together
     with pytest.raises(examples.UnfitError, match="the same up to max_length"):

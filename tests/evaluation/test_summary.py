@@ -92,13 +92,13 @@ def test_tables_have_every_run_and_what_follows():
 
 
 def test_what_has_no_answer_is_an_error():
-    with pytest.raises(ValueError, match="1 runs say nothing of their spread"):
+    with pytest.raises(ValueError, match="1 run.s. have no spread"):
         summarize([1.0])
-    with pytest.raises(ValueError, match="one is not finite"):
+    with pytest.raises(ValueError, match="every value must be finite"):
         summarize([1.0, math.nan])
     with pytest.raises(ValueError, match="confidence=1.0 in"):
         summarize([1.0, 2.0], confidence=1.0)
-    with pytest.raises(ValueError, match="2 runs and 3"):
+    with pytest.raises(ValueError, match="2 and 3 runs"):
         compare([1.0, 2.0], [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="folds=1"):
         fold_overlap(1)

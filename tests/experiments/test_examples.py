@@ -1,4 +1,4 @@
-"""The commands that check, convert and augment examples, as they are typed."""
+"""The commands about examples and the quality of text, as they are typed."""
 
 import json
 import pathlib
@@ -57,7 +57,7 @@ def test_checking_and_converting(tmp_path: pathlib.Path) -> None:
     )
     bad = write(tmp_path / "bad.jsonl", {"instruction": "Why?", "output": ""}, {"a": 1})
     out = tmp_path / "out.jsonl"
-    sound, both, as_json, converted, nothing, half, wrong, missing = run(
+    valid, both, as_json, converted, nothing, half, wrong, missing = run(
         "check_data",
         [f"--train={good}"],
         [f"--train={bad}", f"--test={good}"],
@@ -68,10 +68,10 @@ def test_checking_and_converting(tmp_path: pathlib.Path) -> None:
         [f"--train={good}", "--shortest=3", "--longest=2"],
         ["--train=nowhere.jsonl"],
     )
-    assert sound[:2] == (0, "train: 2 of 2 examples are sound\n")
+    assert valid[:2] == (0, "train: 2 of 2 examples are valid\n")
     assert both[0] == 1
     assert "bad.jsonl:1: an answer is empty\n" in both[1]
-    assert "train: 0 of 2 examples are sound\ntest: 2 of 2 examples are sound\n" in both[1]
+    assert "train: 0 of 2 examples are valid\ntest: 2 of 2 examples are valid\n" in both[1]
     assert json.loads(as_json[1])["bad"] == {"train": 2}
     assert (converted[0], converted[1]) == (0, f"{out}: 2 examples\n")
     assert json.loads(out.read_text().splitlines()[0])["messages"][1]["content"] == "So."
@@ -116,7 +116,7 @@ def test_steps_of_cleaning_find_what_was_planted(tmp_path: pathlib.Path) -> None
         assert report["bad"] == {"train": len(expected)}
         assert code == (1 if expected else 0)
     assert compares[0] == unknown[0] == 2
-    assert "--steps has near_duplicates, which compares documents" in compares[2]
+    assert "the step 'near_duplicates' compares documents" in compares[2]
     assert "has 'langage': use 'language'" in unknown[2]
 
 
@@ -148,3 +148,43 @@ def test_augmenting(tmp_path: pathlib.Path) -> None:
     assert "no thesaurus at 'nowhere.dat': apt-get install mythes-en-us" in unread[2]
     assert not list(tmp_path.glob("*.partial"))
     assert "--noise.rate" in shown[1]
+
+
+def test_learning_quality(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("sklearn")
+    good = write(tmp_path / "good.jsonl", *({"text": f"The river is {i}."} for i in range(120)))
+    (tmp_path / "bad.txt").write_text("".join(f"click here {i} now\n" for i in range(120)))
+    bad, out = str(tmp_path / "bad.txt"), tmp_path / "models" / "quality.safetensors"
+    given = [f"--good={good}", f"--bad={bad}", "--split=line", "--features=1024"]
+    again = tmp_path / "again.safetensors"
+    table, as_json, nothing, few, comparing, unreadable, wrong = run(
+        "learn_quality",
+        [*given, f"--output={out}", "--kept=0.5,1", "--held_out=0.3"],
+        [*given, f"--output={again}", "--json", "--kept_of=bad", "--kept=0.25", "--held_out=0.3"],
+        given,
+        [*given, f"--output={again}", "--documents=2"],
+        [*given, f"--output={again}", "--steps=near_duplicates"],
+        [f"--good={good}", "--bad=nowhere", f"--output={again}"],
+        [*given, f"--output={again}", "--kept=many"],
+    )
+    assert table[0] == as_json[0] == 0
+    assert "accuracy 1.0000 (mean of both kinds), ROC AUC 1.0000" in table[1]
+    assert "100.0%" in table[1]
+    assert f"--data.cleaning.quality_model.model={out}" in table[1]
+    assert out.read_bytes() == again.read_bytes()
+    assert sorted(path.name for path in out.parent.iterdir()) == [out.name]
+    figures = json.loads(as_json[1])
+    (threshold,) = figures["thresholds"]
+    assert threshold["bad"] == pytest.approx(0.25, abs=1 / figures["held_out"]["bad"])
+    assert nothing[0] == few[0] == comparing[0] == unreadable[0] == wrong[0] == 2
+    assert "--output is missing" in nothing[2]
+    assert "are for training and 0 held out: give more" in few[2]
+    assert "'near_duplicates' compares documents" in comparing[2]
+    assert "Source 'bad': nothing to read at 'nowhere'" in unreadable[2]
+    assert "--kept has 'many': give shares" in wrong[2]
+    # What the table says a minimum keeps is what the step keeps.
+    from llmjax.data.cleaning import Document, QualityModel
+
+    step = QualityModel(str(out), threshold["minimum"])
+    kept = [isinstance(step(Document(f"click here {i} now")), Document) for i in range(120)]
+    assert 0.1 < sum(kept) / len(kept) < 0.4

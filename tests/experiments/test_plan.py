@@ -64,7 +64,7 @@ MISTAKES = {
     "--flops=1e20 --days=3 --device=v5e": "--days is about a training run: give --recipe",
     "--money=9 --device=tpu7x": "--money: the price of tpu7x is unknown: give --price",
     "--flops=1e20 --device=v5e --chips=0": "--chips=0: must be at least 1",
-    "--flops=1e20 --device=v5e --utilization=40": "--utilization=40.0: a share of the peak",
+    "--flops=1e20 --device=v5e --utilization=40": "--utilization=40.0: must be in (0, 1]",
     "--flops=1e20 --plot=a.gif": "--plot=a.gif: a.gif: a chart is written as .png or .svg",
     "--params=1e9 --plot=a.svg": "--plot: there is no budget to draw curves around; give --flops",
     "--runs=nowhere.csv": "--runs:",

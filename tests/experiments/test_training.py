@@ -65,6 +65,13 @@ def test_a_run_that_stops_early_leaves_its_best_weights(text, tmp_path, capsys):
         scorer = pickle.loads(pickle.dumps(scoring.RunScorer(str(tmp_path))))
         ours = evaluation.TextScorer(model.params, model.config, model.tokenizer, 16)
         assert scorer(TEXTS) == ours(TEXTS)
+    folder = tmp_path / "checkpoints"
+    manifests = {step: folder / str(step) / "manifest.json" for step in (best, max(losses))}
+    said = scorer.fingerprint
+    manifests[max(losses)].write_text("{}")
+    assert scorer.fingerprint == said  # it is that of the best
+    manifests[best].write_text("{}")
+    assert scorer.fingerprint != said
     assert found[0] < found[1]
     assert all(np.isfinite(found))
 

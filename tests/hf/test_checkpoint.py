@@ -200,8 +200,8 @@ def test_tensors_of_another_model(checkpoint):
         f"{checkpoint}: the checkpoint does not fit",
         "missing: lm_head.weight (64, 16)",
         "extra: model.layers.7.mlp.up_proj.weight",
-        "shape: model.layers.0.mlp.up_proj.weight is (3, 16), and the model needs (32, 16)",
-        "dtype: model.norm.weight is int8; quantised weights are not read",
+        "shape: model.layers.0.mlp.up_proj.weight is (3, 16), but the model needs (32, 16)",
+        "dtype: model.norm.weight is int8; quantised weights are not supported",
     ):
         assert line in str(error.value)
 

@@ -56,7 +56,7 @@ def test_what_older_files_leave_out():
         ({"hidden_size": True}, "hidden_size=True must be an integer"),
         ({"vocab_size": 2**40}, "vocab_size=1099511627776 must be an integer in"),
         ({"vocab_size": -1}, "vocab_size=-1"),
-        ({"num_hidden_layers": 10**9}, "1000000000 layers; more than 10000"),
+        ({"num_hidden_layers": 10**9}, "1000000000 layers; the limit is 10000"),
         ({"num_attention_heads": 0}, "model.num_heads=0"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan must be a finite number"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings=1 must be true or false"),
@@ -70,7 +70,7 @@ def test_what_older_files_leave_out():
         ({"rope_scaling": {"type": ["linear"]}}, "rope_type=..linear.. is not supported"),
         ({"rope_parameters": [1]}, "rope_parameters=.*not supported"),
         ({"architectures": ["LlamaForSorting"]}, "'LlamaForSorting'. is not supported; LlamaModel"),
-        ({"architectures": "LlamaForCausalLM"}, "must be a list of names of classes"),
+        ({"architectures": "LlamaForCausalLM"}, "must be a list of class names"),
         (
             {"architectures": ["LlamaForMaskedLM"]},
             "'LlamaForMaskedLM'. is not supported; LlamaModel",
@@ -84,7 +84,7 @@ def test_what_cannot_be_read(fields, message):
 
 def test_what_cannot_be_said(llama):
     changed = dataclasses.replace(llama, bias="all", norm="layernorm")
-    with pytest.raises(ValueError, match="llama cannot say norm='layernorm', bias='all'"):
+    with pytest.raises(ValueError, match="llama cannot express norm='layernorm', bias='all'"):
         config_to_hf(changed)
 
 

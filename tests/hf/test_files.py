@@ -90,18 +90,18 @@ BAD_FILES = {
     "a pickle": (b"\x80\x02}q\x00." + b"x" * 99, "not a safetensors file"),
     "duplicate": (
         pack(b'{"a":' + json.dumps(entry()).encode() + b',"a":{}}', bytes(4)),
-        "'a' stands twice",
+        "'a' occurs twice",
     ),
     "duplicate field": (
         pack(b'{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
-        "'dtype' stands twice",
+        "'dtype' occurs twice",
     ),
     "metadata": (pack({"__metadata__": {"a": 1}}), "__metadata__"),
     "trailing bytes": (pack({"a": entry()}, bytes(5)), "last 1 bytes"),
     "cut short": (pack({"a": entry()}, bytes(3)), "'a'.*within the 3 bytes"),
     "hole": (
         pack({"a": entry(), "b": entry(offsets=(5, 9))}, bytes(9)),
-        "'b' follows a hole",
+        "'b' follows a gap",
     ),
     "overlap": (
         pack({"a": entry(), "b": entry(offsets=(2, 6))}, bytes(6)),
@@ -121,10 +121,10 @@ BAD_ENTRIES = {
     "unknown dtype": (entry("C64"), "dtype C64"),
     "dtype no string": (entry(["F32"]), "dtype"),
     "shape no list": (entry() | {"shape": "1"}, "list of at most"),
-    "negative sizes": (entry(shape=(-1, -1)), "not negative"),
+    "negative sizes": (entry(shape=(-1, -1)), "non-negative"),
     "fractions": (entry(shape=(1.0,)), "integers"),
     "truth": (entry(shape=(True,)), "integers"),
-    "huge": (entry(shape=(10**4000,) * 32), "not negative"),
+    "huge": (entry(shape=(10**4000,) * 32), "non-negative"),
     "empty but huge": (entry(shape=(0, 2**62, 2**62), offsets=(0, 0)), "does not fit"),
     "overflow to the right size": (entry(shape=(2**62, 4)), "does not fit"),
     "many axes": (entry(shape=(1,) * 33), "at most 32"),
@@ -190,7 +190,7 @@ def test_an_index_stays_in_its_directory(place, tensors, tmp_path):
         ({"more": "model-00001-of-00005.safetensors"}, "'more' is not in model-00001-of-00005"),
         ({"f32": "model-00001-of-00005.safetensors"}, "'f32' is not in model-00001-of-00005"),
         ({"f64": None}, "names no tensor of model-00001-of-00005"),
-        ({"i8": None}, "'i8' is not there by model.safetensors.index.json"),
+        ({"i8": None}, "'i8' is not listed in model.safetensors.index.json"),
         ({"f32": "model-00009-of-00009.safetensors"}, "which is not a safetensors file of"),
     ],
 )

@@ -85,23 +85,24 @@ def run(query, key, value, cotangent, mask, **options):
 KERNEL_CASES = (
     "grouped",
     "one token",
-    "cross",
     "segments",
-    "bidirectional segments",
     "cache, one token",
-    "more queries than keys",
     "window in segments",
     "window in a cache",
 )
 
 
-@pytest.mark.parametrize(
-    ("case", "implementation"),
-    [
-        *((case, "xla") for case in CASES),
-        *((case, name) for name in ("pallas_tpu", "pallas_gpu") for case in KERNEL_CASES),
-    ],
-)
+def or_slow(cases, chosen):
+    """All cases for XLA; for Pallas' kernels those that are not chosen are slow tests."""
+    kernels = ("pallas_tpu", "pallas_gpu")
+    marks = {case: () if case in chosen else pytest.mark.slow for case in cases}
+    return [
+        *((case, "xla") for case in cases),
+        *(pytest.param(case, name, marks=marks[case]) for name in kernels for case in cases),
+    ]
+
+
+@pytest.mark.parametrize(("case", "implementation"), or_slow(CASES, KERNEL_CASES))
 def test_equals_reference(case, implementation):
     *sizes, mask = CASES[case]
     check_against_reference(implementation, sizes, mask)
@@ -194,7 +195,7 @@ def test_scale_is_the_callers():
     )
 
 
-@pytest.mark.parametrize("case", ["grouped", "segments"])
+@pytest.mark.parametrize(("case", "implementation"), or_slow(["grouped", "segments"], ["segments"]))
 def test_bfloat16_stays_near_float32(case, implementation):
     """Within a few roundings (2^-8 each) of the exact result for the same rounded inputs."""
     *sizes, mask = CASES[case]
@@ -210,7 +211,10 @@ def test_bfloat16_stays_near_float32(case, implementation):
 attend = jax.jit(flash_attention, static_argnames=("scale", "dropout_rate", "implementation"))
 
 
-@pytest.mark.parametrize("case", ["causal", "segments", "window in a cache"])
+@pytest.mark.parametrize(
+    ("case", "implementation"),
+    or_slow(["causal", "segments", "window in a cache"], ["window in a cache"]),
+)
 def test_log_sums_and_sinks_equal_reference(case, implementation):
     """With gradients of both results, and of the sinks."""
     *sizes, mask = CASES[case]

@@ -46,7 +46,7 @@ def on(sizes):
 @pytest.mark.parametrize(
     ("name", "zero", "accumulate", "sizes"),
     [
-        ("gpt2", 1, 2, {"data": 2, "fsdp": 2}),
+        pytest.param("gpt2", 1, 2, {"data": 2, "fsdp": 2}, marks=pytest.mark.slow),
         pytest.param("gpt2", 2, 2, {"data": 1, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
         ("gpt2", 3, 2, {"data": 2, "fsdp": 2}),
         ("experts", 1, 1, {"data": 1, "fsdp": 2, "stage": 2, "context": 2}),

@@ -78,9 +78,9 @@ def test_chips_are_whole() -> None:
     ("fields", "message"),
     [
         ({"count": 0}, "chips=0: must be at least 1"),
-        ({"utilization": 0.0}, r"utilization=0.0: a share of the peak is in \(0, 1\]"),
+        ({"utilization": 0.0}, r"utilization=0.0: must be in \(0, 1\]"),
         ({"utilization": 40.0}, "utilization=40.0"),
-        ({"dollars": 0.0}, "price=0.0: dollars an hour are above 0"),
+        ({"dollars": 0.0}, "price=0.0: dollars per chip-hour must be above 0"),
     ],
 )
 def test_what_cannot_be_is_said(fields: dict, message: str) -> None:

@@ -64,7 +64,7 @@ def loop(learning: LearningConfig, iterations: int):
                 if learning.advantages == "rloo":
                     by_answer = own - np.sum(group, initial=-own) / (GROUP - 1)
                 advantages[row] = np.where(acts[row], by_answer, 0)
-        if learning.whiten:
+        if learning.whiten and not learning.compares:
             every = advantages[acts]
             advantages = np.where(acts, (advantages - every.mean()) / (every.std() + 1e-6), 0)
         mean = np.mean(divergence)
@@ -77,7 +77,7 @@ def loop(learning: LearningConfig, iterations: int):
     [
         LearningConfig("gae", discount=0.9, decay=0.8),
         LearningConfig("gae", whiten=False, kl="k3"),
-        LearningConfig("grpo", whiten=False),
+        LearningConfig("grpo"),
         LearningConfig("rloo", kl="k2"),
     ],
     ids=lambda learning: f"{learning.advantages}-{learning.kl}",
@@ -109,7 +109,7 @@ def test_a_divergence_is_a_penalty():
         made,
         np.ones(len(SIZES), np.float32),
         Memory.new(KL),
-        learning=LearningConfig("dr_grpo", whiten=False),
+        learning=LearningConfig("dr_grpo"),
         kl=KL,
         scoring=ScoreConfig(),
         group=GROUP,
@@ -123,7 +123,7 @@ def test_a_divergence_is_a_penalty():
 def test_answers_of_a_policy_without_a_reference_earn_their_scores_alone():
     _, made, scores = given(0)
     del made["reference_log_probs"]
-    learning = LearningConfig("dr_grpo", whiten=False)
+    learning = LearningConfig("dr_grpo")
     found, said, memory = learn(
         made,
         scores,

@@ -1,4 +1,4 @@
-"""More examples out of those there are: texts written anew that still say the same.
+"""Augments examples: rewrites texts while keeping their meaning.
 
 In short:
 
@@ -31,6 +31,7 @@ from llmjax.data.augmentation.restructuring import Restructuring
 from llmjax.data.augmentation.synonyms import SynonymReplacement
 from llmjax.data.augmentation.thesaurus import Meaning, Thesaurus
 from llmjax.data.augmentation.translation import Apertium, BackTranslation
+from llmjax.data.augmentation.wordnet import WordNet
 
 __all__ = [
     "Apertium",
@@ -52,6 +53,7 @@ __all__ = [
     "SynonymReplacement",
     "Thesaurus",
     "TranslationConfig",
+    "WordNet",
     "augment",
     "augment_examples",
     "generator",

@@ -1,4 +1,4 @@
-"""Which methods write which copies of examples, and which of them are kept: typed settings."""
+"""Settings of augmentation: the methods, the number of copies, and the checks."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +24,10 @@ class TranslationConfig:
     """Back-translation by Apertium.
 
     Attributes:
-        rate: the share of sentences that are translated.
-        there: the pair of languages into the other one.
-        back: and out of it.
-        program: Apertium's name or path.
+        rate: share of sentences to translate.
+        there: language pair of the forward translation.
+        back: language pair of the back-translation.
+        program: name or path of Apertium.
     """
 
     rate: float = 1.0
@@ -38,13 +38,13 @@ class TranslationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ControlConfig:
-    """What is kept of what was written.
+    """Which augmented texts are kept.
 
     Attributes:
-        shortest: words for each word of the original, at least.
-        longest: and at most.
-        embedder: the folder of a BERT that was trained for embeddings; "" compares none.
-        similarity: the least cosine of both embeddings.
+        shortest: minimum number of words per word of the original.
+        longest: maximum number.
+        embedder: folder of a BERT trained for embeddings; "" skips the comparison.
+        similarity: minimum cosine similarity of the two embeddings.
     """
 
     shortest: float = 0.5
@@ -55,17 +55,17 @@ class ControlConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationConfig:
-    """Everything that decides what is written.
+    """Everything that determines the augmented texts.
 
     Attributes:
-        methods: which write, in order: synonyms, back_translation, restructuring, noise.
-        copies: of each example by each method.
-        seed: of all draws.
-        synonyms: words for others that mean the same.
-        back_translation: into another language and back.
-        restructuring: clauses, pairs and voices turned round.
-        noise: misspellings.
-        control: which are kept.
+        methods: methods in order: synonyms, back_translation, restructuring, noise.
+        copies: number of copies of each example by each method.
+        seed: random seed of all choices.
+        synonyms: replaces words by synonyms.
+        back_translation: translates into another language and back.
+        restructuring: reorders clauses and pairs, and changes the voice.
+        noise: misspells words.
+        control: decides which texts are kept.
     """
 
     methods: tuple[str, ...] = ("synonyms", "restructuring", "noise")
@@ -93,11 +93,11 @@ class AugmentationConfig:
     def make_checks(
         self, classify: Classify | None = None, labels: Sequence[str] = ()
     ) -> list[Check]:
-        """The checks, the cheapest first; with a classifier its agreement too.
+        """The checks, cheapest first, with label agreement if there is a classifier.
 
         Args:
             classify: texts to labels, or None.
-            labels: names by number, for examples whose label is the number of one.
+            labels: names by number, for examples whose label is a number.
         """
         control = self.control
         checks: list[Any] = [LengthRatio(control.shortest, control.longest)]

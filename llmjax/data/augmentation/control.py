@@ -1,4 +1,4 @@
-"""Which of the texts that methods write are kept: checks on pairs, and why a text was dropped."""
+"""Quality control: checks on pairs of texts, and the reasons for dropping an augmented text."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,15 +7,15 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 Label = str | int | None
-# Texts to vectors [N, D] of length 1.
+# Texts to unit vectors [N, D].
 Embed = Callable[[Sequence[str]], np.ndarray]
-# Texts to the label of each.
+# Texts to labels.
 Classify = Callable[[Sequence[str]], Sequence[Label]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A text, what a method made of it, and the label that both should have."""
+    """A text, its augmented version, and the label that both should have."""
 
     text: str
     written: str
@@ -23,28 +23,28 @@ class Pair:
 
 
 class Check(Protocol):
-    """Looks at many pairs at once, as models are cheaper so.
+    """Checks many pairs at once, because that is cheaper with models.
 
     Attributes:
-        name: of its score in provenance.
-        reason: why it drops a text, in the words that reports count by.
+        name: the name of its score in the provenance.
+        reason: why it drops a text; reports count by it.
     """
 
     name: ClassVar[str]
     reason: ClassVar[str]
 
     def __call__(self, pairs: Sequence[Pair]) -> tuple[Sequence[bool], Sequence[float]]:
-        """Whether each is kept, and the number that decided."""
+        """Whether each pair is kept, and the score that decided it."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class LengthRatio:
-    """Words of what was written for each word of the text: lost or doubled sentences show.
+    """Number of words relative to the original, which exposes lost or duplicated sentences.
 
     Attributes:
-        least: the smallest ratio that is kept.
-        most: the largest.
+        least: minimum ratio.
+        most: maximum ratio.
     """
 
     least: float = 0.5
@@ -55,22 +55,22 @@ class LengthRatio:
     def __post_init__(self) -> None:
         if not 0 <= self.least <= 1 <= self.most:
             raise ValueError(
-                f"LengthRatio keeps {self.least} to {self.most}: 1, an equal length, must be within"
+                f"LengthRatio keeps {self.least} to {self.most}: the range must include 1"
             )
 
     def __call__(self, pairs: Sequence[Pair]) -> tuple[list[bool], list[float]]:
-        """By words between white space."""
+        """Counts words separated by white space."""
         ratios = [len(p.written.split()) / max(len(p.text.split()), 1) for p in pairs]
         return [self.least <= ratio <= self.most for ratio in ratios], ratios
 
 
 @dataclasses.dataclass(frozen=True)
 class Similarity:
-    """The cosine of both texts' embeddings: whether they still say the same.
+    """Cosine similarity of the texts' embeddings, a measure of whether the meaning is the same.
 
     Attributes:
-        embed: texts to vectors, an `encoders.Embedder` say.
-        least: the smallest cosine that is kept.
+        embed: texts to vectors, such as an `encoders.Embedder`.
+        least: minimum similarity.
     """
 
     embed: Embed
@@ -80,10 +80,10 @@ class Similarity:
 
     def __post_init__(self) -> None:
         if not -1 <= self.least <= 1:
-            raise ValueError(f"Similarity.least is {self.least}: a cosine is from -1 to 1.")
+            raise ValueError(f"Similarity.least is {self.least}: use a cosine from -1 to 1.")
 
     def __call__(self, pairs: Sequence[Pair]) -> tuple[list[bool], list[float]]:
-        """By one call of the embedder."""
+        """Calls the embedder once."""
         vectors = self.embed([p.text for p in pairs] + [p.written for p in pairs])
         cosines = (vectors[: len(pairs)] * vectors[len(pairs) :]).sum(axis=1)
         return [bool(cosine >= self.least) for cosine in cosines], [float(c) for c in cosines]
@@ -91,11 +91,11 @@ class Similarity:
 
 @dataclasses.dataclass(frozen=True)
 class LabelAgreement:
-    """Whether a classifier gives what was written the example's label.
+    """Whether a classifier assigns the example's label to the augmented text.
 
     Attributes:
-        classify: texts to labels. Where an example has none, that of its own text counts.
-        labels: names by number, for examples whose label is the number of one.
+        classify: texts to labels. For an example without label, the label of its text counts.
+        labels: names by number, for examples whose label is a number.
     """
 
     classify: Classify
@@ -104,7 +104,7 @@ class LabelAgreement:
     reason: ClassVar[str] = "another label"
 
     def __call__(self, pairs: Sequence[Pair]) -> tuple[list[bool], list[float]]:
-        """The score is 1 where they agree and 0 where they do not."""
+        """The score is 1 if the labels agree, else 0."""
         found = self.classify([p.written for p in pairs])
         bare = [p.text for p in pairs if p.label is None]
         own = iter(self.classify(bare) if bare else ())
@@ -120,16 +120,16 @@ class LabelAgreement:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What became of a pair: "" for `dropped` if it is kept, and the scores that it got."""
+    """The outcome of a pair: the reason in `dropped` ("" if kept), and its scores."""
 
     dropped: str
     scores: dict[str, float]
 
 
 def judge(pairs: Sequence[Pair], checks: Sequence[Check] = ()) -> list[Judgement]:
-    """Takes pairs through checks, in order, each until one drops it.
+    """Applies checks to pairs in order, until one drops the pair.
 
-    A text that came out as it went in is dropped before: "unchanged".
+    A text that did not change is dropped first: "unchanged".
     """
     dropped = ["unchanged" if p.written.split() == p.text.split() else "" for p in pairs]
     scores: list[dict[str, float]] = [{} for _ in pairs]

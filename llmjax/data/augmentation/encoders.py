@@ -1,4 +1,4 @@
-"""Encoders of ours as functions of texts: to embeddings, and to labels."""
+"""Encoder models as functions from texts to embeddings or labels."""
 
 import dataclasses
 import functools
@@ -12,20 +12,20 @@ import numpy as np
 from llmjax import hf, models
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer
 
-_ROWS = 32  # of one call of the model
-_STEP = 32  # tokens by which rows of one call are longer than those of another
+_ROWS = 32  # per call of the model
+_STEP = 32  # row lengths are multiples of this number of tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Embedder:
-    """Sentence embeddings of a BERT, as Sentence-BERT makes them (Reimers & Gurevych 2019).
+    """Sentence embeddings of a BERT, as in Sentence-BERT (Reimers & Gurevych 2019).
 
-    The mean of the last hidden states over a text's tokens, of length 1. Texts of like length go
-    through the model together, padded; what a text's vector is depends on no other.
+    An embedding is the mean of the last hidden states over a text's tokens, normalised to length 1.
+    Texts of similar length share a padded batch; a text's embedding does not depend on the others.
 
     Attributes:
-        directory: of the checkpoint with its tokenizer, in Hugging Face's format.
-        max_length: tokens of a text that are read.
+        directory: folder of a Hugging Face checkpoint with its tokenizer.
+        max_length: maximum number of tokens; longer texts are truncated.
     """
 
     directory: str
@@ -42,14 +42,14 @@ class Embedder:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
-    """A model with a head of kind classification as a function from texts to labels.
+    """A model with a classification head, as a function from texts to labels.
 
     Attributes:
-        config: the model's.
-        params: its parameters.
-        tokenizer: its tokenizer.
+        config: the model's configuration.
+        params: the model's parameters.
+        tokenizer: the model's tokenizer.
         labels: names by number.
-        max_length: tokens of a text that are read.
+        max_length: maximum number of tokens; longer texts are truncated.
     """
 
     config: models.ModelConfig
@@ -59,7 +59,7 @@ class Classifier:
     max_length: int = 256
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
-        """The likeliest label of each."""
+        """The most likely label of each text."""
         found = np.zeros(len(texts), int)
         for places, tokens, segments in rows(self.tokenizer, texts, self.max_length):
             logits = np.asarray(_logits(self.params, tokens, segments, self.config))
@@ -70,16 +70,17 @@ class Classifier:
 def rows(
     tokenizer: Tokenizer, texts: Sequence[str], max_length: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Texts as padded rows for an encoder, the shortest first.
+    """Batches texts as padded rows for an encoder, shortest first.
 
     Args:
-        tokenizer: the encoder's.
-        texts: any number.
-        max_length: tokens of a row at most; longer ones lose their last before the end's mark.
+        tokenizer: the encoder's tokenizer.
+        texts: any number of texts.
+        max_length: maximum tokens of a row; longer texts lose their last tokens, but not the end
+            marker.
 
     Returns:
-        For each call of a model which texts it is of, int [n]; and int32 [B, S] tokens and
-        segments (0: padding), with n ≤ B rows of use. There are few different S.
+        For each call of a model, the indices of its texts, int [n]; and int32 [B, S] tokens and
+        segments (0: padding), of which the first n ≤ B rows are in use. There are few distinct S.
     """
     room = max_length - len(tokenizer.opening) - 1
     encoded = [
@@ -95,7 +96,7 @@ def rows(
         for row, i in enumerate(places):
             tokens[row, : len(encoded[i])] = encoded[i]
             segments[row, : len(encoded[i])] = 1
-        segments[len(places) :, 0] = 1  # a row of padding alone attends to nothing
+        segments[len(places) :, 0] = 1  # a row of padding alone would attend to nothing
         yield np.array(places), tokens, segments
 
 
@@ -105,7 +106,7 @@ def _loaded(directory: str) -> tuple[models.ModelConfig, Any, Tokenizer]:
     if config.attention.causal:
         raise ValueError(
             f"{directory!r} holds a {config.family}, which reads from left to right: give the "
-            "folder of an encoder that was trained for embeddings, all-MiniLM-L6-v2 say."
+            "folder of an encoder trained for embeddings, such as all-MiniLM-L6-v2."
         )
     return config, params, load_tokenizer(directory)
 

@@ -1,4 +1,4 @@
-"""Files of examples with more examples, written out of their own."""
+"""Augments files of examples."""
 
 import collections
 import copy as copying
@@ -14,22 +14,22 @@ from llmjax.data import config, documents, examples, records
 from llmjax.data.augmentation.control import Check, Pair, judge
 from llmjax.data.augmentation.method import Method, generator
 
-# Records that go through a method and the checks together.
+# Records that pass through a method and the checks together.
 _LOT = 256
-# Fields that are added: where an example comes from, and how it was written.
+# Added fields: where an example comes from, and how it was augmented.
 ORIGIN, PROVENANCE = "origin", "augmentation"
 
 
 @dataclasses.dataclass
 class Report:
-    """What became of a file's examples; the totals add up.
+    """Counts of an augmented file, which add up.
 
     Attributes:
-        originals: examples that were read, and kept as they were.
-        malformed: records that hold no example, by reason; they are left out.
-        written: of each method, examples that were written and kept.
-        dropped: of each method, those that were not kept, by reason. With those written they are
-            the originals times the copies.
+        originals: examples that were read and kept unchanged.
+        malformed: records without an example, by reason; they are left out.
+        written: augmented examples that were kept, by method.
+        dropped: augmented examples that were not kept, by method and reason. Written and dropped
+            examples add up to originals times copies.
     """
 
     originals: int = 0
@@ -49,14 +49,14 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class _Original:
-    """An example that was read, and where its texts are in its record."""
+    """An example that was read, and the paths of its texts in the record."""
 
     record: records.Record
     places: tuple[examples.Place, ...]
     label: str | int | None
 
     def text(self, fields: Mapping[str, Any] | None = None) -> str:
-        """What a model reads of it; of other fields, of the same form, what it would read there."""
+        """The text that a model reads of it, or of other fields with the same form."""
         fields = self.record.fields if fields is None else fields
         return "\n".join(_get(fields, place) for place in self.places)
 
@@ -72,32 +72,31 @@ def augment_examples(
     checks: Sequence[Check] = (),
     advance: documents.Advance = lambda _: None,
 ) -> Report:
-    """Writes a source's examples, each followed by what methods make of it, as JSON lines.
+    """Writes a source's examples as JSON lines, each followed by its augmented copies.
 
-    What a model reads is written anew (`examples.asked_places`), what it shall write never. All
-    records get `origin`, the file and place of the original: hold out by it (split="grouped",
-    split_field="origin"), or copies of what is held out are trained on. Those that were written
-    have `augmentation` too: the method, seed, number of the copy, and scores of the checks. Equal
-    arguments give equal files, and an example's copies do not depend on the others.
+    Only the texts that a model reads are rewritten (`examples.asked_places`), never those that it
+    should write. All records get `origin`, the file and position of the original: hold out by it
+    (split="grouped", split_field="origin"), or copies of held-out examples end up in training.
+    Copies also get `augmentation`: the method, seed, index of the copy, and scores of the checks.
+    Equal arguments give equal files, and an example's copies do not depend on other examples.
 
     Args:
         source: the examples.
-        output: the file to write, `.jsonl`; it appears when all is done.
+        output: the file to write, `.jsonl`; it appears when complete.
         methods: each writes `copies` of every example.
-        kind: of the examples.
-        copies: how many of each method.
-        seed: of all draws.
-        checks: what is written must pass them. What is as it was, or was written of the same
-            example before, is dropped in any case.
+        kind: kind of the examples.
+        copies: number of copies per method.
+        seed: random seed of all choices.
+        checks: checks that copies must pass. A copy equal to the original or to an earlier one is
+            always dropped.
         advance: called with the number of bytes read since the last call.
 
     Returns:
-        Counts of all that was read, written and dropped.
+        Counts of what was read, written and dropped.
 
     Raises:
         FileNotFoundError: the source has no files.
-        ValueError: the output is no .jsonl file or one of the source's, or an argument is out of
-            range.
+        ValueError: the output is not a new .jsonl file, or an argument is out of range.
     """
     output, files = Path(output), documents.find_files(source, documents.RECORD_SUFFIXES)
     _check(output, files, methods, copies, seed)
@@ -124,10 +123,10 @@ def _check(
     seed: int,
 ) -> None:
     if output.suffix != ".jsonl" or any(f.path.resolve() == output.resolve() for f in files):
-        raise ValueError(f"output is {str(output)!r}: name a .jsonl file other than what is read.")
+        raise ValueError(f"output is {str(output)!r}: name a .jsonl file that is not an input.")
     names = [method.name for method in methods]
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"methods are {names}: give one or more of different names.")
+        raise ValueError(f"methods are {names}: give at least one, with distinct names.")
     if copies < 1 or seed < 0:
         raise ValueError(f"copies is {copies} and seed {seed}: use 1 or more, and 0 or more.")
 
@@ -162,7 +161,7 @@ def _with_copies(
     checks: Sequence[Check],
     report: Report,
 ) -> Iterator[dict[str, Any]]:
-    """The records of a lot, each followed by its copies."""
+    """The records of a batch, each followed by its copies."""
     followers: list[list[dict[str, Any]]] = [[] for _ in lot]
     seen = [{original.text()} for original in lot]
     for method, copy in itertools.product(methods, range(copies)):
@@ -187,7 +186,7 @@ def _with_copies(
 def _written(
     lot: Sequence[_Original], method: Method, copy: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The fields of each record of a lot, with texts as a method writes them."""
+    """The fields of each record, with its texts rewritten by a method."""
     texts = [_get(o.record.fields, place) for o in lot for place in o.places]
     rngs: list[random.Random] = [generator(text, seed, copy) for text in texts]
     anew = iter(method.batch(texts, rngs))

@@ -1,6 +1,6 @@
-"""English words: their parts of speech where they can be told, and their forms.
+"""English grammar: parts of speech where they are unambiguous, and word forms.
 
-The forms are those of `lemminflect`, whose lexicon is the SPECIALIST lexicon of the NLM.
+The forms come from `lemminflect`, which is based on the NLM's SPECIALIST lexicon.
 """
 
 import functools
@@ -13,7 +13,7 @@ from llmjax.data.cleaning.extra import needs
 
 PARTS = ("NOUN", "VERB", "ADJ", "ADV")
 
-# Penn Treebank's tags of the forms of each part of speech.
+# Penn Treebank tags of the forms of each part of speech.
 _TAGS: Mapping[str, tuple[str, ...]] = {
     "NOUN": ("NN", "NNS"),
     "VERB": ("VB", "VBD", "VBG", "VBN", "VBP", "VBZ"),
@@ -31,27 +31,27 @@ def _library() -> Any:
 
 @functools.lru_cache(maxsize=1 << 16)
 def lemmas(word: str) -> Mapping[str, tuple[str, ...]]:
-    """The dictionary's forms of a word, by each part of speech that it can be; none if unknown."""
+    """The lemmas of a word by possible part of speech; empty if unknown."""
     found = _library().getAllLemmas(word.lower())
     return {part: found[part] for part in PARTS if part in found}
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def forms(lemma: str, tag: str) -> tuple[str, ...]:
-    """A word's forms by one of Penn Treebank's tags; none if the lexicon does not know them."""
+    """The forms of a lemma for a Penn Treebank tag; empty if the lexicon does not know them."""
     return tuple(_library().getInflection(lemma, tag=tag, inflect_oov=False))
 
 
 def lemma_of(word: str, part: str) -> str:
-    """The dictionary's form of a word as a part of speech; "" if it cannot be that."""
+    """The lemma of a word as a part of speech; "" if it cannot be that."""
     return next(iter(lemmas(word).get(part, ())), "")
 
 
 def inflected_like(word: str, part: str, other: str) -> str:
-    """Another word of a part of speech, in the form that a word has.
+    """Another lemma of a part of speech, in the form of a given word.
 
-    Where the form can be read in several ways (`put` is five), the other word must have one form
-    for all of them. "" if it has not, or its form is not known.
+    If the word's form is ambiguous (`put` has five readings), the other must have the same form for
+    all of them. "" if it does not, or if its form is unknown.
     """
     lemma, lower = lemma_of(word, part), word.lower()
     tags = [tag for tag in _TAGS[part] if lower in forms(lemma, tag)[:1]]
@@ -60,11 +60,11 @@ def inflected_like(word: str, part: str, other: str) -> str:
 
 
 def parts_of_speech(found: Sequence[Word]) -> list[str]:
-    """The part of speech of each word of a text, as far as it can be told; "" where it cannot.
+    """The part of speech of each word of a text; "" where it is not certain.
 
-    A word that the lexicon knows as one part only is that. Of others the neighbours must decide:
-    after an article and before a word that ends the phrase stands its noun, after a subject or a
-    modal verb a verb, after a word of degree no noun. Words of closed classes have none, and names
+    A word that the lexicon lists under one part only has that part. Otherwise the neighbours
+    decide: after an article and at the end of a phrase it is a noun, after a subject or a modal a
+    verb, after a word of degree not a noun. Closed-class words and names have none.
     neither.
     """
     parts = []

@@ -1,16 +1,16 @@
-"""Lists of English words that rules go by."""
+"""Lists of English words for the rules."""
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# What only a noun, with what describes it, can follow.
+# Can be followed only by a noun and what describes it.
 DETERMINERS = _words("the a an my your his her its our their every each another no")
 SUBJECTS = _words("i we they he she")
 MODALS = _words("can could will would shall should may might must cannot")
 DEGREES = _words("very too so quite rather extremely")
-# Words of classes that no new word joins, and verbs that help others.
+# Closed word classes and auxiliary verbs.
 CLOSED = DETERMINERS | SUBJECTS | MODALS | DEGREES | _words(
     """
     this that these those some any all both either neither few many much more most less least other
@@ -23,26 +23,26 @@ CLOSED = DETERMINERS | SUBJECTS | MODALS | DEGREES | _words(
     s t ll re ve d m like well ought let get got one ones
     """
 )  # fmt: skip
-# Behind them stands what something is like.
+# Are followed by a description.
 COPULAS = _words("am is are was were be been being very so too quite rather extremely")
-# Behind a verb they make it another one.
+# Change the meaning of the verb before them.
 PARTICLES = _words("up down out off over away in on back through along around about")
 
 SUBORDINATORS = (
     "because", "although", "though", "while", "when", "whenever", "if", "unless", "until", "after",
     "before",
 )  # fmt: skip
-# Other words by which a clause may hang on another.
+# Other words that may attach a clause to another.
 LINKS = (*SUBORDINATORS, "since", "as", "that", "which", "who", "than", "so", "once")
-# What a main clause begins with that asks, and cannot be moved as one that says.
+# Words that begin a question, which cannot be moved like a statement.
 QUESTIONS = _words("who what where when why how do does did is are was were")
-# What may begin a sentence and certainly has a small letter elsewhere.
+# Words that may begin a sentence and are never capitalised elsewhere.
 SMALL = (DETERMINERS | SUBJECTS | _words("this these it you there")) - {"i"}
 
 SUBJECT_OF = {"him": "he", "her": "she", "them": "they", "us": "we", "me": "I"}
 OBJECT_OF = {"he": "him", "she": "her", "they": "them", "we": "us", "i": "me", "it": "it"}
 OBJECTS = _words("it you him her them us me this that these those")
-# Verbs whose passive names who does it by "by".
+# Verbs whose passive names the agent with "by".
 AGENTIVE = _words(
     """
     write direct produce make create design publish develop record film shoot edit invent discover
@@ -50,7 +50,7 @@ AGENTIVE = _words(
     approve reject review accept propose buy sell send
     """
 )
-# Names after "by" that say when.
+# Names after "by" that are times.
 TIMES = _words(
     """
     monday tuesday wednesday thursday friday saturday sunday january february march april may june

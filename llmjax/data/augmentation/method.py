@@ -1,4 +1,4 @@
-"""What every method of augmentation is: a pure function of a text and a source of randomness."""
+"""The interface of augmentation methods: a pure function of a text and a random generator."""
 
 import abc
 import random
@@ -9,12 +9,12 @@ from llmjax.data import splits
 
 
 class Method(abc.ABC):
-    """Writes a text anew; methods are frozen dataclasses whose settings are their fields.
+    """Rewrites a text. Methods are frozen dataclasses whose fields are their settings.
 
     Attributes:
-        name: what provenance and tables call the method.
-        rate: the share of the places a method could change that it does change, each by a draw of
-            its own; which places these are, each method says.
+        name: the method's name in provenance and tables.
+        rate: share of the places that a method could change that it changes, each decided
+            independently; the method defines the places.
     """
 
     name: ClassVar[str]
@@ -26,29 +26,29 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, text: str, rng: random.Random) -> str:
-        """The text anew; the text itself where nothing was drawn or nothing fits."""
+        """The rewritten text, or the same text if nothing was drawn or nothing fits."""
 
     def batch(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[str]:
-        """Each text by its own randomness; what is cheaper together overrides this."""
+        """Rewrites each text with its own generator; overridden where batching is cheaper."""
         return [self(text, rng) for text, rng in zip(texts, rngs, strict=True)]
 
     def drawn(self, places: Sequence[Any], rng: random.Random) -> list[Any]:
-        """The places that the rate's draws fall on, in order: as many draws as places."""
+        """A random subset of the places, in order; draws one number per place."""
         return [place for place in places if rng.random() < self.rate]
 
 
 def generator(text: str, seed: int = 0, copy: int = 0) -> random.Random:
-    """The randomness of one copy of a text, whatever other texts there are and in which order."""
+    """The generator for one copy of a text, independent of all other texts."""
     return random.Random(splits.draw(f"{copy} {text}", seed))
 
 
 def augment(text: str, method: Method, *, seed: int = 0, copy: int = 0) -> str:
-    """Writes a text anew.
+    """Rewrites a text.
 
     Args:
-        text: any.
-        method: how.
-        seed: of the draws, 0 or more; equal arguments give equal texts.
-        copy: which of several texts made of this one.
+        text: any text.
+        method: the method.
+        seed: random seed, 0 or more; equal arguments give equal texts.
+        copy: index among several copies of this text.
     """
     return method(text, generator(text, seed, copy))

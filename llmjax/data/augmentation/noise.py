@@ -1,4 +1,4 @@
-"""Noise: what hands, scanners and haste do to words."""
+"""Noise: typing errors, OCR errors, and errors of punctuation and case."""
 
 import dataclasses
 import random
@@ -10,7 +10,7 @@ from llmjax.data.augmentation.words import Word, words
 
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _MARKS = ",.;:!?"
-# Shapes that recognisers of printed text take for each other, both ways.
+# Shapes that OCR confuses, in both directions.
 _CONFUSIONS = (
     ("rn", "m"),
     ("cl", "d"),
@@ -35,7 +35,7 @@ _CONFUSIONS = (
 
 
 def _neighbours() -> dict[str, str]:
-    """The keys beside each on a QWERTY keyboard, whose rows stand half a key to the right."""
+    """The adjacent keys of each key on a QWERTY keyboard with staggered rows."""
     near: dict[str, str] = {}
     for i, row in enumerate(_ROWS):
         for j, key in enumerate(row):
@@ -47,12 +47,12 @@ def _neighbours() -> dict[str, str]:
 
 _NEAR = _neighbours()
 
-# What one kind can make of a word and the text up to the next: a list, empty if it does not fit.
+# Maps a word and the gap after it to all changes of one kind; empty if none applies.
 Change = Callable[[str, str], list[tuple[str, str]]]
 
 
 def _keyboard(word: str, gap: str) -> list[tuple[str, str]]:
-    """A key beside, a key too few, a key twice, two in the wrong order."""
+    """An adjacent key, a missing key, a doubled key, or two keys swapped."""
     changed = []
     for i, letter in enumerate(word):
         head, tail = word[:i], word[i + 1 :]
@@ -67,7 +67,7 @@ def _keyboard(word: str, gap: str) -> list[tuple[str, str]]:
 
 
 def _ocr(word: str, gap: str) -> list[tuple[str, str]]:
-    """One shape taken for another."""
+    """A shape confused with another."""
     changed = []
     for pair in _CONFUSIONS:
         for read, taken in (pair, pair[::-1]):
@@ -79,7 +79,7 @@ def _ocr(word: str, gap: str) -> list[tuple[str, str]]:
 
 
 def _punctuation(word: str, gap: str) -> list[tuple[str, str]]:
-    """The mark behind the word left out or taken for another; or a comma where there was none."""
+    """The mark after the word omitted or replaced, or a comma inserted."""
     if gap[:1] and gap[0] in _MARKS:
         others = [mark + gap[1:] for mark in _MARKS if mark != gap[0]]
         return [(word, changed) for changed in (gap[1:], *others)]
@@ -87,7 +87,7 @@ def _punctuation(word: str, gap: str) -> list[tuple[str, str]]:
 
 
 def _casing(word: str, gap: str) -> list[tuple[str, str]]:
-    """The first letter's case, or that of all letters."""
+    """The case of the first letter or of all letters changed."""
     forms = (word.lower(), word.upper(), word[:1].swapcase() + word[1:])
     return [(form, gap) for form in dict.fromkeys(forms) if form != word]
 
@@ -102,14 +102,14 @@ KINDS: Mapping[str, Change] = {
 
 @dataclasses.dataclass(frozen=True)
 class Noise(Method):
-    """Misspells words: slips on a keyboard, a scanner's confusions, marks and capitals.
+    """Misspells words: typing errors, OCR errors, punctuation and case.
 
-    Belinkov & Bisk 2018 (arXiv:1711.02173, section 3) make keyboard noise so.
+    The keyboard noise follows Belinkov & Bisk 2018 (arXiv:1711.02173, section 3).
 
     Attributes:
-        rate: the share of words that get one change each.
-        kinds: of change, drawn evenly among those that can happen to the word: `keyboard`, `ocr`,
-            `punctuation` (at the mark behind it), `casing`.
+        rate: share of words to change, each once.
+        kinds: kinds of change, drawn uniformly from those that fit the word: `keyboard`, `ocr`,
+            `punctuation` (the mark after it), `casing`.
     """
 
     rate: float = 0.1
@@ -122,7 +122,7 @@ class Noise(Method):
             raise ValueError(f"Noise.kinds is {self.kinds}: use some of {', '.join(KINDS)}.")
 
     def __call__(self, text: str, rng: random.Random) -> str:
-        """The text with noise; addresses, numbers and names of users stay whole."""
+        """The text with noise; addresses, numbers and user names stay unchanged."""
         found = words(text)
         hit = set(self.drawn(range(len(found)), rng))
         pieces = [found[0].gap if found else text]

@@ -1,4 +1,4 @@
-"""Sentences built anew out of their own words."""
+"""Restructures sentences by rules."""
 
 import dataclasses
 import random
@@ -24,7 +24,7 @@ _BODY = re.compile(r"(?P<body>[^?\"“”]*?)(?P<stop>[.!]?)", re.DOTALL)
 
 
 def _clauses(body: str) -> str:
-    """A subordinate clause moved from the front of its main clause behind it, or to the front."""
+    """Moves a subordinate clause from before its main clause to after it, or back."""
     if match := _FRONTED.fullmatch(body):
         clause, main = match["clause"], match["main"]
         made = f"{_capital(main)} {clause[:1].lower()}{clause[1:]}"
@@ -39,16 +39,16 @@ def _clauses(body: str) -> str:
 
 
 def _plain(clause: str, least: int = 3) -> bool:
-    """Whether it says something by itself, in so many words, with no other clause in it."""
+    """Whether a clause is a statement of at least `least` words without another clause in it."""
     found = clause.lower().split()
     asks = found[:1] and found[0] in lexicon.QUESTIONS
-    # What a negation denies may be what follows: "not because".
+    # A negation may apply to what follows: "not because".
     denies = _NEGATION.search(clause)
     return len(found) >= least and not asks and not denies and not _LINK.search(clause)
 
 
 def _holds(main: str, clause: str) -> bool:
-    """Whether the end of a main clause holds what follows: "even though", "I wonder if"."""
+    """Whether a main clause depends on what follows: "even though", "I wonder if"."""
     last = main.rpartition(" ")[2].lower()
     if last in lexicon.CLOSED - lexicon.OBJECTS or "ADV" in grammar.lemmas(last):
         return True
@@ -56,7 +56,7 @@ def _holds(main: str, clause: str) -> bool:
 
 
 def _pairs(body: str) -> str:
-    """The first two adjectives or nouns that and or or joins, in the other order."""
+    """Swaps the first two adjectives or nouns that are joined by "and" or "or"."""
     found = words(body)
     numbers = {word.start: i for i, word in enumerate(found)}
     for match in _PAIR.finditer(body):
@@ -68,9 +68,9 @@ def _pairs(body: str) -> str:
 
 
 def _alone(found: Sequence[Word], first: int, second: int) -> bool:
-    """Whether words of closed classes or marks are around two words of one part of speech.
+    """Whether two words of one part of speech have closed-class words or marks around them.
 
-    With other words in front or behind, a pair may hang together with them: "movie stars and fans".
+    Otherwise a neighbour may belong to one of the pair: "movie stars and fans".
     """
     pair = [found[i].text for i in (first, second)]
     kinds = {tuple(grammar.lemmas(word)) for word in pair}
@@ -87,7 +87,7 @@ def _alone(found: Sequence[Word], first: int, second: int) -> bool:
 
 
 def _active(body: str) -> str:
-    """A passive in the past whose doer is a person, as an active sentence."""
+    """Turns a past passive with a personal agent into the active voice."""
     match = _PASSIVE.fullmatch(body)
     if match is None:
         return ""
@@ -110,11 +110,11 @@ def _capital(text: str) -> str:
 
 
 def _small(text: str) -> str:
-    """With a small first letter; "" where it is not known whether that is right."""
+    """The text with a lower-case first letter; "" if that may be wrong."""
     first = re.split(r"[\s'’]", text, maxsplit=1)[0]
     if first == "I" or not text[:1].isupper():
         return text
-    names = text[len(first) + 1 : len(first) + 2].isupper()  # "The Rock", whose "The" may be kept
+    names = text[len(first) + 1 : len(first) + 2].isupper()  # "The Rock" may keep its "The"
     return text[:1].lower() + text[1:] if first.lower() in lexicon.SMALL and not names else ""
 
 
@@ -127,17 +127,17 @@ RULES: Mapping[str, Callable[[str], str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Restructuring(Method):
-    """Builds sentences anew by rules that keep what they say; where none fits, nothing changes.
+    """Restructures sentences by rules that preserve meaning; otherwise nothing changes.
 
-    Rules fit few sentences (`BENCH.md` says how many), as each asks for what makes it sound: no
+    The rules apply to few sentences (see `BENCH.md`), because each requires what makes it sound: no
     second clause, no quotation, no question, and words whose part of speech is certain.
 
     Attributes:
-        rate: the share of the sentences that a rule fits that are changed, each by one rule.
-        rules: which there are. `clauses`: "Because it rained, we left." is "We left because it
-            rained.", and the other way round. `pairs`: "it was slow and dull" is "it was dull and
-            slow", of two plain adjectives or nouns. `active`: "It was written by Jane Austen." is
-            "Jane Austen wrote it.", in the past and where a person does it.
+        rate: share of the sentences with an applicable rule that are changed, each by one rule.
+        rules: rules to use. `clauses`: "Because it rained, we left." becomes "We left because it
+            rained.", and vice versa. `pairs`: "it was slow and dull" becomes "it was dull and
+            slow", for two simple adjectives or nouns. `active`: "It was written by Jane Austen."
+            becomes "Jane Austen wrote it.", in the past tense with a person as agent.
     """
 
     rate: float = 1.0
@@ -150,7 +150,7 @@ class Restructuring(Method):
             raise ValueError(f"Restructuring.rules is {self.rules}: use some of {', '.join(RULES)}")
 
     def __call__(self, text: str, rng: random.Random) -> str:
-        """The text with some sentences built anew; the others, and space between, as they were."""
+        """The text with some sentences restructured; the rest, including space, is unchanged."""
         fitting = [
             (start, end, made)
             for start, end in sentences.spans(text)
@@ -163,7 +163,7 @@ class Restructuring(Method):
         return "".join([*pieces, text[at:]])
 
     def _rebuilt(self, sentence: str) -> Iterator[str]:
-        """What each rule that fits makes of a sentence."""
+        """The result of each rule that applies to a sentence."""
         match = _BODY.fullmatch(sentence)
         if match is None:
             return

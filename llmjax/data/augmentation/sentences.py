@@ -1,8 +1,8 @@
-"""Where sentences begin and end."""
+"""Finds sentence boundaries."""
 
 import re
 
-# A mark that ends, what closes behind it, and space before something that begins; or a line's end.
+# A final mark with closing quotes or brackets, and space before a new sentence; or a line end.
 _BREAK = re.compile(r"""(?<=[.!?])(?P<closing>["'”’)\]]*)\s+(?=["'“‘(\[]?[A-Z0-9])|\s*\n\s*""")
 _SHORT = re.compile(
     r"""(?:^|[\s("'])(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|No|cf|e\.g|i\.e|U\.S)\.$"""
@@ -10,7 +10,7 @@ _SHORT = re.compile(
 
 
 def spans(text: str) -> list[tuple[int, int]]:
-    """The first place of each sentence and that behind its last; only white space lies between."""
+    """Start and end of each sentence; only white space lies between them."""
     found, start = [], len(text) - len(text.lstrip())
     for match in _BREAK.finditer(text):
         end = match.end("closing") if match["closing"] is not None else match.start()

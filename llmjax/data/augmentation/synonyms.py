@@ -1,4 +1,4 @@
-"""Words exchanged for others that mean the same."""
+"""Replaces words by synonyms."""
 
 import dataclasses
 import random
@@ -15,20 +15,21 @@ _VOWELS = "aeiou"
 
 @dataclasses.dataclass(frozen=True)
 class SynonymReplacement(Method):
-    """Exchanges words for synonyms (Zhang, Zhao & LeCun 2015, section 2.4; EDA, Wei & Zou 2019).
+    """Replaces words by synonyms (Zhang, Zhao & LeCun 2015, section 2.4; EDA, Wei & Zou 2019).
 
-    A word is exchanged only where its part of speech can be told (`grammar.parts_of_speech`), for
-    one word that means the same as that part of speech, in the same form and case: "watched" is a
-    verb in the past, so is what replaces it. After "a" or "an" the first letter stays a consonant
-    or a vowel. Names, words of closed classes, addresses and numbers stay.
+    A word is replaced only if its part of speech is certain (`grammar.parts_of_speech`), by a
+    single-word synonym for that part of speech in the same form and case: "watched" is a verb in
+    the past tense, and so is its replacement. After "a" or "an" the first letter stays a consonant
+    or a vowel. Names, closed-class words, addresses and numbers stay unchanged.
 
     Attributes:
-        rate: the share of the words that have a synonym that are exchanged.
-        path: the thesaurus, in the format of MyThes; by default that of Debian's mythes-en-us.
-        senses: how many meanings of a part of speech are used; WordNet has the usual ones first.
-        ambiguity: words with more meanings than this as their part of speech stay; "make" has 49.
-        mutual: whether the word must be in these meanings of the synonym, too. Rare words (a
-            "flick" is also a movement) drop out.
+        rate: share of the words with a synonym to replace.
+        path: the thesaurus: a MyThes file or the folder of WordNet's database; by default that
+            of Debian's mythes-en-us.
+        senses: number of senses of a part of speech to use; WordNet lists common senses first.
+        ambiguity: words with more senses as their part of speech stay unchanged; "make" has 49.
+        mutual: whether the word must be among the synonyms of its synonym in these senses. This
+            avoids rare senses (a "flick" is also a movement).
     """
 
     rate: float = 0.5
@@ -46,7 +47,7 @@ class SynonymReplacement(Method):
                 raise ValueError(f"SynonymReplacement.{field} is {value}: use 1 or more.")
 
     def __call__(self, text: str, rng: random.Random) -> str:
-        """The text with other words, and all between them as it was."""
+        """The text with some words replaced and everything else unchanged."""
         found = words(text)
         parts = grammar.parts_of_speech(found)
         fitting = {
@@ -62,7 +63,7 @@ class SynonymReplacement(Method):
         return exchanged(text, found, new)
 
     def synonyms(self, lemma: str, part: str) -> list[str]:
-        """Single words that mean the same as a dictionary form."""
+        """Single-word synonyms of a lemma."""
         return [
             other
             for other in self._same(lemma, part)
@@ -77,7 +78,7 @@ class SynonymReplacement(Method):
         return [other for meaning in meanings[: self.senses] for other in meaning.synonyms]
 
     def _more(self, found: Sequence[Word], i: int, part: str) -> bool:
-        """Whether it is more than its lemma's form: "go down", or a participle that describes."""
+        """Whether it is more than a form of its lemma: "go down", or a participial adjective."""
         behind = found[i + 1] if i + 1 < len(found) else None
         if part == "VERB" and behind and behind.gap == " " and behind.text.lower() in PARTICLES:
             return True
@@ -87,7 +88,7 @@ class SynonymReplacement(Method):
         return any(meaning.part != part for meaning in thesaurus.load(self.path)[lower])
 
     def _fitting(self, word: Word, part: str, before: Word | None) -> list[str]:
-        """The synonyms in the word's form that can stand in its place."""
+        """Synonyms in the word's form that fit in its place."""
         others = self.synonyms(grammar.lemma_of(word.text, part), part)
         shapes = (grammar.inflected_like(word.text, part, other) for other in others)
         article = before is not None and before.text.lower() in ("a", "an")

@@ -1,7 +1,7 @@
-"""A thesaurus in the format of MyThes, which office suites read.
+"""Reads a thesaurus in the MyThes format of office suites.
 
-Its first line names the encoding. Then come entries: `word|N`, and N lines of meanings, each
-`(part of speech)|synonym|synonym|…`. Words that are no synonyms say so in brackets behind them:
+The first line names the encoding. Entries follow: `word|N`, and N lines of senses, each
+`(part of speech)|synonym|synonym|…`. Related words that are not synonyms are marked in parentheses:
 `(generic term)`, `(antonym)`.
 """
 
@@ -10,8 +10,12 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-# Where Debian's package mythes-en-us puts WordNet in this format.
+if TYPE_CHECKING:
+    from llmjax.data.augmentation.wordnet import WordNet
+
+# The path of WordNet in this format in Debian's package mythes-en-us.
 ENGLISH = "/usr/share/mythes/th_en_US_v2.dat"
 
 _PARTS: Mapping[str, str] = {"noun": "NOUN", "verb": "VERB", "adj": "ADJ", "adv": "ADV"}
@@ -19,12 +23,12 @@ _PARTS: Mapping[str, str] = {"noun": "NOUN", "verb": "VERB", "adj": "ADJ", "adv"
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """One sense of a word.
+    """A sense of a word.
 
     Attributes:
-        part: its part of speech: `NOUN`, `VERB`, `ADJ` or `ADV`; "" where none is named.
-        synonyms: words that mean the same, as the file has them.
-        related: other words, and how they are related: `("vehicle", "generic term")`.
+        part: its part of speech: `NOUN`, `VERB`, `ADJ` or `ADV`; "" if none is given.
+        synonyms: synonyms as in the file.
+        related: other words with their relation: `("vehicle", "generic term")`.
     """
 
     part: str
@@ -33,14 +37,14 @@ class Meaning:
 
 
 class Thesaurus:
-    """Words to their meanings, the most usual first where the file has them so.
+    """Maps words to their senses, in the order of the file (usually most common first).
 
     Args:
-        data: the file's content.
-        name: what messages call it.
+        data: content of the file.
+        name: the file's name, for error messages.
 
     Raises:
-        ValueError: it is no such file; says in which line.
+        ValueError: the file is malformed; the message names the line.
     """
 
     def __init__(self, data: bytes, name: str = "thesaurus") -> None:
@@ -49,8 +53,8 @@ class Thesaurus:
             self._encoding = codecs.lookup(head.decode("ascii").strip()).name
         except (LookupError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"{name}: its first line names no encoding ({error}). Give a thesaurus in the "
-                "format of MyThes, th_en_US_v2.dat for instance."
+                f"{name}: its first line does not name an encoding ({error}). Give a thesaurus in "
+                "the format of MyThes, such as th_en_US_v2.dat."
             ) from error
         self._places: dict[bytes, range] = {}
         number = 0
@@ -58,7 +62,7 @@ class Thesaurus:
             word, bar, count = self._lines[number].rpartition(b"|")
             meanings = range(number + 1, number + 1 + int(count)) if count.isdigit() else None
             if not bar or meanings is None or meanings.stop > len(self._lines):
-                raise ValueError(f"{name}, line {number + 2}: an entry is WORD|NUMBER_OF_MEANINGS.")
+                raise ValueError(f"{name}, line {number + 2}: expected WORD|NUMBER_OF_MEANINGS.")
             self._places.setdefault(word, meanings)
             number = meanings.stop
 
@@ -86,16 +90,20 @@ class Thesaurus:
 
 
 @functools.lru_cache(maxsize=4)
-def load(path: str = ENGLISH) -> Thesaurus:
-    """Reads a thesaurus, once.
+def load(path: str = ENGLISH) -> "Thesaurus | WordNet":
+    """Loads a thesaurus once: a MyThes file, or the folder of WordNet's database.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no thesaurus.
+        ValueError: the file is malformed.
     """
+    if Path(path).is_dir():
+        from llmjax.data.augmentation.wordnet import WordNet  # which imports this module
+
+        return WordNet(path)
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"no thesaurus at {path!r}: apt-get install mythes-en-us, or name another file in the "
-            "format of MyThes."
+            "format of MyThes, or the folder of WordNet's database."
         )
     return Thesaurus(Path(path).read_bytes(), path)

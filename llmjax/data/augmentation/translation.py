@@ -1,4 +1,4 @@
-"""Back-translation: a text in another language, and back again."""
+"""Back-translation: translates a text into another language and back."""
 
 import dataclasses
 import random
@@ -9,16 +9,16 @@ from typing import ClassVar
 from llmjax.data.augmentation import sentences
 from llmjax.data.augmentation.method import Method
 
-# Sentences to as many sentences, in order: a program, a model, a service.
+# Sentences to the same number of sentences, in order: a program, a model or a service.
 Translate = Callable[[Sequence[str]], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Apertium:
-    """Translates with the program `apertium`, which works by rules and needs no network.
+    """Translates with the program `apertium`, which is rule-based and needs no network.
 
     Attributes:
-        pair: from which language to which.
+        pair: source and target language.
         program: its name or path.
     """
 
@@ -26,13 +26,13 @@ class Apertium:
     program: str = "apertium"
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
-        """The translations; words that the program does not know stay as they are.
+        """The translations; unknown words stay as they are.
 
         Args:
-            texts: each without a line break.
+            texts: without line breaks.
 
         Raises:
-            RuntimeError: the program or the pair of languages is not installed, or it fails.
+            RuntimeError: the program or the language pair is not installed, or it fails.
         """
         if not texts:
             return []
@@ -56,7 +56,7 @@ class Apertium:
             raise RuntimeError(
                 f"{' '.join(command)} gave {len(found)} lines for {len(texts)} sentences."
             )
-        # The program takes a full stop at a line's end for one that it has put there itself.
+        # The program may drop a full stop at a line end, as it takes it for one that it added.
         stops = ("." if text.rstrip().endswith(".") else "" for text in texts)
         return [line.strip().removesuffix(".") + s for line, s in zip(found, stops, strict=True)]
 
@@ -66,9 +66,9 @@ class BackTranslation(Method):
     """Translates sentences and back (Sennrich et al. 2016; as augmentation Yu et al. 2018, QANet).
 
     Attributes:
-        rate: the share of sentences that are translated; white space between them stays.
-        there: into another language.
-        back: out of it.
+        rate: share of sentences to translate; white space between them is kept.
+        there: translates into the other language.
+        back: translates back.
     """
 
     rate: float = 1.0
@@ -77,11 +77,11 @@ class BackTranslation(Method):
     name: ClassVar[str] = "back_translation"
 
     def __call__(self, text: str, rng: random.Random) -> str:
-        """The text after its journey."""
+        """The text, translated and back."""
         return self.batch([text], [rng])[0]
 
     def batch(self, texts: Sequence[str], rngs: Sequence[random.Random]) -> list[str]:
-        """All texts' sentences in one call of each translator."""
+        """Translates the sentences of all texts in one call per translator."""
         spans = [
             self.drawn(sentences.spans(text), rng) for text, rng in zip(texts, rngs, strict=True)
         ]
@@ -101,13 +101,13 @@ class BackTranslation(Method):
         return made
 
     def _there_and_back(self, asked: list[str]) -> list[str]:
-        """Each sentence once through both; what comes back empty is left as it was."""
+        """Translates each distinct sentence there and back; an empty result keeps the original."""
         once = list(dict.fromkeys(asked))
         returned = self.back(self.there(once)) if once else []
         if len(returned) != len(once):
             raise ValueError(
-                f"the translators gave {len(returned)} texts for {len(once)}: they must give as "
-                "many as they get."
+                f"the translators returned {len(returned)} texts for {len(once)}: they must return "
+                "as many as they receive."
             )
         found = dict(zip(once, returned, strict=True))
         return [found[text] or text for text in asked]

@@ -1,11 +1,11 @@
-"""The words of a text, where they stand, and texts with some of them exchanged."""
+"""The words of a text with their positions, and replacement of some of them."""
 
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
-# Addresses, names of users and files, topics, placeholders, and whatever has a digit say what they
-# say by being spelt so; they are matched first, and passed over.
+# Addresses, user and file names, hashtags, placeholders, and anything with a digit depend on their
+# exact spelling; they are matched first and skipped.
 _KEPT = (
     r"\w+://\S+|\S+@\S+|\w+(?:\.\w+)+(?:/\S*)?|[@#]\w+|<[^<>\s]*>|\[[A-Z_]+\]"
     r"|\w*[\d_]\w*(?:[.,:/'’-]\w+)*"
@@ -17,12 +17,12 @@ _ENDS = re.compile(r"[.!?…:]\W*$|\n\s*$")
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A word, and what stands between it and the one in front.
+    """A word, and the gap before it.
 
     Attributes:
-        text: as it is spelt.
-        start: where in the text it begins.
-        gap: what is between it and the end of the word before, or the beginning of the text.
+        text: its spelling.
+        start: its offset in the text.
+        gap: the text between the previous word (or the beginning) and this one.
     """
 
     text: str
@@ -31,17 +31,17 @@ class Word:
 
     @property
     def end(self) -> int:
-        """Where the text goes on behind it."""
+        """The offset after the word."""
         return self.start + len(self.text)
 
     @property
     def begins(self) -> bool:
-        """Whether a sentence begins with it, as far as marks tell."""
+        """Whether it begins a sentence, judging by the marks before it."""
         return self.start == len(self.gap) or _ENDS.search(self.gap) is not None
 
 
 def words(text: str) -> list[Word]:
-    """The words in order: letters, with hyphens and apostrophes within."""
+    """The words in order: letters, with inner hyphens and apostrophes."""
     found, end = [], 0
     for match in _TOKEN.finditer(text):
         if match["word"]:
@@ -51,7 +51,7 @@ def words(text: str) -> list[Word]:
 
 
 def exchanged(text: str, found: Sequence[Word], new: Mapping[int, str]) -> str:
-    """The text with the words of some numbers exchanged, and nothing else."""
+    """The text with the words at some indices replaced."""
     pieces, end = [], 0
     for i in sorted(new):
         pieces += [text[end : found[i].start], new[i]]
@@ -60,7 +60,7 @@ def exchanged(text: str, found: Sequence[Word], new: Mapping[int, str]) -> str:
 
 
 def spelt_like(word: str, new: str) -> str:
-    """A new word in the case of the one that it stands for: word, Word or WORD."""
+    """A new word in the case of the word that it replaces: word, Word or WORD."""
     if len(word) > 1 and word.isupper():
         return new.upper()
     return new[:1].upper() + new[1:] if word[:1].isupper() else new

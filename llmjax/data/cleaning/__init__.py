@@ -1,4 +1,4 @@
-"""From raw documents to text worth training on: pure steps, each on one document.
+"""Cleans raw documents for training: pure steps, each a function of one document.
 
 In short:
 

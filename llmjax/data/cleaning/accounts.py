@@ -1,7 +1,7 @@
-"""Numbers of payment cards and bank accounts in texts, by their checksums.
+"""Finds payment card and bank account numbers in texts, by their checksums.
 
-presidio's recognisers miss what a checksum tells (cards of 19 digits and Mastercard's second range,
-cards next to other numbers, IBANs in small letters), so these are our own.
+presidio's recognisers miss numbers that a checksum identifies (cards of 19 digits and Mastercard's
+second range, cards next to other numbers, IBANs in lower case), so these are our own.
 """
 
 import functools
@@ -19,9 +19,9 @@ _IBAN = re.compile(rf"(?<![A-Za-z0-9])[A-Za-z]{{2}}\d{{2}}(?={_SPACE}?[A-Za-z0-9
 
 
 def cards(text: str) -> Iterator[tuple[int, int]]:
-    """Where payment cards stand in a text, also with other numbers before or behind them.
+    """Spans of payment cards in a text, also next to other numbers.
 
-    Where two readings of the same digits are cards, all of these digits are.
+    If two readings of the same digits are cards, the span covers all of these digits.
     """
     for match in _NUMBERS.finditer(text):
         if match.end() - match.start() < _LEAST_DIGITS:
@@ -39,7 +39,7 @@ def cards(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _cards(text: str, groups: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """(start, end) of all groups of digits that are a card together, from the left."""
+    """(start, end) of all groups of digits that together are a card number, from the left."""
     for i, (start, _) in enumerate(groups):
         digits = ""
         for part in groups[i:]:
@@ -51,7 +51,7 @@ def _cards(text: str, groups: Sequence[tuple[int, int]]) -> Iterator[tuple[int, 
 
 
 def ibans(text: str) -> Iterator[tuple[int, int]]:
-    """Where international bank account numbers stand in a text, in groups of any size."""
+    """Spans of international bank account numbers in a text, in groups of any size."""
     for match in _IBAN.finditer(text):
         length = checksums.IBAN_LENGTHS.get(match.group()[:2].upper())
         whole = _signs(length).match(text, match.start()) if length else None

@@ -1,4 +1,4 @@
-"""Steps from their settings, in phases: what compares documents has to see all of them first."""
+"""Builds steps from their settings, in phases: steps that compare documents need all of them."""
 
 import dataclasses
 import functools
@@ -6,13 +6,13 @@ import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from llmjax.data.cleaning import decontamination, perplexity
+from llmjax.data.cleaning import decontamination, harm, perplexity, quality_model, urls
 from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.document import Document, Step
 from llmjax.data.cleaning.index import Index
 from llmjax.data.cleaning.perplexity import Scorer
 
-# Steps that compare documents, and the modules that index these and join indices to a step.
+# Steps that compare documents, and the modules that build their indices and steps.
 COMPARISONS = {
     "exact_duplicates": "exact",
     "near_duplicates": "minhash",
@@ -22,14 +22,14 @@ COMPARISONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Steps that documents pass one after the other, each document by itself.
+    """Steps that documents pass in sequence, each document independently.
 
     Attributes:
-        number: from 0.
-        steps: their names. Of a phase that is not the first, the first step compares documents, by
-            the indices of the phase before.
-        compares: the step that the next phase begins with, for which this one makes indices of what
-            it keeps; "" in the last.
+        number: index of the phase, from 0.
+        steps: their names. In every phase but the first, the first step compares documents, using
+            the indices of the previous phase.
+        compares: the first step of the next phase, for which this phase indexes the documents it
+            keeps; "" in the last phase.
     """
 
     number: int
@@ -38,7 +38,7 @@ class Phase:
 
 
 def phases(config: CleaningConfig) -> list[Phase]:
-    """The steps, cut before each that compares documents."""
+    """The steps, split before each step that compares documents."""
     groups: list[list[str]] = [[]]
     for name in config.names:
         if name in COMPARISONS:
@@ -52,12 +52,12 @@ def phases(config: CleaningConfig) -> list[Phase]:
 
 
 def step(config: CleaningConfig, name: str, scorer: Scorer | None = None) -> Step:
-    """The step of that name, one that looks at a document alone, after a trial.
+    """Builds and tries out a step that looks at each document alone.
 
-    So what it loads is there, and what it says of its settings is said before there is any work.
+    The trial loads what the step needs and reports invalid settings before any work is done.
 
     Raises:
-        ValueError: its settings cannot be used, or it needs a scorer and there is none.
+        ValueError: its settings are invalid, or it needs a scorer and none is given.
         ImportError: its library is not installed.
     """
     made = _made(config, name, scorer)
@@ -65,8 +65,24 @@ def step(config: CleaningConfig, name: str, scorer: Scorer | None = None) -> Ste
     return made
 
 
+def alone(names: Sequence[str]) -> list[Step]:
+    """Builds and tries out steps by name, with default settings.
+
+    Raises:
+        ValueError: a step is unknown, needs settings, or compares documents.
+        ImportError: a step's library is not installed.
+    """
+    config = CleaningConfig(steps=tuple(names))
+    for name in config.names:
+        if name in COMPARISONS:
+            raise ValueError(
+                f"the step {name!r} compares documents, which cannot be done here: leave it out."
+            )
+    return [step(config, name) for name in config.names]
+
+
 def _made(config: CleaningConfig, name: str, scorer: Scorer | None) -> Step:
-    """A step by its settings, which most steps are themselves."""
+    """Builds a step; most settings are the step itself."""
     if name == "perplexity":
         if scorer is None:
             raise ValueError("the step 'perplexity' needs a scorer: give one to `prepare`.")
@@ -81,21 +97,27 @@ def _decontamination(sets: tuple[str, ...], settings: decontamination.Decontamin
     return decontamination.step(decontamination.examples(sets), settings)
 
 
+def forget() -> None:
+    """Clears the caches of files that settings name, since the files may have changed."""
+    for remembered in (urls.load, harm.load, quality_model.load, _decontamination):
+        remembered.cache_clear()
+
+
 def index(config: CleaningConfig, name: str, documents: Iterable[Document]) -> Index:
-    """What a step that compares needs to know of some documents, which are read once."""
+    """Builds the index of some documents for a step that compares; reads them once."""
     return _module(name).index(documents, *_given(config, name))
 
 
 def joined(
     config: CleaningConfig, name: str, indices: Sequence[Index], documents: Iterable[Document]
 ) -> Step:
-    """The step that compares all documents.
+    """Builds the step that compares all documents.
 
     Args:
-        config: its settings.
-        name: the step's.
-        indices: of all documents.
-        documents: these, for a step that looks at some of them again.
+        config: settings of the step.
+        name: the step's name.
+        indices: indices of all documents.
+        documents: all documents, for a step that reads some of them again.
     """
     module, given = _module(name), _given(config, name)
     if name == "near_duplicates" and given[0].similarity is not None:

@@ -1,7 +1,7 @@
-"""The heuristics of C4: lines that are no sentences go, and documents that are no prose.
+"""C4's heuristics: remove lines that are not sentences, and documents that are not prose.
 
 Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
-Transformer" (JMLR 21:140), section 2.2, with what its published code does beyond that. Decisions
+Transformer" (JMLR 21:140), section 2.2, plus what its published code does beyond that. Decisions
 and texts are those of datatrove's filter.
 """
 
@@ -28,22 +28,21 @@ _LINE_ENDS = (".", "?", "!", '"', "'")
 
 @dataclasses.dataclass(frozen=True)
 class C4Quality:
-    """Keeps the lines that are sentences, and documents that have enough of them (C4, section 2.2).
+    """Keeps lines that are sentences, and documents with enough of them (C4, section 2.2).
 
-    FineWeb, whose recipe this is used in, keeps lines without a mark at their end
-    (`terminal_marks=False`).
+    FineWeb, whose recipe uses this step, keeps lines without a final mark (`terminal_marks=False`).
 
     Attributes:
-        terminal_marks: drop lines that do not end with one of . ? ! and quotes, or end with an
+        terminal_marks: drop lines that do not end with one of . ? ! and quotes, or that end with an
             ellipsis.
-        min_line_words: drop lines of fewer words, between white space.
+        min_line_words: drop lines with fewer words, split at white space.
         max_word_length: drop lines with a longer word.
-        javascript: drop lines that speak of Javascript.
-        policies: drop lines that have one of `POLICY_PHRASES`.
-        citations: take Wikipedia's marks, as "[2]" and "[edit]", out of lines.
-        braces: turn away documents with a curly bracket.
-        lorem_ipsum: turn away documents with placeholder text.
-        min_sentences: turn away documents of fewer in what is left.
+        javascript: drop lines that mention Javascript.
+        policies: drop lines with one of `POLICY_PHRASES`.
+        citations: remove Wikipedia's marks, such as "[2]" and "[edit]", from lines.
+        braces: reject documents with a curly bracket.
+        lorem_ipsum: reject documents with placeholder text.
+        min_sentences: reject documents with fewer sentences left.
     """
 
     name: ClassVar[str] = "c4_quality"
@@ -63,7 +62,7 @@ class C4Quality:
         require_ranges(self, **dict.fromkeys(at_least_0, (0, float("inf"))))
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document with the lines that are kept, or why it is turned away."""
+        """The document with the kept lines, or the reason for its rejection."""
         kept = []
         for line in document.lines:
             cleaned = self._cleaned(line.strip())
@@ -88,7 +87,7 @@ class C4Quality:
         return document.with_text("\n".join(kept).strip())
 
     def _cleaned(self, line: str) -> str | None:
-        """A line without citations; None of one that is no sentence."""
+        """A line without citations; None if the line is dropped."""
         parts = line.split()
         if len(line) > self.max_word_length and max(map(len, parts)) > self.max_word_length:
             return None

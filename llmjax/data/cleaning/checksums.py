@@ -1,12 +1,12 @@
-"""Check digits of numbers that stand for persons and their accounts.
+"""Checksums of numbers that identify persons and their accounts.
 
-Each function says whether a number is sound: that of a number drawn at random is with a
-probability of one in ten (Luhn), eleven or ninety-seven.
+Each function validates a number. A random number passes with a probability of one in ten (Luhn),
+eleven or ninety-seven.
 """
 
 import re
 
-# How long an IBAN is, by country (SWIFT's registry of IBAN formats, release 99).
+# Length of an IBAN by country (SWIFT's registry of IBAN formats, release 99).
 _LENGTHS = """
     AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18
     DO28 EE20 EG29 ES24 FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23
@@ -16,8 +16,7 @@ _LENGTHS = """
 """
 IBAN_LENGTHS = {code[:2]: int(code[2:]) for code in _LENGTHS.split()}
 
-# Numbers of payment cards: what they begin with and how many digits they have (ISO/IEC 7812 and
-# the ranges that the networks publish).
+# Payment card numbers: prefixes and lengths (ISO/IEC 7812 and the networks' published ranges).
 _CARDS = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})"  # Visa
     r"|5[1-5]\d{14}|222[1-9]\d{12}|22[3-9]\d{13}|2[3-6]\d{14}|27[01]\d{13}|2720\d{12}"  # Mastercard
@@ -32,18 +31,18 @@ _CARDS = re.compile(
 
 
 def luhn(digits: str) -> bool:
-    """The check digit of ISO/IEC 7812-1, annex B: cards and many national numbers."""
+    """Luhn's check digit (ISO/IEC 7812-1, annex B), used by cards and many national numbers."""
     doubled = (sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])
     return (sum(map(int, digits[-1::-2])) + sum(doubled)) % 10 == 0
 
 
 def card(digits: str) -> bool:
-    """Whether this is a payment card's number: a network's range and length, and Luhn's digit."""
+    """Whether this is a payment card number: a network's range and length, and Luhn's digit."""
     return _CARDS.fullmatch(digits) is not None and luhn(digits)
 
 
 def iban(text: str) -> bool:
-    """Whether this is an IBAN without spaces: its country's length, ISO 7064's remainder of 97."""
+    """Whether this is an IBAN without spaces: the country's length, and ISO 7064's mod 97 check."""
     text = text.upper()
     if IBAN_LENGTHS.get(text[:2]) != len(text) or not text.isascii() or not text.isalnum():
         return False
@@ -51,7 +50,7 @@ def iban(text: str) -> bool:
 
 
 def nir(text: str) -> bool:
-    """The key of a French social security number of 15 signs, remainder of 97; 2A, 2B: Corsica."""
+    """The mod 97 key of a French social security number of 15 characters; 2A, 2B: Corsica."""
     number = text.upper().replace("2A", "19", 1).replace("2B", "18", 1)
     return (
         len(number) == 15 and number.isdecimal() and (int(number[:13]) + int(number[13:])) % 97 == 0
@@ -59,7 +58,7 @@ def nir(text: str) -> bool:
 
 
 def cpf(digits: str) -> bool:
-    """Both check digits of a Brazilian taxpayer's number of 11 digits, remainders of 11."""
+    """Both mod 11 check digits of a Brazilian taxpayer number of 11 digits."""
     if len(digits) != 11 or len(set(digits)) == 1:
         return False
     numbers = [int(digit) for digit in digits]
@@ -71,7 +70,7 @@ def cpf(digits: str) -> bool:
 
 
 def bsn(digits: str) -> bool:
-    """The elevens test of a Dutch citizen's number of 9 digits."""
+    """The elevens test of a Dutch citizen service number of 9 digits."""
     weights = (9, 8, 7, 6, 5, 4, 3, 2, -1)
     if len(digits) != 9 or digits == "0" * 9:
         return False

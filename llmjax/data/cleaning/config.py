@@ -1,10 +1,11 @@
-"""Which steps clean text, in which order, and the settings of each."""
+"""Settings of cleaning: the steps, their order, and the settings of each."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from llmjax.checks import nearest
+from llmjax.data.cleaning import contents, decontamination
 from llmjax.data.cleaning.c4 import C4Quality
 from llmjax.data.cleaning.decontamination import Decontamination
 from llmjax.data.cleaning.fineweb import FineWebQuality
@@ -21,8 +22,8 @@ from llmjax.data.cleaning.quality_model import QualityModel
 from llmjax.data.cleaning.repair import Repair
 from llmjax.data.cleaning.urls import Urls
 
-# FineWeb's steps in FineWeb's order (Penedo et al. 2024, section 3); before those that read the
-# text, it is repaired and its length is bounded.
+# FineWeb's steps in FineWeb's order (Penedo et al. 2024, section 3); before the steps that read the
+# text, it is repaired and its length is limited.
 STANDARD = (
     "urls",
     "html",
@@ -36,42 +37,42 @@ STANDARD = (
     "near_duplicates",
     "personal_data",
 )
-# Steps that have nothing to set.
+# Steps without settings.
 _PLAIN = ("exact_duplicates",)
-# Fields that are no steps.
+# Fields that are not steps.
 _OTHERS = ("steps", "part_bytes", "evaluation_sets")
 
 
 @dataclasses.dataclass(frozen=True)
 class CleaningConfig:
-    """Everything that decides what cleaning makes of a text.
+    """Everything that determines the output of cleaning.
 
-    Fields that are configs themselves are the settings of steps, under their names;
-    `exact_duplicates` is a step, too.
+    Fields that are configs are the settings of the step with that name; `exact_duplicates` is a
+    step too.
 
     Attributes:
         steps: names of steps, in the order in which documents pass them; `standard` stands for
-          those of FineWeb, and none leaves text as it is.
-        part_bytes: about how much input is cleaned at a time by one process, and lost when it is
+          FineWeb's steps, and no steps leave the text unchanged.
+        part_bytes: approximate input that one process cleans at a time, and that is lost if it is
           killed.
-        evaluation_sets: files whose examples `decontamination` keeps out.
-        urls: addresses that documents are not taken from.
-        html: how text is taken out of pages.
-        length: bounds of a document's length.
-        repair: of characters that were decoded wrongly.
-        language: which languages are wanted.
-        gopher_repetition: how often a document may repeat itself.
-        gopher_quality: what Gopher's authors take for prose.
-        c4_quality: lines and documents that are no natural language, by the rules of C4. Here, as
-          for FineWeb, without the rule that lines end in a mark.
-        fineweb_quality: how lines may look.
-        quality_model: a model that tells good text from bad.
-        perplexity: how strange a text may be to a run's model.
-        near_duplicates: which documents are so much alike that the first stands for all.
-        repeated_passages: which passages are taken out because many documents have them.
-        decontamination: when a document is taken for one of an evaluation set.
+        evaluation_sets: files whose examples `decontamination` removes.
+        urls: lists of addresses to refuse.
+        html: extraction of text from web pages.
+        length: limits of a document's length.
+        repair: repair of wrongly decoded characters.
+        language: the languages to keep.
+        gopher_repetition: limits of repetition within a document.
+        gopher_quality: Gopher's rules for prose.
+        c4_quality: C4's rules for lines and documents. As in FineWeb, without the rule that lines
+          end in a mark.
+        fineweb_quality: FineWeb's rules for lines.
+        quality_model: a model that separates good text from bad.
+        perplexity: limits of the perplexity under a run's model.
+        near_duplicates: when documents are so similar that only the first is kept.
+        repeated_passages: when passages are removed because many documents contain them.
+        decontamination: when a document counts as containing evaluation data.
         harmful_content: insults and worse.
-        personal_data: what could be somebody's, and what becomes of it.
+        personal_data: which personal data to look for, and what to do with it.
     """
 
     steps: tuple[str, ...] = ()
@@ -110,26 +111,41 @@ class CleaningConfig:
         if ("decontamination" in self.names) != bool(self.evaluation_sets):
             raise ValueError(
                 f"CleaningConfig.evaluation_sets is {self.evaluation_sets}: name files for the "
-                "step 'decontamination', and for it only."
+                "step 'decontamination', and only for it."
             )
         if self.part_bytes < 1:
             raise ValueError(f"CleaningConfig.part_bytes is {self.part_bytes}: use 1 or more.")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the steps, with those that `standard` stands for."""
+        """The names of the steps, with `standard` expanded."""
         return tuple(
             name for given in self.steps for name in (STANDARD if given == "standard" else (given,))
         )
 
     def settings(self, name: str) -> Any:
-        """The settings of the step of that name; None if it has none."""
+        """The settings of a step, by name; None if it has none."""
         return getattr(self, name, None)
 
     def plain(self, names: Sequence[str] | None = None) -> dict[str, Any]:
-        """What decides the outcome, as plain values: the steps in order, and their settings."""
+        """What determines the output, as plain values: the steps in order, and their settings.
+
+        Files that settings name are represented by digests: their contents count, not their paths.
+
+        Raises:
+            FileNotFoundError, ValueError: a file cannot be read.
+        """
         names = self.names if names is None else names
         found = {name: self.settings(name) for name in names}
-        settings = {name: dataclasses.asdict(held) for name, held in found.items() if held}
-        sets = {"evaluation_sets": self.evaluation_sets} if "decontamination" in names else {}
+        settings = {name: _plain(held) for name, held in found.items() if held}
+        sets = {}
+        if "decontamination" in names:
+            files = decontamination.find(self.evaluation_sets)
+            sets = {"evaluation_sets": [(f.name, contents.digest(f.path)) for f in files]}
         return {"steps": list(names), **sets, **settings}
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """The settings of a step as plain values; settings with files have their own `plain`."""
+    own = getattr(settings, "plain", None)
+    return own() if own else dataclasses.asdict(settings)

@@ -1,4 +1,4 @@
-"""What became of documents: how many came, went on and were turned away, where and why."""
+"""Counts of documents: how many came in, passed and were rejected, by step and reason."""
 
 import collections
 import dataclasses
@@ -8,21 +8,21 @@ from typing import Any
 from llmjax.data import documents
 from llmjax.data.cleaning.document import Rejected
 
-# Not a step of cleaning, but where documents are lost that cannot be read.
+# Not a cleaning step: counts documents that could not be read.
 READ = "read"
-# How the reasons of documents begin that a step could not work on.
+# Prefix of the reasons for documents that a step failed on.
 FAILED = "failed: "
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one step did.
+    """The counts of one step.
 
     Attributes:
         step: its name.
-        documents: how many came to it.
-        rejected: how many it turned away, by reason.
-        seconds: what it took, added up over all processes.
+        documents: number of documents that reached it.
+        rejected: number of documents it rejected, by reason.
+        seconds: time it took, summed over all processes.
     """
 
     step: str
@@ -32,20 +32,20 @@ class Row:
 
     @property
     def kept(self) -> int:
-        """How many went on."""
+        """Number of documents that passed."""
         return self.documents - sum(self.rejected.values())
 
 
 class Counts:
-    """Documents of a part, a source or a corpus, which always add up.
+    """Counts of the documents of a part, a source or a corpus; they always add up.
 
     Attributes:
-        documents: how many came in, malformed ones included.
-        kept: how many came out.
-        read_bytes: how much was read.
-        rejected: of each step in order, how many it turned away, by reason.
-        seconds: of each step, what it took.
-        first: of each reason why a document is malformed, the first's id and beginning.
+        documents: documents that came in, including malformed ones.
+        kept: documents that came out.
+        read_bytes: bytes read.
+        rejected: documents rejected by each step in order, by reason.
+        seconds: time of each step.
+        first: id and beginning of the first malformed document, by reason.
     """
 
     def __init__(self, steps: Sequence[str] = ()) -> None:
@@ -55,20 +55,20 @@ class Counts:
         self.first: dict[str, tuple[str, str]] = {}
 
     def reject(self, item: Rejected, count: int = 1) -> None:
-        """Counts documents that were turned away together, one of which is shown."""
+        """Counts documents that were rejected together, represented by one of them."""
         self.rejected[item.step][item.reason] += count
         if is_damage(item.step, item.reason):
             shown = item.document.text[: documents.RAW_BYTES]
             self.first.setdefault(item.reason, (item.document.id, shown))
 
     def check(self) -> None:
-        """Raises RuntimeError unless what came in is what went on and what was turned away."""
+        """Raises RuntimeError unless documents equal those kept plus those rejected."""
         lost = self.documents - self.kept - sum(c.total() for c in self.rejected.values())
         if lost:
             raise RuntimeError(f"{lost} of {self.documents} documents are unaccounted for")
 
     def rows(self) -> Iterator[Row]:
-        """What each step did, in order."""
+        """The counts of each step, in order."""
         left = self.documents
         for step, rejected in self.rejected.items():
             yield Row(step, left, dict(rejected), self.seconds[step])
@@ -76,7 +76,7 @@ class Counts:
 
     @property
     def damage(self) -> collections.Counter[str]:
-        """How many documents were malformed, by reason: no text, or one that a step failed on."""
+        """Malformed documents by reason: without text, or failing a step."""
         return collections.Counter(
             {
                 reason: count
@@ -88,7 +88,7 @@ class Counts:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many documents were turned away, by `step: reason`, or `reason` where unreadable."""
+        """Rejected documents by `step: reason`, or by `reason` if they could not be read."""
         return {
             reason if step == READ else f"{step}: {reason}": count
             for step, rejected in self.rejected.items()
@@ -96,13 +96,13 @@ class Counts:
         }
 
     def then(self, later: "Counts") -> "Counts":
-        """Those of these steps and of later ones, that what is kept here went on to."""
+        """The counts of these steps followed by later ones, which received what is kept here."""
         both = self + later
         both.documents, both.kept = self.documents, later.kept
         return both
 
     def __add__(self, other: "Counts") -> "Counts":
-        """Those of two parts together."""
+        """The counts of two parts together."""
         both = Counts(list(dict.fromkeys([*self.rejected, *other.rejected])))
         for counts in (self, other):
             both.documents += counts.documents
@@ -115,7 +115,7 @@ class Counts:
         return both
 
     def plain(self) -> dict[str, Any]:
-        """The counts as JSON holds them."""
+        """The counts as JSON values."""
         return {
             "documents": self.documents,
             "kept": self.kept,
@@ -139,5 +139,5 @@ class Counts:
 
 
 def is_damage(step: str, reason: str) -> bool:
-    """Whether documents turned away so were malformed, rather than judged."""
+    """Whether documents rejected for this reason were malformed, as opposed to judged."""
     return step == READ or reason.startswith(FAILED)

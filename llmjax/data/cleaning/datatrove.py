@@ -1,4 +1,4 @@
-"""Steps inside pipelines of datatrove, between its readers, filters and writers."""
+"""Uses cleaning steps in a datatrove pipeline, between its readers, filters and writers."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -8,15 +8,15 @@ from llmjax.data.cleaning.document import Document, Rejected, Step, clean
 
 
 class Cleaning:
-    """Steps as one block of a datatrove pipeline.
+    """Cleaning steps as one block of a datatrove pipeline.
 
         LocalPipelineExecutor([JsonlReader("raw"), Cleaning([Repair(), GopherQuality()]),
                                JsonlWriter("clean")]).run()
 
     Args:
-        steps: what documents pass.
-        exclusion_writer: datatrove's writer for what they turn away, with `filter_step`,
-            `filter_reason` and `filter_score` in its metadata; None drops it.
+        steps: steps that documents pass.
+        exclusion_writer: datatrove's writer for rejected documents, with `filter_step`,
+            `filter_reason` and `filter_score` in their metadata; None drops them.
     """
 
     def __init__(self, steps: Iterable[Step], exclusion_writer: Any = None) -> None:
@@ -24,7 +24,7 @@ class Cleaning:
         self._writer = exclusion_writer
 
     def __call__(self, data: Iterable[Any], rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Streams datatrove's documents through the steps."""
+        """Passes datatrove's documents through the steps."""
         del world_size
         with self._writer or contextlib.nullcontext():
             for item in data:
@@ -39,5 +39,5 @@ class Cleaning:
                     self._writer.write(item, rank)
 
     def __repr__(self) -> str:
-        """What logs call it."""
+        """The name in logs."""
         return f"llmjax: {len(self._steps)} steps"

@@ -1,4 +1,4 @@
-"""Evaluation sets kept out of training data, by n-grams of words that a document shares with them.
+"""Keeps evaluation sets out of training data, by word n-grams shared with documents.
 
 In short:
 
@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -24,23 +25,23 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Decontamination:
-    """When a document is taken for a leak, and what becomes of it.
+    """When a document counts as containing an example, and what to do then.
 
-    The defaults are GPT-3's (Brown et al. 2020, appendix C): one 13-gram in common is enough; 200
-    characters on either side go with it; what is left between must have 200 characters, and a
-    document in more than ten pieces is rejected. The pieces stay one document here, with an empty
-    line between. PaLM's measure (Chowdhery et al. 2022, section 8) is `n=8, share=0.7`: then short
-    quotations, that many texts have, do not count.
+    The defaults are GPT-3's (Brown et al. 2020, appendix C): one shared 13-gram suffices; 200
+    characters on either side are removed with it; a piece between removals must have 200
+    characters; and a document in more than ten pieces is rejected. Here the pieces stay one
+    document, joined by empty lines. PaLM's rule (Chowdhery et al. 2022, section 8) is
+    `n=8, share=0.7`, under which short quotations found in many texts do not count.
 
     Attributes:
-        n: words in an n-gram, without case, accents and punctuation.
-        shortest: examples of fewer words are not looked for; those of fewer than `n` are looked
-            for as a whole.
+        n: words in an n-gram, ignoring case, accents and punctuation.
+        shortest: examples with fewer words are ignored; those with fewer than `n` are searched as a
+            whole.
         share: an example has leaked if a document has more than this share of its n-grams.
-        mode: "cut" takes the leak and its surroundings out, "reject" the document.
-        window: how many characters on either side are cut out.
-        least: pieces of fewer characters are dropped.
-        most: a document that falls into more pieces is rejected.
+        mode: "cut" removes the leak and its surroundings, "reject" the document.
+        window: characters removed on either side.
+        least: pieces with fewer characters are dropped.
+        most: a document in more pieces is rejected.
     """
 
     n: int = 13
@@ -52,7 +53,7 @@ class Decontamination:
     most: int = 10
 
     def __post_init__(self) -> None:
-        """Raises ValueError if a field has no meaning."""
+        """Raises ValueError if a field is invalid."""
         checks.require_choices(self, "Decontamination")
         checks.require_at_least(1, self, "Decontamination", ("n", "shortest", "most"))
         checks.require_at_least(0, self, "Decontamination", ("window", "least"))
@@ -62,14 +63,14 @@ class Decontamination:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leaks:
-    """Cuts examples of evaluation sets out of documents, or turns these away.
+    """Removes examples of evaluation sets from documents, or rejects the documents.
 
     Attributes:
-        settings: when a document is taken for a leak.
-        examples: the ids of the examples that are looked for.
-        sizes: how many n-grams each has, int64 [E].
-        grams: for each length of n-gram, (hashes, examples): the hashes, uint64 [N], ascending, and
-            whose they are, int64 [N].
+        settings: when a document counts as containing an example.
+        examples: ids of the examples to look for.
+        sizes: number of n-grams of each example, int64 [E].
+        grams: for each n-gram length, (hashes, examples): the hashes, uint64 [N], ascending, and
+            the example of each, int64 [N].
     """
 
     name: ClassVar[str] = "decontamination"
@@ -80,7 +81,7 @@ class Leaks:
     grams: Mapping[int, tuple[np.ndarray, np.ndarray]]
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document without leaks; metadata `contamination` has the ids of what leaked."""
+        """The document without leaks; metadata `contamination` lists the leaked examples."""
         leaked = self._leaked(document.text)
         if not leaked:
             return document
@@ -97,7 +98,7 @@ class Leaks:
         return document.with_text("\n\n".join(kept))
 
     def _leaked(self, text: str) -> list[tuple[int, int, int]]:
-        """(start, end, example) of all n-grams, as characters, that examples have leaked by."""
+        """(start, end, example) in characters, for all n-grams of leaked examples."""
         hashes = shingles.hashes(shingles.WORD.findall(text))
         shared = [
             (n, *row)
@@ -119,14 +120,14 @@ class Leaks:
 
 
 def step(examples: Iterable[tuple[str, str]], settings: Decontamination) -> Leaks:
-    """The step that keeps examples out.
+    """Builds the step that removes examples.
 
     Args:
-        examples: ids and texts, from `examples` say.
-        settings: when a document is taken for a leak.
+        examples: ids and texts, such as from `examples`.
+        settings: when a document counts as containing an example.
 
     Raises:
-        ValueError: no example has words enough.
+        ValueError: no example has enough words.
     """
     ids: list[str] = []
     sizes: list[int] = []
@@ -149,28 +150,43 @@ def step(examples: Iterable[tuple[str, str]], settings: Decontamination) -> Leak
 
 
 def examples(paths: Sequence[str], fields: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """The examples of evaluation sets, as (file:place, text).
+    """Reads the examples of evaluation sets, as (file:position, text).
 
     Args:
-        paths: files, folders or globs; JSON lines and Parquet have an example a record, plain text
-            an example a line.
-        fields: of records, those whose texts count, together; none takes all texts.
+        paths: files, folders or globs. JSON lines and Parquet have one example per record, plain
+            text one per line.
+        fields: fields of a record whose texts are combined; empty for all texts.
 
     Raises:
-        FileNotFoundError: nothing lies at a path.
-        ValueError: a file cannot be read whole: a set with holes would let leaks pass.
+        FileNotFoundError: there is nothing to read at a path.
+        ValueError: a file cannot be read in full; an incomplete set would let leaks pass.
     """
-    # Sources have settings of cleaning, and so this module's, which is imported first.
     from llmjax.data import config, documents, records
 
-    for path in paths:
-        source = config.Source(name="evaluation", path=path, split="line")
-        for file in documents.find_files(source):
-            is_record = file.name.endswith(documents.RECORD_SUFFIXES)
-            for item in records.read(file) if is_record else documents.read(file, source):
-                if isinstance(item, documents.Rejected):
-                    raise ValueError(_unreadable(path, item))
-                yield _example(item, fields)
+    source = config.Source("evaluation", "sets", split="line")
+    for file in find(paths):
+        is_record = file.name.endswith(documents.RECORD_SUFFIXES)
+        for item in records.read(file) if is_record else documents.read(file, source):
+            if isinstance(item, documents.Rejected):
+                raise ValueError(_unreadable(file.path, item))
+            yield _example(item, fields)
+
+
+def find(paths: Sequence[str]) -> "list[documents.File]":
+    """Lists the files of evaluation sets, in order.
+
+    Args:
+        paths: files, folders or globs.
+
+    Raises:
+        FileNotFoundError: there is nothing to read at a path.
+        ValueError: a file's suffix does not name a supported format.
+    """
+    # Imported here because `config` imports this module.
+    from llmjax.data import config, documents
+
+    sources = [config.Source("evaluation", path) for path in paths]
+    return [file for source in sources for file in documents.find_files(source)]
 
 
 def _example(record: "records.Record | Document", fields: Sequence[str]) -> tuple[str, str]:
@@ -180,13 +196,13 @@ def _example(record: "records.Record | Document", fields: Sequence[str]) -> tupl
     return f"{record.file}:{record.position}", "\n".join(_strings(values))
 
 
-def _unreadable(path: str, item: "documents.Rejected") -> str:
-    where = f"{item.file}, {item.unit} {item.position}"
-    return f"evaluation set {path!r}: {where} cannot be read ({item.reason}). Mend the file."
+def _unreadable(path: Path, item: "documents.Rejected") -> str:
+    where = f"{path}, {item.unit} {item.position}"
+    return f"an evaluation set cannot be read: {where} ({item.reason}). Fix the file."
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All texts within a value of JSON, in order."""
+    """All texts within a JSON value, in order."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -205,7 +221,7 @@ def _table(rows: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 def _shared(
     grams: np.ndarray, known: np.ndarray, owners: np.ndarray
 ) -> Iterator[tuple[int, int, int]]:
-    """(place, n-gram, example) of all n-grams that examples have, once for each example."""
+    """(position, n-gram, example) of all n-grams shared with examples, once per example."""
     first = np.searchsorted(known, grams)
     for at in np.flatnonzero(known[np.minimum(first, len(known) - 1)] == grams).tolist():
         last = np.searchsorted(known, grams[at], side="right")
@@ -214,7 +230,7 @@ def _shared(
 
 
 def _outside(text: str, spans: Sequence[tuple[int, int]], settings: Decontamination) -> list[str]:
-    """What lies between spans with their windows, in pieces that are long enough."""
+    """The text outside of spans and their windows, in pieces that are long enough."""
     end, found = 0, []
     for start, stop in sorted(spans):
         found.append(text[end : max(end, start - settings.window)])

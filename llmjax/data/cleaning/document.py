@@ -1,28 +1,28 @@
-"""A document, what a step of cleaning makes of it, and steps one after the other."""
+"""Documents, cleaning steps, and their composition."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-# How a document looks to those who never said what language it is in.
+# The language of a document for which no step has found one.
 DEFAULT_LANGUAGE = "en"
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text and where it comes from; never changed, only replaced.
+    """An immutable text with its origin.
 
-    What several steps need of a text is worked out once, when the first of them asks: `words` by
-    the tokenizer that datatrove has for the document's language, so that thresholds mean what they
-    do in the papers that publish them. A step that hands on the same text hands on that work.
+    What several steps need is computed once, on first use: `words` with datatrove's tokenizer for
+    the document's language, so that thresholds mean the same as in the papers that publish them. A
+    step that passes on the same text passes on these results.
 
     Attributes:
-        text: what the document says.
-        id: where it comes from, unique among all: `file:line`, say.
+        text: its content.
+        id: its origin, unique among all documents, such as `file:line`.
         source: the name of its corpus.
-        metadata: what is known of it: what its record had beside the text (`url`, `date`), and
-            what steps found out (`language`, `language_score`). Values that JSON can hold.
+        metadata: JSON values: other fields of its record (`url`, `date`), and what steps found
+            (`language`, `language_score`).
     """
 
     text: str
@@ -32,31 +32,31 @@ class Document:
 
     @property
     def language(self) -> str:
-        """The language's ISO 639-1 code: what a step found, or English.
+        """The language's ISO 639-1 code, as found by a step; English by default.
 
-        Records have fields of this name that hold something else: null, or a list.
+        Records may have a field of this name with another type, such as null or a list.
         """
         found = self.metadata.get("language")
         return found if isinstance(found, str) and found else DEFAULT_LANGUAGE
 
     @functools.cached_property
     def lines(self) -> tuple[str, ...]:
-        """The lines, as `str.splitlines` cuts them."""
+        """The lines, split by `str.splitlines`."""
         return tuple(self.text.splitlines())
 
     @functools.cached_property
     def words(self) -> tuple[str, ...]:
-        """The words and marks, in order, without the space between them."""
+        """The words and punctuation marks in order, without white space."""
         from llmjax.data.cleaning import words
 
         return words.split(self.text, self.language)
 
     def with_text(self, text: str) -> "Document":
-        """The same document with another text; itself where that is the same."""
+        """The document with another text; the same object if the text is equal."""
         return self if text == self.text else dataclasses.replace(self, text=text)
 
     def with_metadata(self, **found: Any) -> "Document":
-        """The same document with more known of it."""
+        """The document with additional metadata."""
         other = dataclasses.replace(self, metadata={**self.metadata, **found})
         if other.language == self.language and "words" in self.__dict__:
             other.__dict__["words"] = self.words
@@ -67,14 +67,14 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """A document that a step turned away.
+    """A document that a step rejected.
 
     Attributes:
-        document: as it came to the step.
-        reason: why, in a few words that are the same for all documents with that fault; reports
-            count by it.
-        score: the number that decided, if one did.
-        step: the step's name; `clean` fills it in.
+        document: the document as the step received it.
+        reason: a short phrase that is the same for all documents with this fault; reports count by
+            it.
+        score: the deciding number, if any.
+        step: the step's name, which `clean` fills in.
     """
 
     document: Document
@@ -83,30 +83,30 @@ class Rejected:
     step: str = ""
 
 
-# A step is a pure function of one document. Those with settings are frozen dataclasses with
-# `__call__`; those that compare documents are given what they compare with.
+# A step is a pure function of one document. Steps with settings are frozen dataclasses with
+# `__call__`; steps that compare documents hold what they compare with.
 Step = Callable[[Document], Document | Rejected]
 
 
 def name_of(step: Step) -> str:
-    """What a step is called in reports: its `name`, or that of its function or class."""
+    """A step's name in reports: its `name`, or that of its function or class."""
     name = getattr(step, "name", "") or getattr(step, "__name__", "")
     return str(name or type(step).__name__)
 
 
 def clean(document: Document, steps: Iterable[Step]) -> Document | Rejected:
-    """Takes a document through steps, in order, until one turns it away.
+    """Passes a document through steps in order, until one rejects it.
 
-    The textbook's `clean_text_data`. Usable alone:
+    This is the textbook's `clean_text_data`. It can be used by itself:
 
         clean(Document("Some text."), [Repair(), Language(("en",)), GopherQuality()])
 
     Args:
-        document: what to clean.
+        document: the document to clean.
         steps: pure functions of one document.
 
     Returns:
-        The document as the last step left it, or the step's `Rejected` with that step's name.
+        The document after the last step, or `Rejected` with the name of the step that rejected it.
     """
     for step in steps:
         result = step(document)

@@ -1,4 +1,4 @@
-"""Documents that say the same: which stand together, and which of them goes on."""
+"""Clusters of duplicate documents, and the step that keeps the first of each."""
 
 import dataclasses
 from typing import ClassVar
@@ -11,24 +11,24 @@ from llmjax.data.cleaning.index import Files
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clusters:
-    """Documents that are dropped for the first of those like them, as pairs of keys.
+    """Documents to drop, each with the first document of its cluster, as keys.
 
     Attributes:
         dropped: uint64 [N], ascending.
-        survivors: uint64 [N], for each the first document of its cluster.
+        survivors: uint64 [N], the first document of each one's cluster.
     """
 
     dropped: np.ndarray
     survivors: np.ndarray
 
     def joined(self, left: np.ndarray, right: np.ndarray) -> "Clusters":
-        """The clusters once each document of `left` is also like its peer in `right`.
+        """Merges the clusters of each document in `left` and its peer in `right`.
 
         Args:
             left: keys, uint64 [M].
             right: keys, uint64 [M].
         """
-        # Half a second to import.
+        # Takes half a second to import.
         from scipy import sparse
         from scipy.sparse import csgraph
 
@@ -39,7 +39,7 @@ class Clusters:
         edges = (np.ones(len(left), bool), (pairs[0], pairs[1]))
         graph = sparse.coo_array(edges, shape=(len(keys), len(keys)))
         _, labels = csgraph.connected_components(graph, directed=False)
-        # Keys are sorted, so the first place of a label is that of its smallest key.
+        # Keys are sorted, so the first occurrence of a label is that of its smallest key.
         _, firsts = np.unique(labels, return_index=True)
         survivors = keys[firsts][labels] if len(keys) else keys
         others = keys != survivors
@@ -47,16 +47,16 @@ class Clusters:
 
 
 def no_clusters() -> Clusters:
-    """Where every document stands alone."""
+    """Clusters of single documents."""
     return Clusters(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Duplicates:
-    """Turns away all documents of a cluster but the first, in order of source, file and position.
+    """Rejects all documents of a cluster except the first, in order of source, file and position.
 
-    A document is known by its source and `id`, so that steps in between may have edited it. The
-    rejected one's metadata name the one that goes on, `duplicate_of`.
+    Documents are identified by source and `id`, so steps in between may have edited them. The
+    metadata of a rejected document names the one that is kept, `duplicate_of`.
     """
 
     name: ClassVar[str] = "duplicates"
@@ -66,7 +66,7 @@ class Duplicates:
     clusters: Clusters
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document, or that another one stands for it."""
+        """The document, or its rejection if another one represents it."""
         key = self.files.key(document)
         dropped = self.clusters.dropped
         if key is None or not len(dropped):

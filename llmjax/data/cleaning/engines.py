@@ -1,8 +1,8 @@
-"""Where tasks run: in processes of this machine, on a Ray cluster, or as jobs of Slurm.
+"""Engines that run tasks: processes on this machine, a Ray cluster, or Slurm jobs.
 
-Ray and Slurm are datatrove's executors. On this machine a pool of processes does: datatrove's local
-executor keeps lists of what is done of its own, while parts say that themselves, whatever engine
-cleaned them; so a run may go on with another engine than it began with.
+Ray and Slurm use datatrove's executors. On this machine a process pool runs the tasks instead:
+datatrove's local executor keeps its own record of finished tasks, but parts record that themselves,
+whatever engine cleaned them, so a run can resume with another engine.
 """
 
 import concurrent.futures
@@ -29,7 +29,7 @@ from llmjax.data.cleaning.task import Task
 _POLL_SECONDS = 0.5
 
 Watch = Callable[[], None]
-# Runs tasks, in any order, until they are done or have failed, and calls `Watch` now and then.
+# Runs tasks in any order until all are done or one has failed, calling `Watch` now and then.
 Run = Callable[[Sequence[Task], Watch], None]
 
 
@@ -37,40 +37,40 @@ class Engine(Protocol):
     """Where tasks run."""
 
     def start(self, logs: Path) -> contextlib.AbstractContextManager[Run]:
-        """Gets ready what runs tasks.
+        """Prepares to run tasks.
 
         Args:
-            logs: a folder for what processes elsewhere have to say.
+            logs: a folder for the logs of remote processes.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """Processes of this machine.
+    """Processes on this machine.
 
     Attributes:
-        workers: how many; 1 is this process itself, and 0 one for each core.
+        workers: number of processes; 1 runs in this process, and 0 uses one per core.
     """
 
     workers: int = 1
 
     @contextlib.contextmanager
     def start(self, logs: Path) -> Iterator[Run]:
-        """As `Engine.start`; what runs tasks raises what a task raised.
+        """As `Engine.start`; running tasks raises what a task raised.
 
         Raises:
-            RuntimeError: a process was killed, for want of memory say.
+            RuntimeError: a process was killed, for example because it ran out of memory.
         """
         del logs
         workers = self.workers or len(os.sched_getaffinity(0))
-        # Not forked: this process may have threads, those of jax for one.
+        # Not forked, because this process may have threads, such as those of jax.
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
             yield functools.partial(_run_in, None if workers == 1 else pool)
 
 
 def _run_in(pool: concurrent.futures.Executor | None, tasks: Sequence[Task], watch: Watch) -> None:
-    """Runs tasks in a pool of processes, or in this one."""
+    """Runs tasks in a pool of processes, or in this process."""
     if pool is None or len(tasks) == 1:
         for task in tasks:
             task.run(watch)
@@ -85,8 +85,8 @@ def _run_in(pool: concurrent.futures.Executor | None, tasks: Sequence[Task], wat
                 future.result()
     except concurrent.futures.process.BrokenProcessPool as error:
         raise RuntimeError(
-            "a process that cleaned text was killed, for want of memory perhaps: use fewer "
-            "workers. What is done stays done: run it again to go on."
+            "a process that cleaned text was killed, perhaps because it ran out of memory: use "
+            "fewer workers. Finished parts are kept: run it again to go on."
         ) from error
     except BaseException:
         pool.shutdown(cancel_futures=True)
@@ -94,7 +94,7 @@ def _run_in(pool: concurrent.futures.Executor | None, tasks: Sequence[Task], wat
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent does, however that ends."""
+    """Ends this process when its parent ends, for whatever reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -106,28 +106,28 @@ def _end_with_parent() -> None:
 
 
 class Ranked:
-    """Tasks as one callable, which is what datatrove's executors run on every machine."""
+    """Tasks as one callable, which datatrove's executors run on every machine."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = tuple(tasks)
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
-        """Runs one of the tasks; datatrove's arguments."""
+        """Runs one of the tasks; takes datatrove's arguments."""
         del data, world_size
         self._tasks[rank].run()
 
     def __repr__(self) -> str:
-        """As little as that: every task's log begins with it."""
+        """Kept short, because it is at the start of every task's log."""
         return f"{len(self._tasks)} parts of text to clean"
 
 
 @dataclasses.dataclass(frozen=True)
 class Ray:
-    """Tasks on a Ray cluster: that of RAY_ADDRESS, or one that is started on this machine.
+    """Tasks on a Ray cluster: that of RAY_ADDRESS, or one started on this machine.
 
     Attributes:
-        workers: how many tasks run at once; 0 for all that the cluster has room for.
-        memory_gb: what a task reserves.
+        workers: number of tasks to run at once; 0 for as many as the cluster has room for.
+        memory_gb: memory reserved per task.
     """
 
     workers: int = 0
@@ -162,13 +162,13 @@ class Ray:
 
 @dataclasses.dataclass(frozen=True)
 class Slurm:
-    """Tasks as an array of jobs, for which this process waits.
+    """Tasks as a Slurm job array, which this process waits for.
 
     Attributes:
-        partition: of the cluster.
-        time: the limit of a task, hours:minutes:seconds.
-        workers: how many tasks run at once; 0 for no limit.
-        memory_gb: of a task.
+        partition: partition of the cluster.
+        time: time limit of a task, hours:minutes:seconds.
+        workers: number of tasks to run at once; 0 for no limit.
+        memory_gb: memory per task.
     """
 
     partition: str
@@ -184,7 +184,9 @@ class Slurm:
             FileNotFoundError: this machine cannot submit jobs.
         """
         if shutil.which("sbatch") is None:
-            raise FileNotFoundError("there is no sbatch here: start it where Slurm takes jobs")
+            raise FileNotFoundError(
+                "sbatch is not installed here: start it on a machine that submits Slurm jobs"
+            )
         make = _executor("slurm", "SlurmPipelineExecutor")
         commands, modules = map(shlex.quote, (str(Path(sys.executable).parent), _search_path()))
         environment = f"export PYTHONPATH={modules} PATH={commands}:$PATH"
@@ -212,14 +214,16 @@ class Slurm:
 
 
 def _queued(job: str) -> bool:
-    """Whether Slurm still has a job to run, or runs it."""
+    """Whether a Slurm job is pending or running; True if the controller does not answer."""
     command = ["squeue", "--noheader", "--jobs", str(job)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return bool(result.stdout.strip())
+    # Slurm forgets a job some minutes after its end, and then calls its id invalid.
+    forgotten = "Invalid job id" in result.stderr
+    return bool(result.stdout.strip()) or (result.returncode != 0 and not forgotten)
 
 
 def _search_path() -> str:
-    """Where modules are found beside the interpreter's, for processes that start elsewhere."""
+    """The module search path beyond the interpreter's own, for processes started elsewhere."""
     places = dict.fromkeys(Path(place).resolve() for place in sys.path if Path(place).is_dir())
     own = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)}
     return os.pathsep.join(str(place) for place in places if own.isdisjoint(place.parents))
@@ -230,5 +234,5 @@ def _executor(module: str, name: str) -> Any:
         from loguru import logger
 
         executor = getattr(importlib.import_module(f"datatrove.executor.{module}"), name)
-    logger.remove()  # the progress display says it all; files of logs stay
+    logger.remove()  # the progress display is enough; log files are still written
     return executor

@@ -1,4 +1,4 @@
-"""Exact duplicates: documents of the same text, but for case and white space."""
+"""Exact duplicates: documents with the same text, ignoring case and white space."""
 
 import dataclasses
 import unicodedata
@@ -17,32 +17,31 @@ _SETTINGS = "exact"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExactDuplicates(Duplicates):
-    """Turns away documents whose normalised text an earlier document has."""
+    """Rejects documents whose normalised text equals that of an earlier document."""
 
     name: ClassVar[str] = "exact_duplicates"
     reason: ClassVar[str] = "exact duplicate"
 
 
 def normalised(text: str) -> str:
-    """The text without case, runs of white space and different codings of one character."""
+    """The text without case, repeated white space and variant encodings of a character."""
     return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
 
 
 def index(documents: Iterable[Document]) -> indexing.Index:
-    """The hashes of a shard's texts: 16 bytes a document.
+    """Hashes of a shard's texts, 16 bytes per document.
 
-    Hashes have 64 bits: among a billion different texts, two are expected to share one with a
-    probability of 3 %.
+    Hashes have 64 bits: among a billion distinct texts, the probability of a collision is 3 %.
     """
     found = ((document, _digest(document.text)) for document in documents)
     return indexing.build(found, 1, _SETTINGS)
 
 
 def step(indices: Sequence[indexing.Index]) -> ExactDuplicates:
-    """The step that lets one document of every text pass.
+    """Builds the step that keeps one document of every text.
 
     Args:
-        indices: of all shards, in any order.
+        indices: indices of all shards, in any order.
     """
     files = indexing.all_files(indices, _SETTINGS)
     clusters = no_clusters()

@@ -1,4 +1,4 @@
-"""Libraries that cleaning, measuring and augmenting text need, of the extra `llmjax[data]`."""
+"""Optional libraries of the extra `llmjax[data]`, for cleaning, measuring and augmenting text."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def needs(library: str) -> Iterator[None]:
-    """Says, of an import within that fails, which extra brings the library in.
+    """Names the extra to install if an import within the block fails.
 
     Raises:
-        ImportError: the library, or one that it needs, is not installed.
+        ImportError: the library, or one of its dependencies, is not installed.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The heuristics that FineWeb adds: documents that are lists, menus or boilerplate.
+"""FineWeb's own heuristics: reject documents that are lists, menus or boilerplate.
 
 Penedo et al. 2024, "The FineWeb Datasets: Decanting the Web for the Finest Text Data at Scale"
 (arXiv:2406.17557), section 3.6. Decisions are those of datatrove's filter.
@@ -16,15 +16,15 @@ from llmjax.data.cleaning.rules import Rule, judge, require_ranges, share
 
 @dataclasses.dataclass(frozen=True)
 class FineWebQuality:
-    """Turns away texts whose lines are not those of prose (FineWeb, section 3.6).
+    """Rejects texts whose lines are not those of prose (FineWeb, section 3.6).
 
     Attributes:
-        min_punctuated_lines: share of lines that end as sentences do.
-        max_short_lines: share of lines that are short.
-        short_line: how many characters a short line has at most.
-        max_repeated_characters: share of characters in lines that came before: 0.1 in section 3.6
+        min_punctuated_lines: minimum share of lines that end like sentences.
+        max_short_lines: maximum share of short lines.
+        short_line: maximum characters of a short line.
+        max_repeated_characters: maximum share of characters in repeated lines: 0.1 in section 3.6
             of the paper, 0.01 in the code that made the dataset.
-        max_breaks: line breaks per word.
+        max_breaks: maximum line breaks per word.
     """
 
     name: ClassVar[str] = "fineweb_quality"
@@ -41,7 +41,7 @@ class FineWebQuality:
         require_ranges(self, short_line=(0, math.inf), max_breaks=(0, math.inf))
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document, or what is wrong with its lines."""
+        """The document, or the fault of its lines."""
         return judge(document, self._rules(document))
 
     def _rules(self, document: Document) -> Iterator[Rule]:

@@ -1,4 +1,4 @@
-"""The heuristics of Gopher's MassiveText: documents that are no prose, or say things over and over.
+"""Gopher's heuristics for MassiveText: reject documents that are not prose or repeat themselves.
 
 Rae et al. 2021, "Scaling Language Models: Methods, Analysis & Insights from Training Gopher"
 (arXiv:2112.11446), appendix A.1.1 and table A1. Decisions are those of datatrove's filters.
@@ -23,20 +23,20 @@ _LINES = re.compile(r"\n+")
 
 @dataclasses.dataclass(frozen=True)
 class GopherQuality:
-    """Turns away what does not look like sentences (Gopher, appendix A.1.1, "Quality filtering").
+    """Rejects text that does not look like sentences (Gopher, appendix A.1.1, "Quality filtering").
 
     Attributes:
-        min_words: of a document; marks are no words here.
-        max_words: of a document.
+        min_words: per document, not counting punctuation marks.
+        max_words: per document.
         min_mean_word_length: in characters.
         max_mean_word_length: in characters.
-        max_symbol_share: hashes per word, and ellipses per word.
-        max_bullet_lines: share of lines that begin with a bullet.
-        max_ellipsis_lines: share of lines that end with an ellipsis.
-        min_words_with_letter: share of words and marks that have a letter.
-        min_stop_words: how many different stop words there are at least.
-        stop_words: which. By default the paper's eight in English, spaCy's in other languages; a
-            language without is not asked.
+        max_symbol_share: maximum hashes per word, and ellipses per word.
+        max_bullet_lines: maximum share of lines that begin with a bullet.
+        max_ellipsis_lines: maximum share of lines that end with an ellipsis.
+        min_words_with_letter: minimum share of words and marks that contain a letter.
+        min_stop_words: minimum number of distinct stop words.
+        stop_words: the words. By default the paper's eight for English and spaCy's for other
+            languages; languages without a list skip the rule.
     """
 
     name: ClassVar[str] = "gopher_quality"
@@ -60,7 +60,7 @@ class GopherQuality:
         require_ranges(self, **dict.fromkeys(shares, (0, 1)))
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document, or why it is no prose."""
+        """The document, or the reason why it is not prose."""
         return judge(document, self._rules(document))
 
     def _rules(self, document: Document) -> Iterator[Rule]:
@@ -96,17 +96,17 @@ class GopherQuality:
 
 @dataclasses.dataclass(frozen=True)
 class GopherRepetition:
-    """Turns away what repeats itself (Gopher, appendix A.1.1, "Repetition removal", table A1).
+    """Rejects repetitive documents (Gopher, appendix A.1.1, "Repetition removal", table A1).
 
     Attributes:
-        max_lines: share of lines that came before.
-        max_line_characters: share of characters in them.
-        max_paragraphs: share of paragraphs, between blank lines, that came before.
-        max_paragraph_characters: share of characters in them.
-        top_ngrams: the n of which the most frequent n-gram is looked at.
-        max_top_characters: share of characters in that, for each n.
-        repeated_ngrams: the n of which n-grams that came before are looked at.
-        max_repeated_characters: share of characters in these, for each n.
+        max_lines: maximum share of repeated lines.
+        max_line_characters: maximum share of characters in them.
+        max_paragraphs: maximum share of repeated paragraphs, which blank lines separate.
+        max_paragraph_characters: maximum share of characters in them.
+        top_ngrams: values of n for the most frequent n-gram.
+        max_top_characters: maximum share of characters in it, for each n.
+        repeated_ngrams: values of n for repeated n-grams.
+        max_repeated_characters: maximum share of characters in them, for each n.
     """
 
     name: ClassVar[str] = "gopher_repetition"
@@ -132,7 +132,7 @@ class GopherRepetition:
         require_ranges(self, **dict.fromkeys(parts, (0, 1)))
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document, or what it says too often."""
+        """The document, or what it repeats."""
         return judge(document, self._rules(document))
 
     def _rules(self, document: Document) -> Iterator[Rule]:
@@ -165,7 +165,7 @@ def _set(stop_words: tuple[str, ...]) -> frozenset[str]:
 
 @functools.lru_cache(1 << 17)
 def _length(word: str) -> int:
-    """The characters of a word; 0 of what is all marks."""
+    """The characters of a word; 0 for punctuation."""
     return 0 if words.punctuation().issuperset(word) else len(word)
 
 

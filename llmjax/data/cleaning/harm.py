@@ -1,9 +1,9 @@
-"""Harmful content: sentences that a linear model finds offensive, or that have listed words.
+"""Harmful content: sentences that a linear model finds offensive, or that contain listed words.
 
-The model is alt-profanity-check's (trained on 200,000 comments of Twitter and Wikipedia by people's
-labels); lists are given as files, one word or phrase a line, and none comes with this package.
-The model knows English only, and both know words, not meaning: they also hit quotations, medicine
-and the talk of those whom such words are used against.
+The model is alt-profanity-check's (trained on 200,000 human-labelled comments from Twitter and
+Wikipedia). Lists are files with one word or phrase per line; none comes with this package. The
+model knows only English, and both methods look at words, not meaning: they also flag quotations,
+medical text, and the speech of the people whom such words target.
 """
 
 import collections
@@ -12,27 +12,27 @@ import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from llmjax.data.cleaning import offence, pieces, shingles
+from llmjax.data.cleaning import contents, offence, pieces, shingles
 from llmjax.data.cleaning.document import Document, Rejected
 
 
 @dataclasses.dataclass(frozen=True)
 class HarmfulContent:
-    """Removes harmful sentences, and turns away documents that are full of them.
+    """Removes harmful sentences, and rejects documents that are full of them.
 
-    Dolma (Soldaini et al. 2024, section 5.4) removes sentences from a probability of 0.4; C4 turns
-    away pages with any listed word: `HarmfulContent(threshold=None, lists=..., most=0)`.
+    Dolma (Soldaini et al. 2024, section 5.4) removes sentences from a probability of 0.4; C4
+    rejects pages with any listed word: `HarmfulContent(threshold=None, lists=..., most=0)`.
 
-    The metadata `harm` has the number of sentences by category: `offensive`, the model's, and those
-    of the lists.
+    The metadata `harm` counts sentences by category: the model's is `offensive`, the others are
+    those of the lists.
 
     Attributes:
-        threshold: a sentence is offensive from this probability on; None asks no model.
-        lists: "category=path" of files of words and phrases.
-        remove: whether to take harmful sentences out; else they are counted only.
-        most: the share of sentences that may be harmful; a document with more is rejected.
+        threshold: minimum probability of an offensive sentence; None disables the model.
+        lists: "category=path" of files with words and phrases.
+        remove: whether to remove harmful sentences or only count them.
+        most: maximum share of harmful sentences; a document with more is rejected.
     """
 
     name: ClassVar[str] = "harmful_content"
@@ -43,7 +43,7 @@ class HarmfulContent:
     most: float = 0.2
 
     def __post_init__(self) -> None:
-        """Raises ValueError if a field has no meaning, FileNotFoundError if a list is missing."""
+        """Raises ValueError for an invalid field, FileNotFoundError for a missing list."""
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"HarmfulContent.threshold={self.threshold}: must be in [0, 1]")
         if not 0 <= self.most <= 1:
@@ -54,7 +54,7 @@ class HarmfulContent:
                 raise FileNotFoundError(f"HarmfulContent.lists: there is no file {path!r}")
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document without harmful sentences, or that it has too many."""
+        """The document without harmful sentences, or its rejection if there are too many."""
         sentences = pieces.cut(document.text, "sentence")
         found = self._categories(sentences)
         harmful = sum(map(bool, found))
@@ -70,8 +70,13 @@ class HarmfulContent:
         kept = (sentence for sentence, bad in zip(sentences, found, strict=True) if not bad)
         return document.with_text("".join(kept).rstrip())
 
+    def plain(self) -> dict[str, Any]:
+        """The settings as plain values, with digests instead of files."""
+        lists = [(category, contents.digest(path)) for category, path in map(_category, self.lists)]
+        return dataclasses.asdict(self) | {"lists": lists}
+
     def _categories(self, sentences: Sequence[str]) -> list[set[str]]:
-        """What is wrong with each sentence."""
+        """The harmful categories of each sentence."""
         found: list[set[str]] = [set() for _ in sentences]
         if self.threshold is not None and sentences:
             probabilities = offence.probabilities(sentences)
@@ -79,7 +84,7 @@ class HarmfulContent:
                 if probability >= self.threshold:
                     categories.add("offensive")
         for category, path in map(_category, self.lists):
-            pattern = _pattern(path)
+            pattern = load(path)
             for categories, sentence in zip(found, sentences, strict=True):
                 if pattern.search(_spaced(sentence)):
                     categories.add(category)
@@ -94,16 +99,20 @@ def _category(item: str) -> tuple[str, str]:
 
 
 def _spaced(text: str) -> str:
-    """The words in normal form, a space before and behind each."""
+    """The words in normal form, with a space before and after each."""
     return f" {' '.join(shingles.normal(word) for word in shingles.WORD.findall(text))} "
 
 
 @functools.lru_cache
-def _pattern(path: str) -> re.Pattern[str]:
-    """Finds the listed words and phrases among those of `_spaced`."""
+def load(path: str) -> re.Pattern[str]:
+    """Matches the words and phrases listed in a file, which is read once, in `_spaced` text.
+
+    Raises:
+        ValueError: the file lists none.
+    """
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     phrases = {_spaced(line) for line in lines} - {"  "}
     if not phrases:
-        raise ValueError(f"HarmfulContent.lists: {path!r} has no words")
-    # The space behind a word is the one before the next.
+        raise ValueError(f"HarmfulContent.lists: {path!r} lists no words")
+    # The space after a word is also the one before the next.
     return re.compile("|".join(rf"{re.escape(phrase[:-1])}(?= )" for phrase in sorted(phrases)))

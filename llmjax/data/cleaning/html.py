@@ -1,7 +1,7 @@
-"""The text that a web page is about, without menus, banners and scripts.
+"""Extracts the main text of web pages, without menus, banners and scripts.
 
 Barbaresi 2021, "Trafilatura: A Web Scraping Library and Command-Line Tool for Text Discovery and
-Extraction" (ACL demos, 2021.acl-demo.15), within bounds that keep hostile pages from costing more
+Extraction" (ACL demos, 2021.acl-demo.15), with limits that keep hostile pages from costing more
 than a large one.
 """
 
@@ -16,36 +16,36 @@ from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.extra import needs
 from llmjax.data.cleaning.rules import Rule, judge, require_ranges
 
-# How a page begins that says that it is one. All patterns here take linear time.
+# The beginning of a page that identifies it as HTML. All patterns here take linear time.
 _PAGE = re.compile(
     r"\s*+(?:<\?xml[^>]*+>\s*+)?+(?:<!--(?>.*?-->)\s*+)*+<(?:!doctype\s+html|html|head|body)\b",
     re.IGNORECASE | re.DOTALL,
 )
 _BEGINNING = 10_000
-# Dates that a page states, not those that it may mean; and the same tomorrow as today.
+# Only dates that a page states; and the result must not depend on the current date.
 _DATES = {"original_date": True, "extensive_search": False, "max_date": "2100-01-01"}
-# A tag of fewer characters has few attributes.
+# A shorter tag has few attributes.
 _FEW_ATTRIBUTES = 256
-# A value of an attribute, in quotes or without, and a tag with all of its attributes.
+# An attribute's value, quoted or not, and a tag with all its attributes.
 _VALUE = r"""=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>"'][^\s>]*+)?+"""
 _TAG = re.compile(rf"<[a-zA-Z](?:[^=>]++|{_VALUE})*+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Html:
-    """Takes the main text out of a page, and of its metadata `title` and `published` (a date).
+    """Extracts a page's main text, and its metadata `title` and `published` (a date).
 
-    Documents that are no pages pass: a page has `format="html"` in its metadata, or says of itself
-    that it is one. Afterwards its format is `text`.
+    Documents that are not HTML pass: a page has `format="html"` in its metadata, or identifies
+    itself as HTML. Afterwards its format is `text`.
 
     Attributes:
-        precision: leave out what is not surely main text; else in doubt it is kept.
+        precision: drop doubtful text; otherwise keep it.
         tables: keep the text of tables.
-        comments: keep what readers wrote below.
-        max_characters: of a page. Extraction takes about two seconds for a million.
-        max_elements: of a page. It takes about four seconds for ten thousand.
-        max_depth: of elements in elements. The parser itself gives up at 256.
-        max_attributes: of one element. Parsers take quadratic time in these.
+        comments: keep readers' comments.
+        max_characters: limit per page. Extraction takes about two seconds per million.
+        max_elements: limit per page. Extraction takes about four seconds per ten thousand.
+        max_depth: nesting of elements. The parser itself gives up at 256.
+        max_attributes: limit per element. Parsers take quadratic time in these.
     """
 
     name: ClassVar[str] = "html"
@@ -63,7 +63,7 @@ class Html:
         require_ranges(self, **dict.fromkeys(bounds, (1, math.inf)), max_depth=(1, 255))
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document with its main text, or why there is none.
+        """The document with its main text, or the reason why there is none.
 
         Raises:
             ImportError: trafilatura is not installed.
@@ -100,14 +100,14 @@ class Html:
 
 
 class _Page:
-    """A page, parsed when that is asked for."""
+    """A page, parsed on first use."""
 
     def __init__(self, html: str) -> None:
         self.html = html
 
     @functools.cached_property
     def most_attributes(self) -> int:
-        """About how many the element has that has most; found without parsing."""
+        """Approximate maximum number of attributes of an element; found without parsing."""
         tags = (tag for tag in _TAG.findall(self.html) if len(tag) > _FEW_ATTRIBUTES)
         return max((len(re.split(r"[\s/]+", re.sub(_VALUE, " ", tag))) for tag in tags), default=0)
 
@@ -123,7 +123,7 @@ class _Page:
 
     @functools.cached_property
     def size(self) -> tuple[int, int]:
-        """How many elements there are, and the most that are one in the other."""
+        """Number of elements, and maximum nesting depth."""
         count = deepest = 0
         waiting = [(self.tree, 1)]
         while waiting:
@@ -134,7 +134,7 @@ class _Page:
         return count, deepest
 
     def extracted(self, step: Html, url: str | None) -> Mapping[str, Any] | None:
-        """What trafilatura finds, by its names; None if it fails."""
+        """What trafilatura extracts, by its field names; None if it fails."""
         import trafilatura
 
         try:
@@ -147,7 +147,7 @@ class _Page:
                 with_metadata=True,
                 date_extraction_params=dict(_DATES),
             )
-        except Exception:  # Whatever trips its heuristics is the page's fault, and stops no run.
+        except Exception:  # A page that trips its heuristics must not stop the run.
             return None
-        # From trafilatura 2 on it is an object.
+        # An object since trafilatura 2.
         return found.as_dict() if hasattr(found, "as_dict") else found or {}

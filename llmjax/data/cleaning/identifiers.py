@@ -1,8 +1,8 @@
-"""E-mail addresses, phone numbers and IP addresses in texts, by presidio's recognisers.
+"""Finds e-mail addresses, phone numbers and IP addresses in texts, with presidio's recognisers.
 
-A recogniser is shown only the surroundings of what all that it finds has in it ("@", seven
-digits), so a text without costs next to nothing. None needs a language model, none downloads
-anything.
+A recogniser only sees the surroundings of its trigger ("@", seven digits), which everything that it
+finds contains, so a text without triggers costs next to nothing. No recogniser needs a language
+model or a download.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from llmjax.data.cleaning.extra import needs
 
 Span = tuple[int, int]
 
-# How far before a number a word must stand that says what it is.
+# Maximum distance before a number of a word that identifies it.
 _CONTEXT = 60
 _PHONE_WORDS = re.compile(
     r"phone|\btel|\bfax|\bcell\b|mobile|\bcall\b|contact|dial|whatsapp|handy|fon\b|numéro",
@@ -26,15 +26,15 @@ _PHONE_WORDS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Recognisers:
-    """Recognisers of presidio, run where the text may have something of their kind.
+    """presidio's recognisers, run only where the text may contain a match.
 
     Attributes:
-        trigger: what everything that is found has in it.
-        margin: how many characters it may reach beyond that.
-        make: makes those of presidio, once.
-        accepts: whether to take what one found, by (recogniser, text, start, end).
-        longest: a trigger of more characters is a table of numbers, and passed over.
-        one: whether to ask no other when one has found something.
+        trigger: matches a part of everything that is found.
+        margin: maximum characters of a match beyond the trigger.
+        make: creates presidio's recognisers; called once.
+        accepts: whether to accept a match, by (recogniser, text, start, end).
+        longest: a longer trigger is a table of numbers, and skipped.
+        one: whether to stop after the first recogniser with a match.
     """
 
     trigger: re.Pattern[str]
@@ -45,7 +45,7 @@ class Recognisers:
     one: bool = False
 
     def __call__(self, text: str) -> Iterator[Span]:
-        """Where they stand in the text."""
+        """Spans of accepted matches."""
         for match in self.trigger.finditer(text):
             if match.end() - match.start() <= self.longest:
                 yield from self._at(text, match.start(), match.end())
@@ -64,7 +64,7 @@ class Recognisers:
 
 
 def _outward(text: str, at: int, direction: int) -> int:
-    """The next place in a direction that does not part letters and digits, 64 characters away."""
+    """The next position in a direction that splits no word or number, at most 64 away."""
     for _ in range(64):
         if not 0 < at < len(text) or not (text[at - 1].isalnum() and text[at].isalnum()):
             break
@@ -77,14 +77,14 @@ def _emails() -> tuple[Any, ...]:
     with needs("presidio-analyzer"):
         import tldextract
         from presidio_analyzer.predefined_recognizers import EmailRecognizer
-    # The list of domains that comes with the package; the default would download another.
+    # Uses the package's own list of domains; the default would download another.
     extract = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
 
     class Emails(EmailRecognizer):
-        """With a check of the domain that stays offline."""
+        """A recogniser that validates the domain offline."""
 
         def validate_result(self, pattern_text: str) -> bool:
-            """Whether the domain ends in one that people can register under."""
+            """Whether the domain is below a public suffix."""
             domain = pattern_text.rpartition("@")[2]
             return bool(extract(domain).top_domain_under_public_suffix)
 
@@ -99,8 +99,8 @@ def _phones() -> tuple[Any, ...]:
     return tuple(PhoneRecognizer(supported_regions=(region,)) for region in regions)
 
 
-# Dotted quads are addresses and versions (but 1.800.555.1234 is not), "3.14159265" is a number and
-# "04 -0700" a time and its zone.
+# Dotted quads are IP addresses or versions (but 1.800.555.1234 is not), "3.14159265" is a number,
+# and "04 -0700" is a time with its zone.
 _NOT_A_PHONE = re.compile(
     r"\D*(?:(?!1\.\d{3}\.)\d{1,3}(?:\.\d{1,4}){3}|\d(?:\.\d+){4}|\d{1,2}\.\d{5,}|(?:\d\D*){1,6})\D*"
 )
@@ -109,7 +109,7 @@ _INSIDE_AFTER = re.compile(r"[-_/:]\w|\.[a-z\d]")
 
 
 def _is_phone(_: Any, text: str, start: int, end: int) -> bool:
-    """A number that is written as one or that a word announces, and no part of a name or time."""
+    """A number written or announced as a phone number, and not part of a name or time."""
     number = text[start:end]
     if _NOT_A_PHONE.fullmatch(number) or _INSIDE_AFTER.match(text, end):
         return False
@@ -127,7 +127,7 @@ def _addresses() -> tuple[Any, ...]:
 
 
 def _is_public(_: Any, text: str, start: int, end: int) -> bool:
-    """An address that the world can reach; private ones stand for nobody, nor do versions."""
+    """A globally reachable address; private addresses identify nobody, nor do version numbers."""
     try:
         address = ipaddress.ip_interface(text[start:end]).ip
     except ValueError:
@@ -138,7 +138,7 @@ def _is_public(_: Any, text: str, start: int, end: int) -> bool:
 
 # Domains have at most 253 characters and local parts 64 (RFC 5321, section 4.5.3.1).
 emails = Recognisers(re.compile("@"), 256, _emails)
-# Up to four of libphonenumber's marks may stand between digits; addresses and dates are none.
+# libphonenumber allows up to four of these marks between digits. Excludes IP addresses and dates.
 _MARKS = (
     r"[-x\u2010-\u2015\u2212\u30fc\uff0d-\uff0f \u00a0\u00ad\u200b\u2060\u3000()\[\].~\uff08\uff09]"
 )

@@ -1,9 +1,9 @@
-"""What is kept of documents to compare them: hashes, and which document has each.
+"""Indices for comparing documents: hashes, and the documents that have them.
 
-An index is built of one shard at a time, in a stream; what is said of a corpus is said of the
-indices of all its shards, and depends neither on how documents were dealt to shards nor on the
-order of these. Saved indices are mapped from their files and read in ranges of hashes, so that
-comparing them takes the memory of one range, not of the corpus.
+An index is built from one shard at a time, in a stream. Results for a corpus depend on the indices
+of all its shards, but not on how documents were assigned to shards or on the order of shards. Saved
+indices are memory-mapped and read in ranges of hashes, so comparing them takes the memory of one
+range, not of the corpus.
 """
 
 import array
@@ -19,21 +19,21 @@ import numpy as np
 
 from llmjax.data.cleaning.document import Document
 
-# (source, file): where the documents are that differ in their position alone.
+# (source, file): documents of one file differ only in their position.
 File = tuple[str, str]
 
-# How many rows are sorted at once: a quarter of a gigabyte with what sorting needs.
+# Rows sorted at once: a quarter of a gigabyte including what sorting needs.
 PIECE_ROWS = 1 << 22
 _POSITION_BITS = np.uint64(32)
 _POSITIONS = np.uint64((1 << 32) - 1)
-# As it is written when it is counted, so that an `id` can be had back.
+# A position in canonical form, so that the `id` can be reconstructed.
 _POSITION = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def place(document: Document) -> tuple[File, int]:
-    """A document's file, and its position there plus one, by which the first of several is told.
+    """A document's file, and its position there plus one, which orders the documents.
 
-    An `id` is `file:position`; one that is not, is a file with one document, and its place is 0.
+    An `id` is `file:position`; any other id is a file with one document, at place 0.
     """
     file, _, position = document.id.rpartition(":")
     if _POSITION.fullmatch(position) and int(position) < _POSITIONS:
@@ -43,10 +43,10 @@ def place(document: Document) -> tuple[File, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The files that documents are in, sorted, and so the numbers that stand for documents.
+    """The sorted files of documents, which determine the documents' keys.
 
-    A document's key is its file's number, then 32 bits of its place there: keys are ordered as
-    documents are, by source, file and position.
+    A document's key is its file's number followed by 32 bits of its place there. Keys are ordered
+    like documents: by source, file and position.
     """
 
     names: tuple[File, ...]
@@ -56,19 +56,19 @@ class Files:
         return {name: number for number, name in enumerate(self.names)}
 
     def key(self, document: Document) -> int | None:
-        """The document's key; None if it is in none of the files."""
+        """The document's key; None if its file is not among these."""
         file, position = place(document)
         number = self._numbers.get(file)
         return None if number is None else _key(number, position)
 
     def id(self, key: int) -> str:
-        """The `id` of the document with that key."""
+        """The `id` of the document with this key."""
         _, file = self.names[key >> int(_POSITION_BITS)]
         place_there = key & int(_POSITIONS)
         return f"{file}:{place_there - 1}" if place_there else file
 
     def renumbered(self, keys: np.ndarray, other: "Files") -> np.ndarray:
-        """The keys, uint64 [N], that `other` has for documents that have `keys` here."""
+        """The keys in `other`, uint64 [N], of the documents that have `keys` here."""
         numbers = np.array([other._numbers[name] for name in self.names], np.uint64)
         return (numbers[keys >> _POSITION_BITS] << _POSITION_BITS) | (keys & _POSITIONS)
 
@@ -79,13 +79,13 @@ def _key(number: int, position: int) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """The hashes of a shard's documents, in one table or several.
+    """The hashes of a shard's documents, in one or more tables.
 
     Attributes:
-        settings: of what made it; indices of different settings do not compare.
-        files: the files of its documents.
-        hashes: one array a table, uint64 [N], ascending.
-        keys: likewise, of the documents that have these hashes.
+        settings: settings of the hashes; indices with different settings cannot be compared.
+        files: files of its documents.
+        hashes: one array per table, uint64 [N], ascending.
+        keys: the documents that have these hashes, likewise.
     """
 
     settings: str
@@ -94,7 +94,7 @@ class Index:
     keys: tuple[np.ndarray, ...]
 
     def save(self, folder: str | Path) -> None:
-        """Writes the index into a folder, whole or not at all."""
+        """Writes the index into a folder atomically."""
         folder = Path(folder)
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -108,7 +108,7 @@ class Index:
 
 
 def load(folder: str | Path) -> Index:
-    """An index from where it was saved; its tables stay on disk until they are read."""
+    """Loads a saved index; its tables are memory-mapped."""
     folder = Path(folder)
     header = json.loads((folder / "index.json").read_text())
     tables = [
@@ -123,12 +123,12 @@ def load(folder: str | Path) -> Index:
 
 
 def build(rows: Iterable[tuple[Document, np.ndarray]], tables: int, settings: str) -> Index:
-    """The index of a shard, in one pass.
+    """Builds the index of a shard in one pass.
 
     Args:
-        rows: documents, each with its hashes, uint64 [R, tables]: R rows of every table.
-        tables: how many tables there are.
-        settings: what the hashes depend on.
+        rows: documents, each with its hashes, uint64 [R, tables]: R rows for every table.
+        tables: number of tables.
+        settings: settings that the hashes depend on.
     """
     numbers: dict[File, int] = {}
     hashes, keys = array.array("Q"), array.array("Q")
@@ -168,13 +168,13 @@ def all_files(indices: Sequence[Index], settings: str) -> Files:
 def rows(
     indices: Sequence[Index], table: int, files: Files, piece_rows: int = PIECE_ROWS
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All rows of one table of all indices, ascending, in pieces that part no equal hashes.
+    """All rows of one table of all indices, ascending, in pieces that do not split equal hashes.
 
     Args:
-        indices: of all shards, in any order.
-        table: which table.
-        files: of all of them, whose keys are wanted.
-        piece_rows: about how many rows a piece has.
+        indices: indices of all shards, in any order.
+        table: index of the table.
+        files: all files, which determine the returned keys.
+        piece_rows: approximate number of rows in a piece.
 
     Yields:
         Hashes and keys, both uint64 [N], sorted by hash, then key.

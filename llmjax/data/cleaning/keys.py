@@ -1,7 +1,7 @@
-"""Secrets that programs know each other by: API keys, tokens, private keys, passwords.
+"""Finds secrets in texts: API keys, tokens, private keys, passwords.
 
-The forms are those that the issuers publish, as scanners of repositories (gitleaks, trufflehog)
-look for them. What has no form of its own is found by its name and by how random it looks.
+The formats are those that issuers publish and that repository scanners (gitleaks, trufflehog) look
+for. Secrets without a format of their own are found by name and by how random they look.
 """
 
 import collections
@@ -26,13 +26,13 @@ _FORMS = (
     r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{16,}",  # a JSON Web Token
 )
 _FORM = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(_FORMS)})(?![A-Za-z0-9])")
-# One of these is in every form, and looking for them costs little.
+# Every format contains one of these, which are cheap to look for.
 _BEGINNINGS = (
     *("AKIA", "ASIA", "ABIA", "ACCA", "AIza", "ya29.", "npm_", "pypi-", "SG.", "eyJ", "hf_", "sk-"),
     *("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "_live_", "_test_"),
 )
 
-# A private key in PEM (RFC 7468), also one whose end is missing.
+# A private key in PEM (RFC 7468), also if its end is missing.
 _PEM = re.compile(
     r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
     r"(?:(?:[^-]|-(?!----)){0,16384}-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
@@ -46,12 +46,12 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 _NAMES = ("key", "secret", "token", "bearer", "passw", "pwd")
-# Bits a character: words of English have 2.5 to 3.3, a random base64 of 20 characters has 4.
+# Bits per character: English words have 2.5 to 3.3, random base64 of 20 characters has 4.
 _RANDOM = 3.4
 
 
 def find(text: str) -> Iterator[tuple[int, int]]:
-    """Where secrets stand in a text, as (start, end), in no order."""
+    """Spans of secrets in a text, as (start, end), in no particular order."""
     if any(beginning in text for beginning in _BEGINNINGS):
         yield from (match.span() for match in _FORM.finditer(text))
     if "PRIVATE KEY" in text:
@@ -64,12 +64,12 @@ def find(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _looks_random(secret: str) -> bool:
-    """Letters with digits among them, in no order that a language would give them."""
+    """Whether letters and digits are mixed with more entropy than language has."""
     has_both = re.search(r"\d", secret) and re.search(r"[A-Za-z]", secret)
     return bool(has_both) and entropy(secret) >= _RANDOM
 
 
 def entropy(text: str) -> float:
-    """The bits a character of the text's own distribution of characters."""
+    """Entropy of the text's character distribution, in bits per character."""
     counts = collections.Counter(text).values()
     return -sum(count / len(text) * math.log2(count / len(text)) for count in counts)

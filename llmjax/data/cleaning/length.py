@@ -1,4 +1,4 @@
-"""Documents of a length worth reading, and no longer than later steps can bear."""
+"""Limits the length of documents, to what is worth reading and what later steps can handle."""
 
 import dataclasses
 from typing import ClassVar
@@ -8,11 +8,11 @@ from llmjax.data.cleaning.document import Document, Rejected
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """Turns away what is too short or too long, in characters.
+    """Rejects documents that are too short or too long, in characters.
 
     Attributes:
-        minimum: characters of the shortest document.
-        maximum: characters of the longest: some steps take time with the square of a line.
+        minimum: minimum number of characters.
+        maximum: maximum number of characters; some steps take quadratic time in a line's length.
     """
 
     name: ClassVar[str] = "length"
@@ -28,7 +28,7 @@ class Length:
             )
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document itself, or that it is too short or too long."""
+        """The document, or its rejection as too short or too long."""
         size = len(document.text)
         if size < self.minimum:
             return Rejected(document, "too short", size)

@@ -1,9 +1,8 @@
-"""Near duplicates: MinHash signatures, cut into bands (Broder 1997; Leskovec et al., chapter 3).
+"""Near duplicates: MinHash signatures, split into bands (Broder 1997; Leskovec et al., chapter 3).
 
-Two documents are candidates if all hashes of one band are equal, which happens to those of Jaccard
-similarity s with probability 1 - (1 - s^rows)^bands. As FineWeb does, candidates are taken for
-duplicates, and so are those of theirs; or, with `similarity`, only pairs whose sets of n-grams are
-that similar. In short:
+Two documents are candidates if all hashes of one band are equal. At Jaccard similarity s this has
+probability 1 - (1 - s^rows)^bands. As in FineWeb, candidates count as duplicates, transitively; or,
+with `similarity`, only pairs whose sets of n-grams are that similar. In short:
 
     indices = [minhash.index(shard, settings) for shard in shards]  # each anywhere
     step = minhash.step(indices, settings)
@@ -28,20 +27,19 @@ _BATCH = 512
 
 @dataclasses.dataclass(frozen=True)
 class MinHash:
-    """What makes documents alike.
+    """When documents are near duplicates.
 
-    The defaults are FineWeb's (Penedo et al. 2024, section 3.4): 5-grams of words, 14 bands of 8,
-    which finds 77 % of the pairs of similarity 0.75 and 92 % of those of 0.8.
+    The defaults are FineWeb's (Penedo et al. 2024, section 3.4): 5-grams of words and 14 bands of
+    8, which find 77 % of the pairs with similarity 0.75 and 92 % of those with 0.8.
 
     Attributes:
-        n: how many words or characters make an n-gram; a shorter document is one n-gram.
-        unit: what n-grams are of.
-        bands: how many bands a signature has.
+        n: words or characters in an n-gram; a shorter document is one n-gram.
+        unit: unit of the n-grams.
+        bands: number of bands of a signature.
         rows: hashes in a band.
-        seed: of the hash functions.
-        similarity: candidates whose sets of n-grams have a smaller Jaccard similarity are no
-            duplicates; None takes all candidates.
-        window: with `similarity`, a document is compared with so many that follow it in its
+        seed: seed of the hash functions.
+        similarity: minimum Jaccard similarity of the sets of n-grams; None accepts all candidates.
+        window: with `similarity`, a document is compared with this many that follow it in its
             bucket, and with the bucket's first.
     """
 
@@ -54,34 +52,34 @@ class MinHash:
     window: int = 32
 
     def __post_init__(self) -> None:
-        """Raises ValueError if a field has no meaning."""
+        """Raises ValueError if a field is invalid."""
         checks.require_choices(self, "MinHash")
         checks.require_at_least(1, self, "MinHash", ("n", "bands", "rows", "window"))
         if self.similarity is not None and not 0 < self.similarity <= 1:
             raise ValueError(f"MinHash.similarity={self.similarity}: must be in (0, 1], or None")
 
     def probability(self, similarity: float) -> float:
-        """How probable it is that two documents of some Jaccard similarity are candidates."""
+        """The probability that two documents of this Jaccard similarity are candidates."""
         return 1 - (1 - similarity**self.rows) ** self.bands
 
     @property
     def _hashing(self) -> str:
-        """What the hashes of an index depend on."""
+        """The settings that the hashes of an index depend on."""
         with needs("rensa"):
             from rensa import RMinHash
         shape = f"{self.n} {self.unit}s, {self.bands}x{self.rows}, seed {self.seed}"
         return f"MinHash({shape}, rensa {RMinHash.ALGORITHM_VERSION})"
 
 
-# Of others: RefinedWeb (Penedo et al. 2023), which misses next to nothing from 0.8 on; the default
-# of NeMo Curator.
+# Settings of others: RefinedWeb (Penedo et al. 2023), which misses almost nothing from 0.8 on, and
+# the default of NeMo Curator.
 REFINED_WEB = MinHash(bands=450, rows=20)
 NEMO_CURATOR = MinHash(n=24, unit="character", bands=20, rows=13)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NearDuplicates(Duplicates):
-    """Turns away documents that an earlier document is much like."""
+    """Rejects documents that are near duplicates of an earlier document."""
 
     name: ClassVar[str] = "near_duplicates"
     reason: ClassVar[str] = "near duplicate"
@@ -92,8 +90,8 @@ class Candidates:
     """Pairs of documents that share a band.
 
     Attributes:
-        files: of all documents.
-        left, right: keys, uint64 [N], of each pair the earlier document and the later; sorted.
+        files: files of all documents.
+        left, right: keys, uint64 [N], of the earlier and the later document of each pair; sorted.
     """
 
     files: indexing.Files
@@ -102,7 +100,7 @@ class Candidates:
 
 
 def ngrams(text: str, settings: MinHash) -> np.ndarray:
-    """The hashes of a text's n-grams, uint64, in order; none of a text without words."""
+    """Hashes of a text's n-grams, uint64, in order; empty for a text without words."""
     words = shingles.WORD.findall(text)
     if settings.unit == "word":
         items = shingles.hashes(words, numbers=False)
@@ -113,7 +111,7 @@ def ngrams(text: str, settings: MinHash) -> np.ndarray:
 
 
 def signatures(sets: Sequence[np.ndarray], settings: MinHash) -> np.ndarray:
-    """The MinHash signatures of sets of hashes, uint32 [N, bands x rows]; no set may be empty."""
+    """MinHash signatures of nonempty sets of hashes, uint32 [N, bands x rows]."""
     with needs("rensa"):
         from rensa import RMinHash
     ends = np.cumsum([0, *map(len, sets)], dtype=np.uint64)
@@ -125,7 +123,7 @@ def signatures(sets: Sequence[np.ndarray], settings: MinHash) -> np.ndarray:
 
 
 def bands(sets: Sequence[np.ndarray], settings: MinHash) -> np.ndarray:
-    """The bands of the signatures of sets, each as one hash, uint64 [N, bands]; no empty set."""
+    """The bands of the signatures of nonempty sets, one hash each, uint64 [N, bands]."""
     rows = signatures(sets, settings).astype(np.uint64)
     rows = rows.reshape(len(sets), settings.bands, settings.rows)
     found = np.zeros(rows.shape[:2], np.uint64)
@@ -135,7 +133,7 @@ def bands(sets: Sequence[np.ndarray], settings: MinHash) -> np.ndarray:
 
 
 def index(documents: Iterable[Document], settings: MinHash) -> indexing.Index:
-    """The bands of a shard's documents: 16 bytes a band and document."""
+    """The bands of a shard's documents, 16 bytes per band and document."""
     return indexing.build(_rows(documents, settings), settings.bands, settings._hashing)
 
 
@@ -144,11 +142,11 @@ def step(
     settings: MinHash,
     sets: Mapping[int, np.ndarray] | None = None,
 ) -> NearDuplicates:
-    """The step that lets the first document of every cluster pass.
+    """Builds the step that keeps the first document of every cluster.
 
     Args:
-        indices: of all shards, in any order.
-        settings: that they were made with.
+        indices: indices of all shards, in any order.
+        settings: settings that the indices were made with.
         sets: with `similarity`, the n-grams of all candidates, from `candidate_sets`.
 
     Raises:
@@ -197,7 +195,7 @@ def candidate_sets(
 
 
 def verified(pairs: Candidates, sets: Mapping[int, np.ndarray], similarity: float) -> Candidates:
-    """The pairs whose sets have at least some Jaccard similarity.
+    """The pairs whose sets have at least this Jaccard similarity.
 
     Raises:
         ValueError: a document of a pair has no set.
@@ -205,8 +203,8 @@ def verified(pairs: Candidates, sets: Mapping[int, np.ndarray], similarity: floa
     missing = set(np.concatenate([pairs.left, pairs.right]).tolist()) - sets.keys()
     if missing:
         raise ValueError(
-            f"the n-grams of {len(missing)} candidates are missing, of "
-            f"{pairs.files.id(min(missing))!r} first: join `candidate_sets` of every shard."
+            f"the n-grams of {len(missing)} candidates are missing, first that of "
+            f"{pairs.files.id(min(missing))!r}: join `candidate_sets` of every shard."
         )
     ends = zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)
     alike = np.array([jaccard(sets[left], sets[right]) >= similarity for left, right in ends], bool)
@@ -214,7 +212,7 @@ def verified(pairs: Candidates, sets: Mapping[int, np.ndarray], similarity: floa
 
 
 def jaccard(left: np.ndarray, right: np.ndarray) -> float:
-    """The size of the intersection by that of the union, of two sorted sets that are not empty."""
+    """Jaccard similarity of two sorted nonempty sets."""
     both = len(np.intersect1d(left, right, assume_unique=True))
     return both / (len(left) + len(right) - both)
 
@@ -232,7 +230,7 @@ def _rows(
 def _pairs(
     indices: Sequence[indexing.Index], files: indexing.Files, bands: int, window: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of every bucket all others with its first, and each with those before it in a window."""
+    """Pairs each document of a bucket with the first, and with those before it in a window."""
     for band in range(bands):
         for hashes, keys in indexing.rows(indices, band, files):
             first = np.ones(len(hashes), bool)
@@ -249,7 +247,7 @@ def _pairs(
 
 
 def _unique(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs once each, sorted."""
+    """Distinct pairs, sorted."""
     order = np.lexsort((right, left))
     left, right = left[order], right[order]
     new = np.ones(len(left), bool)

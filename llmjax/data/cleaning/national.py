@@ -1,8 +1,8 @@
-"""Numbers that states give to persons, in texts: of 20 countries.
+"""Finds national identification numbers of 20 countries in texts.
 
-Most by presidio's recognisers, which check the digits where the number has such. Many a number of
-ten digits passes a check of one, so what nothing but digits tells is taken only where a word
-before it says what it is ("SSN", "codice fiscale", "personnummer").
+Most use presidio's recognisers, which validate check digits where they exist. Many ten-digit
+numbers pass a check of one digit, so a number of digits alone is accepted only after a word that
+identifies it ("SSN", "codice fiscale", "personnummer").
 """
 
 import functools
@@ -15,10 +15,10 @@ from llmjax.data.cleaning import checksums
 from llmjax.data.cleaning.extra import needs
 from llmjax.data.cleaning.identifiers import Recognisers
 
-# How far before a number the word may stand.
+# Maximum distance of the word before a number.
 _CONTEXT = 60
 
-# presidio's recognisers, and how a number is written that needs no word before it.
+# presidio's recognisers, and the format that is accepted without a word before it.
 _NEVER = r"(?!)"
 _RECOGNISERS = {
     "AuTfnRecognizer": _NEVER,
@@ -43,7 +43,7 @@ _RECOGNISERS = {
     "UsSsnRecognizer": r"\d{3}([- ])\d{2}\1\d{4}",
     "ZaIdNumberRecognizer": _NEVER,
 }
-# What holds for all countries.
+# Words that apply to all countries.
 _WORDS = ("national id", "identity number", "id number", "identification number", "tax id")
 
 _NIR = re.compile(r"(?<!\w)[1-478] ?\d\d ?\d\d ?(?:\d\d|2[ABab]) ?\d{3} ?\d{3} ?\d\d(?!\w)")
@@ -65,7 +65,7 @@ def _alone(name: str) -> re.Pattern[str]:
 
 @functools.lru_cache
 def _announced(name: str) -> re.Pattern[str]:
-    """Finds the words by which presidio knows what a recogniser's number is."""
+    """Matches the words that identify a recogniser's number."""
     recogniser = next(one for one in _recognisers() if type(one).__name__ == name)
     words = "|".join(map(re.escape, (*recogniser.context, *_WORDS)))
     return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
@@ -73,14 +73,14 @@ def _announced(name: str) -> re.Pattern[str]:
 
 def _accepts(recogniser: Any, text: str, start: int, end: int) -> bool:
     name = type(recogniser).__name__
-    # Behind a country's code it is a phone number.
+    # After a country code it is a phone number.
     if "+" not in text[max(0, start - 5) : start] and _alone(name).fullmatch(text, start, end):
         return True
     return _announced(name).search(text, max(0, start - _CONTEXT), start) is not None
 
 
-# Six digits with a sign and a letter between, but for India's tax number and for an Italian code,
-# which may have letters for digits; none is longer than 20 signs.
+# Six digits with an optional mark and letter between them; or India's tax number; or an Italian
+# code, which may have letters for digits. None is longer than 20 characters.
 _CODE_DIGIT = r"[\dL-NP-V]"
 _TRIGGER = re.compile(
     r"(?<!\w)[A-Za-z]{0,2}\d(?:[ \t\u00a0:._/+-]?[A-Za-z]?\d){5,}|\b(?i:[A-Z]{5}\d{4}[A-Z]"
@@ -90,7 +90,7 @@ _presidio = Recognisers(_TRIGGER, 20, _recognisers, _accepts)
 
 
 def ids(text: str) -> Iterator[tuple[int, int]]:
-    """Where national numbers stand in a text, in no order."""
+    """Spans of national numbers in a text, in no particular order."""
     if _TRIGGER.search(text) is None:
         return
     yield from _presidio(text)

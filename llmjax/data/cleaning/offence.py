@@ -1,7 +1,7 @@
-"""How probable it is that people call a text offensive, by alt-profanity-check's linear model.
+"""The probability that people find a text offensive, by alt-profanity-check's linear model.
 
-The package asks scikit-learn, which takes milliseconds for a sentence, whatever its length; here
-the same numbers are computed from the model's weights.
+The package calls scikit-learn, which takes milliseconds per sentence, whatever its length; this
+module computes the same numbers directly from the model's weights.
 """
 
 import collections
@@ -16,7 +16,7 @@ from llmjax.data.cleaning.extra import needs
 
 
 def probabilities(texts: Sequence[str]) -> np.ndarray:
-    """What the package's `predict_prob` says of texts, float64 [T].
+    """The same numbers as the package's `predict_prob`, float64 [T].
 
     Raises:
         ImportError: alt-profanity-check is not installed.
@@ -40,11 +40,11 @@ def probabilities(texts: Sequence[str]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Model:
-    """TF-IDF features of length 1; K linear models, each with a sigmoid (Platt 1999), on average.
+    """TF-IDF features of norm 1, and the mean of K linear models with a sigmoid (Platt 1999).
 
     Attributes:
-        words: cuts a text.
-        vocabulary: the rows of words.
+        words: splits a text into words.
+        vocabulary: row index of each word.
         idf: [V].
         weights: [V, K].
         intercepts, slopes, offsets: [K].

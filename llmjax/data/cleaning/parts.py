@@ -1,4 +1,4 @@
-"""Parts of a source, each cleaned by itself: some small files, one, or a range of a large one."""
+"""Splits a source into parts to clean separately: small files, one file, or a range of a file."""
 
 import dataclasses
 import hashlib
@@ -8,18 +8,18 @@ from typing import Any
 
 from llmjax.data import config, documents
 
-# Changes when other code makes something else of the same settings and input.
+# Changes when the code produces other output from the same settings and input.
 FORMAT_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some of a source's input.
+    """A part of a source's input.
 
     Attributes:
-        source: whose.
-        number: from 0, in the order of documents.
-        files: what to read, whole files or a range of one.
+        source: the source that it belongs to.
+        number: index in document order, from 0.
+        files: whole files, or a range of one.
     """
 
     source: config.Source
@@ -28,7 +28,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """What files that are made of it are called by."""
+        """The name of its output files."""
         return f"{self.number:05}"
 
     @property
@@ -37,7 +37,7 @@ class Part:
         return sum(file.size for file in self.files)
 
     def fingerprint(self, *others: Any) -> str:
-        """The hash of the input, how it is read, and other things that decide the outcome."""
+        """Hash of the input, how it is read, and everything else that determines the output."""
         source = dataclasses.asdict(self.source)
         del source["path"], source["weight"]
         files = [(f.name, f.size, f.modified_ns, f.start, f.stop) for f in self.files]
@@ -46,7 +46,7 @@ class Part:
 
 
 def cut(settings: config.DataConfig, inputs: Mapping[str, Sequence[documents.File]]) -> list[Part]:
-    """All sources in parts of about `part_bytes`, in order."""
+    """Splits all sources into parts of about `part_bytes`, in order."""
     size = settings.cleaning.part_bytes
     return [
         Part(source, number, files)

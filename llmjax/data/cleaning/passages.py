@@ -1,4 +1,4 @@
-"""Lines and passages that many documents have: menus, notices, signatures, quotations.
+"""Repeated passages: lines and paragraphs in many documents, such as menus, notices, quotations.
 
 In short:
 
@@ -21,19 +21,19 @@ from llmjax.data.cleaning.document import Document, Rejected
 
 @dataclasses.dataclass(frozen=True)
 class Passages:
-    """What a repeated passage is.
+    """When a passage counts as repeated.
 
     The defaults remove all but the first of equal paragraphs, as Dolma does (Soldaini et al. 2024,
     section 5.4); `Passages(unit="sentence", span=3)` is C4's rule (Raffel et al. 2020, section
-    2.2); `keep_first=False` with a larger `most` takes boilerplate away and leaves quotations.
+    2.2); `keep_first=False` with a larger `most` removes boilerplate but not quotations.
 
     Attributes:
-        unit: what passages are cut at.
-        span: how many units in a row make a passage.
-        most: how many documents may have the same passage.
-        keep_first: the first document with a passage that others lose keeps it.
-        shortest: passages of fewer words are never removed.
-        least: an edited document of fewer words is rejected.
+        unit: unit of which passages consist.
+        span: consecutive units in a passage.
+        most: maximum number of documents with the same passage.
+        keep_first: whether the first document with a repeated passage keeps it.
+        shortest: passages with fewer words are never removed.
+        least: an edited document with fewer words is rejected.
     """
 
     unit: pieces.Unit = "paragraph"
@@ -44,7 +44,7 @@ class Passages:
     least: int = 50
 
     def __post_init__(self) -> None:
-        """Raises ValueError if a field has no meaning."""
+        """Raises ValueError if a field is invalid."""
         checks.require_choices(self, "Passages")
         checks.require_at_least(1, self, "Passages", ("span", "most", "shortest"))
         checks.require_at_least(0, self, "Passages", ("least",))
@@ -56,13 +56,13 @@ class Passages:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RepeatedPassages:
-    """Takes passages away that too many documents have; turns away what has little else.
+    """Removes passages that too many documents have; rejects documents with little else.
 
     Attributes:
-        settings: what a repeated passage is.
-        files: of all documents.
-        hashes: of the repeated passages, uint64 [N], ascending.
-        firsts: the keys of the first documents that have them, uint64 [N].
+        settings: when a passage counts as repeated.
+        files: files of all documents.
+        hashes: hashes of the repeated passages, uint64 [N], ascending.
+        firsts: keys of the first documents that have them, uint64 [N].
     """
 
     name: ClassVar[str] = "repeated_passages"
@@ -73,7 +73,7 @@ class RepeatedPassages:
     firsts: np.ndarray
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document without its repeated passages; their number goes to its metadata."""
+        """The document without its repeated passages, whose number is in its metadata."""
         units = pieces.cut(document.text, self.settings.unit)
         goes = np.zeros(len(units), bool)
         for start, passage in _passages(units, self.settings):
@@ -95,21 +95,21 @@ class RepeatedPassages:
 
 
 def index(documents: Iterable[Document], settings: Passages) -> indexing.Index:
-    """The passages of a shard's documents: 16 bytes each."""
+    """The passages of a shard's documents, 16 bytes each."""
     return indexing.build(_rows(documents, settings), 1, settings._hashing)
 
 
 def step(indices: Sequence[indexing.Index], settings: Passages) -> RepeatedPassages:
-    """The step that takes away what more than `most` documents of all shards have.
+    """Builds the step that removes passages found in more than `most` documents of all shards.
 
     Args:
-        indices: of all shards, in any order.
-        settings: that they were made with.
+        indices: indices of all shards, in any order.
+        settings: settings that the indices were made with.
     """
     files = indexing.all_files(indices, settings._hashing)
     found: list[np.ndarray] = []
     for hashes, keys in indexing.rows(indices, 0, files):
-        # A document has each of its passages once here: rows of one hash are documents.
+        # Here a document has each of its passages once: rows with one hash are distinct documents.
         repeated = np.flatnonzero(hashes[settings.most :] == hashes[: -settings.most])
         _, at = np.unique(hashes[repeated], return_index=True)
         found.append(np.stack([hashes, keys])[:, repeated[at]])
@@ -127,7 +127,7 @@ def _rows(
 
 
 def _passages(units: Sequence[str], settings: Passages) -> Iterator[tuple[int, int]]:
-    """(first unit, hash) of all passages that are long enough."""
+    """(first unit, hash) of every passage that is long enough."""
     words = [shingles.WORD.findall(unit) for unit in units]
     for start in range(len(units) - settings.span + 1):
         passage = itertools.chain.from_iterable(words[start : start + settings.span])

@@ -1,9 +1,9 @@
-"""Documents that a language model finds too strange, or too easy.
+"""Rejects documents that a language model finds too surprising or too predictable.
 
 Wenzek et al. 2020, "CCNet: Extracting High Quality Monolingual Datasets from Web Crawl Data"
-(arXiv:1911.00359): the perplexity under a model of good text tells documents like that from others.
-What is easiest is no use either: of thirds of a corpus the middle one taught most (Marion et al.
-2023, "When Less is More", arXiv:2309.04564). Hence two bounds.
+(arXiv:1911.00359): perplexity under a model of good text identifies documents like that text. The
+most predictable text is no use either: of the thirds of a corpus, the middle one taught most
+(Marion et al. 2023, "When Less is More", arXiv:2309.04564). Hence two limits.
 """
 
 import dataclasses
@@ -14,19 +14,20 @@ from typing import ClassVar
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.rules import judge, require_ranges
 
-# Perplexities of texts: `llmjax.evaluation.TextScorer` is one, under a model of ours.
+# Computes perplexities of texts; `llmjax.evaluation.TextScorer` does so with a model of ours. Its
+# `fingerprint`, if any, is a string that changes with the model.
 Scorer = Callable[[Sequence[str]], Iterable[float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """Which perplexities are kept, and whose.
+    """Limits of perplexity, and the model that computes it.
 
     Attributes:
-        model: the folder of the run whose model is asked.
-        minimum: below it a text is too easy.
-        maximum: above it a text is too strange. Both depend on the model and its tokenizer: take
-            them from percentiles over a sample, CCNet's code by language the 30th and the 60th.
+        model: the folder of the model's run.
+        minimum: a text below it is too predictable.
+        maximum: a text above it is too surprising. Both depend on the model and its tokenizer: take
+            them from percentiles of a sample; CCNet's code uses the 30th and the 60th by language.
     """
 
     name: ClassVar[str] = "perplexity"
@@ -43,11 +44,11 @@ class Perplexity:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Keeps the documents within bounds, and their `perplexity` with them.
+    """Keeps documents within the limits, and stores their `perplexity`.
 
     Attributes:
-        settings: the bounds.
-        scorer: gives the perplexities of texts, several at a time.
+        settings: the limits.
+        scorer: computes perplexities of texts, several at a time.
     """
 
     name: ClassVar[str] = Perplexity.name
@@ -56,22 +57,29 @@ class Step:
     scorer: Scorer
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document, or why it is not kept."""
+        """The document, or its rejection."""
         return self.batch([document])[0]
 
     def batch(self, documents: Sequence[Document]) -> list[Document | Rejected]:
-        """What becomes of each of several documents; the scorer is asked once."""
+        """The outcomes of several documents, with one call of the scorer."""
         texts = [document.text.encode("utf-8", "replace").decode() for document in documents]
         scores = self.scorer(texts)
         return [self._judged(*pair) for pair in zip(documents, scores, strict=True)]
 
     def _judged(self, document: Document, score: float) -> Document | Rejected:
+        if math.isnan(score):
+            raise ValueError("the scorer returned a perplexity of nan: its model is broken")
         low, high = score < self.settings.minimum, score > self.settings.maximum
         if math.isfinite(score):
             document = document.with_metadata(perplexity=float(f"{score:.6g}"))
         return judge(document, [("too easy", score, low), ("too strange", score, high)])
 
 
+def fingerprint(scorer: Scorer | None) -> str:
+    """The fingerprint of a scorer's model; "" if it has none."""
+    return str(getattr(scorer, "fingerprint", ""))
+
+
 def step(settings: Perplexity, scorer: Scorer) -> Step:
-    """The step of these settings; the scorer is that of `settings.model`, or any other."""
+    """Builds the step from its settings; any scorer will do, not only that of `settings.model`."""
     return Step(settings, scorer)

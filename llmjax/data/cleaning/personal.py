@@ -1,6 +1,6 @@
-"""Personal data: found, counted, and replaced by what they are.
+"""Finds personal data, counts it, and replaces it by its kind.
 
-Names of persons are not found: that takes a model, and its errors.
+Names of persons are not found, which would take a model and its errors.
 """
 
 import collections
@@ -12,7 +12,7 @@ from llmjax import checks
 from llmjax.data.cleaning import accounts, identifiers, keys, national
 from llmjax.data.cleaning.document import Document, Rejected
 
-# What finds each kind. Where two find the same, the first of them has it.
+# The finder of each kind. A span found by several belongs to the first.
 FINDERS: Mapping[str, Callable[[str], Iterable[tuple[int, int]]]] = {
     "key": keys.find,
     "email": identifiers.emails,
@@ -22,13 +22,13 @@ FINDERS: Mapping[str, Callable[[str], Iterable[tuple[int, int]]]] = {
     "ip": identifiers.addresses,
     "phone": identifiers.phones,
 }
-# Stands in place of what was found already: no letter, digit or mark of any number.
+# Replaces what was already found: not a letter, a digit or a mark within a number.
 _TAKEN = "\0"
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Personal data of a kind, from `start` to before `end`."""
+    """Personal data of a kind in [start, end)."""
 
     kind: str
     start: int
@@ -37,18 +37,18 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class PersonalData:
-    """Finds personal data; their numbers by kind go to the metadata, `personal`.
+    """Finds personal data; the metadata `personal` counts them by kind.
 
-    Dolma (Soldaini et al. 2024, section 5.3) drops documents with more than five and masks those of
+    Dolma (Soldaini et al. 2024, section 5.3) drops documents with more than five and masks those in
     others: `PersonalData(mode="drop", most=5)`. FineWeb masks e-mail and public IP addresses.
 
     Attributes:
-        kinds: what to look for, of "key" (API keys, tokens, passwords), "email", "iban", "card",
+        kinds: kinds to look for: "key" (API keys, tokens, passwords), "email", "iban", "card",
             "national_id", "ip" (public addresses) and "phone".
-        mode: "placeholder" puts a placeholder in place of each; "drop" turns away documents with
-            more than `most` and does the same to others; "count" leaves the text alone.
-        most: how many a document may have when mode is "drop".
-        placeholder: what stands for them; `{kind}` is the kind in capitals.
+        mode: "placeholder" replaces each by a placeholder; "drop" rejects documents with more than
+            `most` and does the same to others; "count" leaves the text unchanged.
+        most: maximum per document with mode "drop".
+        placeholder: the replacement; `{kind}` is the kind in capitals.
     """
 
     name: ClassVar[str] = "personal_data"
@@ -59,21 +59,21 @@ class PersonalData:
     placeholder: str = "<{kind}>"
 
     def __post_init__(self) -> None:
-        """Raises ValueError if a field has no meaning."""
+        """Raises ValueError if a field is invalid."""
         checks.require_choices(self, "PersonalData")
         checks.require_at_least(0, self, "PersonalData", ("most",))
         unknown = sorted(set(self.kinds) - FINDERS.keys())
         if unknown:
-            raise ValueError(f"PersonalData.kinds={unknown}: choose of {', '.join(FINDERS)}")
+            raise ValueError(f"PersonalData.kinds={unknown}: choose from {', '.join(FINDERS)}")
         try:
             self.placeholder.format(kind="")
         except (LookupError, ValueError) as error:
             raise ValueError(
-                f"PersonalData.placeholder={self.placeholder!r}: may have {{kind}} only"
+                f"PersonalData.placeholder={self.placeholder!r}: may only contain {{kind}}"
             ) from error
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document with placeholders, or that it has too much personal data."""
+        """The document with placeholders, or its rejection if it has too much personal data."""
         found = find(document.text, self.kinds)
         if not found:
             return document
@@ -90,7 +90,7 @@ class PersonalData:
 
 
 def find(text: str, kinds: Iterable[str] = tuple(FINDERS)) -> list[Found]:
-    """Personal data in a text, from left to right; no two overlap."""
+    """Personal data in a text, from left to right, without overlaps."""
     wanted = set(kinds)
     found: list[Found] = []
     for kind, finder in FINDERS.items():
@@ -99,14 +99,14 @@ def find(text: str, kinds: Iterable[str] = tuple(FINDERS)) -> list[Found]:
         for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
             if not own or start >= own[-1].end:
                 own.append(Found(kind, start, stop))
-        # Finders that come later do not see it.
+        # Hides it from later finders.
         text = _replaced(text, own, lambda item: _TAKEN * (item.end - item.start))
         found += own
     return sorted(found, key=lambda item: item.start)
 
 
 def _replaced(text: str, found: Iterable[Found], by: Callable[[Found], str]) -> str:
-    """The text with something else in place of what was found, from left to right."""
+    """Replaces what was found, from left to right."""
     parts, end = [], 0
     for item in found:
         parts += [text[end : item.start], by(item)]

@@ -1,14 +1,14 @@
-"""Sources to cleaned documents: part by part, phase by phase, with every document accounted for.
+"""Cleans sources part by part and phase by phase, accounting for every document.
 
-What a folder holds afterwards:
+The resulting folder holds:
 
     cleaned/SOURCE/00000.jsonl.zst    documents, with `text`, `id` and `metadata`
-    cleaned/SOURCE/00000.json         what became of the part's documents
-    cleaned/counts.json               the same of each source
-    rejected/SOURCE/00000.jsonl.zst   those turned away, with `step`, `reason` and `score`, too
+    cleaned/SOURCE/00000.json         the counts of the part's documents
+    cleaned/counts.json               the counts of each source
+    rejected/SOURCE/00000.jsonl.zst   rejected documents, also with `step`, `reason` and `score`
 
-A part is done when its counts lie there, under the fingerprint of all that decides them. It is not
-done again, by whatever engine, so a killed run goes on and a repeated one changes nothing.
+A part is done when its counts exist with the fingerprint of everything that determines them. No
+engine cleans it again, so a killed run resumes and a repeated one changes nothing.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llmjax.data import config, documents, rejects
-from llmjax.data.cleaning import build, index, progress, stored
+from llmjax.data.cleaning import build, index, perplexity, progress, stored
 from llmjax.data.cleaning.counts import Counts
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.engines import Engine, Local, Run
@@ -29,7 +29,7 @@ from llmjax.data.cleaning.perplexity import Scorer
 from llmjax.data.cleaning.task import CLEANED_FOLDER, REJECTED_FOLDER, STEP_FILE, Task
 
 COUNTS_FILE = "counts.json"
-# Where phases before the last one write, until that is done.
+# Where all phases but the last write, until the run is done.
 _PHASES_FOLDER = "phases"
 _LOGS_FOLDER = "logs"
 
@@ -41,23 +41,24 @@ def clean_sources(
     engine: Engine | None = None,
     scorer: Scorer | None = None,
 ) -> dict[str, Counts]:
-    """Takes all sources' documents through the config's steps; does nothing where that is done.
+    """Passes the documents of all sources through the config's steps, unless that is done.
 
     Args:
         settings: sources and steps.
-        inputs: each source's files.
-        directory: where the documents will lie, see above.
-        engine: where the work is done; None is in this process.
-        scorer: the perplexities of texts, if there is such a step.
+        inputs: the files of each source.
+        directory: folder of the cleaned documents, see the module docstring.
+        engine: where to run; None for this process.
+        scorer: computes perplexities of texts, if there is such a step.
 
     Returns:
-        What became of each source's documents.
+        The counts of each source.
 
     Raises:
         ValueError: too much of a source is malformed.
         RuntimeError: parts were not finished.
         ImportError: a step's library is not installed.
     """
+    build.forget()
     parts = cut(settings, inputs)
     phases = _phases(settings, parts, directory, scorer)
     _remove_unfinished(directory)
@@ -82,7 +83,7 @@ def clean_sources(
 def cleaned(
     settings: config.DataConfig, directory: Path
 ) -> tuple[config.DataConfig, dict[str, tuple[documents.File, ...]]]:
-    """The settings with the cleaned documents as sources, and the files of these, in order."""
+    """The settings with the cleaned documents as sources, and their files in order."""
     folders = {source.name: directory / CLEANED_FOLDER / source.name for source in settings.sources}
     sources = tuple(
         config.Source(source.name, str(folders[source.name]), source.weight)
@@ -102,14 +103,14 @@ def read_cleaned(directory: str | Path) -> Iterator[Document]:
 
 
 def read_rejected(directory: str | Path) -> Iterator[Rejected]:
-    """Streams the documents that were turned away, source by source and part by part."""
+    """Streams the rejected documents, by source and part."""
     for path in sorted((Path(directory) / REJECTED_FOLDER).glob(f"*/*{stored.SUFFIX}")):
         for item, _ in stored.read_rejected(path, path.parent.name):
             yield item
 
 
 def load_counts(directory: str | Path) -> dict[str, Counts]:
-    """What became of each source's documents; none where nothing was cleaned."""
+    """The counts of each source; empty if nothing was cleaned."""
     try:
         record = json.loads((Path(directory) / CLEANED_FOLDER / COUNTS_FILE).read_text())
     except FileNotFoundError:
@@ -120,15 +121,17 @@ def load_counts(directory: str | Path) -> dict[str, Counts]:
 def _phases(
     settings: config.DataConfig, parts: Sequence[Part], directory: Path, scorer: Scorer | None
 ) -> list[list[Task]]:
-    """The tasks of each phase; what a phase makes depends on all steps up to its last."""
+    """The tasks of each phase; a phase's output depends on all steps up to its last."""
     cleaning, corpus = settings.cleaning, [part.fingerprint() for part in parts]
+    model = perplexity.fingerprint(scorer) if "perplexity" in cleaning.names else ""
     found: list[list[Task]] = []
     names: list[str] = []
     before: list[Task] | list[None] = [None] * len(parts)
     for phase in build.phases(cleaning):
         names += phase.steps
         steps = cleaning.plain([*names, phase.compares] if phase.compares else names)
-        others = (steps, corpus if phase.number else [])
+        others = [steps, corpus if phase.number else []]
+        others += [model] if "perplexity" in names else []
         folder = directory / _PHASES_FOLDER / str(phase.number) if phase.compares else directory
         before = [
             Task(part, phase, cleaning, folder, earlier, part.fingerprint(*others), scorer)
@@ -147,14 +150,14 @@ def _run(tasks: Sequence[Task], run: Run, logs: Path, display: progress.Display)
     if missing:
         part = missing[0].part
         raise RuntimeError(
-            f"{len(missing)} of {len(tasks)} parts were not cleaned, part {part.number} of source "
-            f"{part.source.name!r} first: {logs} has their logs. The others are done: run it again "
-            "to go on."
+            f"{len(missing)} of {len(tasks)} parts were not cleaned, first part {part.number} of "
+            f"source {part.source.name!r}: their logs are in {logs}. The others are done: run it "
+            "again to go on."
         )
 
 
 def _compare(tasks: Sequence[Task], following: Task) -> None:
-    """Joins the indices of all parts into the step that the next phase begins with."""
+    """Joins the indices of all parts into the first step of the next phase."""
     documents = itertools.chain.from_iterable(
         stored.read(task.cleaned, task.part.source.name) for task in tasks
     )
@@ -194,14 +197,14 @@ def _check_damage(tasks: Sequence[Task], settings: config.DataConfig) -> None:
 
 
 def _remove_unfinished(directory: Path) -> None:
-    """Removes what killed processes were writing."""
+    """Removes the incomplete files of killed processes."""
     for folder in (CLEANED_FOLDER, REJECTED_FOLDER, _PHASES_FOLDER):
         for path in (directory / folder).rglob(f"*{stored.PARTIAL}*"):
             path.unlink(missing_ok=True)
 
 
 def _remove_others(tasks: Sequence[Task], directory: Path) -> None:
-    """Removes what is not of these tasks: earlier phases, and parts of other input."""
+    """Removes what does not belong to these tasks: earlier phases, and parts of other input."""
     shutil.rmtree(directory / _PHASES_FOLDER, ignore_errors=True)
     (directory / STEP_FILE).unlink(missing_ok=True)
     ours = {path for task in tasks for path in (task.cleaned, task.rejected, task.record)}

@@ -1,4 +1,4 @@
-"""How far cleaning is: input with rate and time left, and documents step by step."""
+"""Progress display of cleaning: input with rate and time left, and documents by step."""
 
 import contextlib
 import json
@@ -14,12 +14,12 @@ from llmjax.data.cleaning.counts import Counts
 from llmjax.data.cleaning.engines import Watch
 from llmjax.data.cleaning.task import Task
 
-# Looking takes no more than this share of the time, however many tasks there are.
+# Maximum share of the time spent on polling, however many tasks there are.
 _SHARE = 0.1
 
 
 class Display:
-    """A bar of input for each phase, and of what each step keeps; on stderr, if a terminal."""
+    """Bars of each phase's input and of what each step keeps, on stderr if it is a terminal."""
 
     def __enter__(self) -> "Display":
         self._bars = rich.progress.Progress(
@@ -40,7 +40,7 @@ class Display:
         """Shows a phase.
 
         Yields:
-            What is called now and then to look where the tasks are.
+            A function to call now and then to update the display.
         """
         if self._bars.disable:
             yield lambda: None
@@ -64,7 +64,7 @@ class _Phase:
         self._steps: dict[str, rich.progress.TaskID] = {}
 
     def look(self) -> None:
-        """Reads what the tasks have written, and shows it."""
+        """Reads what the tasks have written, and shows it if it is due."""
         began = time.monotonic()
         if began < self._due:
             return

@@ -1,8 +1,8 @@
-"""Quality as a linear model sees it that has learned from good and bad samples.
+"""Quality scores from a linear model trained on good and bad samples.
 
 Brown et al. 2020, "Language Models are Few-Shot Learners" (arXiv:2005.14165), appendix A, and
 Joulin et al. 2016, "Bag of Tricks for Efficient Text Classification" (arXiv:1607.01759): logistic
-regression on hashed n-grams of words, which reads thousands of documents a second.
+regression on hashed n-grams of words, which reads thousands of documents per second.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from llmjax.data.cleaning import contents
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.extra import needs
 from llmjax.data.cleaning.rules import require_ranges
@@ -25,11 +26,11 @@ _KIND = "llmjax linear quality model 1"
 
 @dataclasses.dataclass(frozen=True)
 class QualityModel:
-    """Turns away what a model of `train` finds bad, and keeps the score of the rest as `quality`.
+    """Rejects documents that a model of `train` scores low, and stores the score as `quality`.
 
     Attributes:
-        model: the file that `LinearModel.save` wrote.
-        minimum: the least probability of being good, if good and bad were equally frequent.
+        model: a file written by `LinearModel.save`.
+        minimum: minimum probability of being good, if good and bad were equally frequent.
     """
 
     name: ClassVar[str] = "quality_model"
@@ -50,15 +51,20 @@ class QualityModel:
         document = document.with_metadata(quality=round(score, 4))
         return Rejected(document, "low quality", score) if score < self.minimum else document
 
+    def plain(self) -> dict[str, Any]:
+        """The settings as plain values, with a digest instead of the model's file."""
+        model = contents.digest(self.model) if self.model else ""
+        return dataclasses.asdict(self) | {"model": model}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearModel:
-    """Logistic regression on the n-grams of words and marks, hashed to a fixed number of features.
+    """Logistic regression on n-grams of words and marks, hashed to a fixed number of features.
 
     Attributes:
         weights: float32 [features].
-        bias: of the decision.
-        ngrams: the longest n-gram.
+        bias: bias of the decision.
+        ngrams: length of the longest n-gram.
     """
 
     weights: np.ndarray
@@ -71,7 +77,7 @@ class LinearModel:
         return 1 / (1 + np.exp(-(features @ self.weights + self.bias)))
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes one file of safetensors: numbers and their meaning, no code."""
+        """Writes a safetensors file: numbers and their meaning, no code."""
         meaning = {"kind": _KIND, "bias": self.bias, "ngrams": self.ngrams}
         arrays = {"weights": self.weights}
         content = safetensors.numpy.save(arrays, {"model": json.dumps(meaning)})
@@ -88,40 +94,47 @@ def train(
     features: int = 1 << 18,
     regularization: float = 0.1,
 ) -> LinearModel:
-    """Learns what good texts have and bad ones have not. The same samples give the same model.
+    """Trains a classifier of good and bad texts. The same samples give the same model.
 
     Args:
-        good: texts that are wanted.
-        bad: texts that are not. There may be more or fewer: both kinds weigh the same in all.
-        ngrams: the longest n-gram of words and marks that is looked at.
-        features: how many numbers these are hashed to.
-        regularization: the weight of half the squared norm of all weights, against the summed loss.
+        good: wanted texts.
+        bad: unwanted texts. Their number may differ, since both classes have equal total weight.
+        ngrams: length of the longest n-gram of words and marks.
+        features: number of features that n-grams are hashed to.
+        regularization: weight of half the squared norm of all weights, against the summed loss.
 
     Raises:
-        ValueError: one kind has no text.
+        ValueError: a class has no text.
         ImportError: scikit-learn is not installed.
     """
     texts, labels = [], []
     for label, kind in ((1, good), (0, bad)):
         samples = list(kind)
         if not samples:
-            raise ValueError(f"there is no {'good' if label else 'bad'} text to learn from")
+            raise ValueError(f"there is no {'good' if label else 'bad'} text to train on")
         texts += samples
         labels += [label] * len(samples)
     with needs("scikit-learn"):
         from sklearn.linear_model import LogisticRegression
-    regression = LogisticRegression(C=1 / regularization, class_weight="balanced", max_iter=1000)
-    regression.fit(_features(texts, features, ngrams), labels)
+        from threadpoolctl import threadpool_limits
+    # With the default tolerance, probabilities are uncertain in the third digit.
+    regression = LogisticRegression(
+        C=1 / regularization, class_weight="balanced", max_iter=1000, tol=1e-7
+    )
+    with threadpool_limits(
+        1
+    ):  # threads change the order of sums, and block each other on busy cores
+        regression.fit(_features(texts, features, ngrams), labels)
     weights = regression.coef_[0].astype(np.float32)
     return LinearModel(weights, float(regression.intercept_[0]), ngrams)
 
 
 @functools.lru_cache(maxsize=4)
 def load(path: str) -> LinearModel:
-    """Reads what `LinearModel.save` wrote, once.
+    """Reads a file written by `LinearModel.save`, once.
 
     Raises:
-        ValueError: there is no such file, or it holds something else.
+        ValueError: the file does not exist or holds something else.
     """
     if not path:
         raise ValueError("quality_model.model: name the file of a model, from quality_model.train")
@@ -136,7 +149,7 @@ def load(path: str) -> LinearModel:
 
 
 def _features(texts: Sequence[str], features: int, ngrams: int) -> Any:
-    """A sparse matrix [N, features]; what is no Unicode in a text counts as question marks."""
+    """Sparse matrix [N, features]; invalid Unicode in a text counts as question marks."""
     valid = (text.encode("utf-8", "replace") for text in texts)
     return _vectorizer(features, ngrams).transform(valid)
 

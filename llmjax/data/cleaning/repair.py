@@ -1,4 +1,4 @@
-"""Text as it was meant: what went wrong with encodings and control characters is put right."""
+"""Repairs text: wrong encodings and control characters."""
 
 import dataclasses
 import functools
@@ -9,25 +9,24 @@ from llmjax.checks import require_choices
 from llmjax.data.cleaning.document import Document
 from llmjax.data.cleaning.extra import needs
 
-# ASCII that is sure to be meant as it stands: printable, tabs, line and page feeds, no reference.
+# ASCII that needs no repair: printable, tabs, line and page feeds.
 _SOUND = re.compile(r"[\t\n\f\x20-\x7e]*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Repair:
-    r"""Repairs a text by ftfy (Speer 2019, "ftfy", doi:10.5281/zenodo.2591652), and no more.
+    r"""Repairs a text with ftfy (Speer 2019, "ftfy", doi:10.5281/zenodo.2591652), conservatively.
 
-    Mojibake, bytes that were read in a wrong encoding, becomes what it was; halves of surrogates
-    are joined or marked; control characters and escapes of terminals go; line ends are "\n"; the
-    text is in one normal form of Unicode. What a writer may have meant stays: quotes, ligatures,
-    wide letters, and references such as "&amp;" unless `references` is on. Source code comes out as
-    it went in.
+    It decodes mojibake (bytes read in a wrong encoding), joins or marks unpaired surrogates,
+    removes control characters and terminal escapes, makes line ends "\n", and applies one Unicode
+    normal form. What may be intended stays: quotes, ligatures, wide letters, and references such as
+    "&amp;" unless `references` is on. Source code stays unchanged.
 
     Attributes:
-        normalization: the normal form. "NFKC" also levels out wide letters, ligatures and
-            superscripts, "none" changes nothing.
-        references: read HTML's references in texts without tags: "&amp;" becomes "&".
-        plain_quotes: make curly quotes straight.
+        normalization: the normal form. "NFKC" also replaces wide letters, ligatures and
+            superscripts; "none" changes nothing.
+        references: decode HTML references in texts without tags: "&amp;" becomes "&".
+        plain_quotes: straighten curly quotes.
     """
 
     name: ClassVar[str] = "repair"
@@ -40,7 +39,7 @@ class Repair:
         require_choices(self, self.name)
 
     def __call__(self, document: Document) -> Document:
-        """The document, repaired."""
+        """The repaired document."""
         text = document.text
         if _SOUND.fullmatch(text) and not (self.references and "&" in text):
             return document

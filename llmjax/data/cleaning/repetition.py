@@ -1,11 +1,11 @@
-"""How much of a text is said more than once: parts that come again, and n-grams."""
+"""Repetition within a text: repeated lines or paragraphs, and repeated n-grams."""
 
 import collections
 from collections.abc import Iterator, Sequence
 
 
 def repeats(parts: Sequence[str]) -> tuple[int, int]:
-    """Of lines or paragraphs, those that came before: how many, and their characters."""
+    """Number of repeated lines or paragraphs, and their characters."""
     if len(set(parts)) == len(parts):
         return 0, 0
     seen: set[str] = set()
@@ -20,14 +20,14 @@ def repeats(parts: Sequence[str]) -> tuple[int, int]:
 
 
 def ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
-    """The stretches of n words, in order."""
+    """The n-grams of words, in order."""
     return zip(*(words[i:] for i in range(n)), strict=False)
 
 
 def top_ngram_characters(words: Sequence[str], n: int) -> int:
-    """The characters of the most frequent n-gram, spaces within it included, times its count.
+    """The characters of the most frequent n-gram, including its spaces, times its count.
 
-    Of several equally frequent ones, those of the first; 0 of a text of fewer than n words.
+    Ties go to the first; 0 for a text of fewer than n words.
     """
     counts = collections.Counter(map(" ".join, ngrams(words, n)))
     if not counts:
@@ -37,7 +37,7 @@ def top_ngram_characters(words: Sequence[str], n: int) -> int:
 
 
 def repeated_ngram_characters(words: Sequence[str], n: int) -> int:
-    """The characters of n-grams that came before, no word counted twice."""
+    """The characters of repeated n-grams, counting no word twice."""
     count = len(words) - n + 1
     if len(set(map("".join, ngrams(words, n)))) >= count:
         return 0

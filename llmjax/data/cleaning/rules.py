@@ -1,4 +1,4 @@
-"""Heuristic steps as lists of rules: what is measured, and whether that is a fault."""
+"""Heuristic steps as lists of rules: a measurement, and whether it is a fault."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -6,12 +6,12 @@ from typing import Any
 
 from llmjax.data.cleaning.document import Document, Rejected
 
-# A reason to turn a document away, the number that decides, and whether it speaks against it.
+# A reason for rejection, the deciding number, and whether the rule is broken.
 Rule = tuple[str, float, bool]
 
 
 def judge(document: Document, rules: Iterable[Rule]) -> Document | Rejected:
-    """The document, or its rejection by the first rule that it breaks; later ones are not asked."""
+    """The document, or its rejection by the first broken rule; later rules are not evaluated."""
     for reason, score, broken in rules:
         if broken:
             return Rejected(document, reason, score)
@@ -19,16 +19,16 @@ def judge(document: Document, rules: Iterable[Rule]) -> Document | Rejected:
 
 
 def share(part: float, whole: float) -> float:
-    """`part / whole`, and 0 of nothing."""
+    """`part / whole`, or 0 if `whole` is 0."""
     return part / whole if whole else 0.0
 
 
 def require_ranges(step: Any, **ranges: tuple[float, float]) -> None:
-    """Raises ValueError unless all numbers in these fields of a step lie within their range.
+    """Raises ValueError unless all numbers in these fields of a step are within their range.
 
     Args:
         step: a dataclass with a `name`.
-        ranges: the least and the most by field. A field that is a tuple has several numbers.
+        ranges: (minimum, maximum) by field. A tuple field holds several numbers.
     """
     unknown = ranges.keys() - {field.name for field in dataclasses.fields(step)}
     assert not unknown, unknown

@@ -1,7 +1,7 @@
-"""Words and n-grams of texts as hashes: what documents are compared by.
+"""Hashes of words and n-grams, by which documents are compared.
 
-The same for every step that compares, whatever the language, and the same in every process: a word
-is a run of letters and digits, or one character of a script that is written without spaces.
+They are the same for every step that compares, in every language and process. A word is a run of
+letters and digits, or one character of a script written without spaces.
 """
 
 import functools
@@ -18,18 +18,18 @@ UNSPACED = (
     "\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _LETTERS = rf"[^\W_{UNSPACED}]"
-# Accents that stand by themselves belong to their word.
+# Combining accents belong to their word.
 WORD = re.compile(rf"[{UNSPACED}]|{_LETTERS}+(?:[\u0300-\u036f]+{_LETTERS}*)*")
 _DIGITS = re.compile(r"\d+")
 
-# Longer words are damage, and would fill the memory of those that were seen.
+# Longer words are damaged, and would fill the cache.
 _REMEMBERED = 64
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def normal(words: str) -> str:
-    """Words without case, accents and compatibility forms, so that their spellings are equal."""
+    """Words without case, accents and compatibility forms, so that variant spellings are equal."""
     folded = words.casefold()
     if folded.isascii():
         return folded
@@ -38,11 +38,11 @@ def normal(words: str) -> str:
 
 
 def hashes(words: Iterable[str], *, numbers: bool = True) -> np.ndarray:
-    """The hashes of words in their normal form, uint64 [W].
+    """Hashes of words in normal form, uint64 [W].
 
     Args:
-        words: as `WORD` finds them.
-        numbers: whether numbers differ; without, every run of digits counts as the same.
+        words: words as `WORD` finds them.
+        numbers: whether numbers differ; otherwise every run of digits counts as the same.
     """
     remembered = _WITH_NUMBERS if numbers else _WITHOUT_NUMBERS
     words = list(words)
@@ -52,11 +52,11 @@ def hashes(words: Iterable[str], *, numbers: bool = True) -> np.ndarray:
 
 
 def hash_of(words: str) -> int:
-    """The hash of a word, or of several with spaces between, in normal form."""
+    """The hash of a word, or of several words separated by spaces, in normal form."""
     return xxhash.xxh3_64_intdigest(normal(words).encode(errors="surrogatepass"))
 
 
-# Words follow Zipf's law: most of a corpus is answered from here.
+# Words follow Zipf's law, so most of a corpus is found in these caches.
 _WITH_NUMBERS = functools.lru_cache(maxsize=1 << 18)(hash_of)
 _WITHOUT_NUMBERS = functools.lru_cache(maxsize=1 << 18)(
     lambda word: hash_of(_DIGITS.sub("0", word))
@@ -64,14 +64,14 @@ _WITHOUT_NUMBERS = functools.lru_cache(maxsize=1 << 18)(
 
 
 def ngrams(items: np.ndarray, n: int) -> np.ndarray:
-    """The hashes of all runs of `n` items, in order: polynomials in them, all of equal cost.
+    """Hashes of all runs of `n` items, in order: polynomials in the items, at equal cost for any n.
 
     Args:
-        items: uint64 [W], hashes themselves.
-        n: how many make a run.
+        items: uint64 [W], themselves hashes.
+        n: length of a run.
 
     Returns:
-        uint64 [W - n + 1], or none where there are fewer items than `n`.
+        uint64 [W - n + 1], or empty if there are fewer than `n` items.
     """
     count = len(items) - n + 1
     if count < 1:
@@ -84,7 +84,7 @@ def ngrams(items: np.ndarray, n: int) -> np.ndarray:
 
 @functools.lru_cache
 def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The powers of the multiplier, from 1 on, and their inverses modulo 2^64."""
+    """Powers of the multiplier, from 1 on, and their inverses modulo 2^64."""
     multipliers = np.full(count, _MULTIPLIER)
     inverses = np.full(count, np.uint64(pow(int(_MULTIPLIER), -1, 1 << 64)))
     multipliers[0] = inverses[0] = 1
@@ -92,7 +92,7 @@ def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 that changes half of all bits with each (SplitMix64's finalizer)."""
+    """A bijection of uint64 in which each bit affects half of all bits (SplitMix64's finalizer)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Cleaned and rejected documents in files: JSON lines under zstd, whole or not there at all."""
+"""Stores cleaned and rejected documents in files: JSON lines with zstd, written atomically."""
 
 import json
 import math
@@ -18,12 +18,12 @@ SUFFIX = ".jsonl.zst"
 PARTIAL = ".partial-"
 
 _LEVEL = 3
-# What a character may take in JSON: two escapes of UTF-16.
+# Maximum size of a character in JSON: two UTF-16 escapes.
 _CHARACTER_BYTES = 12
 
 
 def encode(document: Document) -> tuple[bytes, str]:
-    """A document's line, or nothing and the reason why it cannot be one."""
+    """A document's line, or nothing and the reason why it cannot be stored."""
     try:
         line = json.dumps(_record(document), ensure_ascii=False, default=str).encode() + b"\n"
     except UnicodeEncodeError:
@@ -34,7 +34,7 @@ def encode(document: Document) -> tuple[bytes, str]:
 
 
 def encode_rejected(item: Rejected, count: int) -> bytes:
-    """The line of a document that was turned away, or of several that could not be read."""
+    """The line of a rejected document, or of several that could not be read."""
     text = item.document.text[: documents.MAX_LINE_BYTES // _CHARACTER_BYTES]
     why = {"step": item.step, "reason": item.reason, "score": item.score, "count": count}
     record = {**_record(item.document), "text": text, **why}
@@ -42,14 +42,14 @@ def encode_rejected(item: Rejected, count: int) -> bytes:
 
 
 def unsound(text: str) -> str:
-    """Why a text cannot be a document's, if it cannot."""
+    """The reason why a text cannot be a document's; "" if it can."""
     if not text.strip():
         return "empty text"
     return "" if documents.encodable(text) else "half a surrogate pair"
 
 
 def file(path: Path) -> documents.File:
-    """A file that was written here, which may shrink as far as it will."""
+    """A file that was written here, which may be compressed to any degree."""
     status = path.stat()
     return documents.File(
         path, path.name, status.st_size, status.st_mtime_ns, max_expansion=math.inf
@@ -59,7 +59,7 @@ def file(path: Path) -> documents.File:
 def read(
     path: Path, source: str, advance: documents.Advance = lambda _: None
 ) -> Iterator[Document]:
-    """Streams the documents that were written to a file, just as they were."""
+    """Streams the documents in a file, exactly as they were written."""
     for _, line in documents.numbered_lines(documents.read_blocks(file(path), advance)):
         record = json.loads(line)
         yield _document(record, source)
@@ -68,7 +68,7 @@ def read(
 def read_rejected(
     path: Path, source: str, advance: documents.Advance = lambda _: None
 ) -> Iterator[tuple[Rejected, int]]:
-    """Streams what was turned away and written to a file, and how many documents each was."""
+    """Streams rejected documents from a file, each with the number of documents it represents."""
     for _, line in documents.numbered_lines(documents.read_blocks(file(path), advance)):
         record = json.loads(line)
         document = _document(record, source)
@@ -85,7 +85,7 @@ def _document(record: dict[str, Any], source: str) -> Document:
 
 
 class Writer:
-    """Writes lines to a file that gets its name when it is whole."""
+    """Writes lines to a file that gets its final name when complete."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -94,17 +94,17 @@ class Writer:
         self._stream = zstandard.ZstdCompressor(_LEVEL).stream_writer(self._raw, closefd=False)
 
     def append(self, path: Path) -> None:
-        """Puts a whole file of this kind in front of the lines that follow."""
+        """Copies a complete file of this kind before the lines that follow."""
         with path.open("rb") as stream:
             while block := stream.read(documents.BLOCK_BYTES):
                 self._raw.write(block)
 
     def write(self, line: bytes) -> None:
-        """Writes a line, newline included."""
+        """Writes a line, including its newline."""
         self._stream.write(line)
 
     def close(self) -> int:
-        """Ends the file and gives it its name; its size in bytes."""
+        """Ends and renames the file; returns its size in bytes."""
         self._stream.close()
         size = self._raw.tell()
         self._raw.close()
@@ -118,12 +118,12 @@ class Writer:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Writes a file of JSON, whole or not at all."""
+    """Writes a JSON file atomically."""
     unfinished = partial(path)
     unfinished.write_text(json.dumps(record))
     unfinished.replace(path)
 
 
 def partial(path: Path) -> Path:
-    """The name of a file while it is written: different in every process, whatever machine."""
+    """The name of an incomplete file, unique to the process, on any machine."""
     return path.with_name(f"{path.name}{PARTIAL}{os.getpid()}-{uuid.uuid4().hex[:8]}")

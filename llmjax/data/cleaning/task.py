@@ -1,4 +1,4 @@
-"""One part through one phase: what a process does, on whatever machine."""
+"""Passes one part through one phase: the work of one process, on any machine."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from llmjax.data.cleaning.parts import Part
 from llmjax.data.cleaning.perplexity import Scorer
 
 CLEANED_FOLDER, REJECTED_FOLDER, INDEX_FOLDER = "cleaned", "rejected", "index"
-# What the step compares with that the phase begins with.
+# The first step of a phase, with what it compares with.
 STEP_FILE = "step.pickle"
 
 _REPORT_SECONDS = 0.5
@@ -29,18 +29,18 @@ Report = Callable[[], None]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A part that goes through the steps of a phase.
+    """A part that passes through the steps of a phase.
 
     Attributes:
-        part: what it is about.
-        phase: which steps.
-        config: the settings of steps.
-        folder: where this phase writes: `cleaned/SOURCE/PART.jsonl.zst` the documents that go on,
-            `rejected/SOURCE/PART.jsonl.zst` those that this phase or one before turned away,
-            `cleaned/SOURCE/PART.json` the counts, last of all.
-        before: what the same part went through before, if it did.
-        fingerprint: of all that decides the outcome.
-        scorer: of `perplexity`, if that is one of the steps.
+        part: the input.
+        phase: the steps.
+        config: settings of the steps.
+        folder: where this phase writes: `cleaned/SOURCE/PART.jsonl.zst` the documents it keeps,
+            `rejected/SOURCE/PART.jsonl.zst` those that this phase or an earlier one rejected, and
+            finally `cleaned/SOURCE/PART.json` the counts.
+        before: the task of the same part in the previous phase, if any.
+        fingerprint: hash of everything that determines the output.
+        scorer: for the step `perplexity`, if it is among the steps.
     """
 
     part: Part
@@ -58,22 +58,22 @@ class Task:
 
     @property
     def cleaned(self) -> Path:
-        """The file of documents that go on."""
+        """The file of documents that are kept."""
         return self._file(CLEANED_FOLDER, stored.SUFFIX)
 
     @property
     def rejected(self) -> Path:
-        """The file of documents that were turned away."""
+        """The file of rejected documents."""
         return self._file(REJECTED_FOLDER, stored.SUFFIX)
 
     @property
     def index(self) -> Path:
-        """The folder of what the next phase compares by."""
+        """The folder of the index for the next phase."""
         return self._file(INDEX_FOLDER, "")
 
     @property
     def record(self) -> Path:
-        """The file of the counts, which says that the task is done."""
+        """The file of the counts, which marks the task as done."""
         return self._file(CLEANED_FOLDER, ".json")
 
     @property
@@ -85,7 +85,7 @@ class Task:
         return self.folder / kind / self.part.source.name / (self.part.name + suffix)
 
     def counts(self) -> Counts | None:
-        """What became of the part's documents; None if it is yet to be cleaned."""
+        """The counts of the part's documents; None if it has not been cleaned."""
         try:
             record = json.loads(self.record.read_text())
             sizes = [self.cleaned.stat().st_size, self.rejected.stat().st_size]
@@ -99,7 +99,7 @@ class Task:
         """Cleans the part, unless that is done.
 
         Args:
-            report: called now and then, when the counts so far have been written.
+            report: called now and then, after the counts so far have been written.
         """
         if self.counts() is not None:
             return
@@ -137,8 +137,8 @@ class Task:
     def _kept(
         self, counts: Counts, cleaned: stored.Writer, rejected: stored.Writer, report: Report
     ) -> Iterator[Document]:
-        """The documents that go on, written; the others are put aside, and all are counted."""
-        steps = [_Watched(name, self._step(name), counts) for name in self.phase.steps]
+        """Yields and writes the documents that are kept; stores the others, and counts all."""
+        steps = [Watched(name, self._step(name), counts) for name in self.phase.steps]
         due = time.monotonic() + _REPORT_SECONDS
         for item in self._items(counts):
             if time.monotonic() >= due:
@@ -181,38 +181,38 @@ class Task:
 
 @functools.lru_cache(maxsize=1)
 def _compared(path: Path, modified_ns: int) -> Step:
-    """The step that was saved there; its memory serves all parts that a process cleans."""
-    del modified_ns  # another one means another step under the same name
+    """Loads a saved step; its memory is shared by all parts that a process cleans."""
+    del modified_ns  # a cache key: a step saved under the same name later is another one
     with path.open("rb") as stream:
         return pickle.load(stream)
 
 
 def unread(item: documents.Rejected, source: str) -> Rejected:
-    """What could not be read, as if a step had turned it away."""
+    """A piece that could not be read, as if a step had rejected it."""
     text = item.raw.decode(errors="backslashreplace")
     document = Document(text, f"{item.file}:{item.position}", source, {"unit": item.unit})
     return Rejected(document, item.reason, step=READ)
 
 
-class _Watched:
-    """A step that is timed, and that turns away what it fails on or leaves no text of."""
+class Watched:
+    """A timed step that rejects documents on which it fails or of which it leaves no text."""
 
     def __init__(self, name: str, step: Step, counts: Counts) -> None:
         self.name, self._step, self._seconds = name, step, counts.seconds
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """What the step makes of a document, under the name that the step is known by here.
+        """The step's result for a document, under the step's name in the config.
 
         Raises:
-            ImportError, OSError: what the step needs is missing, which no document can be blamed
-                for.
+            ImportError, OSError: something that the step needs is missing, which is no document's
+                fault.
         """
         began = time.perf_counter()
         try:
             result = self._step(document)
         except (ImportError, OSError):
             raise
-        except Exception as error:  # whatever a hostile document brings about in any library
+        except Exception as error:  # a hostile document may cause any error in a library
             return Rejected(document, FAILED + type(error).__name__, step=self.name)
         finally:
             self._seconds[self.name] += time.perf_counter() - began

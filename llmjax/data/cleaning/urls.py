@@ -1,7 +1,7 @@
-"""Addresses that documents are not taken from, by lists.
+"""Rejects documents by their web address, with lists.
 
 Penedo et al. 2023, "The RefinedWeb Dataset for Falcon LLM" (arXiv:2306.01116), appendix G.1: lists
-of domains, and words in addresses that are strong signs by themselves or weak ones together.
+of domains, and words in addresses that are strong signals by themselves or weak ones together.
 """
 
 import dataclasses
@@ -10,8 +10,9 @@ import math
 import pathlib
 import re
 import urllib.parse
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from llmjax.data.cleaning import contents
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.rules import require_ranges
 
@@ -20,23 +21,23 @@ _NO_WORD = re.compile(r"[\W_]+")
 
 @dataclasses.dataclass(frozen=True)
 class Urls:
-    """Turns away documents by their `url`; those without one pass.
+    """Rejects documents by their `url`; those without one pass.
 
-    A list is given in place, in files, or both. Files have an entry a line; empty lines and those
-    that begin with # are passed over. Capitals do not matter.
+    A list is given inline, in files, or both. Files have an entry per line; empty lines and those
+    that begin with # are skipped. Case is ignored.
 
     Attributes:
         domains: refused with all of their subdomains.
         domain_files: files of these.
-        urls: refused, whether by http or https, with "www." or without.
+        urls: refused, with http or https, with or without "www.".
         url_files: files of these.
-        words: refused where they stand in an address as words of their own.
+        words: refused as separate words in an address.
         word_files: files of these.
-        subwords: refused wherever they stand in an address, once marks are left out.
+        subwords: refused anywhere in an address, ignoring punctuation.
         subword_files: files of these.
-        weak_words: refused where several of them stand in an address.
+        weak_words: refused if several of them occur in an address.
         weak_word_files: files of these.
-        min_weak_words: how many different ones it takes.
+        min_weak_words: number of distinct weak words that is refused.
     """
 
     name: ClassVar[str] = "urls"
@@ -57,7 +58,7 @@ class Urls:
         require_ranges(self, min_weak_words=(1, math.inf))
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document, or which list its address is on.
+        """The document, or its rejection by a list.
 
         Raises:
             ValueError: a list's file cannot be read.
@@ -65,7 +66,7 @@ class Urls:
         url = str(document.metadata.get("url") or "").lower()
         if not url:
             return document
-        lists = _lists(self)
+        lists = load(self)
         if not lists.domains.isdisjoint(_parents(_host(url))):
             return Rejected(document, "refused domain")
         if _bare(url) in lists.urls:
@@ -80,6 +81,14 @@ class Urls:
             return Rejected(document, "suspicious words in the address", weak)
         return document
 
+    def plain(self) -> dict[str, Any]:
+        """The settings as plain values, with digests instead of files."""
+        fields = dataclasses.asdict(self)
+        for name in fields:
+            if name.endswith("_files"):
+                fields[name] = [contents.digest(path) for path in fields[name]]
+        return fields
+
 
 @dataclasses.dataclass(frozen=True)
 class _Lists:
@@ -91,7 +100,12 @@ class _Lists:
 
 
 @functools.lru_cache(maxsize=4)
-def _lists(step: Urls) -> _Lists:
+def load(step: Urls) -> _Lists:
+    """Loads the inline lists and those in files, which are read once.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
     subwords = {_NO_WORD.sub("", one) for one in _entries(step.subwords, step.subword_files)} - {""}
     return _Lists(
         frozenset(one.strip(".") for one in _entries(step.domains, step.domain_files)),
@@ -114,7 +128,7 @@ def _entries(given: tuple[str, ...], files: tuple[str, ...]) -> set[str]:
 
 
 def _host(url: str) -> str:
-    """The host that an address names, "" of what is none."""
+    """The host of an address, or "" if it has none."""
     try:
         return urllib.parse.urlsplit(url if "//" in url else f"//{url}").hostname or ""
     except ValueError:
@@ -122,12 +136,12 @@ def _host(url: str) -> str:
 
 
 def _parents(host: str) -> list[str]:
-    """A host and the domains that it is in: a.b.org, b.org, org."""
+    """A host and its parent domains: a.b.org, b.org, org."""
     labels = host.strip(".").split(".")
     return [".".join(labels[i:]) for i in range(len(labels))]
 
 
 def _bare(url: str) -> str:
-    """An address without what makes no other page of it: scheme, "www.", last slash, fragment."""
+    """An address without what does not identify the page: scheme, "www.", last slash, fragment."""
     page = url.partition("#")[0]
     return (page.partition("://")[2] or page).removeprefix("www.").rstrip("/")

@@ -1,8 +1,8 @@
-"""Texts cut into words and sentences as datatrove does it for each language, only faster.
+"""Splits texts into words and sentences like datatrove for each language, but faster.
 
-Filters have their thresholds from papers that counted words with some tokenizer; datatrove's have
-spaCy's for most languages. Its rules look at one stretch between white space at a time, and most
-stretches come again and again: each is cut once and remembered.
+The thresholds of filters come from papers that counted words with some tokenizer; datatrove uses
+spaCy's for most languages. Its rules look at one chunk between white space at a time, and most
+chunks recur: each is split once and cached.
 """
 
 import functools
@@ -12,49 +12,49 @@ from typing import Any
 
 from llmjax.data.cleaning.extra import needs
 
-# How many stretches are remembered, and after how many new ones spaCy begins anew: it keeps every
-# string that it has seen, some 500 bytes each.
+# Number of cached chunks, and of new ones after which spaCy's rules are reloaded: spaCy keeps every
+# string that it has seen, about 500 bytes each.
 _REMEMBERED = 1 << 17
 _FORGOTTEN_AFTER = 1 << 16
-# spaCy takes brackets and dots off a stretch one by one, looking at all of it each time: a minute
-# for 10,000 brackets. A stretch that is longer and has more marks is no word; it is cut up before.
+# spaCy strips brackets and dots from a chunk one by one, scanning all of it each time: a minute for
+# 10,000 brackets. A longer chunk with more marks is not a word; it is cut into pieces first.
 _LONGEST = 256
 _MOST_MARKS = 64
 
-# White space that is a token of its own for spaCy: all but a single space between two words.
+# White space that is a token for spaCy: all but a single space between two words.
 _PIECES = re.compile(r"^\s+|\S+|\s{2,}|[^\S ]")
 _SENTENCE_STARTS = re.compile("e[ep]*w")
 
 
 def split(text: str, language: str) -> tuple[str, ...]:
-    """The words and marks of a text, without the space between them.
+    """The words and marks of a text, without the white space between them.
 
     Args:
         text: any text.
-        language: ISO 639-1 code; one without a tokenizer is cut as English is.
+        language: ISO 639-1 code; one without a tokenizer is treated like English.
 
     Raises:
-        ImportError: datatrove is not installed, or what it needs for the language.
+        ImportError: datatrove, or what it needs for the language, is not installed.
     """
     return _tokenizer(language).words(text)
 
 
 def count_sentences(text: str, language: str) -> int:
-    """How many sentences a text has: at least one, and one more for each that begins after another.
+    """The number of sentences in a text, at least one.
 
     Args:
         text: any text.
         language: as for `split`.
 
     Raises:
-        ImportError: as `split`.
+        ImportError: as for `split`.
     """
     return _tokenizer(language).sentences(text)
 
 
 @functools.lru_cache
 def punctuation() -> frozenset[str]:
-    """The marks of all scripts that datatrove does not take for words, control characters too."""
+    """The marks of all scripts that datatrove does not count as words, and control characters."""
     with needs("datatrove"):
         from datatrove.utils.text import PUNCTUATION_SET
     return frozenset(PUNCTUATION_SET)
@@ -70,7 +70,7 @@ def sentence_ends() -> frozenset[str]:
 
 @functools.lru_cache
 def stop_words(language: str) -> frozenset[str] | None:
-    """The frequent words of a language by its ISO 639-1 code, or None where spaCy knows none."""
+    """The stop words of a language by its ISO 639-1 code; None if spaCy has none."""
     with needs("spacy"):
         from spacy.util import get_lang_class
     try:
@@ -94,7 +94,7 @@ def _tokenizer(language: str) -> "_SpaCy | _Other":
 
 
 def _rules(code: str) -> Any:
-    """spaCy's rules of a language; None where it has something else."""
+    """spaCy's rule-based tokenizer of a language; None if it uses something else."""
     import spacy
 
     tokenizer = spacy.blank(code).tokenizer
@@ -102,7 +102,7 @@ def _rules(code: str) -> Any:
 
 
 class _Other:
-    """A tokenizer of datatrove's as it is: of languages without spaces, for the most part."""
+    """A tokenizer of datatrove's, unchanged; mostly for languages without spaces."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -115,7 +115,7 @@ class _Other:
 
 
 class _SpaCy:
-    """spaCy's rules of a language, stretch by stretch."""
+    """spaCy's rules of a language, applied to one chunk at a time."""
 
     def __init__(self, code: str) -> None:
         from spacy.pipeline import Sentencizer
@@ -131,9 +131,9 @@ class _SpaCy:
         return tuple(itertools.chain.from_iterable(map(self._cut, text.split())))
 
     def sentences(self, text: str) -> int:
-        """By the rule of spaCy's sentencizer.
+        """Counts by the rule of spaCy's sentencizer.
 
-        A sentence begins at a word once a mark that ends one has come, and marks behind it.
+        A sentence begins at the first word after a final mark and any further marks.
         """
         pieces = text.split()
         if " ".join(pieces) != text:
@@ -144,7 +144,7 @@ class _SpaCy:
         if len(stretch) > _LONGEST and sum(not c.isalnum() for c in stretch) > _MOST_MARKS:
             parts = (stretch[i : i + _LONGEST] for i in range(0, len(stretch), _LONGEST))
             return tuple(itertools.chain.from_iterable(map(self._cut_anew, parts)))
-        stretch = stretch.encode("utf-8", "replace").decode()  # spaCy takes Unicode only
+        stretch = stretch.encode("utf-8", "replace").decode()  # spaCy takes only valid Unicode
         return self._cut_simple(stretch) or self._cut_by_rules(stretch)
 
     def _cut_by_rules(self, stretch: str) -> tuple[str, ...]:
@@ -154,9 +154,9 @@ class _SpaCy:
         return tuple(token.text for token in self._rules(stretch))
 
     def _cut_simple(self, stretch: str) -> tuple[str, ...] | None:
-        """A word, or one with a mark behind it, as spaCy's rules cut it, at a quarter of the cost.
+        """Splits a word, or a word and a final mark, like spaCy's rules at a quarter of the cost.
 
-        Most stretches are that. None of all others, and where the rules have more to say.
+        Most chunks are of this form. None for all others, and if further rules apply.
         """
         rules, word = self._rules, stretch[:-1]
         if not (stretch.isalpha() or word.isalpha()):
@@ -173,7 +173,7 @@ class _SpaCy:
         return (stretch,) if stretch.isalpha() else None
 
     def _kinds_anew(self, piece: str) -> str:
-        """Of each word: does it end sentences, is it another mark (p), or neither (w)?"""
+        """Kind of each word: it ends sentences (e), is another mark (p), or neither (w)."""
         if piece.isspace():
             return "w"
         from spacy.lang.lex_attrs import is_punct

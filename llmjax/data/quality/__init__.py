@@ -1,4 +1,4 @@
-"""The quality of texts as numbers: how well written, how dense, how often said, how diverse.
+"""Text quality as numbers: language quality, information density, duplication and diversity.
 
 In short:
 
@@ -6,8 +6,8 @@ In short:
     report = quality.report(before, after, rejected, steps=("language", "gopher_quality"))
     quality.write(report, directory)  # quality.html, one page, and quality.json
 
-`Measurement` and `Survey` count documents one by one in bounded memory, and their parts of a corpus
-merge to the numbers of the whole.
+`Measurement` and `Survey` count documents one by one in bounded memory, and merging parts of a
+corpus gives the numbers of the whole.
 """
 
 from llmjax.data.quality.copies import Duplication, DuplicationSizes

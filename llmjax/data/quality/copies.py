@@ -1,4 +1,4 @@
-"""Duplication: documents, lines and passages that were there before."""
+"""Duplication: repeated documents, lines and passages."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,54 +11,55 @@ from llmjax.data.quality.metrics import metric
 from llmjax.data.quality.sketches import Distinct, hash_text
 from llmjax.data.quality.view import View
 
-_ALIKE = minhash.MinHash()  # as FineWeb
-# Documents of one key of `NearSample` that are told apart.
+_ALIKE = minhash.MinHash()  # with FineWeb's parameters
+# Documents per key of `NearSample` that are told apart.
 _PER_KEY = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Duplication:
-    """How much is said twice; None where nothing could be counted."""
+    """How much text is duplicated; None if there was nothing to count."""
 
     exact_copies: float | None = metric(
         "Exact copies",
         ".2%",
-        "Share of documents that `exact_duplicates` would remove: an earlier one has the same "
-        "text, case and white space apart.",
+        "Share of documents that `exact_duplicates` would remove because an earlier one has the "
+        "same text, ignoring case and white space.",
         "less",
     )
     near_copies: float | None = metric(
         "Near copies",
         ".2%",
-        "Share of documents that `near_duplicates` would remove, exact copies among them: MinHash "
-        "of word 5-grams, 14 bands of 8, about 72 % in common. Beyond some thousand documents, "
-        "of a sample that keeps look-alikes together but for a few.",
+        "Share of documents that `near_duplicates` would remove, including exact copies: MinHash "
+        "of word 5-grams, 14 bands of 8, about 72 % in common. Beyond a few thousand documents, "
+        "estimated from a sample that keeps nearly all look-alikes together.",
         "less",
     )
     repeated_lines: float | None = metric(
         "Repeated lines",
         ".2%",
-        "Share of lines that stood in this corpus before, white space at their ends apart, blank "
-        "lines left out.",
+        "Share of lines that occurred earlier in this corpus, ignoring surrounding white space and "
+        "blank lines.",
         "less",
     )
     repeated_ngrams: float | None = metric(
         "Repeated 13-grams",
         ".2%",
-        "Share of sequences of 13 words that stood in this corpus before, case and marks apart.",
+        "Share of sequences of 13 words that occurred earlier in this corpus, ignoring case and "
+        "punctuation.",
         "less",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class DuplicationSizes:
-    """How much memory duplication may take.
+    """Memory limits of the duplication metrics.
 
     Attributes:
-        documents: texts that are counted exactly, 8 bytes each; above, estimated.
-        passages: the same of lines, and of sequences of words.
-        near: documents that are compared with each other, 250 bytes each.
-        ngram: words of a sequence.
+        documents: texts counted exactly, 8 bytes each; estimated beyond that.
+        passages: the same for lines and for word sequences.
+        near: documents compared with each other, 250 bytes each.
+        ngram: words in a sequence.
     """
 
     documents: int = 1 << 16
@@ -68,7 +69,7 @@ class DuplicationSizes:
 
 
 class DuplicationCounts:
-    """What `Duplication` is worked out from."""
+    """The counts behind `Duplication`."""
 
     def __init__(self, sizes: DuplicationSizes = DuplicationSizes()) -> None:
         self._ngram = sizes.ngram
@@ -87,14 +88,14 @@ class DuplicationCounts:
         self._near.add(seen)
 
     def merge(self, other: "DuplicationCounts") -> None:
-        """Adds another's counts, of the same sizes."""
+        """Adds the counts of another instance with the same sizes."""
         self._texts.merge(other._texts)
         self._lines.merge(other._lines)
         self._ngrams.merge(other._ngrams)
         self._near.merge(other._near)
 
     def result(self) -> Duplication:
-        """The numbers."""
+        """The metrics."""
         return Duplication(
             exact_copies=self._texts.repeated,
             near_copies=self._near.repeated,
@@ -104,14 +105,15 @@ class DuplicationCounts:
 
 
 class NearSample:
-    """Which share of documents is nearly another's copy, from a sample that keeps these together.
+    """Estimates the share of near copies from a sample that keeps near copies together.
 
-    A document's key is the lowest hash of its shingles, which two documents have in common as
-    often as they have shingles in common (Broder 1997). The documents of the lowest keys are
-    kept, each as the bands of its MinHash signature; those that share a band are one.
+    A document's key is the lowest hash of its shingles. Two documents share it with a probability
+    equal to the share of shingles that they have in common (Broder 1997). The documents with the
+    lowest keys are kept, each as the bands of its MinHash signature; documents that share a band
+    count as one.
 
     Args:
-        size: keys that are kept; a key seldom has more than one document.
+        size: number of keys to keep; a key seldom has more than one document.
     """
 
     def __init__(self, size: int) -> None:
@@ -120,12 +122,12 @@ class NearSample:
         self._bound = 1 << 64
 
     def add(self, seen: View) -> None:
-        """Offers a document; one without words is left out."""
+        """Offers a document; documents without words are ignored."""
         count = min(_ALIKE.n, len(seen.words))
         if not count:
             return
         lowest = shingles.ngrams(seen.words, count).min(keepdims=True)
-        # The lowest of many hashes is low in a long document: mixed again, all are alike.
+        # The lowest of many hashes is small in a long document; mixing again removes that bias.
         key = int(shingles.mixed(lowest)[0])
         if key < self._bound:
             grams = minhash.ngrams(seen.document.text, _ALIKE)
@@ -133,7 +135,7 @@ class NearSample:
             self._prune()
 
     def merge(self, other: "NearSample") -> None:
-        """Takes in another's sample, of the same size."""
+        """Merges another sample of the same size."""
         for key, found in other._found.items():
             if key < self._bound:
                 self._at(key).merge(found)
@@ -141,7 +143,7 @@ class NearSample:
 
     @property
     def repeated(self) -> float | None:
-        """1 - groups of look-alikes / documents; none of nothing."""
+        """1 - groups of look-alikes / documents; None without documents."""
         self._prune(exactly=True)
         documents = sum(found.documents for found in self._found.values())
         if not documents:
@@ -161,7 +163,7 @@ class NearSample:
 
 @dataclasses.dataclass
 class _Key:
-    """Documents with a key: how many, and the lowest of their signatures."""
+    """The documents of a key: their number, and the lowest of their signatures."""
 
     documents: int = 0
     signatures: set[bytes] = dataclasses.field(default_factory=set)
@@ -182,7 +184,7 @@ class _Key:
 
 
 def groups(signatures: Sequence[bytes]) -> int:
-    """How many are left of documents, each as its bands, once those that share one are one."""
+    """Number of documents, given by their bands, after those that share a band are merged."""
     table = np.frombuffer(b"".join(signatures), np.uint64).reshape(-1, _ALIKE.bands)
     firsts = []
     for band in table.T:

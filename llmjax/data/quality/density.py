@@ -1,4 +1,4 @@
-"""Information density: what compresses away, words that carry content, entropy, numbers, names."""
+"""Information density: compressibility, content words, entropy, numbers and names."""
 
 import collections
 import dataclasses
@@ -16,49 +16,49 @@ _LEVEL = 3
 
 @dataclasses.dataclass(frozen=True)
 class InformationDensity:
-    """How much texts say; None where nothing could be counted."""
+    """How much information texts carry; None if there was nothing to count."""
 
     compression: float | None = metric(
         "Compression ratio",
         ".2f",
-        "Bytes over bytes after zstd (level 3), each document by itself: much above what prose has "
-        "(about 2 for a page) is boilerplate, much below is noise. Short documents compress less.",
+        "Bytes divided by bytes after zstd (level 3), per document: much above prose (about 2 for "
+        "a page) is boilerplate, much below is noise. Short documents compress less.",
     )
     content_words: float | None = metric(
         "Content words",
         ".1%",
-        "Share of the words of letters that are no function words (spaCy's stop words of the "
-        "language). Languages without a list are left out.",
+        "Share of alphabetic words that are not function words (spaCy's stop words of the "
+        "language). Languages without a list are ignored.",
     )
     word_entropy: float | None = metric(
-        "Entropy, bits a word",
+        "Entropy, bits per word",
         ".2f",
-        "Of the frequencies of words in lower case.",
+        "Entropy of the frequencies of lower-cased words.",
         "more",
     )
     byte_entropy: float | None = metric(
-        "Entropy, bits a byte",
+        "Entropy, bits per byte",
         ".3f",
-        "Of the frequencies of bytes in UTF-8.",
+        "Entropy of the frequencies of UTF-8 bytes.",
     )
     numbers: float | None = metric(
         "Numbers",
         ".2%",
-        "Share of words that have a digit.",
+        "Share of words that contain a digit.",
     )
     names: float | None = metric(
         "Names",
         ".2%",
-        "Share of words that begin with a capital, neither at the start of a sentence or line nor "
-        "all in capitals; in German every noun.",
+        "Share of capitalised words that are not at the start of a sentence or line and not all in "
+        "capitals; in German this includes every noun.",
     )
 
 
 class DensityCounts:
-    """What `InformationDensity` is worked out from.
+    """The counts behind `InformationDensity`.
 
     Args:
-        bits: frequencies of words are counted in 2^bits buckets.
+        bits: word frequencies are counted in 2^bits buckets.
     """
 
     def __init__(self, bits: int = 17) -> None:
@@ -83,13 +83,13 @@ class DensityCounts:
         self._words.add(seen.words)
 
     def merge(self, other: "DensityCounts") -> None:
-        """Adds another's counts."""
+        """Adds the counts of another instance."""
         self._counts.update(other._counts)
         self._bytes += other._bytes
         self._words.merge(other._words)
 
     def result(self) -> InformationDensity:
-        """The numbers."""
+        """The metrics."""
         count = self._counts
         words = count["words"]
         return InformationDensity(
@@ -103,7 +103,7 @@ class DensityCounts:
 
 
 def compressed_bytes(data: bytes) -> int:
-    """Size of zstd's frame for some bytes; 0 for none."""
+    """Size of the zstd frame of some bytes; 0 for none."""
     return len(_compressor().compress(data)) if data else 0
 
 

@@ -1,4 +1,4 @@
-"""Files to measure: raw ones, and those that cleaning left."""
+"""Finds the files to measure: raw files, or the output of cleaning."""
 
 import collections
 import dataclasses
@@ -20,7 +20,7 @@ Split = Literal["file", "paragraph", "line"]
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """What is measured at a time: a file, what its documents are, and their source."""
+    """A unit of measuring: a file, the kind of its documents, and their source."""
 
     kind: Kind
     file: documents.File
@@ -31,10 +31,10 @@ class Piece:
         quality: QualityConfig = _DEFAULT,
         advance: documents.Advance = lambda _: None,
     ) -> Survey:
-        """Measures the file, as a stream.
+        """Measures the file as a stream.
 
         Args:
-            quality: how.
+            quality: settings of the measurement.
             advance: called with the number of bytes read since the last call.
         """
         survey = Survey(quality)
@@ -62,19 +62,19 @@ def find(
     text_field: str = "text",
     split: Split = "file",
 ) -> tuple[list[Piece], tuple[str, ...]]:
-    """The files at some paths, each path a source; or those of a folder of prepared data.
+    """Finds the files at some paths, each path a source, or in a folder of prepared data.
 
     Args:
-        paths: files, folders and globs, or one folder that cleaning wrote to.
+        paths: files, folders and globs; or one folder that cleaning wrote.
         text_field: the field or column that holds the text.
-        split: what a document is in plain text.
+        split: what a document of a plain text file is.
 
     Returns:
-        The files, and the names of cleaning's steps in order; none of raw files.
+        The files, and the names of the cleaning steps in order (empty for raw files).
 
     Raises:
         FileNotFoundError: there is nothing to read at a path.
-        ValueError: a file's suffix names no format that can be read.
+        ValueError: a file's suffix does not name a supported format.
     """
     if len(paths) == 1 and (pathlib.Path(paths[0]) / task.CLEANED_FOLDER).is_dir():
         return prepared(pathlib.Path(paths[0]))
@@ -89,7 +89,7 @@ def find(
 
 
 def prepared(folder: pathlib.Path) -> tuple[list[Piece], tuple[str, ...]]:
-    """What cleaning left in a folder, and the names of its steps in order."""
+    """The files that cleaning left in a folder, and the names of its steps in order."""
     kinds: tuple[tuple[Kind, str], ...] = (
         ("cleaned", task.CLEANED_FOLDER),
         ("rejected", task.REJECTED_FOLDER),
@@ -104,6 +104,6 @@ def prepared(folder: pathlib.Path) -> tuple[list[Piece], tuple[str, ...]]:
 
 
 def _name(path: str) -> str:
-    """A source's name by its path."""
+    """Derives a source's name from its path."""
     stem = pathlib.Path(path).name.partition(".")[0]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "source"

@@ -1,4 +1,4 @@
-"""Language quality: unknown and misspelt words, errors of punctuation and casing, perplexity."""
+"""Language quality: unknown and misspelt words, punctuation and casing errors, perplexity."""
 
 import collections
 import dataclasses
@@ -12,66 +12,66 @@ from llmjax.data.cleaning.perplexity import Scorer
 from llmjax.data.quality.metrics import metric
 from llmjax.data.quality.view import Is, View
 
-# Sums of numbers that are not whole are kept in units of 2^-32, so that no order changes them.
+# Sums of real numbers are kept in units of 2^-32, so that they do not depend on the order.
 _UNIT = 1 << 32
-# Texts are scored so many at a time.
+# Number of texts scored at a time.
 _TOGETHER = 64
-_SHOUTED = 3  # as many words in capitals, one behind the other
+_SHOUTED = 3  # consecutive words in capitals that count as an error
 
-# Each alternative begins with the marks it is about, which the engine can skip to.
+# Each alternative begins with the marks that it concerns, so that the engine can skip to them.
 _ERRORS = (
-    r"[!?][!?]+|\.{4,}|,\s*,|;\s*;"  # repeated
-    r"|[,.](?<=\w[ \t].)(?=\s|$)"  # space in front
-    r"|[,;](?<=[^\W\d_].)(?=[^\W\d_])"  # none behind
+    r"[!?][!?]+|\.{4,}|,\s*,|;\s*;"  # repeated marks
+    r"|[,.](?<=\w[ \t].)(?=\s|$)"  # space before a mark
+    r"|[,;](?<=[^\W\d_].)(?=[^\W\d_])"  # no space after a mark
     r"|[.!?](?<=[a-z][a-z].)(?=[A-Z][a-z])"
 )
 _PUNCTUATION = re.compile(_ERRORS + r"|[;:!?](?<=\w[ \t].)(?=\s|$)")
-_FRENCH = re.compile(_ERRORS)  # which has a space in front of these
+_FRENCH = re.compile(_ERRORS)  # French puts a space before ; : ! ?
 _BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageQuality:
-    """How well texts are written; None where nothing could be counted."""
+    """How well texts are written; None if there was nothing to count."""
 
     unknown_words: float | None = metric(
         "Unknown words",
         ".2%",
-        "Share of the words of letters that the list of their language lacks (pyspellchecker's; "
-        "English in both spellings), names and jargon included. Languages without a list are "
-        "left out.",
+        "Share of alphabetic words that are not in the word list of their language "
+        "(pyspellchecker's; English in both spellings), including names and jargon. Languages "
+        "without a list are ignored.",
         "less",
     )
     misspelt_words: float | None = metric(
         "Misspelt words",
         ".2%",
-        "The same among words all in lower case, which are no names.",
+        "The same for words in lower case, which are not names.",
         "less",
     )
     punctuation_errors: float | None = metric(
         "Punctuation errors",
         ".2f",
-        "Space in front of a mark or none behind it, marks repeated, brackets and quotation marks "
-        "without their other half; per 1,000 words.",
+        "Per 1,000 words: space before a mark or none after it, repeated marks, unpaired brackets "
+        "and quotation marks.",
         "less",
     )
     casing_errors: float | None = metric(
         "Casing errors",
         ".2f",
-        "Sentences that begin in lower case, three or more words in capitals in a row, iNVERTED "
-        "words and a lone i; per 1,000 words.",
+        "Per 1,000 words: sentences that begin in lower case, three or more consecutive words in "
+        "capitals, iNVERTED words and a lone i.",
         "less",
     )
     perplexity: float | None = metric(
         "Perplexity",
         ",.1f",
-        "Of documents under the given model: the geometric mean, weighted by their bytes.",
+        "Of documents under the given model: the geometric mean, weighted by bytes.",
         "less",
     )
 
 
 class LanguageCounts:
-    """What `LanguageQuality` is worked out from."""
+    """The counts behind `LanguageQuality`."""
 
     def __init__(self, scorer: Scorer | None = None) -> None:
         self._scorer = scorer
@@ -96,12 +96,12 @@ class LanguageCounts:
                 self._score()
 
     def merge(self, other: "LanguageCounts") -> None:
-        """Adds another's counts."""
+        """Adds the counts of another instance."""
         other._score()
         self._counts.update(other._counts)
 
     def result(self) -> LanguageQuality:
-        """The numbers."""
+        """The metrics."""
         self._score()
         count = self._counts
         words, scored = count["words"], count["scored"]
@@ -128,14 +128,14 @@ class LanguageCounts:
 
 
 def punctuation_errors(text: str, language: str = "en") -> int:
-    """How many errors of punctuation a text has, by rules that hold whatever the sentence says."""
+    """Number of punctuation errors in a text, by rules that do not depend on its content."""
     errors = len((_FRENCH if language == "fr" else _PUNCTUATION).findall(text))
     errors += sum(abs(text.count(left) - text.count(right)) for left, right in _BRACKETS)
     return errors + text.count('"') % 2
 
 
 def casing_errors(seen: View) -> int:
-    """How many words of a document are in the wrong case."""
+    """Number of words in the wrong case."""
     lower = (seen.is_word & Is.LOWER) != 0
     ended = (seen.before & Is.END) != 0
     sure = (seen.twice_before & (Is.SHORT | Is.END | Is.BREAK)) == 0
@@ -145,7 +145,7 @@ def casing_errors(seen: View) -> int:
 
 
 def _shouted(seen: View) -> np.ndarray:
-    """Which words [N] stand in a row of `_SHOUTED` or more in capitals."""
+    """Which words [N] are in a run of `_SHOUTED` or more words in capitals."""
     upper = (seen.is_word & Is.UPPER) != 0
     shouted = np.zeros(len(seen.words), bool)
     rows = np.ones(max(len(shouted) - _SHOUTED + 1, 0), bool)

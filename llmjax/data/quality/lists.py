@@ -1,4 +1,4 @@
-"""Lists of words: which are known of a language, and which carry its grammar."""
+"""Word lists: the known words and the function words of languages."""
 
 import functools
 import importlib
@@ -6,7 +6,7 @@ import re
 
 from llmjax.data.cleaning.extra import needs
 
-# British spellings of words of which the list of English has the American one.
+# British spellings and their American equivalents, which the English list has.
 _AMERICAN = (
     (re.compile(r"our"), "or"),
     (re.compile(r"is(e|ed|es|er|ers|ing|ation|ations|able)$"), r"iz\1"),
@@ -20,10 +20,10 @@ _AMERICAN = (
 
 @functools.lru_cache
 def known_words(language: str) -> frozenset[str]:
-    """Correct words of a language in lower case, those of `pyspellchecker`; empty if it has none.
+    """The words in pyspellchecker's list of a language, in lower case; empty if it has no list.
 
     It has lists of ar, de, en, es, eu, fa, fr, it, lv, nl, pt and ru, from OpenSubtitles with
-    misspellings taken out; English is as in the United States.
+    misspellings removed; English has American spelling.
 
     Raises:
         ImportError: the package is not installed.
@@ -37,7 +37,7 @@ def known_words(language: str) -> frozenset[str]:
 
 @functools.lru_cache
 def function_words(language: str) -> frozenset[str]:
-    """Articles, pronouns, auxiliaries and the like: spaCy's stop words; empty if it has none.
+    """Articles, pronouns, auxiliaries and so on: spaCy's stop words; empty if it has no list.
 
     Raises:
         ImportError: spaCy is not installed.
@@ -52,7 +52,7 @@ def function_words(language: str) -> frozenset[str]:
 
 
 def is_known(word: str, language: str) -> bool:
-    """Whether a language's list has a word in lower case, as it is, without 's, or Americanised."""
+    """Whether a language's list has a lower-case word, as it is, without 's, or Americanised."""
     known = known_words(language)
     if word in known or word.removesuffix("'s") in known:
         return True

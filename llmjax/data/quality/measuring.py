@@ -1,4 +1,4 @@
-"""The four metrics of any documents, alone or together."""
+"""Computes the four families of metrics for documents, separately or together."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -16,20 +16,20 @@ from llmjax.data.quality.view import Known, listed, view
 
 @dataclasses.dataclass(frozen=True)
 class QualityConfig:
-    """How quality is measured.
+    """Settings of the quality measurement.
 
-    What runs in several processes is pickled, so that functions here are those of a module.
+    The config is pickled for other processes, so functions must be defined at module level.
 
     Attributes:
-        scorer: perplexities of texts, such as `evaluation.TextScorer`; none are measured without.
-        embed: vectors of texts, for topics; TF-IDF without.
-        known: whether a word in lower case is right in a language; by lists of pyspellchecker.
-        topics: how many clusters documents may spread over.
+        scorer: computes perplexities of texts, such as `evaluation.TextScorer`; None for none.
+        embed: computes vectors of texts, for topics; None for TF-IDF.
+        known: whether a lower-case word is correct in a language; uses pyspellchecker by default.
+        topics: maximum number of topic clusters.
         word_bits: words are counted in 2^word_bits buckets, 8 bytes each.
-        duplication: what duplication may hold.
-        diversity: what diversity may hold.
-        examples: of documents that are shown of each reason of a step.
-        shown: characters of an example.
+        duplication: memory limits of the duplication metrics.
+        diversity: memory limits of the diversity metrics.
+        examples: documents shown per reason of a step.
+        shown: characters shown of an example.
     """
 
     scorer: Scorer | None = None
@@ -45,26 +45,26 @@ class QualityConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Amount:
-    """How much there is."""
+    """The amount of text."""
 
-    documents: int = metric("Documents", ",d", "How many.")
-    bytes: int = metric("Bytes", ",d", "Of text in UTF-8.")
+    documents: int = metric("Documents", ",d", "Number of documents.")
+    bytes: int = metric("Bytes", ",d", "Bytes of text in UTF-8.")
     words: int = metric("Words", ",d", "Runs of letters and digits; characters in CJK and Thai.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """All numbers of some documents.
+    """All metrics of a set of documents.
 
     Attributes:
-        amount: how much there is.
+        amount: how much text there is.
         language: how well it is written.
-        density: how much it says.
-        duplication: how much of it is said twice.
-        diversity: of how many things it speaks.
-        lengths: documents by words, those of [2^n, 2^(n+1)) words at n + 1 and empty ones at 0.
-        growth: of the vocabulary.
-        topics: shares of a sample of documents in each topic.
+        density: how much information it carries.
+        duplication: how much of it is duplicated.
+        diversity: how varied it is.
+        lengths: histogram of document lengths: [2^n, 2^(n+1)) words at n + 1, empty documents at 0.
+        growth: growth of the vocabulary.
+        topics: share of each topic in a sample of documents.
     """
 
     amount: Amount
@@ -77,7 +77,7 @@ class Quality:
     topics: tuple[float, ...]
 
 
-# The families of metrics: the fields of `Quality` that hold them, and what they are called.
+# The families of metrics: the fields of `Quality` that hold them, with title and class.
 FAMILIES: Mapping[str, tuple[str, Any]] = {
     "language": ("Language quality", LanguageQuality),
     "density": ("Information density", InformationDensity),
@@ -87,9 +87,9 @@ FAMILIES: Mapping[str, tuple[str, Any]] = {
 
 
 class Measurement:
-    """Counts documents one by one, in bounded memory; parts of a corpus may be counted apart.
+    """Counts documents one by one, in bounded memory; parts of a corpus can be counted separately.
 
-    `add` in any order and `merge` of any parts lead to the same numbers, bit for bit.
+    The result does not depend on the order of `add` and `merge`, bit for bit.
     """
 
     def __init__(self, config: QualityConfig = QualityConfig()) -> None:
@@ -112,7 +112,7 @@ class Measurement:
             part.add(seen)
 
     def merge(self, other: "Measurement") -> None:
-        """Adds what another with the same config has counted."""
+        """Adds the counts of another instance with the same config."""
         self._amount = {name: n + other._amount[name] for name, n in self._amount.items()}
         self._lengths = [a + b for a, b in zip(self._lengths, other._lengths, strict=True)]
         for mine, others in zip(self._parts(), other._parts(), strict=True):
@@ -120,7 +120,7 @@ class Measurement:
 
     @property
     def documents(self) -> int:
-        """How many were counted."""
+        """Number of documents counted."""
         return self._amount["documents"]
 
     def topics(self) -> Topics:
@@ -128,7 +128,7 @@ class Measurement:
         return Topics.fit(self._diversity.sample, self._config.embed, self._config.topics)
 
     def result(self, topics: Topics | None = None) -> Quality:
-        """The numbers; `topics` to spread documents over are their own if not given."""
+        """The metrics. `topics` are the clusters to assign documents to, by default their own."""
         topics = topics or self.topics()
         used = max((place for place, count in enumerate(self._lengths) if count), default=-1) + 1
         return Quality(
@@ -147,7 +147,7 @@ class Measurement:
 
 
 def measure(documents: Iterable[Document], config: QualityConfig = QualityConfig()) -> Quality:
-    """All numbers of some documents, read once."""
+    """Computes all metrics of some documents, in one pass."""
     measurement = Measurement(config)
     for document in documents:
         measurement.add(document)
@@ -157,26 +157,26 @@ def measure(documents: Iterable[Document], config: QualityConfig = QualityConfig
 def language_quality(
     documents: Iterable[Document], config: QualityConfig = QualityConfig()
 ) -> LanguageQuality:
-    """How well documents are written."""
+    """Computes the language quality of documents."""
     return _counted(LanguageCounts(config.scorer), documents, config).result()
 
 
 def information_density(
     documents: Iterable[Document], config: QualityConfig = QualityConfig()
 ) -> InformationDensity:
-    """How much documents say."""
+    """Computes the information density of documents."""
     return _counted(DensityCounts(config.word_bits), documents, config).result()
 
 
 def duplication(
     documents: Iterable[Document], config: QualityConfig = QualityConfig()
 ) -> Duplication:
-    """How much of documents is said twice."""
+    """Computes the duplication within documents."""
     return _counted(DuplicationCounts(config.duplication), documents, config).result()
 
 
 def diversity(documents: Iterable[Document], config: QualityConfig = QualityConfig()) -> Diversity:
-    """Of how many things documents speak."""
+    """Computes the diversity of documents."""
     counts = _counted(DiversityCounts(config.diversity), documents, config)
     return counts.result(Topics.fit(counts.sample, config.embed, config.topics))
 

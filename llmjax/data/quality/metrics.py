@@ -1,6 +1,6 @@
-"""What a number of quality is called, how it is written and what it means: said once, at its field.
+"""Declares a quality metric's title, format and meaning at its field.
 
-Reports, terminal tables and machines read it from there.
+Reports, terminal tables and JSON files read them from there.
 """
 
 import dataclasses
@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A number that is measured.
+    """The description of a metric.
 
     Attributes:
-        name: the field's.
-        title: what it is called.
-        form: a format.
-        meaning: what is counted, of what.
-        better: which way is better for training, as far as that can be said.
+        name: the field's name.
+        title: name for readers.
+        form: format of the number.
+        meaning: what is counted.
+        better: which direction is better for training, if that is clear.
     """
 
     name: str
@@ -26,18 +26,18 @@ class Metric:
     better: Literal["", "less", "more"] = ""
 
     def written(self, value: float | None) -> str:
-        """The number as a reader wants it; a dash where there is none."""
+        """The formatted number; a dash for None."""
         return "–" if value is None else format(value, self.form)
 
 
 def metric(title: str, form: str, meaning: str, better: Literal["", "less", "more"] = "") -> Any:
-    """A field with what is to be known of its number."""
+    """A dataclass field with the description of its metric."""
     about = {"title": title, "form": form, "meaning": meaning, "better": better}
     return dataclasses.field(metadata={"metric": about})
 
 
 def of(kind: Any) -> tuple[Metric, ...]:
-    """The metrics among the fields of a dataclass, in order."""
+    """The metrics of a dataclass, in field order."""
     return tuple(
         Metric(field.name, **field.metadata["metric"])
         for field in dataclasses.fields(kind)

@@ -1,4 +1,4 @@
-"""The report as one page: what was removed and why, and what that did to the quality."""
+"""Renders the report as one page: what was removed and why, and the effect on quality."""
 
 import difflib
 import re
@@ -15,7 +15,7 @@ _CONTEXT = 12  # words shown around an edit
 
 
 def render(report: Report, title: str) -> str:
-    """The page's HTML."""
+    """Renders the HTML page."""
     drawn = [drawing.svg(chart) for chart in pictures.charts_of(report)]
     cleaned = len(report.total.stages) > 1
     names = ", ".join(source.name or "unnamed" for source in report.sources[:6])
@@ -60,13 +60,13 @@ def _figures(total: Source) -> list[tuple[str, str, str]]:
         (one,) = (m for m in metrics.of(FAMILIES[family][1]) if m.name == name)
         before, after = _value(raw, family, one), _value(cleaned, family, one)
         if after is not None:
-            note = f"{one.written(before)} as it came" if len(total.stages) > 1 else "as it came"
+            note = f"{one.written(before)} before" if len(total.stages) > 1 else "raw"
             found.append((one.title, one.written(after), note))
     return found
 
 
 def _removed(report: Report) -> str:
-    """A row a step: what came, what was turned away, and why most of all."""
+    """A row per step: documents in, documents removed, and the most frequent reason."""
     came = report.total.raw.amount.documents + report.total.unreadable
     rows = []
     for step in report.steps:
@@ -82,12 +82,12 @@ def _removed(report: Report) -> str:
             f'<p class="note"><b class="worse">{report.total.unaccounted:,} documents are neither '
             "among those kept nor among those removed.</b></p>\n"
         )
-    head = ("Step", "Documents that came", "Removed", "Share", "Commonest reason")
+    head = ("Step", "Documents in", "Removed", "Share", "Most frequent reason")
     return note + page.table(head, rows)
 
 
 def _quality(source: Source) -> Iterable[str]:
-    """A table a family: each number as it came, on its way, and as it left."""
+    """A table per family: each metric before, during and after cleaning."""
     cleaned = len(source.stages) > 1
     for family, (title, kind) in FAMILIES.items():
         rows = []
@@ -105,7 +105,7 @@ def _quality(source: Source) -> Iterable[str]:
 
 
 def _by_source(sources: Sequence[Source]) -> Iterable[str]:
-    """A table a family: a row a source, each number as it came and as it left."""
+    """A table per family: a row per source, each metric before and after cleaning."""
     for family, (title, kind) in {"amount": ("Amount", Amount), **FAMILIES}.items():
         shown = [
             one
@@ -128,14 +128,14 @@ def _by_source(sources: Sequence[Source]) -> Iterable[str]:
 
 
 def _by_step(source: Source) -> Iterable[str]:
-    """A folded table a family: a row a stage."""
+    """A folded table per family with a row per stage."""
     for family, (title, kind) in {"amount": ("Amount", Amount), **FAMILIES}.items():
         shown = metrics.of(kind)
         rows = [
             [page.text(stage.name), *(m.written(_value(stage.quality, family, m)) for m in shown)]
             for stage in source.stages
         ]
-        head = ["Left behind", *(page.text(one.title) for one in shown)]
+        head = ["After step", *(page.text(one.title) for one in shown)]
         yield page.details(title, page.table(head, rows))
 
 
@@ -144,7 +144,7 @@ def _busy(steps: Sequence[Step]) -> list[Step]:
 
 
 def _step(step: Step) -> str:
-    """Reasons of a step, and documents that it turned away."""
+    """The reasons of a step, and examples of documents that it rejected."""
     total = sum(step.documents.values())
     rows = [
         (page.text(r.reason), f"{r.documents:,}", f"{r.documents / total:.1%}")
@@ -164,11 +164,11 @@ def _step(step: Step) -> str:
 
 
 def _edits(edits: Edits) -> str:
-    """Documents that were kept with another text, what changed marked."""
+    """Documents that were kept with changed text, with the changes marked."""
     if not edits.compared:
         return ""
     note = (
-        f'<p class="note">Of {edits.compared:,} documents that were kept, drawn at random, '
+        f'<p class="note">Of {edits.compared:,} kept documents, drawn at random, '
         f"{edits.edited:,} had their text changed.</p>\n"
     )
     cards = (
@@ -180,7 +180,7 @@ def _edits(edits: Edits) -> str:
 
 
 def _difference(before: str, after: str) -> str:
-    """Two texts as one, what left and what came marked, and most of what stayed left out."""
+    """A diff of two texts, with most of the unchanged text left out."""
     old, new = _WORDS.findall(before), _WORDS.findall(after)
     parts = []
     codes = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
@@ -201,12 +201,12 @@ def _difference(before: str, after: str) -> str:
 
 
 def _visible(words: Sequence[str]) -> str:
-    """What changed, ends of lines seen."""
+    """Changed words as text, with visible line ends."""
     return page.text("".join(words)).replace("\n", "↵")
 
 
 def _topics(report: Report) -> str:
-    """What the sample speaks of, and how the shares of topics moved."""
+    """The topics of the sample, and how their shares changed."""
     cleaned = len(report.total.stages) > 1
     rows = []
     for place, topic in enumerate(report.topics):
@@ -214,7 +214,7 @@ def _topics(report: Report) -> str:
         for quality in (report.total.raw, report.total.cleaned)[: 1 + cleaned]:
             row.append(f"{quality.topics[place]:.1%}" if quality.topics else "–")
         rows.append(row)
-    head = ("Words that tell it from others", "Raw", "Cleaned")
+    head = ("Characteristic words", "Raw", "Cleaned")
     return page.table(head[: 2 + cleaned], rows)
 
 
@@ -232,7 +232,7 @@ def _value(quality: Quality, family: str, one: Metric) -> float | None:
 
 
 def _change(one: Metric, before: float | None, after: float | None) -> str:
-    """By how much a number moved, coloured by which way is better."""
+    """The relative change of a metric, coloured by which direction is better."""
     if before is None or after is None or one.written(before) == one.written(after):
         return "–"
     moved = f"{after / before - 1:+.1%}" if before else f"{one.written(after)} from 0"
@@ -243,7 +243,7 @@ def _change(one: Metric, before: float | None, after: float | None) -> str:
 
 
 def _spark(path: Sequence[float | None]) -> str:
-    """A line through what is known of a number over the stages."""
+    """A sparkline of a metric's known values over the stages."""
     known = [(place, value) for place, value in enumerate(path) if value is not None]
     if len(known) < 2:
         return ""

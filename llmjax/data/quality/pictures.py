@@ -10,7 +10,7 @@ from llmjax.data.quality.measuring import FAMILIES, Quality
 from llmjax.data.quality.survey import Report
 from llmjax.pages.charts import FAINT, Bars, Chart, Curve, Plot, Role, Scale
 
-# What is drawn over the steps, by family and name, and how.
+# The charts over the steps: family, metric and scale.
 _OVER_STEPS: tuple[tuple[str, str, Scale], ...] = (
     ("language", "unknown_words", "share"),
     ("duplication", "near_copies", "share"),
@@ -20,7 +20,7 @@ _OVER_STEPS: tuple[tuple[str, str, Scale], ...] = (
 
 
 def charts_of(report: Report) -> list[Chart]:
-    """All that there are numbers for."""
+    """All charts for which there is data."""
     cleaned = len(report.total.stages) > 1
     found: list[Chart] = []
     if cleaned:
@@ -36,13 +36,13 @@ def charts_of(report: Report) -> list[Chart]:
 
 
 def _left(report: Report) -> Bars:
-    """Documents left behind each step, and what it removed."""
+    """Documents left after each step, and those that it removed."""
     stages = report.total.stages
     left = np.array([stage.quality.amount.documents for stage in stages], float)
     gone = np.concatenate([[0.0], np.maximum(left[:-1] - left[1:], 0)])
     labels = tuple(stage.name for stage in stages)
     series = (("left", left), ("removed", gone))
-    return Bars("left", "Documents left behind each step", labels, series, stacked=True)
+    return Bars("left", "Documents left after each step", labels, series, stacked=True)
 
 
 def _sources(report: Report) -> Bars:
@@ -59,7 +59,7 @@ def _lengths(report: Report) -> Plot:
     for label, role, quality in _both(report):
         counts = np.array(quality.lengths[1:], float)
         if total := counts.sum():
-            middle = 2.0 ** (np.arange(len(counts)) + 0.5)  # of [2^n, 2^(n+1))
+            middle = 2.0 ** (np.arange(len(counts)) + 0.5)  # of the bin [2^n, 2^(n+1))
             curves.append(Curve(label, middle, counts / total, role, "line and points"))
     title = "Lengths (share of documents)"
     return Plot("lengths", title, tuple(curves), "share", x="words", log_x=True)
@@ -72,17 +72,17 @@ def _growth(report: Report) -> Plot:
             words = np.array(quality.growth.words, float)
             vocabulary = np.array(quality.growth.vocabulary, float)
             curves.append(Curve(label, words, vocabulary, role, "line and points"))
-    title = "Vocabulary (different words)"
+    title = "Vocabulary (distinct words)"
     return Plot("growth", title, tuple(curves), "log", x="words of text", log_x=True)
 
 
 def _over_steps(report: Report, family: str, name: str, scale: Scale) -> Plot | None:
-    """A number behind each step: of all sources together, and faintly of each."""
+    """A metric after each step: over all sources, and faintly for each source."""
     (one,) = (m for m in metrics.of(FAMILIES[family][1]) if m.name == name)
     curves = []
     several = len(report.sources) > 1
     for number, source in enumerate(report.sources if several else ()):
-        label = "" if number else "each source"  # one of them stands in the legend
+        label = "" if number else "each source"  # one legend entry for all sources
         qualities = [stage.quality for stage in source.stages]
         course = _course(label, qualities, family, name)
         curves.append(dataclasses.replace(course, role="muted", strength=FAINT))
@@ -109,7 +109,7 @@ def _topics(report: Report) -> Bars:
 
 
 def _both(report: Report) -> list[tuple[str, Role, Quality]]:
-    """(legend, colour, quality) as it left, if it was cleaned, and as it came."""
+    """(legend, colour, quality) of the cleaned text, if any, and of the raw text."""
     if len(report.total.stages) == 1:
         return [("raw", "first", report.total.raw)]
     return [("cleaned", "first", report.total.cleaned), ("raw", "second", report.total.raw)]

@@ -1,7 +1,7 @@
-"""Summaries of what is too much to hold: of bounded size, and the same however a corpus is cut.
+"""Sketches of bounded size whose result does not depend on how a corpus is partitioned.
 
-Each keeps what has the lowest hashes, which a part of a corpus keeps of it whenever the whole does.
-So adding in any order, and merging any parts, gives the same summary, bit for bit.
+Each keeps the items with the lowest hashes. An item that the whole corpus keeps is also kept by the
+part that it is in. So adding in any order and merging any parts give the same sketch, bit for bit.
 """
 
 import heapq
@@ -16,18 +16,18 @@ Item = TypeVar("Item")
 
 
 def hash_text(text: str) -> int:
-    """64 bits (XXH3) of a text's UTF-8; what is no valid Unicode has a hash too."""
+    """64-bit hash (XXH3) of a text's UTF-8; invalid Unicode has a hash too."""
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
 
 
 class Distinct:
-    """How many different keys were seen, and how many in all.
+    """Counts distinct keys, and all occurrences.
 
-    A bottom-k sketch (Bar-Yossef et al. 2002; Beyer et al. 2007): exact up to `size` different
-    keys, and from there on right to about size^-0.5, relative standard error.
+    A bottom-k sketch (Bar-Yossef et al. 2002; Beyer et al. 2007): exact up to `size` distinct
+    keys, beyond that with a relative standard error of about size^-0.5.
 
     Args:
-        size: hashes that are kept, 8 bytes each.
+        size: number of hashes to keep, 8 bytes each.
     """
 
     def __init__(self, size: int) -> None:
@@ -38,18 +38,18 @@ class Distinct:
         self._waits = 0
 
     def add(self, hashes: np.ndarray) -> None:
-        """Takes in hashes [N] uint64, evenly spread, one for each occurrence."""
+        """Adds uniform hashes [N] uint64, one per occurrence."""
         self.total += len(hashes)
         self._take(hashes)
 
     def merge(self, other: "Distinct") -> None:
-        """Takes in what another of the same size has seen."""
+        """Merges another sketch of the same size."""
         self.total += other.total
         self._take(other._settled())
 
     @property
     def count(self) -> float:
-        """Different keys: exact below `size`, else the estimate (size - 1) / (kth lowest share)."""
+        """Distinct keys: exact below `size`, else the estimate (size - 1) / (kth lowest share)."""
         kept = self._settled()
         if len(kept) < self.size:
             return float(len(kept))
@@ -57,7 +57,7 @@ class Distinct:
 
     @property
     def repeated(self) -> float | None:
-        """Share of occurrences that repeat an earlier one; none of nothing."""
+        """Share of occurrences that repeat an earlier one; None without occurrences."""
         return max(0.0, 1 - self.count / self.total) if self.total else None
 
     def _take(self, hashes: np.ndarray) -> None:
@@ -81,10 +81,10 @@ class Distinct:
 
 
 class Sample(Generic[Item]):
-    """The items with the lowest keys: a uniform sample without replacement where keys are hashes.
+    """The items with the lowest keys: if keys are hashes, a uniform sample without replacement.
 
     Args:
-        size: items that are kept.
+        size: number of items to keep.
     """
 
     def __init__(self, size: int) -> None:
@@ -93,19 +93,19 @@ class Sample(Generic[Item]):
         self._bound: Any = None
 
     def add(self, key: Any, make: Callable[[], Item]) -> None:
-        """Offers an item; it is only made where it may be kept. Equal keys, equal items."""
+        """Offers an item, which is made only if it may be kept. Equal keys mean equal items."""
         if self.size and (self._bound is None or key < self._bound) and key not in self._items:
             self._items[key] = make()
             if len(self._items) >= 2 * self.size:
                 self._prune()
 
     def merge(self, other: "Sample[Item]") -> None:
-        """Takes in another's items."""
+        """Merges another sample's items."""
         for key, item in other._items.items():
             self.add(key, lambda item=item: item)  # type: ignore[misc]
 
     def items(self) -> list[tuple[Any, Item]]:
-        """(key, item) of what is kept, by key."""
+        """(key, item) of the kept items, by key."""
         self._prune()
         return sorted(self._items.items(), key=lambda pair: pair[0])
 
@@ -118,12 +118,11 @@ class Sample(Generic[Item]):
 
 
 class Buckets:
-    """How often words were seen, words that share a bucket taken for one.
+    """Word counts in hash buckets; words in the same bucket count as one.
 
     Args:
-        bits: there are 2^bits buckets of 8 bytes. With more different words than buckets the
-            rarest are no longer told apart, and `entropy` falls short of the truth by what their
-            share of all words has in it.
+        bits: log2 of the number of buckets, 8 bytes each. With more distinct words than buckets
+            the rarest words collide, and `entropy` is too low by about their contribution.
     """
 
     def __init__(self, bits: int) -> None:
@@ -135,17 +134,17 @@ class Buckets:
         np.add.at(self._counts, (hashes & self._mask).astype(np.int64), 1)
 
     def merge(self, other: "Buckets") -> None:
-        """Adds another's counts."""
+        """Adds the counts of another instance."""
         self._counts += other._counts
 
     @property
     def entropy(self) -> float | None:
-        """Bits per word, were words drawn by their frequencies; none of no words."""
+        """Entropy of the word frequencies in bits; None without words."""
         return entropy(self._counts)
 
 
 def entropy(counts: np.ndarray) -> float | None:
-    """Entropy in bits of what was counted: log2 N - sum(c log2 c) / N; none of nothing."""
+    """Entropy in bits of counts: log2 N - sum(c log2 c) / N; None without counts."""
     seen = counts[counts > 0].astype(np.float64)
     if not len(seen):
         return None
@@ -154,6 +153,6 @@ def entropy(counts: np.ndarray) -> float | None:
 
 
 def effective_number(shares: Sequence[float]) -> float | None:
-    """Exp of the entropy of shares: how many equal ones are as diverse (Hill 1973)."""
+    """exp of the entropy of shares: the number of equal shares that is as diverse (Hill 1973)."""
     seen = np.array([share for share in shares if share > 0])
     return float(np.exp(-(seen * np.log(seen)).sum())) if len(seen) else None

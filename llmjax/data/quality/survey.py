@@ -1,4 +1,4 @@
-"""What cleaning made of a corpus: its quality by source, before and after every step."""
+"""Reports the effect of cleaning on a corpus: its quality by source, before and after each step."""
 
 import collections
 import dataclasses
@@ -18,13 +18,13 @@ RAW, CLEANED = "raw", "cleaned"
 REPORT_FILE, PAGE_FILE = "quality.json", "quality.html"
 
 _DEFAULT = QualityConfig()
-_COMPARED = 256  # documents whose text before and after is compared
-_CHARACTERS = 4000  # of theirs that are kept
+_COMPARED = 256  # documents whose text is compared before and after
+_CHARACTERS = 4000  # kept of each of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The quality of what is left behind a step; of all there was, behind `RAW`."""
+    """The quality of the documents left after a step; of all documents for `RAW`."""
 
     name: str
     quality: Quality
@@ -32,14 +32,14 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A source's quality, or that of all together.
+    """The quality of a source, or of all sources together.
 
     Attributes:
-        name: the source's; "" of all together.
-        stages: `RAW` and, of what was cleaned, every step in order; what is left behind a step is
-            what was kept in the end and what later steps turned away, as it came to them.
-        unaccounted: documents that came, less those that were kept and those turned away.
-        unreadable: pieces of files that made no document.
+        name: the source's name; "" for all together.
+        stages: `RAW` and, after cleaning, every step in order. What is left after a step is what
+            was kept in the end plus what later steps rejected, as these received it.
+        unaccounted: documents before cleaning minus those kept and those rejected.
+        unreadable: pieces of files that yielded no document.
     """
 
     name: str
@@ -49,18 +49,18 @@ class Source:
 
     @property
     def raw(self) -> Quality:
-        """As it came."""
+        """The quality before cleaning."""
         return self.stages[0].quality
 
     @property
     def cleaned(self) -> Quality:
-        """As it left."""
+        """The quality after cleaning."""
         return self.stages[-1].quality
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """The beginning of a document that was turned away."""
+    """The beginning of a rejected document."""
 
     id: str
     source: str
@@ -70,7 +70,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """Why a step turned documents away, how many, and some of them drawn at random."""
+    """Why a step rejected documents, how many, and a random sample of them."""
 
     reason: str
     documents: int
@@ -79,7 +79,7 @@ class Reason:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What a step turned away: documents by source, and reasons, the commonest first."""
+    """What a step rejected: documents by source, and reasons, most frequent first."""
 
     name: str
     documents: dict[str, int]
@@ -88,7 +88,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """A document that was kept with another text: the beginnings of both."""
+    """A document that was kept with changed text: the beginnings of both versions."""
 
     id: str
     source: str
@@ -98,7 +98,7 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class Edits:
-    """Of documents that were kept, drawn at random: how many were compared, and what was edited."""
+    """A random sample of kept documents: how many were compared and edited, with examples."""
 
     compared: int = 0
     edited: int = 0
@@ -107,14 +107,14 @@ class Edits:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All of it; `write` makes a page of it and a file for machines.
+    """The whole report; `write` turns it into a page and a JSON file.
 
     Attributes:
         total: all sources together.
-        sources: each by itself, by name.
-        steps: in order.
-        topics: what a sample of the raw documents speaks of.
-        edits: what was changed of what was kept.
+        sources: each source, by name.
+        steps: the cleaning steps, in order.
+        topics: the topics of a sample of the raw documents.
+        edits: changes to documents that were kept.
     """
 
     total: Source
@@ -124,7 +124,7 @@ class Report:
     edits: Edits
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: all numbers, and under `metrics` what each of them means."""
+        """All numbers as JSON values, with the meanings of metrics under `metrics`."""
         meanings = {
             family: [dataclasses.asdict(one) for one in metrics.of(kind)]
             for family, (_, kind) in measuring.FAMILIES.items()
@@ -140,15 +140,15 @@ def report(
     steps: Sequence[str] = (),
     config: QualityConfig = _DEFAULT,
 ) -> Report:
-    """Measures a corpus, or what cleaning made of it; every iterable is read once.
+    """Measures a corpus or the effect of cleaning it; every iterable is read once.
 
     Args:
-        before: documents as they came; None takes them for those of the other two, which they are
+        before: documents before cleaning; None takes the union of the other two, which is the same
             unless steps edited them.
-        after: those that were kept, under their ids; None where nothing was cleaned.
-        rejected: those turned away, with the names of the steps, as they came to these.
-        steps: names of all steps in order; steps that are not named come last, by name.
-        config: how quality is measured.
+        after: documents that were kept, with their ids; None if nothing was cleaned.
+        rejected: rejected documents with the names of the steps, as these received them.
+        steps: names of all steps in order; other steps come last, by name.
+        config: settings of the measurement.
     """
     survey = Survey(config)
     for document in before or ():
@@ -161,7 +161,7 @@ def report(
 
 
 def write(report: Report, directory: str | pathlib.Path, title: str = "Corpus") -> pathlib.Path:
-    """Writes `quality.json` and, of the same numbers, `quality.html`; returns the page's path."""
+    """Writes `quality.json`, and the same numbers as `quality.html`; returns the page's path."""
     from llmjax.data.quality import page
 
     folder = pathlib.Path(directory)
@@ -174,19 +174,19 @@ def write(report: Report, directory: str | pathlib.Path, title: str = "Corpus") 
 
 
 class Survey:
-    """What a report is made of, counted in any order and in any parts, which `merge` joins."""
+    """Counts the documents of a report, in any order and in parts, which `merge` joins."""
 
     def __init__(self, config: QualityConfig = _DEFAULT) -> None:
         self._config = config
-        # By source and stage; stages are RAW, CLEANED and, of what was turned away, the steps.
+        # By source and stage: RAW, CLEANED, or the step that rejected the documents.
         self._measured: dict[tuple[str, str], Measurement] = {}
         self._reasons: collections.Counter[tuple[str, str, str]] = collections.Counter()
         self._examples: dict[tuple[str, str], Sample[Example]] = {}
-        self._before: Sample[Document] = Sample(_COMPARED)  # their beginnings
+        self._before: Sample[Document] = Sample(_COMPARED)  # the beginnings of documents
         self._after: Sample[Document] = Sample(_COMPARED)
 
     def add_before(self, document: Document) -> None:
-        """Counts a document as it came."""
+        """Counts a document before cleaning."""
         self._at(document.source, RAW).add(document)
         self._before.add(_key(document), lambda: _beginning(document))
 
@@ -196,9 +196,9 @@ class Survey:
         self._after.add(_key(document), lambda: _beginning(document))
 
     def add_rejected(self, rejected: Rejected, count: int = 1) -> None:
-        """Counts a document that was turned away.
+        """Counts a rejected document.
 
-        Of the step `READ` it is the first of `count` pieces, which are no documents.
+        For the step `READ` it represents `count` pieces, which are not documents.
         """
         document, step = rejected.document, rejected.step or "unnamed"
         if step == READ:
@@ -211,7 +211,7 @@ class Survey:
         self._shown(step, rejected.reason).add(_key(document), lambda: example)
 
     def merge(self, other: "Survey") -> None:
-        """Adds what another with the same config has counted."""
+        """Adds the counts of another instance with the same config."""
         for place, measurement in other._measured.items():
             self._at(*place).merge(measurement)
         self._reasons.update(other._reasons)
@@ -221,11 +221,11 @@ class Survey:
         self._after.merge(other._after)
 
     def report(self, steps: Sequence[str] = (), *, cleaned: bool = True) -> Report:
-        """The numbers.
+        """Computes the report.
 
         Args:
-            steps: as in `report`.
-            cleaned: whether these documents went through cleaning at all.
+            steps: as for `report`.
+            cleaned: whether these documents were cleaned at all.
         """
         unnamed = {step for _, step, _ in self._reasons} - set(steps)
         steps = (*steps, *sorted(unnamed)) if cleaned else ()
@@ -247,7 +247,7 @@ class Survey:
         came = Stage(RAW, raw.result(topics))
         if not cleaned:
             return Source(name, (came,))
-        # From the last step to the first, as what it turned away comes back.
+        # From the last step to the first: each adds back what the step rejected.
         left = self._joined(parts, CLEANED)
         quality = left.result(topics)
         stages = []
@@ -261,7 +261,7 @@ class Survey:
         return Source(name, (came, *reversed(stages)), raw.documents - left.documents, unread)
 
     def _raw(self, sources: Sequence[str]) -> Measurement:
-        """What came: as it was counted, or else what was kept and what was turned away."""
+        """The raw documents: counted as such, or else those kept plus those rejected."""
         if any(stage == RAW for _, stage in self._measured):
             return self._joined(sources, RAW)
         joined = Measurement(self._config)
@@ -291,7 +291,7 @@ class Survey:
         return Step(step, dict(by_source), reasons)
 
     def _edits(self) -> Edits:
-        """Documents kept among those sampled before: the lowest ids, so sampled after as well."""
+        """Edits of sampled documents: both samples keep the lowest ids, so they overlap."""
         after = {of: (text, kept) for (of, text), kept in self._after.items() if kept.id}
         before = {of: (text, came) for (of, text), came in self._before.items() if came.id}
         pairs = [(before[of], after[of]) for of in before if of in after]
@@ -318,5 +318,5 @@ def _beginning(document: Document) -> Document:
 
 
 def _key(document: Document) -> tuple[int, int]:
-    """Hashes of a document's id and of its text."""
+    """Hashes of a document's id and text."""
     return hash_text(document.id or document.text), hash_text(document.text)

@@ -1,4 +1,4 @@
-"""Topics: clusters of a sample of texts, and how texts spread over them."""
+"""Topics: clusters of a sample of texts, and the distribution of texts over them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ from llmjax.data.cleaning.extra import needs
 from llmjax.data.quality import lists
 from llmjax.data.quality.sketches import effective_number
 
-# Vectors [N, D] of some texts, by any model; only their directions matter.
+# Texts to vectors [N, D], by any model; only their directions matter.
 Embed = Callable[[Sequence[str]], np.ndarray]
 
-# Fewer documents make no topics.
+# Fewer documents give no topics.
 _LEAST_DOCUMENTS = 20
 _DOCUMENTS_A_TOPIC = 10
 _WORDS = 6
@@ -24,8 +24,8 @@ class Topic:
     """A cluster of documents.
 
     Attributes:
-        words: that tell it from the others, the foremost first.
-        share: of the documents that topics were found in.
+        words: most characteristic of it, in order.
+        share: its share of the documents that the topics were fitted to.
     """
 
     words: tuple[str, ...]
@@ -35,13 +35,13 @@ class Topic:
 class Topics:
     """Clusters that texts are assigned to.
 
-    By default a text's vector is TF-IDF of its words in 64 dimensions of latent semantic analysis,
-    with logarithmic counts and without English function words and what is in more than half of the
-    texts; the clusters are those of spherical k-means. That is light, and blind to what means the
-    same in other words. `embed` may do better.
+    By default a text's vector is the TF-IDF of its words in 64 dimensions of latent semantic
+    analysis, with logarithmic counts, and without English function words and words in more than
+    half of the texts; spherical k-means finds the clusters. This is cheap, but blind to synonyms;
+    `embed` may do better.
 
     Attributes:
-        found: the topics, the largest first; none of too few texts, or of texts without words.
+        found: the topics, largest first; empty for too few texts or texts without words.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Topics:
     def fit(
         cls, texts: Sequence[str], embed: Embed | None = None, count: int = 12, seed: int = 0
     ) -> "Topics":
-        """Finds topics.
+        """Fits topics to texts.
 
         Args:
-            texts: to find them in; their order does not matter.
-            embed: vectors of texts.
-            count: of topics; fewer where a topic would have fewer than ten documents.
-            seed: of the clusters.
+            texts: the texts, in any order.
+            embed: computes vectors of texts.
+            count: number of topics; fewer if a topic would have fewer than ten documents.
+            seed: random seed of the clustering.
 
         Raises:
             ImportError: scikit-learn is not installed.
@@ -90,7 +90,7 @@ class Topics:
         return made
 
     def shares(self, texts: Sequence[str]) -> tuple[float, ...]:
-        """Of the texts, in each topic; none without topics or texts."""
+        """Shares of the topics in the texts; empty without topics or texts."""
         texts = [text for text in texts if text.strip()]
         if self._centres is None or not texts:
             return ()
@@ -100,11 +100,11 @@ class Topics:
         return tuple((counts / len(texts)).tolist())
 
     def effective(self, texts: Sequence[str]) -> float | None:
-        """How many topics texts speak of: exp of the entropy of their shares."""
+        """Effective number of topics in the texts: exp of the entropy of their shares."""
         return effective_number(self.shares(texts))
 
     def vendi(self, texts: Sequence[str]) -> float | None:
-        """The Vendi score of texts' vectors; none without texts or words."""
+        """The Vendi score of the texts' vectors; None without texts or words."""
         texts = [text for text in texts if text.strip()]
         if self._embed is not None and texts:
             return vendi_score(self._embed(texts))
@@ -120,8 +120,8 @@ class Topics:
 def vendi_score(vectors: Any) -> float:
     """The Vendi score (Friedman and Dieng 2023, equation 2) of vectors [N, D], dense or sparse.
 
-    Exp of the entropy of the eigenvalues of K / N, K being the cosines of the vectors: 1 where all
-    point the same way, N where all are orthogonal. A vector of zeros is like no other vector.
+    It is exp of the entropy of the eigenvalues of K / N, where K holds the cosine similarities: 1
+    if all vectors point the same way, N if all are orthogonal. A zero vector is like no other.
     """
     unit = _directions(vectors.toarray() if hasattr(vectors, "toarray") else vectors)
     cosines = unit @ unit.T
@@ -131,14 +131,14 @@ def vendi_score(vectors: Any) -> float:
 
 
 class _Words:
-    """TF-IDF of words that several texts have, and its main directions."""
+    """TF-IDF of words that several texts share, and its principal directions."""
 
     def __init__(self, weigh: Any, main: Any) -> None:
         self._weigh, self._main = weigh, main
 
     @classmethod
     def fit(cls, texts: Sequence[str], dimensions: int = 64) -> "_Words | None":
-        """Learns weights and directions; none where no two words are left."""
+        """Learns weights and directions; None if fewer than two words are left."""
         with needs("scikit-learn"):
             from sklearn.decomposition import TruncatedSVD
             from sklearn.feature_extraction.text import TfidfVectorizer
@@ -152,7 +152,7 @@ class _Words:
         )
         try:
             weights = weigh.fit_transform(texts)
-        except ValueError:  # sklearn's word for an empty vocabulary
+        except ValueError:  # raised by sklearn for an empty vocabulary
             return None
         dimensions = min(dimensions, *(size - 1 for size in weights.shape))
         if dimensions < 1:
@@ -168,7 +168,7 @@ class _Words:
         return self._main.transform(self.weights(texts))
 
     def telling(self, texts: Sequence[str], chosen: np.ndarray) -> tuple[str, ...]:
-        """The words that weigh more in the chosen texts than in all."""
+        """The words with the most additional weight in the chosen texts, relative to all texts."""
         weights = self.weights(texts)
         ahead = np.asarray(weights[chosen].mean(axis=0) - weights.mean(axis=0)).ravel()
         names = self._weigh.get_feature_names_out()

@@ -1,4 +1,4 @@
-"""Diversity: topics, vocabulary and its growth, sources."""
+"""Diversity: topics, vocabulary and its growth, and sources."""
 
 import collections
 import dataclasses
@@ -10,18 +10,18 @@ from llmjax.data.quality.sketches import Distinct, Sample, effective_number, has
 from llmjax.data.quality.topics import Topics
 from llmjax.data.quality.view import View
 
-_LEVELS = 40  # each of half of the documents of the one before
-# Levels of fewer documents say nothing of a law.
+_LEVELS = 40  # each has half of the documents of the previous one
+# Levels with fewer documents say nothing about a law.
 _LEAST_DOCUMENTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """Vocabulary by length of text, of nested random parts of a corpus; the largest is all of it.
+    """Vocabulary size by text length, for nested random parts of a corpus; the last is all of it.
 
     Attributes:
-        words: words of each part.
-        vocabulary: different words of each.
+        words: number of words in each part.
+        vocabulary: number of distinct words in each part.
     """
 
     words: tuple[int, ...] = ()
@@ -30,54 +30,54 @@ class Growth:
 
 @dataclasses.dataclass(frozen=True)
 class Diversity:
-    """How many things texts speak of, and in how many words; None where it cannot be said."""
+    """How varied texts are in topics and words; None if it cannot be computed."""
 
     topics: float | None = metric(
         "Topics",
         ".1f",
-        "Effective number, exp of the entropy of how a sample of documents spreads over clusters "
-        "(k-means of TF-IDF or of the given embeddings), the same for all sources and steps.",
+        "Effective number: exp of the entropy of a sample's distribution over clusters (k-means of "
+        "TF-IDF or of the given embeddings), which are the same for all sources and steps.",
         "more",
     )
     spread: float | None = metric(
         "Vendi score",
         ",.1f",
-        "Effective number of different documents in a sample of up to 512 (Friedman and Dieng "
+        "Effective number of distinct documents in a sample of up to 512 (Friedman and Dieng "
         "2023): exp of the entropy of the eigenvalues of their cosine similarities / their number.",
         "more",
     )
     vocabulary: float | None = metric(
         "Vocabulary",
         ",.0f",
-        "Different words, in lower case.",
+        "Number of distinct words in lower case.",
     )
     heaps_exponent: float | None = metric(
         "Heaps' exponent",
         ".3f",
-        "β of vocabulary = K · words^β, fitted to random parts of the corpus (Heaps 1978): prose "
-        "has 0.4 to 0.7; less is repetition, near 1 is noise.",
+        "β of vocabulary = K · words^β, fitted to random parts of the corpus (Heaps 1978): 0.4 to "
+        "0.7 for prose; less is repetition, near 1 is noise.",
     )
     heaps_factor: float | None = metric(
         "Heaps' factor",
         ",.3g",
-        "K of the same law.",
+        "K of that law.",
     )
     sources: float | None = metric(
         "Sources",
         ".2f",
-        "Effective number, exp of the entropy of their shares of the bytes.",
+        "Effective number: exp of the entropy of their shares of the bytes.",
         "more",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class DiversitySizes:
-    """How much memory diversity may take.
+    """Memory limits of the diversity metrics.
 
     Attributes:
-        vocabulary: different words that are counted exactly, 8 bytes each; above, estimated.
-        sample: documents that topics are told from.
-        characters: of a sampled document that are kept.
+        vocabulary: distinct words counted exactly, 8 bytes each; estimated beyond that.
+        sample: number of documents that topics are fitted to.
+        characters: kept of each sampled document.
     """
 
     vocabulary: int = 1 << 14
@@ -86,7 +86,7 @@ class DiversitySizes:
 
 
 class DiversityCounts:
-    """What `Diversity` is worked out from."""
+    """The counts behind `Diversity`."""
 
     def __init__(self, sizes: DiversitySizes = DiversitySizes()) -> None:
         self._sizes = sizes
@@ -107,7 +107,7 @@ class DiversityCounts:
         self._sample.add(key, lambda: document.text[: self._sizes.characters])
 
     def merge(self, other: "DiversityCounts") -> None:
-        """Adds another's counts, of the same sizes."""
+        """Adds the counts of another instance with the same sizes."""
         self._sources.update(other._sources)
         self._documents.update(other._documents)
         self._sample.merge(other._sample)
@@ -116,22 +116,22 @@ class DiversityCounts:
 
     @property
     def sample(self) -> list[str]:
-        """The beginnings of some documents drawn at random."""
+        """The beginnings of a random sample of documents."""
         return [text for _, text in self._sample.items()]
 
     @property
     def growth(self) -> Growth:
-        """How the vocabulary grows, in parts of 16 documents or more."""
+        """The growth of the vocabulary, over parts of 16 documents or more."""
         enough = [n for n, count in self._documents.items() if count >= _LEAST_DOCUMENTS]
         levels = [n for n in sorted(enough, reverse=True) if self._levels[n].total]
         words = tuple(self._levels[level].total for level in levels)
         return Growth(words, tuple(self._levels[level].count for level in levels))
 
     def result(self, topics: Topics | None = None) -> Diversity:
-        """The numbers.
+        """The metrics.
 
         Args:
-            topics: to spread documents over; by default those of this sample.
+            topics: clusters to assign documents to; by default those of this sample.
         """
         sample = self.sample
         topics = topics or Topics.fit(sample)
@@ -152,9 +152,9 @@ class DiversityCounts:
 
 
 def heaps_law(growth: Growth) -> tuple[float, float] | None:
-    """K and β of vocabulary = K · words^β by least squares of the logarithms.
+    """K and β of vocabulary = K · words^β, by least squares on logarithms.
 
-    None of fewer than three parts.
+    None for fewer than three parts.
     """
     if len(growth.words) < 3:
         return None

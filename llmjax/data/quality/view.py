@@ -1,9 +1,9 @@
-"""A document as the metrics look at it: its words with what is known of each, as arrays.
+"""A document as the metrics see it: arrays of words and their properties.
 
-Steps of cleaning cut words as their papers' code does, since published thresholds rest on that. No
-threshold rests on these numbers, so words are cut here by one expression, some ten times faster: a
-word is a run of letters and digits with apostrophes inside, or a number with its marks; in scripts
-that put no space between words it is a character.
+Cleaning steps tokenise words like the code of their papers, because published thresholds depend on
+it. No threshold depends on these numbers, so words are found by one expression, about ten times
+faster: a word is a run of letters and digits with inner apostrophes, or a number with its
+punctuation; in scripts without spaces between words it is a character.
 """
 
 import array
@@ -19,7 +19,7 @@ from llmjax.data.cleaning.shingles import UNSPACED
 from llmjax.data.quality import lists
 from llmjax.data.quality.sketches import hash_text
 
-# All runs have a longest length, for the sake of memory and of time: longer ones come in pieces.
+# All runs have a maximum length, to bound memory and time; longer runs are split.
 _TAIL = r"|[.!?…]{1,64}(?=[\s\"'”’»)\]]|$)|\n"
 
 
@@ -31,12 +31,12 @@ def _tokens(letter: str, first: str = "") -> re.Pattern[str]:
     return re.compile(rf"{number}{first}|{word}{_TAIL}")
 
 
-# Most texts are ASCII or nearly so, and half of the time goes into this expression.
+# Most texts are ASCII or nearly so, and half of the time is spent in this expression.
 _ASCII = _tokens("[A-Za-z0-9]")
 _ANY = _tokens(rf"[^\W_{UNSPACED}]", rf"|[{UNSPACED}]")
 _MARK = re.compile(r"[.!?…\n]")
 _CAPS_LOCK = re.compile(r"[a-z][A-Z]{2,}")
-# A full stop behind one of these, or behind one or two letters, ends no sentence.
+# A full stop after one of these, or after one or two letters, does not end a sentence.
 _ABBREVIATIONS = frozenset(
     ("etc", "approx", "resp", "incl", "vol", "fig", "dept", "inc", "ltd", "corp", "mrs", "prof")
 )
@@ -44,34 +44,34 @@ _REMEMBERED = 1 << 17
 
 
 class Is:
-    """What may be said of a token by itself, as bits."""
+    """Properties of a single token, as bits."""
 
     WORD = 1
     NUMBER = 2  # has a digit
     LOWER = 4
     UPPER = 8  # two capitals or more, and nothing else
-    CAPITAL = 16  # begins with one
-    LISTED = 32  # of letters, in a language with a list of words
-    UNKNOWN = 64  # LISTED, and not in the list
-    JUDGED = 128  # of letters, in a language with a list of function words
+    CAPITAL = 16  # begins with a capital
+    LISTED = 32  # alphabetic, in a language with a word list
+    UNKNOWN = 64  # LISTED, but not in the list
+    JUDGED = 128  # alphabetic, in a language with a list of function words
     FUNCTION = 256  # JUDGED, and in the list
     MISCASED = 512
-    SHORT = 1024  # a full stop behind it may be that of an abbreviation
-    END = 2048  # of a sentence
-    BREAK = 4096  # of a line
+    SHORT = 1024  # a full stop after it may belong to an abbreviation
+    END = 2048  # ends a sentence
+    BREAK = 4096  # ends a line
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A document's words and marks.
+    """The words of a document and their properties.
 
     Attributes:
-        document: itself.
+        document: the document.
         data: its text in UTF-8.
-        words: hashes [N] uint64 of its words in lower case, in order.
-        is_word: what is known of each word, [N] int of `Is`.
-        before: what is known of the token before each word, [N]; that before the first is a BREAK.
-        twice_before: of the one before that.
+        words: uint64 [N], hashes of its words in lower case, in order.
+        is_word: int [N], properties of each word, bits of `Is`.
+        before: [N], properties of the token before each word; BREAK before the first token.
+        twice_before: [N], properties of the token before that.
     """
 
     document: Document
@@ -82,7 +82,7 @@ class View:
     twice_before: np.ndarray
 
     def count(self, bits: int) -> int:
-        """Words of which all of some bits of `Is` hold."""
+        """Number of words that have all of the bits of `Is`."""
         return int(np.count_nonzero((self.is_word & bits) == bits))
 
     @property
@@ -91,21 +91,21 @@ class View:
         return (self.before & (Is.END | Is.BREAK)) != 0
 
 
-# Whether a word in lower case is right in a language; None where nobody can say.
+# Whether a lower-case word is correct in a language; None if that is unknown.
 Known = Callable[[str, str], bool | None]
 
 
 def listed(word: str, language: str) -> bool | None:
-    """The default `Known`: by pyspellchecker's lists."""
+    """The default `Known`, from pyspellchecker's lists."""
     return lists.is_known(word, language) if lists.known_words(language) else None
 
 
 def view(document: Document, known: Known = listed) -> View:
-    """Looks at a document's words.
+    """Splits a document into words and looks up their properties.
 
     Args:
-        document: any.
-        known: says which words are right.
+        document: any document.
+        known: decides which words are correct.
     """
     table = _table(document.language, known)
     text = document.text
@@ -124,7 +124,7 @@ def view(document: Document, known: Known = listed) -> View:
 
 
 class _Table(dict[str, int]):
-    """Where in two arrays hash and flags of a language's token are, looked up once."""
+    """Positions of hash and flags of a language's tokens in two arrays; computed on first use."""
 
     def __init__(self, language: str, known: Known) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class _Table(dict[str, int]):
         self._hashes, self._flags = array.array("Q"), array.array("q")
 
     def look_up(self, tokens: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes uint64 and flags int64, [N] each, of some tokens."""
+        """Hashes uint64 and flags int64 of tokens, [N] each."""
         if len(self) > _REMEMBERED:
             self.clear()
             del self._hashes[:], self._flags[:]

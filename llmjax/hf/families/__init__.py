@@ -1,4 +1,4 @@
-"""How the config.json of each family says what ours says."""
+"""Tables that map each family's config.json to `ModelConfig`."""
 
 from llmjax.hf.families import decoders, encoders
 from llmjax.hf.families.family import REQUIRED, SUFFIXES, Family

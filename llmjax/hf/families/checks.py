@@ -1,4 +1,4 @@
-"""What a stranger's config.json may say, before it is believed."""
+"""Validates values from an untrusted config.json."""
 
 import sys
 import typing
@@ -8,7 +8,7 @@ SIZE_LIMIT = 2**31 - 1
 
 
 def check(name: str, value: Any, kind: Any) -> None:
-    """Raises ValueError unless the value is of that type and of a size that can be."""
+    """Raises ValueError unless the value has the type and a plausible size."""
     if kind is bool and type(value) is not bool:
         raise ValueError(f"{name}={value!r:.100} must be true or false")
     if kind is int and not (type(value) is int and 0 <= value <= SIZE_LIMIT):

@@ -1,4 +1,4 @@
-"""How the config.json of decoders says what ours says."""
+"""The config.json tables of decoders."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,10 +12,10 @@ def _decoder(classes: str, base: Callable[..., models.ModelConfig], **defaults: 
     """A family with Llama's field names.
 
     Args:
-        classes: as in `Family`.
-        base: as in `Family`.
-        **defaults: their fields' where they are not Llama's, and `fields`, `fixed`, `specials` and
-            `suffixes` that come on top.
+        classes: as for `Family`.
+        base: as for `Family`.
+        **defaults: defaults that differ from Llama's; also additional `fields`, `fixed`,
+            `specials` and `suffixes`, and `without`, the names of fields to leave out.
     """
     fields = {
         "vocab_size": ("vocab_size", REQUIRED),
@@ -46,7 +46,7 @@ def _decoder(classes: str, base: Callable[..., models.ModelConfig], **defaults: 
 
 
 def _first_are_global(fields: Mapping[str, Any], count: int) -> list[str]:
-    """Qwen: layers from max_window_layers on are local, if any is."""
+    """Qwen: with sliding windows, layers from max_window_layers on are local."""
     if not fields.get("use_sliding_window", False):
         return ["full_attention"] * count
     first = fields.get("max_window_layers", 28)

@@ -1,4 +1,4 @@
-"""How the config.json of encoders says what ours says."""
+"""The config.json tables of encoders."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ _FIELDS: dict[str, tuple[str, Any]] = {
 }
 _WITHOUT_ROWS = {name: f for name, f in _FIELDS.items() if name != "max_position_embeddings"}
 _DROPOUT = {
-    # What comes before the output of a head is the same unless a file says otherwise.
+    # The dropout before a head's output follows the hidden dropout unless a file sets it.
     "hidden_dropout_prob": ("hidden", "embedding", "classifier"),
     "attention_probs_dropout_prob": ("attention",),
     "classifier_dropout": ("classifier",),
@@ -34,7 +34,7 @@ _FIXED = {
 
 
 def _every_third(fields: Any, count: int) -> list[str]:
-    """ModernBERT: every n-th layer is global, from the first one on."""
+    """ModernBERT: every n-th layer is global, starting with the first."""
     n = fields.get("global_attn_every_n_layers") or 3
     return ["sliding_attention" if index % n else "full_attention" for index in range(count)]
 
@@ -106,7 +106,7 @@ FAMILIES = {
             "type_vocab_size": ("embedding.token_types", 0),
             "layer_norm_eps": ("norm_epsilon", 1e-7),
             "share_att_key": ("disentangled.shared", False),
-            "mask_decoder": ("disentangled.mask_decoder", 0),  # not of transformers
+            "mask_decoder": ("disentangled.mask_decoder", 0),  # ours, not in transformers
             "conv_act": ("disentangled.convolution_activation", "tanh"),
         },
         {

@@ -1,4 +1,4 @@
-"""What a family's table consists of."""
+"""The table that describes a family's config.json."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from llmjax.hf.families.special import Special
 
 REQUIRED = object()
 
-# Our kind of head → the end of a class name in transformers.
+# Kind of head → suffix of the class name in transformers.
 SUFFIXES = {
     "none": "Model",
     "lm": "ForCausalLM",
@@ -26,16 +26,16 @@ class Family:
     """How a family's config.json is read and written.
 
     Attributes:
-        classes: what the names of its classes in transformers start with.
-        base: makes the configuration, with the head that a config.json has by default.
-        fields: their name → (the dotted name of ours, the value where theirs is left out).
-        dropout: their name → places in `Dropout`, of which the first is written; later names
-            take precedence. Where theirs is left out or null the place is as `base` or an earlier
-            name has it.
-        fixed: their name → the only value that the model implements, also their default.
-        specials: what does not stand for one field of ours.
-        suffixes: kind of head → the end of a class name, where it is not that of `SUFFIXES`.
-        next_sentence: the end of the name of the class that has `Head.next_sentence`.
+        classes: prefix of its class names in transformers.
+        base: makes the configuration, with the default head.
+        fields: their name → (our dotted name, the default if it is omitted).
+        dropout: their name → fields of `Dropout`. The first is the one written; later names take
+            precedence. If a name is omitted or null, its fields keep the value of `base` or of an
+            earlier name.
+        fixed: their name → the only supported value, which is also the default.
+        specials: conversions that do not map to a single field.
+        suffixes: kind of head → suffix of the class name, where it differs from `SUFFIXES`.
+        next_sentence: suffix of the class that has `Head.next_sentence`.
     """
 
     classes: str

@@ -1,4 +1,4 @@
-"""Fields of config.json that do not stand for one field of ours: both ways."""
+"""Conversions of config.json fields that do not map to a single field of `ModelConfig`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +16,10 @@ _NAMES = {ours: theirs for theirs, ours in _KINDS.items()}
 
 @dataclasses.dataclass(frozen=True)
 class Special:
-    """Some fields, both ways.
+    """A conversion of some fields in both directions.
 
     Attributes:
-        read: their fields → values of ours; raises ValueError for what is not supported.
+        read: their fields → values of ours; raises ValueError for unsupported values.
         write: our configuration → their fields.
     """
 
@@ -28,11 +28,11 @@ class Special:
 
 
 def rope(theta: float, local_theta: float = 0.0) -> Special:
-    """Rotary positions, wherever the version that wrote a file put them.
+    """Rotary positions, in the fields of any version of transformers.
 
     Args:
-        theta: where a file leaves it out.
-        local_theta: likewise, of families whose local layers have their own; 0: they have not.
+        theta: the default.
+        local_theta: the default of families whose local layers have their own; 0 for others.
     """
 
     def read(fields: Fields) -> Values:
@@ -42,13 +42,13 @@ def rope(theta: float, local_theta: float = 0.0) -> Special:
             values["rope.local_theta"] = local.get("rope_theta", local_theta)
             check("rope_theta of local layers", values["rope.local_theta"], float)
             if _rope_kind(local) != "default":
-                raise ValueError(f"rope_parameters={local!r:.200}: local layers are not scaled")
+                raise ValueError(f"rope_parameters={local!r:.200}: local layers cannot be scaled")
         return values
 
     def write(config: models.ModelConfig) -> dict[str, Any]:
         parameters = _write_rope(config.rope)
         if not local_theta:
-            # Versions before transformers 5 read the top level.
+            # transformers before version 5 reads the top level.
             old: dict[str, Any] = {"rope_theta": config.rope.theta}
             if config.rope.scaling != "none":
                 scaling = {k: v for k, v in parameters.items() if k != "rope_theta"}
@@ -66,7 +66,7 @@ def rope(theta: float, local_theta: float = 0.0) -> Special:
 
 
 def _rope_parameters(fields: Fields, theta: float, local_theta: float) -> tuple[Fields, Fields]:
-    """Of global and of local layers."""
+    """The parameters of global and of local layers."""
     old = fields.get("rope_scaling") or {}
     new = fields.get("rope_parameters") or {}
     for name, value in (("rope_scaling", old), ("rope_parameters", new)):
@@ -133,10 +133,10 @@ def layer_kinds(
     """Which layers are local, and their window.
 
     Args:
-        default: (fields, layers) → their name of each layer's kind, where a file lists none.
-        window: the name of the window's field, and its value where it is left out.
-        switch: a field that must be true for local layers, where the family has one.
-        half: whether their window counts both sides of a token together.
+        default: (fields, layers) → each layer's kind in their terms, if a file lists none.
+        window: name and default of the window's field.
+        switch: a field that must be true for local layers, if the family has one.
+        half: whether the window counts both sides of a token together.
     """
     name, size = window
 
@@ -162,7 +162,7 @@ def layer_kinds(
         written: dict[str, Any] = {"layer_types": kinds}
         local = "local" in pattern
         if switch:
-            # transformers counts the layers that are not local from the first one on.
+            # transformers counts the global layers, from the first one on.
             written |= {switch: local, "max_window_layers": config.num_layers}
         if local:
             written[name] = 2 * (width - 1) if half else width
@@ -172,7 +172,7 @@ def layer_kinds(
 
 
 def sliding_window() -> Special:
-    """Mistral's: all layers are local, or none is."""
+    """Mistral: either all layers are local or none."""
 
     def read(fields: Fields) -> Values:
         window = fields.get("sliding_window", 4096)
@@ -189,7 +189,7 @@ def sliding_window() -> Special:
 
 
 def shortest(kinds: Sequence[str]) -> tuple[str, ...]:
-    """The shortest pattern that, repeated, gives these kinds."""
+    """The shortest pattern that gives these kinds when repeated."""
     for length in range(1, len(kinds) + 1):
         if all(kind == kinds[index % length] for index, kind in enumerate(kinds)):
             return tuple(kinds[:length])
@@ -197,7 +197,7 @@ def shortest(kinds: Sequence[str]) -> tuple[str, ...]:
 
 
 def padded_positions() -> Special:
-    """RoBERTa's: positions are counted from behind the padding token's row of the table."""
+    """RoBERTa: positions start after the padding token's row of the table."""
 
     def read(fields: Fields) -> Values:
         padding = fields.get("pad_token_id", 1)
@@ -218,9 +218,10 @@ def padded_positions() -> Special:
 
 
 def padding(default: int) -> Special:
-    """The padding token's id, which transformers takes for `default` and checks.
+    """The padding token's id, which transformers defaults to `default` and validates.
 
-    Ours comes with the tokenizer; a smaller vocabulary must at least say that there is none.
+    Our configuration has none, since it belongs to the tokenizer. With a smaller vocabulary the
+    file must say null.
     """
     return Special(
         lambda fields: {},
@@ -229,7 +230,7 @@ def padding(default: int) -> Special:
 
 
 def pooling() -> Special:
-    """ModernBERT's: what stands for a sequence, and the activation of the head's dense layer."""
+    """ModernBERT: pooling of a sequence, and the activation of the head's dense layer."""
     places = {"cls": "first", "mean": "mean"}
 
     def read(fields: Fields) -> Values:
@@ -253,7 +254,7 @@ def _is_pooled(fields: Fields) -> bool:
 
 
 def relative_positions() -> Special:
-    """DeBERTa's."""
+    """DeBERTa: disentangled attention with relative positions."""
 
     def read(fields: Fields) -> Values:
         check("relative_attention", fields.get("relative_attention", False), bool)
@@ -283,7 +284,7 @@ def relative_positions() -> Special:
         convolution = fields.get("conv_kernel_size", 0)
         check("conv_kernel_size", convolution, int)
         return {
-            "scan_layers": not convolution,  # its first layer is not like the others
+            "scan_layers": not convolution,  # a convolution makes the first layer differ
             "disentangled.convolution": convolution,
             "disentangled.terms": tuple(sorted(terms)),
             "disentangled.max_distance": distance,

@@ -1,4 +1,4 @@
-"""What a compiled program costs and moves, read from its text."""
+"""Cost and communication of a compiled program, read from its HLO text."""
 
 from llmjax.planning.program.collectives import Amounts, Collective, collectives
 from llmjax.planning.program.cost import ProgramCost, program_cost

@@ -1,4 +1,4 @@
-"""What a program's chips send each other: kinds, bytes, and the mesh axes that they cross."""
+"""The collectives of a program: kinds, bytes, and the mesh axes that they cross."""
 
 import dataclasses
 import math
@@ -22,13 +22,13 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One that a program runs.
+    """A collective operation of a program.
 
     Attributes:
-        kind: as XLA calls it.
-        axes: of the mesh, which it crosses.
-        group: how many chips exchange among each other.
-        source: the operation of the model that it is part of, as JAX names it.
+        kind: its name in XLA.
+        axes: the mesh axes that it crosses.
+        group: number of chips in a group.
+        source: the model's operation that it belongs to, as JAX names it.
     """
 
     kind: str
@@ -39,15 +39,15 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Amounts:
-    """How much of it in a step, on one chip.
+    """The amount of one collective per step on one chip.
 
     Attributes:
         calls: how often it runs.
-        bytes: of the whole array: the result of a gather, the operand of all others; of rows in
-            unequal number (ragged-all-to-all) the smaller of what is read and written.
-        wire: bytes that a chip sends at least. Over a group of n: (n-1)/n of an array that is
-            gathered, scattered or sent to all; twice that of one that is reduced and kept by all;
-            all of one that is passed on.
+        bytes: size of the whole array: the result of a gather, the operand of all others. For
+            ragged-all-to-all, the smaller of operand and result.
+        wire: lower bound of the bytes that a chip sends. In a group of n: (n-1)/n of the array for
+            all-gather, reduce-scatter and all-to-all, twice that for all-reduce, and the whole
+            array for collective-permute.
     """
 
     calls: float = 0
@@ -72,7 +72,7 @@ class _Traffic(dict[Collective, Amounts]):
         return _Traffic({collective: amounts * times for collective, amounts in self.items()})
 
     def named(self, source: str) -> "_Traffic":
-        """The same, with a source where one is missing."""
+        """A copy in which collectives without a source get this one."""
         return _Traffic(
             {
                 collective
@@ -87,14 +87,14 @@ class _Traffic(dict[Collective, Amounts]):
 
 
 def collectives(hlo: str, mesh: Mapping[str, int]) -> dict[Collective, Amounts]:
-    """All of a compiled program, `jax.stages.Compiled.as_text()`, as often as its loops run them.
+    """Counts the collectives of a compiled program, times the trip counts of their loops.
 
-    Those that start and end in two instructions count at the start. A sum of which each chip keeps
-    a slice at once, in one fused operation, counts as a reduce-scatter. Groups of one are left out.
+    Asynchronous pairs count at their start. An all-reduce whose result each chip slices in the same
+    fusion counts as a reduce-scatter. Groups of one are left out.
 
     Args:
-        hlo: the text.
-        mesh: sizes of the axes of the mesh that it was compiled for, in order.
+        hlo: the text, `jax.stages.Compiled.as_text()`.
+        mesh: axis sizes of the mesh that it was compiled for, in order.
     """
     program = Program(hlo)
     later = _later_pieces(program)
@@ -114,7 +114,7 @@ def collectives(hlo: str, mesh: Mapping[str, int]) -> dict[Collective, Amounts]:
 
 
 def _later_pieces(program: Program) -> set[str]:
-    """XLA:TPU fuses the pieces of one collective into one computation after the other."""
+    """The later pieces of collectives that XLA:TPU splits over a chain of fusions."""
     first: dict[tuple[str, ...], str] = {}
     names = set()
     for computation in program.computations.values():
@@ -131,7 +131,7 @@ def _one(kind: str, computation: Computation, name: str, mesh: Mapping[str, int]
     size = len(groups[0])
     operands = [*map(computation.bytes, computation.operands(name))]
     whole = sum(operands) * size if kind == "all-gather" else sum(operands)
-    if kind == "ragged-all-to-all":  # One of them has room for what is never sent.
+    if kind == "ragged-all-to-all":  # One of the buffers has room for rows that are never sent.
         whole = min(operands[:2])
     others = (size - 1) / size
     share = {"all-reduce": 2 * others, "collective-permute": 1.0}.get(kind, others)
@@ -140,7 +140,7 @@ def _one(kind: str, computation: Computation, name: str, mesh: Mapping[str, int]
 
 
 def _reduced(kind: str, computation: Computation, name: str) -> str:
-    """A sum that ends a computation as a slice of itself is what XLA:TPU scatters by."""
+    """XLA:TPU expresses a reduce-scatter as an all-reduce and a slice that end a fusion."""
     *_, result = computation
     last = computation.origin(result)
     slices = kind == "all-reduce" and computation.opcode(last) == "dynamic-slice"

@@ -1,4 +1,4 @@
-"""What a program for TPUs costs, by the estimates of its compiler, without running it."""
+"""Cost of a compiled TPU program, from its compiler's estimates, without running it."""
 
 import dataclasses
 import re
@@ -9,15 +9,15 @@ from llmjax.planning.program.hlo import Computation, Program
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-    """Of one chip.
+    """Cost on one chip.
 
     Attributes:
-        cycles: the compiler's estimate for its own instructions, one after the other, without
-            transfers between chips; it knows nothing of kernels.
+        cycles: the compiler's estimate for its own instructions in sequence, without collectives
+            and kernels.
         kernel_calls: how often Pallas kernels run.
-        kernel_flops: of all these runs, by their `pl.CostEstimate`.
-        kernel_bytes: read and written by them, likewise.
-        uncounted_loops: how many loops were counted once, since they run until something happens.
+        kernel_flops: FLOPs of all these runs, from their `pl.CostEstimate`.
+        kernel_bytes: bytes that they read and write, likewise.
+        uncounted_loops: loops of unknown trip count, which are counted once.
     """
 
     cycles: float = 0.0
@@ -35,9 +35,9 @@ class ProgramCost:
 
 
 def program_cost(hlo: str) -> ProgramCost:
-    """Adds up a compiled program, `jax.stages.Compiled.as_text()`, every loop as often as it runs.
+    """Adds up a compiled program, `jax.stages.Compiled.as_text()`, times the trip counts of loops.
 
-    Of a condition's branches the dearest counts.
+    Of a conditional, the most expensive branch counts.
     """
     program = Program(hlo)
 

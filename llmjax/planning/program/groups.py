@@ -1,4 +1,4 @@
-"""Which axes of a mesh a collective crosses, from the devices that it joins."""
+"""The mesh axes that a collective crosses, from its replica groups."""
 
 import math
 import re
@@ -10,14 +10,14 @@ Groups = list[tuple[int, ...]]
 
 
 def replica_groups(line: str, devices: int) -> Groups:
-    """The devices that exchange among each other, by their numbers in the program.
+    """The groups of devices that exchange data, by device number in the program.
 
-    XLA writes them out, {{0,1},{2,3}}; or as the rows of a transposed range,
-    [4,2]<=[2,2,2]T(0,2,1); or as axes of a mesh of its own, mesh['a'=4,'b'=2] {'a'}. None at all
-    means one group of all devices. A permutation's are its pairs of source and target.
+    XLA lists them, {{0,1},{2,3}}; or gives the rows of a transposed range,
+    [4,2]<=[2,2,2]T(0,2,1); or names axes of a mesh of its own, mesh['a'=4,'b'=2] {'a'}. No groups
+    means one group of all devices. The groups of a permutation are its source-target pairs.
 
     Raises:
-        ValueError: another notation.
+        ValueError: an unknown notation.
     """
     pairs = re.search(r"source_target_pairs=\{(.*?)\}(?:,? [a-z]|$)", line)
     explicit = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", line)
@@ -37,7 +37,7 @@ def replica_groups(line: str, devices: int) -> Groups:
 
 
 def _of_own_mesh(mesh: str, joined: str) -> Groups:
-    """Groups along axes or parts of them: 'a':(2)4 is the middle one of 2, 4 and the rest."""
+    """Groups along mesh axes or sub-axes: 'a':(2)4 is the middle one of 2, 4 and the rest."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     numbers = np.arange(math.prod(sizes.values()))
     order = re.search(r"device_ids=\((?:\[([\d,]+)\](?:T\(([\d,]+)\))?|([\d,]+))\)", mesh)
@@ -45,8 +45,8 @@ def _of_own_mesh(mesh: str, joined: str) -> Groups:
         numbers = np.array(_integers(order[3]))
     elif order and order[2]:
         numbers = np.transpose(numbers.reshape(_integers(order[1])), _integers(order[2]))
-    shape: list[int] = []  # of the mesh, with the parts of axes as axes
-    inside: list[int] = []  # which of them are joined, in their order
+    shape: list[int] = []  # of the mesh, with split axes
+    inside: list[int] = []  # the axes that are joined, in order
     parts = {name: (before, size) for name, before, size in _axes(joined)}
     for name, size in sizes.items():
         if name not in parts:
@@ -62,7 +62,7 @@ def _of_own_mesh(mesh: str, joined: str) -> Groups:
 
 
 def _axes(joined: str) -> list[tuple[str, int, int]]:
-    """Name, length before the part, and of the part; 0 for the whole axis."""
+    """Name, size before the sub-axis and size of the sub-axis; 0 for the whole axis."""
     found = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", joined)
     return [(name, int(before or 1), int(size or 0)) for name, before, size in found]
 
@@ -76,11 +76,11 @@ def _rows(numbers: np.ndarray) -> Groups:
 
 
 def crossed_axes(groups: Sequence[Sequence[int]], mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes along which devices of a group differ, in the order of the mesh.
+    """The axes along which the devices of a group differ, in mesh order.
 
     Args:
-        groups: devices by their numbers, which count through the mesh in its own order.
-        mesh: sizes of its axes.
+        groups: groups of device numbers, in row-major order of the mesh.
+        mesh: axis sizes.
     """
     shape = tuple(mesh.values())
     crossed = np.zeros(len(shape), bool)

@@ -1,14 +1,14 @@
-"""The text of a compiled program: computations, instructions, and how often loops run."""
+"""Parses the text of a compiled program: computations, instructions and trip counts of loops."""
 
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, Self, TypeVar
 
-BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}  # of types whose names do not say
+BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}  # types whose names do not end in their bits
 
 
 class Amount(Protocol):
-    """What instructions add up to."""
+    """A quantity that can be summed over instructions."""
 
     def __add__(self, other: Self, /) -> Self: ...
 
@@ -19,39 +19,39 @@ T = TypeVar("T", bound=Amount)
 
 
 class Computation(dict[str, str]):
-    """What each name stands for; the last is the result."""
+    """Instructions by name; the last one is the root."""
 
     def opcode(self, name: str) -> str:
-        """What an instruction does."""
-        # A type has brackets too, of tuples and tiles, which nothing but a space goes before.
+        """The operation of an instruction."""
+        # Types of tuples and tiles also have parentheses, but no lower-case word before them.
         found = re.search(r"[\s)}\]]([a-z][\w\-]*)\(", self[name])
         return found[1] if found else ""
 
     def operands(self, name: str) -> list[str]:
-        """The names that an instruction is of."""
-        # A tuple's type has brackets too, and no % in them.
+        """The names of an instruction's operands."""
+        # A tuple type has parentheses too, but no % in them.
         found = re.search(r" [\w\-]+\(([^()]*)\)", self[name])
         return re.findall(r"%([\w.\-]+)", found[1]) if found else []
 
     def bytes(self, name: str) -> float:
-        """Of the array, or the arrays of a tuple, that a name stands for."""
+        """Bytes of the array, or of the arrays of a tuple, that an instruction returns."""
         type_, _, _ = self[name].partition(f" {self.opcode(name)}(")
         arrays = re.findall(r"\b([a-z]+(\d+)?(?:e\w+)?)\[([\d,]*)\]", type_)
         return sum(_bits(kind, bits) * _size(shape) / 8 for kind, bits, shape in arrays)
 
     def origin(self, name: str) -> str:
-        """What a name is a copy of."""
+        """Follows copies and bitcasts to the instruction they start from."""
         while re.search(r" (?:copy|copy-start|copy-done|bitcast)\(", self[name]):
             (name,) = self.operands(name)
         return name
 
     def constant(self, name: str) -> int | None:
-        """The integer that a name stands for, if it is known here."""
+        """The integer constant that a name stands for, if known."""
         found = re.search(r" constant\((-?\d+)\)", self[self.origin(name)])
         return int(found[1]) if found else None
 
     def element(self, name: str) -> int | None:
-        """Which element of the computation's argument a name is, if it is one."""
+        """The index of the argument's tuple element that a name stands for, if it is one."""
         found = re.search(r" get-tuple-element\(.*index=(\d+)", self[self.origin(name)])
         return int(found[1]) if found else None
 
@@ -68,7 +68,7 @@ def _size(shape: str) -> int:
 
 
 class Program:
-    """A program, as `jax.stages.Compiled.as_text()` has it."""
+    """A program parsed from `jax.stages.Compiled.as_text()`."""
 
     def __init__(self, text: str) -> None:
         self.computations: dict[str, Computation] = {}
@@ -88,13 +88,13 @@ class Program:
         zero: T,
         dearest: Callable[[T], Any],
     ) -> T:
-        """What all instructions add up to, those in a loop as often as it runs.
+        """Sums all instructions, those in a loop times its trip count.
 
         Args:
-            measure: amounts of an instruction, fused ones included, without those of loops, calls
-                and branches.
-            zero: nothing.
-            dearest: the key by which one branch of a condition counts.
+            measure: amounts of an instruction, including its fusion but not the loops, calls and
+                branches that it runs.
+            zero: the empty sum.
+            dearest: sort key; of a conditional, the branch with the largest key counts.
         """
 
         def of(computation: Computation) -> T:
@@ -120,9 +120,10 @@ class Program:
         return of(self.entry)
 
     def trips(self, outside: Computation, name: str) -> int | None:
-        """How often a loop runs: as the compiler says, which on TPUs it does not.
+        """The trip count of a loop, or None if unknown.
 
-        There it is known of loops that count in an element of what they hand on; None of others.
+        GPU and CPU compilers state it. On TPUs it follows from the bounds and the step of loops
+        that count in an element of their state.
         """
         told = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', outside[name])
         if told:
@@ -133,7 +134,7 @@ class Program:
         initial = outside.operands(outside.origin(state))
 
         def known(computation: Computation, operand: str) -> int | None:
-            """A constant there, or what came in from outside."""
+            """The value if it is a constant here or comes in from outside."""
             value, element = computation.constant(operand), computation.element(operand)
             if value is None and element is not None:
                 return outside.constant(initial[element])
@@ -156,7 +157,7 @@ class Program:
 
 
 def _branches(line: str) -> list[str]:
-    """The computations of a condition: by number, or by truth."""
+    """The computations of a conditional, by index or by predicate."""
     listed = re.search(r"branch_computations=\{([^}]*)\}", line)
     if listed:
         return re.findall(r"%([\w.\-]+)", listed[1])

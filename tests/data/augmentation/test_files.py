@@ -174,7 +174,7 @@ def test_a_check_sees_only_what_is_left() -> None:
     ("options", "message"),
     [
         ({"methods": ()}, "methods are"),
-        ({"methods": (NOISE, NOISE)}, "of different names"),
+        ({"methods": (NOISE, NOISE)}, "distinct names"),
         ({"copies": 0}, "copies is 0"),
         ({"seed": -1}, "seed -1"),
     ],
@@ -188,7 +188,7 @@ def test_an_input_is_never_overwritten(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text(json.dumps(LABELLED[0]))
     for output in (path, tmp_path / "out.txt"):
-        with pytest.raises(ValueError, match="name a .jsonl file other than what is read"):
+        with pytest.raises(ValueError, match="name a .jsonl file that is not an input"):
             augmentation.augment_examples(
                 ExampleSource("s", str(path)), output, [NOISE], kind="classification"
             )

@@ -121,7 +121,7 @@ def test_sentences_go_through_translators_once_each() -> None:
     assert method.batch(texts, rngs) == ["A dog.  A dog.\nMute.", " A dog. Two"]
     assert asked == [["A cat.", "Mute.", "Two"]]
     assert augment(" \n", method) == " \n"
-    with pytest.raises(ValueError, match="gave 0 texts for 1"):
+    with pytest.raises(ValueError, match="returned 0 texts for 1"):
         augment("A cat.", augmentation.BackTranslation(1.0, lambda texts: [], list))
 
 

@@ -27,10 +27,10 @@ def test_other_encodings_and_parts_without_a_name() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "its first line names no encoding"),
-        (b"no encoding at all\na|1\n", "its first line names no encoding"),
-        (b"UTF-8\na|1\n(noun)|b\nc|2\n(noun)|d\n", "mine.dat, line 4: an entry is WORD"),
-        (b"UTF-8\na|1\n(noun)|b\n(noun)|c\n", "mine.dat, line 4: an entry is WORD"),
+        (b"", "its first line does not name an encoding"),
+        (b"no encoding at all\na|1\n", "its first line does not name an encoding"),
+        (b"UTF-8\na|1\n(noun)|b\nc|2\n(noun)|d\n", "mine.dat, line 4: expected WORD"),
+        (b"UTF-8\na|1\n(noun)|b\n(noun)|c\n", "mine.dat, line 4: expected WORD"),
     ],
 )
 def test_what_is_no_thesaurus(data: bytes, message: str) -> None:

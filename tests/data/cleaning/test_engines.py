@@ -67,7 +67,7 @@ def test_engines_do_not_show(
 def test_without_slurm_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     wanted = settings(corpus(tmp_path / "in"))
-    with pytest.raises(FileNotFoundError, match="no sbatch here"):
+    with pytest.raises(FileNotFoundError, match="sbatch is not installed"):
         data.prepare(wanted, tmp_path / "out", engine=engines.Slurm("debug"))
 
 

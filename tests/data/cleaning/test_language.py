@@ -98,7 +98,7 @@ def test_broken_unicode_is_no_obstacle() -> None:
     [
         ({"minimum": 1.5}, "language.minimum=1.5: must be from 0 to 1"),
         ({"minimums": (LanguageMinimum("en", 2),)}, "the score must be from 0 to 1"),
-        ({"minimums": (LanguageMinimum("en", 0), LanguageMinimum("en", 1))}, "'en' is there twice"),
+        ({"minimums": (LanguageMinimum("en", 0), LanguageMinimum("en", 1))}, "'en' occurs twice"),
         ({"minimums": (LanguageMinimum("de", 0.5),)}, "'de' is not in languages"),
     ],
 )

@@ -32,6 +32,13 @@ def test_many_at_once_are_one_by_one() -> None:
     assert STEP.batch(documents) == [STEP(document) for document in documents]
 
 
+def test_a_broken_model_is_an_error() -> None:
+    """Not a document that is kept: no comparison with nan is true."""
+    broken = perplexity.step(Perplexity(minimum=10, maximum=1000), lambda texts: [math.nan])
+    with pytest.raises(ValueError, match="perplexity of nan"):
+        broken(Document("plain"))
+
+
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(ValueError, match="perplexity.minimum=2 is above maximum=1"):
         Perplexity(minimum=2, maximum=1)
