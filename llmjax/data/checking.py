@@ -37,7 +37,7 @@ class CheckConfig:
         if self.shortest < 0 or self.leak < 0 or 0 < self.longest < self.shortest:
             raise ValueError(
                 f"CheckConfig has shortest={self.shortest}, longest={self.longest} and "
-                f"leak={self.leak}: use 0 or more, and a longest that is not below the shortest."
+                f"leak={self.leak}: use 0 or more, and a longest of at least the shortest."
             )
 
 

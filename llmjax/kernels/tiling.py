@@ -19,6 +19,12 @@ def product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) 
     )
 
 
+def divide(x: jax.Array, by: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """Quotient and remainder of non-negative integers, without the instructions for signs."""
+    by = jnp.asarray(by, x.dtype)
+    return jax.lax.div(x, by), jax.lax.rem(x, by)
+
+
 def pad(x: jax.Array, axis: int, block: int, value: int = 0) -> jax.Array:
     """Pads an axis with `value` to whole blocks."""
     short = -x.shape[axis] % block

@@ -99,5 +99,5 @@ def test_ten_problems_are_shown_and_all_counted(tmp_path: pathlib.Path) -> None:
 
 
 def test_settings_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="a longest that is not below the shortest"):
+    with pytest.raises(ValueError, match="a longest of at least the shortest"):
         CheckConfig(shortest=5, longest=3)

@@ -78,7 +78,7 @@ def test_checking_and_converting(tmp_path: pathlib.Path) -> None:
     assert nothing[0] == half[0] == wrong[0] == missing[0] == 2
     assert "--train is missing" in nothing[2]
     assert "--convert and --output go together" in half[2]
-    assert "a longest that is not below the shortest" in wrong[2]
+    assert "a longest of at least the shortest" in wrong[2]
     assert "nothing to read at 'nowhere.jsonl'" in missing[2]
 
 

@@ -21,10 +21,10 @@ from jax.experimental.pallas import triton as plgpu
 
 from llmjax.kernels import dropout
 from llmjax.kernels.disentangled_attention.tables import Tables
-from llmjax.kernels.disentangled_attention.tile_gpu import Kernel, Refs, Tile, View, divide
+from llmjax.kernels.disentangled_attention.tile_gpu import Kernel, Refs, Tile, View
 from llmjax.kernels.flash_attention.tile_gpu import LOG2E, Arrays, Part, channels, load, store
 from llmjax.kernels.flash_attention.tiles import Options, Tiles
-from llmjax.kernels.tiling import LOWEST, product
+from llmjax.kernels.tiling import LOWEST, divide, product
 
 # For heads of 64 channels, as in DeBERTa: wider ones compile, but spill registers to memory.
 BLOCK = 64  # queries, and keys, of a tile; half for float32, whose products take more registers

@@ -27,13 +27,7 @@ from jax.experimental.pallas import triton as plgpu
 from llmjax.kernels.disentangled_attention.tables import Tables
 from llmjax.kernels.flash_attention.tile_gpu import LOG2E, Arrays, Part, Program, load
 from llmjax.kernels.flash_attention.tiles import Options, Tiles
-from llmjax.kernels.tiling import LOWEST, product
-
-
-def divide(x, by) -> tuple[jax.Array, jax.Array]:
-    """Quotient and remainder of non-negative integers, without the instructions for signs."""
-    by = jnp.asarray(by, x.dtype)
-    return jax.lax.div(x, by), jax.lax.rem(x, by)
+from llmjax.kernels.tiling import LOWEST, divide, product
 
 
 class View:

@@ -38,7 +38,7 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
     slopes,
 )
 from llmjax.kernels.linear_cross_entropy.tile import Tile, start
-from llmjax.kernels.tiling import pad, product
+from llmjax.kernels.tiling import divide, pad, product
 
 CHUNK = 8192  # maximum vocabulary entries whose gradient is in memory
 GROUP = 8  # tiles of the vocabulary that concurrent programs share, to hit the cache
@@ -294,17 +294,11 @@ def _gradient_kernel(sizes: _Sizes, options: Options, refs: _Arrays, places, out
     """
     blocks = sizes.blocks
     height, tiles = out.shape[0] // blocks.tokens, out.shape[1] // blocks.vocab
-    group, i = _divide(pl.program_id(0), GROUP * height)
-    row, column = _divide(i, jnp.minimum(GROUP, tiles - GROUP * group))
+    group, i = divide(pl.program_id(0), GROUP * height)
+    row, column = divide(i, jnp.minimum(GROUP, tiles - GROUP * group))
     rows = pl.ds(row * blocks.tokens, blocks.tokens)
     columns = (GROUP * group + column) * blocks.vocab
     tile = _tile(sizes, options, refs, rows, places[0] + columns, places[1])
     slopes = [refs.slopes[i, rows][:, None] for i in range(refs.slopes.shape[0])]
     grad = tile.gradient(slopes, options.wanted)
     out[rows, pl.ds(columns, blocks.vocab)] = grad.astype(out.dtype)
-
-
-def _divide(x, by) -> tuple[jax.Array, jax.Array]:
-    """Quotient and remainder of non-negative integers, without the instructions for signs."""
-    by = jnp.asarray(by, x.dtype)
-    return jax.lax.div(x, by), jax.lax.rem(x, by)
