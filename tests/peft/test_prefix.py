@@ -145,7 +145,7 @@ def test_generates_up_to_the_last_position(wanted, with_prefix, gpt2):
     hidden, _ = models.apply(params, tokens, gpt2)
     logits = models.logits(params, hidden, gpt2)[0, 4:-1]
     np.testing.assert_array_equal(found, np.argmax(logits, axis=-1))
-    with pytest.raises(ValueError, match="max_new_tokens=9 exceeds the 13 learned positions"):
+    with pytest.raises(ValueError, match="max_new_tokens=9 exceeds the model's 13 learned"):
         generate(params, [prompt], gpt2, key, max_new_tokens=9, **greedy)
 
 
