@@ -20,6 +20,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
+LENGTH = 256  # tokens of a row
 FLAGS = (
     "--recipe=tiny",
     "--corpus=python_topics",
@@ -28,7 +29,7 @@ FLAGS = (
     "--model.num_layers=4",
     "--model.embed_dim=256",
     "--model.num_heads=4",
-    "--sequence_length=256",
+    f"--sequence_length={LENGTH}",
     "--log_every=1",
     "--checkpoint_every=1000",
     "--evaluate_every=1000",
@@ -98,7 +99,7 @@ def _rate(folder: pathlib.Path, cores: list[int], options: argparse.Namespace) -
         sys.exit("bench_processes: the run failed; its messages are above")
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     seconds = [line["seconds"] for line in lines if "seconds" in line][FIRST:]
-    return options.rows * 256 / statistics.median(seconds)
+    return options.rows * LENGTH / statistics.median(seconds)
 
 
 if __name__ == "__main__":

@@ -150,9 +150,7 @@ def _gradient(loss, sharding, state, batch, key, accumulate):
         weighted, metrics = loss(whole, batch, key)
         return weighted.sum, (weighted, metrics)
 
-    if sharding is not None:
-        sharding = dataclasses.replace(sharding, cut=accumulate > 1)
-    value_and_grad, finish = zero.value_and_grad(scalar, sharding, state.params)
+    value_and_grad, finish = zero.value_and_grad(scalar, sharding, state.params, accumulate)
 
     def one(batch, key):
         (_, (weighted, metrics)), found = value_and_grad(batch, key)

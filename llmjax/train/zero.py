@@ -13,7 +13,7 @@ parts, or into micro-batches of a pipeline, this sum is deferred to the last one
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,13 +33,11 @@ class Sharding:
         spec: the spec of the parameters.
         dtype: dtype in which weights are held: that of the model's products.
         stage: the ZeRO stage.
-        cut: whether a batch is split into parts.
     """
 
     spec: Any
     dtype: Any
     stage: mesh.ZeroStage
-    cut: bool = False
 
     def __post_init__(self) -> None:
         require_choices(self, "sharding")
@@ -48,12 +46,12 @@ class Sharding:
         """Whether weights are held whole."""
         return self.stage < 3 and mesh.size("embed") > 1
 
-    def waiting(self) -> dict[str, int]:
+    def deferred(self, accumulate: int) -> dict[str, int]:
         """The mesh axes over which gradients are summed once a step, and their sizes."""
         sharing = _sharing()
         if self.stage == 1:
             return sharing
-        waits = self.cut or mesh.size("layers") > 1
+        waits = accumulate > 1 or mesh.size("layers") > 1
         return {name: size for name, size in sharing.items() if waits and name == "data"}
 
     def gather(self, params: Any) -> Any:
@@ -66,14 +64,13 @@ class Sharding:
 
         return jax.tree.map(one, self.spec, params, is_leaf=is_param)
 
-    def terms(self, params: Any, whole: Any) -> Any:
-        """Zeros in place of gradients whose sum is deferred; None for the others."""
-        names = self.waiting()
+    def terms(self, params: Any, whole: Any, names: Mapping[str, int]) -> Any:
+        """Zeros in place of gradients whose sum over these mesh axes is deferred; else None."""
 
         def one(param: Param, split: jax.Array, whole: jax.Array | None) -> jax.Array | None:
             if not (names and is_held(param)):
                 return None
-            like = split if whole is None or self.stage > 1 else whole
+            like = whole if self.stage == 1 and whole is not None else split
             at, shape, spec = _place(param), list(like.shape), collectives.split(like)
             shape.insert(at, math.prod(names.values()))
             spec.insert(at, tuple(names))
@@ -90,8 +87,8 @@ class Sharding:
 
         return jax.tree.map(one, self.spec, params, whole, terms, is_leaf=is_param)
 
-    def add(self, grads: Any, terms: Any) -> Any:
-        """Adds the sums over devices of deferred terms to the gradients."""
+    def add(self, grads: Any, terms: Any, names: Mapping[str, int]) -> Any:
+        """Adds the sums of deferred terms over these mesh axes to the gradients."""
 
         def one(param: Param, grad: jax.Array, own: jax.Array | None) -> jax.Array:
             if own is None:
@@ -101,13 +98,15 @@ class Sharding:
             def term(own: jax.Array) -> jax.Array:
                 return jnp.squeeze(own, at).astype(self.dtype)
 
-            summed = collectives.sum_of_parts(term, (own,), frozenset(self.waiting()), like)
+            summed = collectives.sum_of_parts(term, (own,), frozenset(names), like)
             return grad + summed.astype(grad.dtype)
 
         return jax.tree.map(one, self.spec, grads, terms, is_leaf=is_param)
 
 
-def value_and_grad(loss: Callable, sharding: Sharding | None, params: Any) -> tuple[Callable, Any]:
+def value_and_grad(
+    loss: Callable, sharding: Sharding | None, params: Any, accumulate: int = 1
+) -> tuple[Callable, Any]:
     """(f, finish): `jax.value_and_grad` of a loss, with sums over devices that may be deferred.
 
     f(*rest) returns ((value, extra), partial gradient), which adds up over parts of a batch;
@@ -117,19 +116,25 @@ def value_and_grad(loss: Callable, sharding: Sharding | None, params: Any) -> tu
         loss: (params, *rest) to (value, extra).
         sharding: what is held whole; None for nothing.
         params: the parameters to differentiate with respect to.
+        accumulate: the parts of a batch that are added up.
     """
-    if sharding is None or not (sharding.gathers() or sharding.waiting()):
+    deferred = {} if sharding is None else sharding.deferred(accumulate)
+    if sharding is None or not (sharding.gathers() or deferred):
         pull = jax.value_and_grad(loss, has_aux=True)
         return lambda *rest: pull(params, *rest), lambda found: found
     whole = sharding.gather(params)
-    terms = sharding.terms(params, whole)
+    terms = sharding.terms(params, whole, deferred)
 
     def of_both(both, *rest):
         params, terms = both
         return loss(sharding.give(params, whole, terms), *rest)
 
+    def finish(found):
+        grads, own = found
+        return sharding.add(grads, own, deferred)
+
     both = jax.value_and_grad(of_both, has_aux=True)
-    return lambda *rest: both((params, terms), *rest), lambda found: sharding.add(*found)
+    return lambda *rest: both((params, terms), *rest), finish
 
 
 def is_held(param: Param) -> bool:

@@ -21,19 +21,11 @@ from collections.abc import Callable
 
 from llmjax.data import config, documents
 from llmjax.data.cleaning import language, pipeline
-from llmjax.data.cleaning.config import CleaningConfig
+from llmjax.data.cleaning.config import STANDARD, CleaningConfig
 from tools import corpora
 
-STEPS = (
-    "repair",
-    "language",
-    "gopher_repetition",
-    "gopher_quality",
-    "c4_quality",
-    "fineweb_quality",
-    "near_duplicates",
-    "personal_data",
-)
+# Texts have neither addresses nor markup, and datatrove has no step that bounds their length.
+STEPS = tuple(name for name in STANDARD if name not in ("urls", "html", "length"))
 
 
 def main() -> None:
