@@ -2,9 +2,9 @@
 """Measures alignment over seeds: every stage and method, from the quickstart's base model.
 
     tools/alignment.py --base=runs/quickstart --output=runs/alignment
-    tools/alignment.py --base=runs/quickstart --output=runs/alignment --arms=sft,lora --seeds=0
+    tools/alignment.py --base=runs/quickstart --output=runs/alignment --arms=sft,reward --seeds=0
 
-For each seed it runs full and LoRA fine-tuning, a reward model, and PPO, GRPO and DPO from the
+For each seed it runs fine-tuning, a reward model, and PPO, GRPO and DPO from the
 fine-tuned model. Then PPO with a reward that is easily hacked, the sum of an answer's friendly
 words: once with a KL penalty (`keen`) and once without (`unbound`), to test the guards.
 
@@ -33,15 +33,12 @@ from experiments.recipe import Training
 from experiments.recipes import comparing, finetuning, reinforcing
 from experiments.tasks.policy import PolicyTask
 from experiments.tasks.reinforcing import Reinforcing, RewardSource
-from experiments.tasks.tuning import TuningTask
 from llmjax import evaluation, objectives, rl
-from llmjax import spec as specs
 from llmjax.pages import charts, drawing
-from llmjax.peft import LoraConfig, MethodConfig
 from llmjax.rl import GuardConfig, KLConfig, LearningConfig, RolloutConfig
 from llmjax.train.metrics import read_jsonl
 
-TUNED = ("sft", "lora", "reward")
+TUNED = ("sft", "reward")
 POLICIES = ("ppo", "grpo", "dpo", "keen", "unbound")
 PROMPTS = 256
 BUDGET = 15.0  # KL budget of PPO and GRPO, in nats per answer
@@ -115,7 +112,6 @@ def recipes(base: pathlib.Path, output: pathlib.Path, seed: int) -> dict[str, Tr
     )
     return {
         "sft": small_talk,
-        "lora": low_rank(small_talk),
         "reward": dataclasses.replace(comparing.friendly(), base=tuned, seed=seed),
         "ppo": ppo,
         "grpo": grpo,
@@ -136,24 +132,14 @@ def keenness(samples: Sequence[rl.Sample]) -> list[float]:
     ]
 
 
-def low_rank(recipe: Any) -> Any:
-    """The recipe with LoRA of rank 2, at the higher learning rate that it needs."""
-    return dataclasses.replace(
-        recipe,
-        peft=MethodConfig(name="lora", lora=LoraConfig(rank=2, alpha=4.0)),
-        optimizer=dataclasses.replace(recipe.optimizer, learning_rate=5e-3),
-    )
-
-
 def judge(
     output: pathlib.Path, base: pathlib.Path, arms: Sequence[str], seed: int
 ) -> dict[str, Any]:
     """The results of a seed's runs."""
     found: dict[str, Any] = {}
-    for name in ("sft", "lora"):
-        if name in arms:
-            losses = history(output / name, "validation_loss")
-            found[name] = {"loss": min(y for _, y in losses), **_trained(output / name)}
+    if "sft" in arms:
+        losses = history(output / "sft", "validation_loss")
+        found["sft"] = {"loss": min(y for _, y in losses)}
     if "reward" in arms:
         found["reward"] = {"accuracy": history(output / "reward", "validation_accuracy")[-1][1]}
     policies = [name for name in POLICIES if name in arms]
@@ -178,13 +164,6 @@ def judge(
                 "alarms": [f"step {at}: {what}" for at, what in history(output / name, "alarm")],
             }
     return found
-
-
-def _trained(folder: pathlib.Path) -> dict[str, float]:
-    """The share of parameters that a run trained."""
-    task = runs.saved_task(folder)
-    assert isinstance(task, TuningTask)
-    return {"trained": specs.count(task.trained_spec) / specs.count(task.model_spec)}
 
 
 def _divergence(
@@ -220,14 +199,6 @@ def report(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
 
     if "sft" in found[0]:
         row("SFT, held-out loss", lambda one: f"{one['sft']['loss']:.4f}")
-    if "lora" in found[0]:
-        share = f"{found[0]['lora']['trained']:.2%} of the parameters"
-        row(f"LoRA ({share}), held-out loss", lambda one: f"{one['lora']['loss']:.4f}")
-        if "sft" in found[0]:
-            row(
-                "LoRA over SFT",
-                lambda one: f"{one['lora']['loss'] / one['sft']['loss'] - 1:+.2%}",
-            )
     if "reward" in found[0]:
         row("reward model, accuracy on pairs", lambda one: f"{one['reward']['accuracy']:.1%}")
     if "before" in found[0]:
@@ -253,7 +224,7 @@ def _said(policy: Mapping[str, Any]) -> str:
 
 def draw(output: pathlib.Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
     """Charts of each arm's held-out metric, with a line per seed."""
-    watched = {"sft": "validation_loss", "lora": "validation_loss", "reward": "validation_accuracy"}
+    watched = {"sft": "validation_loss", "reward": "validation_accuracy"}
     for arm in arms:
         metric = watched.get(arm, "validation_loss" if arm == "dpo" else "validation_gold")
         curves = []

@@ -38,7 +38,7 @@ from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.quality import files
 from llmjax.evaluation import summary
 from llmjax.pages import charts, drawing
-from tools import corpora
+from tools import corpora, curves
 
 CHUNK = 3000  # approximate characters of a document cut from an article
 HELD_OUT, HEAD = 10, 8000  # every n-th article is held out, and truncated to these characters
@@ -286,18 +286,15 @@ def markdown(results: dict[str, Any]) -> str:
 def chart(results: dict[str, Any]) -> charts.Plot:
     """Bits per byte by tokens: means over seeds within their 95 % intervals."""
     a_step = results["settings"]["batch_size"] * results["settings"]["length"]
-    curves = []
+    drawn = []
     roles: tuple[charts.Role, ...] = ("second", "first")
     for kind, role in zip(KINDS, roles, strict=True):
-        steps = list(results["runs"][kind][0])
-        found = [summary.summarize([run[step] for run in results["runs"][kind]]) for step in steps]
-        mean = np.array([one.mean for one in found])
-        band = (np.array([one.low for one in found]), np.array([one.high for one in found]))
-        x = np.array(steps, float) * a_step / 1e6
-        label = f"{kind} text"
-        curves.append(charts.Curve(label, x, mean, role, "line and points", band=band))
+        runs = results["runs"][kind]
+        tokens = [step * a_step / 1e6 for step in runs[0]]
+        bits = [list(run.values()) for run in runs]
+        drawn.append(curves.mean(f"{kind} text", tokens, bits, role))
     title = "Held-out articles (bits per byte)"
-    return charts.Plot("pays", title, tuple(curves), x="million tokens")
+    return charts.Plot("pays", title, tuple(drawn), x="million tokens")
 
 
 def main(arguments: list[str] | None = None) -> None:
