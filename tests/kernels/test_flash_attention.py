@@ -158,7 +158,8 @@ SHAPES = {
 }
 
 
-def test_any_shape_equals_reference(implementation):
+@pytest.mark.parametrize("examples", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_any_shape_equals_reference(implementation, examples):
     def check(heads, lengths, causal, window, offset, cap):
         offset = None if offset is None else np.array(offset, np.int32)
         arrays = inputs(*heads, *lengths)
@@ -169,7 +170,7 @@ def test_any_shape_equals_reference(implementation):
             np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=5e-6)
 
     # Every shape is compiled anew: few a run, others in each.
-    settings = hypothesis.settings(max_examples=8, deadline=None)
+    settings = hypothesis.settings(max_examples=examples, deadline=None)
     settings(hypothesis.given(**SHAPES)(check))()
 
 

@@ -98,31 +98,36 @@ def test_without_gradient_equals_reference(implementation):
     )
 
 
-@hypothesis.given(
-    sizes=st.tuples(st.integers(1, 2), st.integers(1, 20), st.integers(1, 9), st.integers(2, 70)),
-    cap=st.sampled_from([0.0, 2.0]),
-    label_smoothing=st.sampled_from([0.0, 0.1]),
-    biased=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-@hypothesis.settings(
-    max_examples=6,  # each is compiled anew
-    deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
-def test_any_shape_equals_reference(implementation, sizes, cap, label_smoothing, biased, seed):
-    batch, length, width, vocab = sizes
-    random = np.random.RandomState(seed)
-    hidden, weight = (
-        random.randn(*shape).astype(np.float32)
-        for shape in ((batch, length, width), (vocab, width))
-    )
-    targets = random.randint(-1, vocab, (batch, length)).astype(np.int32)
-    options = {"cap": cap, "label_smoothing": label_smoothing, "z_loss": 0.01}
-    options["bias"] = random.randn(vocab).astype(np.float32) if biased else None
-    actual = program(implementation=implementation, **options)(hidden, weight, targets)
-    expected = program(implementation="reference", **options)(hidden, weight, targets)
-    assert_equal(actual, expected, atol=2e-5)
+SHAPES = {
+    "sizes": st.tuples(
+        st.integers(1, 2), st.integers(1, 20), st.integers(1, 9), st.integers(2, 70)
+    ),
+    "cap": st.sampled_from([0.0, 2.0]),
+    "label_smoothing": st.sampled_from([0.0, 0.1]),
+    "biased": st.booleans(),
+    "seed": st.integers(0, 1000),
+}
+
+
+@pytest.mark.parametrize("examples", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_any_shape_equals_reference(implementation, examples):
+    def check(sizes, cap, label_smoothing, biased, seed):
+        batch, length, width, vocab = sizes
+        random = np.random.RandomState(seed)
+        hidden, weight = (
+            random.randn(*shape).astype(np.float32)
+            for shape in ((batch, length, width), (vocab, width))
+        )
+        targets = random.randint(-1, vocab, (batch, length)).astype(np.int32)
+        options = {"cap": cap, "label_smoothing": label_smoothing, "z_loss": 0.01}
+        options["bias"] = random.randn(vocab).astype(np.float32) if biased else None
+        actual = program(implementation=implementation, **options)(hidden, weight, targets)
+        expected = program(implementation="reference", **options)(hidden, weight, targets)
+        assert_equal(actual, expected, atol=2e-5)
+
+    # Every shape is compiled anew: few a run, others in each.
+    settings = hypothesis.settings(max_examples=examples, deadline=None)
+    settings(hypothesis.given(**SHAPES)(check))()
 
 
 def log_probs(implementation, **options):

@@ -35,8 +35,9 @@ CUTS = {
     "4 micro-batches on 2 devices": (4, (2, 1, 1)),
     "2 micro-batches on 2 x 2 x 2 devices": (2, (2, 2, 2)),
 }
-# Enough for losses that are cut as the others are, once they have drawn their masks.
 HARDEST = "2 micro-batches on 2 x 2 x 2 devices"
+DEFAULT = {"8 micro-batches", "4 micro-batches on 2 devices", HARDEST}
+# Enough for losses that are cut as the others are, once they have drawn their masks.
 FEWER_CUTS = (
     HARDEST,
     pytest.param("8 micro-batches", marks=pytest.mark.slow),
@@ -80,7 +81,10 @@ def difference(one, other) -> float:
     return max(np.abs(a - b).max() for a, b in pairs) / max(np.abs(b).max() for _, b in pairs)
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(
+    "cut",
+    [pytest.param(cut, marks=() if cut in DEFAULT else pytest.mark.slow) for cut in CUTS],
+)
 def test_every_cut_gives_one_loss_and_gradient(cut, run, packed, whole):
     assert_same(run(packed, *CUTS[cut]), whole)
 

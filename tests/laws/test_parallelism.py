@@ -56,7 +56,6 @@ MESHES = {
 }
 DEFAULT = {
     ("decoder", "stage, 2 rounds"),
-    ("decoder", "stage x context x fsdp"),
     ("encoder", "stage x context x tensor"),
     ("experts", "stage x expert x context"),
 }
