@@ -79,7 +79,8 @@ def main(argv: list[str]) -> None:
     if math.isnan(trials[0].value):
         sys.exit(f"no trial has a {watched.metric}; the first: {trials[0].note}")
     best = trials[0]
-    print(f"the best is trial {best.number}; train it with\n  {command(sweep, best, METRIC.value)}")
+    line = command(sweep, best, STAGE.value, METRIC.value)
+    print(f"the best is trial {best.number}; train it with\n  {line}")
 
 
 def with_metric(recipe: Training, metric: str | None) -> Training:
@@ -97,12 +98,10 @@ def with_metric(recipe: Training, metric: str | None) -> Training:
     return dataclasses.replace(recipe, early_stopping=watched)
 
 
-def command(sweep: Sweep, trial: Trial, metric: str | None = None) -> str:
+def command(sweep: Sweep, trial: Trial, stage: str, metric: str | None = None) -> str:
     """The command line that trains the recipe of a trial, judged by the metric of --metric."""
     swept = [dimension.name for dimension in sweep.space]
-    given = flags.command_line(
-        without=(*OWN, *swept), program=f"python -m experiments.{STAGE.value}"
-    )
+    given = flags.command_line(without=(*OWN, *swept), program=f"python -m experiments.{stage}")
     settings = [f"--{name}={value}" for name, value in trial.values.items()]
     if metric:
         settings.append(f"--early_stopping.metric={metric}")

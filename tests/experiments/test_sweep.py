@@ -177,7 +177,7 @@ def test_the_search_is_shown_and_ends_with_a_command(tmp_path, monkeypatch):
         assert sum(curve.x.size for curve in chart.curves) == 4
     typed = ["sweep", "--recipe=tiny", "--steps", "40", "--trials", "8", f"--sweep={SPACE[0]}"]
     monkeypatch.setattr(sys, "argv", typed)
-    words = shlex.split(sweep.command(searched, trials[0]))
+    words = shlex.split(sweep.command(searched, trials[0], "pretrain"))
     assert words[:6] == ["python", "-m", "experiments.pretrain", "--recipe=tiny", "--steps", "40"]
     given = dict(word.removeprefix("--").split("=") for word in words[6:])
     assert float(given["optimizer.learning_rate"]) == trials[0].values["optimizer.learning_rate"]
