@@ -47,6 +47,16 @@ class Finetuning(Tuning):
         super().__post_init__()
         require_not_negative(self, "z_loss", "sample_every", "sample_tokens")
         require(
+            0.0 <= self.label_smoothing < 1.0,
+            f"label_smoothing={self.label_smoothing}: must be in [0, 1)",
+        )
+        ignored = ("classification",) if self.objective == "sft" else ("label_smoothing", "z_loss")
+        for name in ignored:
+            require(
+                getattr(self, name) == getattr(Finetuning, name),
+                f"{name} is not for objective={self.objective}: leave it out",
+            )
+        require(
             self.objective == "sft" or len(self.data.labels) > 1,
             f"data.labels={','.join(self.data.labels)}: name the labels, at least two, in order of "
             "their numbers",

@@ -80,8 +80,11 @@ class PolicyTask(TuningTask):
             )
         for flag, sources in (("rewards", recipe.rewards), ("gold", recipe.gold)):
             for source in sources:
-                if not _folders(source.source):
-                    self._reward(flag, source)
+                try:
+                    if not _folders(source.source):
+                        rl.load_function(source.source)
+                except ValueError as error:
+                    raise FlagError(f"--{flag}, {source.name}: {error}") from error
 
     @property
     def players(self) -> rl.Players:

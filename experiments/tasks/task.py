@@ -230,12 +230,7 @@ class Task(abc.ABC):
         recipe = self.recipe
         abstract = made if isinstance(made, jax.sharding.AbstractMesh) else made.abstract_mesh
         with jax.sharding.use_abstract_mesh(abstract):
-            devices = mesh.size("batch")
-            if recipe.batch_size % (devices * recipe.accumulate):
-                raise ValueError(
-                    f"batch_size={recipe.batch_size} does not divide over {devices} devices (mesh "
-                    f"{' × '.join(mesh.RULES['batch'])}) in accumulate={recipe.accumulate} parts"
-                )
+            recipe.require_rows_divide(mesh.size("batch"))
             rows = recipe.batch_size // recipe.accumulate
             models.require_fits(self.config, rows, recipe.sequence_length)
         for param in jax.tree.leaves(self.spec, is_leaf=specs.is_param):

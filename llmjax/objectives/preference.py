@@ -70,9 +70,13 @@ class PreferenceConfig:
             "label_smoothing": ("dpo",),
             "average": ("dpo", "ipo"),
             "sft": ("dpo", "ipo", "simpo"),
+            "gamma": ("simpo",),
+            "desirable": ("kto",),
+            "undesirable": ("kto",),
         }
         for name, kinds in only.items():
-            if getattr(self, name) and self.kind not in kinds:
+            given = getattr(self, name) != getattr(PreferenceConfig, name)
+            if given and self.kind not in kinds:
                 raise ValueError(
                     f"preference.{name}={getattr(self, name)}: only for {', '.join(kinds)}, not "
                     f"{self.kind}; leave it out"

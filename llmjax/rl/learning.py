@@ -51,6 +51,11 @@ class LearningConfig:
         for name in ("discount", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"learning.{name}={getattr(self, name)}: must be in [0, 1]")
+            if self.compares and getattr(self, name) != getattr(LearningConfig, name):
+                raise ValueError(
+                    f"learning.{name}={getattr(self, name)}: only for gae; {self.advantages} has "
+                    "one advantage per answer"
+                )
         if self.rounds and not self.compares:
             raise ValueError(f"learning.rounds={self.rounds}: gae does not compare answers")
 

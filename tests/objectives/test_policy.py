@@ -34,7 +34,7 @@ CASES = {
     "grpo": (PolicyConfig(aggregation="sequence", kl_coefficient=0.4), None),
     "dapo": (PolicyConfig(clip_high=0.28, kl="k2", kl_coefficient=0.1), None),
     "dr_grpo": (
-        PolicyConfig(aggregation="constant", max_length=5, kl="k1", kl_coefficient=0.1),
+        PolicyConfig(aggregation="constant", max_length=5, kl_coefficient=0.1),
         None,
     ),
     "gspo": (PolicyConfig(ratio="sequence", aggregation="sequence", clip_low=0.1), None),

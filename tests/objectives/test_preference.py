@@ -227,6 +227,8 @@ def test_every_cut_gives_one_loss(params):
         ({"label_smoothing": 0.5}, r"must be in \[0, 0.5\)"),
         ({"kind": "kto", "sft": 0.1}, "sft=0.1: only for dpo, ipo, simpo, not kto"),
         ({"kind": "simpo", "average": True}, "average=True: only for dpo, ipo, not simpo"),
+        ({"gamma": 0.5}, "gamma=0.5: only for simpo, not dpo"),
+        ({"kind": "ipo", "desirable": 0.0}, "desirable=0.0: only for kto, not ipo"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(fields, message):

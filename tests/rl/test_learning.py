@@ -146,6 +146,7 @@ def test_bad_settings_are_refused():
         ({"discount": 1.5}, r"learning.discount=1.5: must be in \[0, 1\]"),
         ({"epochs": 0}, "learning.epochs=0"),
         ({"rounds": 1}, "gae does not compare answers"),
+        ({"advantages": "rloo", "decay": 0.9}, "learning.decay=0.9: only for gae; rloo"),
         ({"advantages": "none"}, "learning.advantages"),
     ):
         with pytest.raises(ValueError, match=message):
