@@ -16,7 +16,7 @@ from experiments.flags import FlagError
 from experiments.tasks.reinforcing import Reinforcing, RewardSource
 from experiments.tasks.task import mixed
 from experiments.tasks.tuning import REFERENCE, TuningTask
-from llmjax import data, mesh, models, objectives, peft, rl
+from llmjax import data, mesh, models, objectives, peft, rl, sampling
 from llmjax.data.config import Kind
 from llmjax.objectives import Critic, Loss
 from llmjax.objectives.critic import HEAD as VALUE_HEAD
@@ -225,8 +225,8 @@ class PolicyTask(TuningTask):
     @functools.cached_property
     def writer(self) -> rl.Writer:
         """Generates answers."""
-        stops = self.template.stops
-        decode, rollouts = self.tokenizer().decode, self.recipe.rollouts
+        decode = functools.partial(sampling.text_of, tokenizer=self.tokenizer())
+        stops, rollouts = self.template.stops, self.recipe.rollouts
         return rl.Writer(self.config, decode, rollouts, stops, self.model_spec)
 
     @functools.cached_property
