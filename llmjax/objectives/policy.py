@@ -177,7 +177,7 @@ def _responses(lengths: jax.Array) -> jax.Array:
 
 
 def _temperature(batch: Batch, settings: PolicyConfig) -> float | jax.Array:
-    if settings.temperature == 1 or "pretrain_weights" not in batch:
+    if settings.temperature == 1 or not settings.pretrain_coefficient:
         return settings.temperature
     return jnp.where(jnp.asarray(batch["pretrain_weights"]) > 0, 1.0, settings.temperature)
 
