@@ -66,17 +66,26 @@ class Training:
             f"early_stopping.patience={self.early_stopping.patience} counts evaluations, but "
             "evaluate_every=0 makes none before the end: set it to a number of steps",
         )
-        self._require_batch_divides()
-
-    def _require_batch_divides(self) -> None:
-        """Checks the known mesh axes; one of -1 is only known with the devices."""
-        replicas = math.prod(max(getattr(self.mesh, name), 1) for name in RULES["batch"])
-        require(
-            self.batch_size % (self.accumulate * replicas) == 0,
-            f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} parts "
-            f"over {replicas} devices (mesh {' × '.join(RULES['batch'])}): choose a multiple of "
-            f"{self.accumulate * replicas}",
+        # Checks the known mesh axes; one of -1 is only known with the devices.
+        self.require_rows_divide(
+            math.prod(max(getattr(self.mesh, name), 1) for name in RULES["batch"])
         )
+
+    @property
+    def row_counts(self) -> dict[str, int]:
+        """The rows of a batch, by field: each number divides over micro-batches and devices."""
+        return {"batch_size": self.batch_size}
+
+    def require_rows_divide(self, devices: int) -> None:
+        """Raises ValueError unless rows divide into micro-batches over devices that split them."""
+        parts = self.accumulate * devices
+        for name, count in self.row_counts.items():
+            require(
+                count % parts == 0,
+                f"{name}={count} does not divide over {devices} devices (mesh "
+                f"{' × '.join(RULES['batch'])}) in accumulate={self.accumulate} parts: choose a "
+                f"multiple of {parts}",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

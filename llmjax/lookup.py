@@ -21,6 +21,7 @@ def gather_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
     """
     whole = ("batch", *(None,) * (x.ndim - 1))
     # Rows are a batch dimension of this look-up, so each device only reads its own.
-    x, positions = mesh.place(jnp.asarray(x), whole), jnp.asarray(positions)
+    x = mesh.place(jnp.asarray(x), whole)
+    positions = mesh.place(jnp.asarray(positions), whole[:2])
     at = jnp.expand_dims(positions, tuple(range(2, x.ndim)))
     return mesh.place(jnp.take_along_axis(x, at, axis=1), whole)

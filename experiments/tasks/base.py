@@ -60,9 +60,16 @@ class RunBase(Base):
         return self._task.directory()
 
     def load(self) -> tuple[Any, str]:
-        """Merges adapters; the fingerprint is that of the manifest, which has all digests."""
+        """Merges adapters; the fingerprint is that of the manifest, which has all digests.
+
+        Of a run with a generator, the model is the discriminator.
+        """
         found = runs.load(self.path)
-        return self._task.merge(found.params), runs.fingerprint(self.path, found.step)
+        try:
+            _, params = next(iter(self._task.trained_models(found.params).values()))
+        except FlagError as error:
+            raise FlagError(f"--base={self.path}: {error}") from error
+        return params, runs.fingerprint(self.path, found.step)
 
 
 class HubBase(Base):

@@ -10,8 +10,7 @@ import jax
 from experiments.recipe import require, require_not_negative
 from experiments.tasks.task import Batch
 from experiments.tasks.tuning import Tuning, TuningTask
-from llmjax import evaluation, mesh, models, objectives, planning, sampling
-from llmjax import spec as specs
+from llmjax import evaluation, models, objectives, planning
 from llmjax.data.config import Kind
 from llmjax.objectives import ClassificationConfig, Loss
 from llmjax.train import metrics
@@ -46,6 +45,16 @@ class Finetuning(Tuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_not_negative(self, "z_loss", "sample_every", "sample_tokens")
+        require(
+            0.0 <= self.label_smoothing < 1.0,
+            f"label_smoothing={self.label_smoothing}: must be in [0, 1)",
+        )
+        ignored = ("classification",) if self.objective == "sft" else ("label_smoothing", "z_loss")
+        for name in ignored:
+            require(
+                getattr(self, name) == getattr(Finetuning, name),
+                f"{name} is not for objective={self.objective}: leave it out",
+            )
         require(
             self.objective == "sft" or len(self.data.labels) > 1,
             f"data.labels={','.join(self.data.labels)}: name the labels, at least two, in order of "
@@ -94,17 +103,8 @@ class AnswerTask(TuningTask):
         tokens, _ = self.template.encode(
             [{"role": "user", "content": said}], add_generation_prompt=True
         )
-        with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
-            written = sampling.generate(
-                specs.move(params, self.spec),
-                [tokens.tolist()],
-                self.config,
-                jax.random.key(self.recipe.seed),
-                max_new_tokens=self.recipe.sample_tokens,
-                sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
-                stop_tokens=self.template.stops,
-            )
-        return said, self.tokenizer().decode(written.tokens[0, : written.lengths[0]].tolist())
+        count = self.recipe.sample_tokens
+        return said, self.continued(params, tokens.tolist(), count, self.template.stops)
 
     def throughput(self) -> metrics.Throughput:
         """Throughput in tokens read, whether or not they are targets."""

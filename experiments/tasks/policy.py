@@ -16,7 +16,7 @@ from experiments.flags import FlagError
 from experiments.tasks.reinforcing import Reinforcing, RewardSource
 from experiments.tasks.task import mixed
 from experiments.tasks.tuning import REFERENCE, TuningTask
-from llmjax import data, mesh, models, objectives, peft, rl
+from llmjax import data, mesh, models, objectives, peft, rl, sampling
 from llmjax.data.config import Kind
 from llmjax.objectives import Critic, Loss
 from llmjax.objectives.critic import HEAD as VALUE_HEAD
@@ -80,8 +80,11 @@ class PolicyTask(TuningTask):
             )
         for flag, sources in (("rewards", recipe.rewards), ("gold", recipe.gold)):
             for source in sources:
-                if not _folders(source.source):
-                    self._reward(flag, source)
+                try:
+                    if not _folders(source.source):
+                        rl.load_function(source.source)
+                except ValueError as error:
+                    raise FlagError(f"--{flag}, {source.name}: {error}") from error
 
     @property
     def players(self) -> rl.Players:
@@ -169,9 +172,7 @@ class PolicyTask(TuningTask):
             self.writer,
             self.players,
             self.mixture,
-            recipe.learning,
-            recipe.kl,
-            recipe.scores,
+            rl.Credit(recipe.learning, recipe.kl, recipe.scores),
             batch_size=recipe.batch_size,
             length=recipe.sequence_length,
             seed=recipe.seed,
@@ -222,8 +223,8 @@ class PolicyTask(TuningTask):
     @functools.cached_property
     def writer(self) -> rl.Writer:
         """Generates answers."""
-        stops = self.template.stops
-        decode, rollouts = self.tokenizer().decode, self.recipe.rollouts
+        decode = functools.partial(sampling.text_of, tokenizer=self.tokenizer())
+        stops, rollouts = self.template.stops, self.recipe.rollouts
         return rl.Writer(self.config, decode, rollouts, stops, self.model_spec)
 
     @functools.cached_property

@@ -10,7 +10,7 @@ from experiments import objective
 from experiments.flags import FlagError
 from experiments.recipe import Recipe, data_config
 from experiments.tasks.task import Batch, Task, mixed
-from llmjax import data, mesh, models, planning, sampling, train
+from llmjax import data, mesh, models, planning, train
 from llmjax import spec as specs
 from llmjax.data.cleaning import engines
 from llmjax.objectives import Loss
@@ -96,19 +96,10 @@ class Pretraining(Task):
     def sample(self, params: Any) -> tuple[str, str]:
         """The recipe's prompt and the model's continuation."""
         prompt, tokenizer = self.recipe.sample_prompt, self.tokenizer()
-        tokens = [*tokenizer.opening, *tokenizer.encode(prompt)]
-        room = self.config.max_length - len(tokens)
-        with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
-            written = sampling.generate(
-                specs.move(params, self.spec),
-                [tokens],
-                self.config,
-                jax.random.key(self.recipe.seed),
-                max_new_tokens=min(self.recipe.sample_tokens, room),
-                sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
-                stop_tokens=tokenizer.stop_ids,
-            )
-        return prompt, tokenizer.decode(written.tokens[0, : written.lengths[0]].tolist())
+        # Without a bos token, a document begins after the end of another.
+        tokens = [*tokenizer.opening, *tokenizer.encode(prompt)] or [tokenizer.eos_id]
+        count = self.recipe.sample_tokens
+        return prompt, self.continued(params, tokens, count, tokenizer.stop_ids)
 
     def throughput(self) -> metrics.Throughput:
         """Throughput, for clm with MFU; for other objectives, which have few targets, of inputs."""

@@ -77,6 +77,11 @@ class Reinforcing(Tuning):
     evaluation_prompts: int = 64
 
     @property
+    def row_counts(self) -> dict[str, int]:
+        """Answers and pretraining text."""
+        return super().row_counts | {"pretraining_rows": self.pretraining_rows}
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the divergence from the reference is penalized, bounded or measured."""
         counts = (self.kl.coefficient, self.policy.kl_coefficient, self.guards.kl_budget)
@@ -89,6 +94,11 @@ class Reinforcing(Tuning):
             compares == (self.critic == "none"),
             f"critic={self.critic}: learning.advantages={self.learning.advantages} "
             + ("compares answers and needs none" if compares else "needs values: model or head"),
+        )
+        require(
+            self.critic == "model" or not self.critic_base,
+            f"critic_base={self.critic_base}: critic={self.critic} has no model to initialize from "
+            "it; set critic=model, or leave it out",
         )
         rl.require_fits(self.rollouts, self.learning, self.batch_size)
         require(

@@ -3,7 +3,7 @@
 import abc
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.flags import FlagError
 from experiments.recipe import Training
-from llmjax import data, mesh, models, train, tree
+from llmjax import data, mesh, models, sampling, train, tree
 from llmjax import spec as specs
 from llmjax.data import mixture
 from llmjax.data.chat import ChatTemplate
@@ -208,6 +208,36 @@ class Task(abc.ABC):
         """A prompt and the model's continuation."""
         raise NotImplementedError
 
+    def continued(
+        self,
+        params: Any,
+        prompt: Sequence[int],
+        count: int,
+        stops: Sequence[int | Sequence[int]],
+    ) -> str:
+        """The text with which a model continues a prompt, always from the same key.
+
+        Args:
+            params: all parameters, of a model that predicts next tokens.
+            prompt: its tokens; if they leave no room, only the last ones are used.
+            count: maximum number of new tokens.
+            stops: tokens, or sequences of tokens, that end the text.
+        """
+        longest = models.longest_row(params, self.config) or self.config.max_length
+        count = min(count, longest - 1)
+        with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
+            written = sampling.generate(
+                specs.move(params, self.spec),
+                [prompt[count - longest :]],
+                self.config,
+                jax.random.key(self.recipe.seed),
+                max_new_tokens=count,
+                sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
+                stop_tokens=stops,
+            )
+        tokens = written.tokens[0, : written.lengths[0]].tolist()
+        return sampling.text_of(tokens, self.tokenizer())
+
     def throughput(self) -> metrics.Throughput:
         """How the speed is measured."""
         return metrics.Throughput(counted="inputs", chips=jax.device_count())
@@ -230,12 +260,7 @@ class Task(abc.ABC):
         recipe = self.recipe
         abstract = made if isinstance(made, jax.sharding.AbstractMesh) else made.abstract_mesh
         with jax.sharding.use_abstract_mesh(abstract):
-            devices = mesh.size("batch")
-            if recipe.batch_size % (devices * recipe.accumulate):
-                raise ValueError(
-                    f"batch_size={recipe.batch_size} does not divide over {devices} devices (mesh "
-                    f"{' × '.join(mesh.RULES['batch'])}) in accumulate={recipe.accumulate} parts"
-                )
+            recipe.require_rows_divide(mesh.size("batch"))
             rows = recipe.batch_size // recipe.accumulate
             models.require_fits(self.config, rows, recipe.sequence_length)
         for param in jax.tree.leaves(self.spec, is_leaf=specs.is_param):

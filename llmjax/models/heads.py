@@ -190,8 +190,7 @@ def _outputs_of(head: Any, x: jax.Array, config: ModelConfig, key: jax.Array | N
 
 def _vocabulary_logits(params: Any, hidden: jax.Array, config: ModelConfig) -> jax.Array:
     x = mlm_states(params, hidden, config) if config.head.kind == "mlm" else hidden
-    out = einsum("bsd,vd->bsv", x, lm_weight(params, config), VOCAB)
-    out = out.astype(_wide(out))
+    out = einsum("bsd,vd->bsv", x, lm_weight(params, config), VOCAB, wide=True)
     if config.head.kind == "mlm" and config.head.bias:
         out = out + params["head"]["bias"].astype(out.dtype)
     return _capped(out, config)
@@ -239,8 +238,7 @@ def _transform(head: Any, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 def _linear(params: Any, name: str, x: jax.Array) -> jax.Array:
     """x [B, S, D] times a weight plus its bias, in float32."""
-    out = einsum("bsd,de->bse", x, params[name], layers.hidden_axes(x))
-    out = out.astype(_wide(out))
+    out = einsum("bsd,de->bse", x, params[name], layers.hidden_axes(x), wide=True)
     bias = params.get(f"{name}_bias")
     return out if bias is None else out + scaled_bias(params[name], bias).astype(out.dtype)
 

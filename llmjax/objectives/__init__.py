@@ -10,7 +10,7 @@ from llmjax.objectives.critic import Critic, policy_params
 from llmjax.objectives.divergence import entropy, kl_divergence, kl_estimate
 from llmjax.objectives.generator import ReplacementConfig, generator_config
 from llmjax.objectives.log_probs import LogProbs, log_probs
-from llmjax.objectives.loss import Batch, Loss, Metrics, PreparedLoss, Weighted
+from llmjax.objectives.loss import Batch, Loss, MeasuredLoss, Metrics, PreparedLoss, Weighted
 from llmjax.objectives.masking import Masked, MaskingConfig, mask_tokens, word_starts
 from llmjax.objectives.mlm import mlm
 from llmjax.objectives.policy import explained_variance, policy
@@ -29,6 +29,7 @@ __all__ = [
     "Loss",
     "Masked",
     "MaskingConfig",
+    "MeasuredLoss",
     "Metrics",
     "PolicyConfig",
     "PreferenceConfig",

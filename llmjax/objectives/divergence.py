@@ -32,23 +32,34 @@ def kl_estimate(log_ratio: jax.Array, kind: KLEstimator) -> jax.Array:
     if kind == "k2":
         return 0.5 * log_ratio**2
     if kind == "k3":
-        return importance(-log_ratio) - 1 + log_ratio
+        # exp(x) - 1 would lose the small ratios of a policy that has hardly moved.
+        return jnp.expm1(_bounded(-log_ratio)) + log_ratio
     raise ValueError(f"KL estimator {kind!r}: choose one of {', '.join(get_args(KLEstimator))}")
 
 
 def importance(log_ratio: jax.Array) -> jax.Array:
     """exp of a log-ratio, which is clipped to ±20."""
-    return jnp.exp(jnp.clip(log_ratio, -LARGEST, LARGEST))
+    return jnp.exp(_bounded(log_ratio))
+
+
+def _bounded(log_ratio: jax.Array) -> jax.Array:
+    return jnp.clip(log_ratio, -LARGEST, LARGEST)
 
 
 def kl_divergence(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
     """The exact KL(p ‖ q) = Σ p (log p - log q), [...], from logits [..., V] in memory."""
     log_p = jax.nn.log_softmax(logits, axis=-1)
     log_q = jax.nn.log_softmax(reference_logits, axis=-1)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    return _expected(log_p - log_q, log_p)
 
 
 def entropy(logits: jax.Array) -> jax.Array:
     """The exact entropy -Σ p log p, [...], from logits [..., V] in memory."""
     log_p = jax.nn.log_softmax(logits, axis=-1)
-    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+    return -_expected(log_p, log_p)
+
+
+def _expected(values: jax.Array, log_p: jax.Array) -> jax.Array:
+    """Σ p · values, without the terms of probability 0, such as those of excluded tokens."""
+    p = jnp.exp(log_p)
+    return jnp.sum(jnp.where(p > 0, p * values, 0.0), axis=-1)

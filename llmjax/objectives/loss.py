@@ -32,6 +32,7 @@ class Weighted:
 Loss = Callable[[Params, Batch, jax.Array | None], tuple[Weighted, Metrics]]
 """(params, batch, key) to the loss and metrics, as sums; key None disables dropout."""
 
+Measure = Callable[[Params, Batch], Any]
 Prepare = Callable[[Batch, jax.Array | None], Batch]
 
 
@@ -62,3 +63,30 @@ class PreparedLoss:
         """The loss, see `Loss`."""
         prepared = batch if self.mark in batch else self.prepare(batch, key)
         return self.compute(params, prepared, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredLoss:
+    """A loss that reads sums over the whole batch, to which no gradient flows.
+
+    Unlike what `PreparedLoss` prepares, these sums depend on the parameters. So code that splits a
+    batch first adds them up over all parts, without dropout or gradient, and then calls the loss
+    `given` them. A loss measures a batch that is not split on its own, with no further pass.
+
+    Attributes:
+        measure: (params, batch) to a tree of sums.
+        compute: (params, batch, key, sums) to the loss and metrics; sums None for the batch's own.
+    """
+
+    measure: Measure
+    compute: Callable[[Params, Batch, jax.Array | None, Any], tuple[Weighted, Metrics]]
+
+    def given(self, sums: Any) -> Loss:
+        """The loss of a part of a batch with these sums."""
+        return lambda params, batch, key: self.compute(params, batch, key, sums)
+
+    def __call__(
+        self, params: Params, batch: Batch, key: jax.Array | None
+    ) -> tuple[Weighted, Metrics]:
+        """The loss, see `Loss`."""
+        return self.compute(params, batch, key, None)

@@ -72,7 +72,8 @@ class Masked:
     Attributes:
         tokens: [B, S], with masks and random tokens in place of some.
         targets: int32 [B, S], the original token where one was chosen, else -1.
-        positions: int32 [B, P], positions of the chosen tokens, ascending; 0 after the last.
+        positions: int32 [B, P], positions of the chosen tokens, ascending; 0 after the last. On a
+            mesh that splits sequences, P is rounded up to a multiple of their devices.
         targets_at: int32 [B, P], the targets at those positions; -1 after the last.
     """
 
@@ -136,7 +137,10 @@ def mask_tokens(
         chosen, _replacements(replace_key, tokens, config, mask_id, special, vocab_size), tokens
     )
     targets = jnp.where(chosen, tokens, IGNORE).astype(jnp.int32)
-    places = jnp.sort(jnp.where(chosen, _places(tokens), tokens.shape[1]), axis=1)[:, :capacity]
+    # Devices that split sequences split the chosen positions too.
+    parts = mesh.size("sequence")
+    width = -(-capacity // parts) * parts
+    places = jnp.sort(jnp.where(chosen, _places(tokens), tokens.shape[1]), axis=1)[:, :width]
     there = places < tokens.shape[1]
     positions = jnp.where(there, places, 0)
     targets_at = jnp.where(there, jnp.take_along_axis(targets, positions, axis=1), IGNORE)

@@ -59,10 +59,11 @@ def policy(
         signal, such as a group with equal rewards (DAPO, section 3.2), have targets of -1. Its
         metrics are the loss's terms before their coefficients, "policy_loss" and so on, and means
         over the batch's actions: "entropy", "approx_kl" (from the old policy), "kl" (from the
-        reference), "ratio", the shares "ratio_outside" the bounds, "ratio_extreme" (beyond a factor
-        of 2), "clipped_low", "clipped_high", "dual_clipped" and "value_clipped", and the "value",
-        "return", "return_square", "value_error" and its square, for `explained_variance`. Minimum
-        and maximum ratios are not reported, as they do not add up over parts of a batch.
+        reference), "ratio" (which may be a sequence's), the shares "ratio_outside" the bounds,
+        "ratio_extreme" (beyond a factor of 2), "clipped_low", "clipped_high", "dual_clipped" and
+        "value_clipped", and the "value", "return", "return_square", "value_error" and its square,
+        for `explained_variance`. Minimum and maximum ratios are not reported, as they do not add up
+        over parts of a batch.
 
     Raises:
         ValueError: the model has another head or is bidirectional; pretraining text at a
@@ -177,7 +178,7 @@ def _responses(lengths: jax.Array) -> jax.Array:
 
 
 def _temperature(batch: Batch, settings: PolicyConfig) -> float | jax.Array:
-    if settings.temperature == 1 or "pretrain_weights" not in batch:
+    if settings.temperature == 1 or not settings.pretrain_coefficient:
         return settings.temperature
     return jnp.where(jnp.asarray(batch["pretrain_weights"]) > 0, 1.0, settings.temperature)
 
@@ -215,7 +216,7 @@ def _token_losses(found, values, acts, batch: Batch, settings: PolicyConfig):
     """Terms of the loss and metrics by name, each [B, S]."""
     old = batch.get("old_log_probs")
     old = jax.lax.stop_gradient(found.targets) if old is None else jnp.asarray(old)
-    log_ratios = jnp.where(acts, found.targets - old, 0.0)
+    log_ratios = of_tokens = jnp.where(acts, found.targets - old, 0.0)
     if settings.ratio == "sequence":
         ids, lengths = batch["segment_ids"], _lengths(acts, batch)
         sums = segment_sums(log_ratios, ids, acts.shape[1])
@@ -223,7 +224,10 @@ def _token_losses(found, values, acts, batch: Batch, settings: PolicyConfig):
     advantages = jnp.where(acts, jnp.asarray(batch["advantages"]), 0.0)
     surrogate = clipped_surrogate(log_ratios, advantages, settings)
     losses = {"policy_loss": surrogate.losses}
-    metrics = _watch(log_ratios, surrogate, settings) | {"entropy": found.entropies}
+    metrics = _watch(log_ratios, surrogate, settings) | {
+        "approx_kl": kl_estimate(-of_tokens, "k3"),  # KL(π_old ‖ π)
+        "entropy": found.entropies,
+    }
     if settings.entropy_coefficient:
         losses["entropy_loss"] = -found.entropies
     if "reference_log_probs" in batch:
@@ -253,7 +257,6 @@ def _watch(log_ratios, surrogate, settings: PolicyConfig) -> dict[str, jax.Array
     """Metrics of how far the policy has moved since the rollouts, per action."""
     ratios = importance(log_ratios)
     return {
-        "approx_kl": kl_estimate(-log_ratios, "k3"),  # KL(π_old ‖ π)
         "ratio": ratios,
         "ratio_outside": (ratios < 1 - settings.clip_low) | (ratios > 1 + settings.clip_high),
         "ratio_extreme": (ratios < 1 / EXTREME) | (ratios > EXTREME),

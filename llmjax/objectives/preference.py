@@ -12,7 +12,7 @@ from llmjax.checks import require_at_least, require_choices
 from llmjax.objectives.balance import add_balance
 from llmjax.objectives.comparison import Pairs, differences, require_segments
 from llmjax.objectives.log_probs import log_probs, require_language_model
-from llmjax.objectives.loss import Batch, Loss, Metrics, Params, Weighted
+from llmjax.objectives.loss import Batch, Loss, MeasuredLoss, Metrics, Params, Weighted
 from llmjax.objectives.segments import segment_sums
 
 Reference = Callable[[Params], Params]
@@ -70,9 +70,13 @@ class PreferenceConfig:
             "label_smoothing": ("dpo",),
             "average": ("dpo", "ipo"),
             "sft": ("dpo", "ipo", "simpo"),
+            "gamma": ("simpo",),
+            "desirable": ("kto",),
+            "undesirable": ("kto",),
         }
         for name, kinds in only.items():
-            if getattr(self, name) and self.kind not in kinds:
+            given = getattr(self, name) != getattr(PreferenceConfig, name)
+            if given and self.kind not in kinds:
                 raise ValueError(
                     f"preference.{name}={getattr(self, name)}: only for {', '.join(kinds)}, not "
                     f"{self.kind}; leave it out"
@@ -111,18 +115,18 @@ def preference(
 
         For kto, a row has one response (segment 1); for z, the same prompt with a response to
         another prompt (segment 2); and "labels" int32 [B]: 1 desirable, 0 undesirable, -1 none. The
-        weight is the number of labels. z is the mean over the second segments of a micro-batch, the
-        only part that is not a sum over rows; rows without one do not count, and z is 0 if no row
-        has one. The metrics are "kl", which is z; "desirable", the share of such rows; and "chosen"
-        and "rejected", the summed rewards of desirable and undesirable rows, both divided by the
-        total number of labels.
+        weight is the number of labels. z is the mean over the second segments of the batch, which a
+        step measures in a pass of its own if it splits the batch; rows without one do not count,
+        and z is 0 if no row has one. The metrics are "kl", which is z; "desirable", the share of
+        such rows; and "chosen" and "rejected", the summed rewards of desirable and undesirable
+        rows, both divided by the total number of labels.
 
     Raises:
         ValueError: the model has another head or is bidirectional; the batch lacks an array.
     """
     require_language_model(f"preference.kind={settings.kind}", config)
 
-    def loss(params, batch: Batch, key):
+    def scored(params, batch: Batch, key):
         segment_ids = require_segments("preference", batch, responses)
         _require(batch, settings, reference)
         found = log_probs(params, batch, config, key)
@@ -135,13 +139,21 @@ def preference(
         if settings.needs_reference:
             of_reference = _reference_log_probs(params, batch, config, reference)
             scores = scores._replace(reference=sums(of_reference))
-        if settings.kind == "kto":
-            weighted, metrics = kto_loss(scores, jnp.asarray(batch["labels"]), settings)
-        else:
-            weighted, metrics = pair_loss(scores, settings)
-        return add_balance(weighted, metrics, found.output.routing, config)
+        return scores, found.output.routing
 
-    return loss
+    def of_pairs(params, batch: Batch, key):
+        scores, routing = scored(params, batch, key)
+        return add_balance(*pair_loss(scores, settings), routing, config)
+
+    def of_labels(params, batch: Batch, key, unrelated):
+        scores, routing = scored(params, batch, key)
+        found = kto_loss(scores, jnp.asarray(batch["labels"]), settings, unrelated)
+        return add_balance(*found, routing, config)
+
+    def measure(params, batch: Batch):
+        return unrelated_ratios(scored(params, batch, None)[0], jnp.asarray(batch["labels"]))
+
+    return MeasuredLoss(measure, of_labels) if settings.kind == "kto" else of_pairs
 
 
 def _require(batch: Batch, settings: PreferenceConfig, reference: Reference | None) -> None:
@@ -229,17 +241,34 @@ def _log_odds(scores: Scores) -> jax.Array:
     return means - jnp.log(-jnp.expm1(means))
 
 
+def unrelated_ratios(scores: Scores, labels: jax.Array) -> Weighted:
+    """The sum of h over the second responses of labeled rows, and their number."""
+    ratios, there = scores.ratios()[:, 1], scores.present
+    unrelated = (labels >= 0) & there[:, 0] & there[:, 1]
+    return Weighted(
+        jnp.sum(jnp.where(unrelated, ratios, 0.0)), jnp.sum(unrelated, dtype=jnp.float32)
+    )
+
+
 def kto_loss(
-    scores: Scores, labels: jax.Array, settings: PreferenceConfig
+    scores: Scores,
+    labels: jax.Array,
+    settings: PreferenceConfig,
+    unrelated: Weighted | None = None,
 ) -> tuple[Weighted, Metrics]:
-    """The sum over labeled rows of λ - v, the distance of their value from the maximum."""
-    ratios, there = scores.ratios(), scores.present
-    labelled = (labels >= 0) & there[:, 0]
-    unrelated = labelled & there[:, 1]
-    count = jnp.maximum(jnp.sum(unrelated, dtype=ratios.dtype), 1.0)
-    kl = jnp.maximum(jnp.sum(jnp.where(unrelated, ratios[:, 1], 0.0)) / count, 0.0)
-    kl = jax.lax.stop_gradient(kl)
-    desirable = labels == 1
+    """The sum over labeled rows of λ - v, the distance of their value from the maximum.
+
+    Args:
+        scores: log-probabilities of the rows' responses.
+        labels: int32 [B].
+        settings: coefficients.
+        unrelated: from `unrelated_ratios`; None for that of these rows.
+    """
+    ratios, desirable = scores.ratios(), labels == 1
+    labelled = (labels >= 0) & scores.present[:, 0]
+    unrelated = unrelated_ratios(scores, labels) if unrelated is None else unrelated
+    mean = unrelated.sum / jnp.maximum(unrelated.weight, 1.0)
+    kl = jax.lax.stop_gradient(jnp.maximum(mean, 0.0))
     lead = settings.beta * (ratios[:, 0] - kl)
     losses = jnp.where(
         desirable,

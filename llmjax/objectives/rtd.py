@@ -75,7 +75,7 @@ def rtd(
         keys = (None, None) if key is None else jax.random.split(key)
         logits = _generator_logits(generator_params(params, sharing), generator, batch, keys[0])
         losses = _cross_entropy(logits, batch["masked_targets"])
-        total = jnp.sum(losses * batch["rtd_scale"])
+        total = jnp.sum(losses * batch["rtd_scale"][:, None])
         found = discriminator_params(params, sharing)
         weighted, metrics = _discriminate(found, discriminator, batch, logits, keys[1])
         metrics |= {"generator_loss": total, "discriminator_loss": weighted.sum}
@@ -174,17 +174,17 @@ def _shapes(config: models.ModelConfig, names: tuple[str, ...]) -> dict[str, tup
 
 
 def _prepare(draw_masks: Prepare) -> Prepare:
-    """Adds masks, a seed per row, "rtd_seeds" uint32 [B, 1], and N/M, "rtd_scale" [B, 1]."""
+    """Adds masks, a seed per row, "rtd_seeds" uint32 [B], and N/M, "rtd_scale" [B]."""
 
     def prepare(batch: Batch, key: jax.Array | None) -> Batch:
         batch = dict(draw_masks(batch, key))
         rows = batch["tokens"].shape[0]
-        bits = mesh.sharded(jax.random.bits, ("batch", None))
-        seeds = bits(key_for("replacements", key), (rows, 1), jnp.uint32)
+        bits = mesh.sharded(jax.random.bits, ("batch",))
+        seeds = bits(key_for("replacements", key), (rows,), jnp.uint32)
         masked = jnp.sum(batch["masked_targets"] >= 0, dtype=jnp.float32)
         scale = jnp.sum(_there(batch), dtype=jnp.float32) / jnp.maximum(masked, 1.0)
-        spread = mesh.sharded(jnp.broadcast_to, ("batch", None))
-        return batch | {"rtd_seeds": seeds, "rtd_scale": spread(scale, (rows, 1))}
+        spread = mesh.sharded(jnp.broadcast_to, ("batch",))
+        return batch | {"rtd_seeds": seeds, "rtd_scale": spread(scale, (rows,))}
 
     return prepare
 
@@ -218,7 +218,7 @@ def _discriminate(
     """The binary cross entropy of telling the generator's samples from original tokens."""
     keys = (None, None) if key is None else jax.random.split(key)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        key_for("replacements", None), batch["rtd_seeds"][:, 0]
+        key_for("replacements", None), batch["rtd_seeds"]
     )
     corrupted, replaced = sample_replacements(
         row_keys, logits, batch["tokens"], batch["masked_positions"], batch["masked_targets"]

@@ -27,7 +27,8 @@ class PolicyConfig:
             equation 5); 0 for no bound, 3 is usual.
         ratio: probability ratio of each token, or of the whole response to the power 1/|y| (GSPO,
             equation 7).
-        kl: the estimator of the divergence from the reference (`kl_estimate`).
+        kl: the estimator of the divergence from the reference (`kl_estimate`); in the loss, k2 or
+            k3.
         kl_coefficient: its weight in the loss; 0 if it is part of the rewards.
         entropy_coefficient: weight of the entropy, which is subtracted.
         aggregation: token: all tokens of the batch count the same (DAPO, equation 8). sequence: all
@@ -67,6 +68,11 @@ class PolicyConfig:
         if self.dual_clip and self.dual_clip <= 1:
             raise ValueError(
                 f"policy.dual_clip={self.dual_clip}: must be above 1, or 0 for no bound"
+            )
+        if self.kl_coefficient and self.kl == "k1":
+            raise ValueError(
+                f"policy.kl=k1 with kl_coefficient={self.kl_coefficient}: as a loss its expected "
+                "gradient is 0; choose k2 or k3, or subtract it from rewards (kl.coefficient)"
             )
         if (self.aggregation == "constant") != bool(self.max_length) or self.max_length < 0:
             raise ValueError(

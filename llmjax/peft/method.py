@@ -15,6 +15,8 @@ from llmjax.peft.lora import LoraConfig
 from llmjax.peft.prefix import PrefixConfig
 from llmjax.spec import Tree
 
+_OPTIONS = ("lora", "adapter", "ia3", "prefix")  # methods that add parameters, and their settings
+
 
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
@@ -58,6 +60,12 @@ class MethodConfig:
             raise ValueError(
                 f"peft.quantize={self.quantize}: quantized weights cannot be trained; choose "
                 "peft.name=lora or another method that adds parameters"
+            )
+        ignored = [name for name in _OPTIONS if getattr(self, name) != getattr(MethodConfig, name)]
+        if self.name == "full" and ignored:
+            raise ValueError(
+                f"peft.{ignored[0]} is set, but peft.name=full trains the model itself: choose "
+                f"peft.name={ignored[0]}, or leave its settings out"
             )
         if self.frozen_layers < 0:
             raise ValueError(f"peft.frozen_layers={self.frozen_layers}: must not be negative")

@@ -12,13 +12,14 @@ from llmjax.rl.experience import Experience, require_fits
 from llmjax.rl.guards import Guard, GuardConfig
 from llmjax.rl.judges import ModelReward
 from llmjax.rl.kl import KLConfig, next_coefficient, penalized_rewards
-from llmjax.rl.learning import LearningConfig, Memory, learn
+from llmjax.rl.learning import Credit, LearningConfig, Memory, learn
 from llmjax.rl.rewards import Reward, Scores, WeightedReward, load_function, score
 from llmjax.rl.rollouts import RolloutConfig, Writer
 from llmjax.rl.samples import Prompt, Sample, repetition
 from llmjax.rl.scores import RunningMoments, ScoreConfig, normalize_scores
 
 __all__ = [
+    "Credit",
     "Experience",
     "Guard",
     "GuardConfig",

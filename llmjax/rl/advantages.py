@@ -94,13 +94,17 @@ def whiten(values: jax.Array, actions: jax.Array, *, center: bool = True) -> jax
     Returns:
         [B, S]; 0 outside of actions. Values that are all equal are only centered.
     """
-    actions = jnp.asarray(actions)
-    count = jnp.maximum(jnp.sum(actions, dtype=jnp.asarray(values).dtype), 1.0)
-    mean = jnp.sum(jnp.where(actions, values, 0.0)) / count
-    apart = jnp.where(actions, values - mean, 0.0)
+    values, actions = jnp.asarray(values), jnp.asarray(actions)
+    count = jnp.maximum(jnp.sum(actions, dtype=values.dtype), 1.0)
+    # Relative to one of them, equal values have a mean of exactly 0. The rounding error of a mean
+    # would be divided by a deviation that is not larger.
+    one = jnp.max(values, where=actions, initial=jnp.finfo(values.dtype).min)
+    apart = jnp.where(actions, values - one, 0.0)
+    mean = jnp.sum(apart) / count
+    apart = jnp.where(actions, apart - mean, 0.0)
     deviation = jnp.sqrt(jnp.sum(apart**2) / count)
     scaled = apart / (deviation + EPSILON)
-    return scaled if center else jnp.where(actions, scaled + mean, 0.0)
+    return scaled if center else jnp.where(actions, scaled + (one + mean), 0.0)
 
 
 def group_advantages(rewards: jax.Array, kind: Group = "grpo") -> jax.Array:
@@ -122,6 +126,8 @@ def group_advantages(rewards: jax.Array, kind: Group = "grpo") -> jax.Array:
         raise ValueError(
             f"group_advantages: {count} response per prompt cannot be compared; sample at least 2"
         )
+    # So that equal rewards differ by exactly 0, see `whiten`.
+    rewards = rewards - rewards[..., :1]
     apart = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
     if kind == "grpo":
         return apart / (jnp.std(rewards, axis=-1, keepdims=True, ddof=1) + EPSILON)

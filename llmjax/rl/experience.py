@@ -19,12 +19,10 @@ import numpy as np
 from llmjax import mesh
 from llmjax.rl import advantages, samples
 from llmjax.rl.estimates import Estimator, Players, Rows
-from llmjax.rl.kl import KLConfig
-from llmjax.rl.learning import LearningConfig, Memory, learn
+from llmjax.rl.learning import Credit, LearningConfig, Memory, learn
 from llmjax.rl.rewards import Scores, WeightedReward, score
 from llmjax.rl.rollouts import RolloutConfig, Writer
 from llmjax.rl.samples import Sample
-from llmjax.rl.scores import ScoreConfig
 from llmjax.train.loop import Pause
 from llmjax.train.state import TrainState
 
@@ -40,9 +38,7 @@ class Experience(Iterator[Rows]):
         writer: answers them.
         players: selects each model's parameters.
         mixture: the rewards and their weights.
-        learning: how rewards become batches.
-        kl: the weight of the divergence in rewards.
-        scoring: normalization of rewards.
+        credit: how rewards become advantages and batches.
         batch_size: B, rows of a batch.
         length: S, of a row.
         seed: seed of rollouts and of the order of rows.
@@ -63,9 +59,7 @@ class Experience(Iterator[Rows]):
         writer: Writer,
         players: Players,
         mixture: Mapping[str, WeightedReward],
-        learning: LearningConfig,
-        kl: KLConfig,
-        scoring: ScoreConfig,
+        credit: Credit,
         *,
         batch_size: int,
         length: int,
@@ -75,12 +69,12 @@ class Experience(Iterator[Rows]):
         guard: Callable[[int, dict[str, float]], bool] = lambda step, found: False,
         extra: Any = None,
     ) -> None:
-        require_fits(writer.settings, learning, batch_size)
-        if kl.coefficient and players.reference is None:
-            raise ValueError(f"kl.coefficient={kl.coefficient}: it needs a reference")
+        require_fits(writer.settings, credit.learning, batch_size)
+        if credit.kl.coefficient and players.reference is None:
+            raise ValueError(f"kl.coefficient={credit.kl.coefficient}: it needs a reference")
         self._prompts, self._writer, self._players = prompts, writer, players
-        self._mixture, self._learning, self._kl = mixture, learning, kl
-        self._scoring, self._batch_size, self._length = scoring, batch_size, length
+        self._mixture, self._credit, self._learning = mixture, credit, credit.learning
+        self._batch_size, self._length = batch_size, length
         self._seed, self._steps, self._extra = seed, steps, extra
         self.record, self._guard = record, guard
         temperature = writer.settings.temperature
@@ -89,7 +83,7 @@ class Experience(Iterator[Rows]):
         most = writer.settings.max_new_tokens
         self._estimate = Estimator(players, batch_size, temperature, most)
         self._iteration = 0
-        self._memory = Memory.new(kl)
+        self._memory = Memory.new(credit.kl)
         self._rows: Rows = {}
         self._pending: list[np.ndarray] = []  # indices of these rows, int [B], for each batch
 
@@ -168,15 +162,8 @@ class Experience(Iterator[Rows]):
         """Rows with advantages, and metrics of the divergence."""
         # Every process has all rows, and computes this on a local device.
         with jax.set_mesh(_NO_MESH):
-            made, said, self._memory = learn(
-                rows,
-                scores,
-                self._memory,
-                learning=self._learning,
-                kl=self._kl,
-                scoring=self._scoring,
-                group=self._writer.settings.samples,
-            )
+            group = self._writer.settings.samples
+            made, said, self._memory = learn(rows, scores, self._memory, self._credit, group=group)
         host = {name: np.asarray(values) for name, values in made.items()}
         return rows | host, {name: float(value) for name, value in said.items()}
 

@@ -16,8 +16,7 @@ class KLConfig:
 
     Attributes:
         coefficient: initial β.
-        target: divergence that β is adapted to reach, in nats, in the unit of the divergence given
-            to `next_coefficient` (per response in `learn`); 0 keeps β fixed.
+        target: divergence that β is adapted to reach, in nats per response; 0 keeps β fixed.
         rate: gain of the controller on the relative error (Ziegler et al. 2019, section 2.2).
         bound: clips the relative error.
         watch: whether the divergence is measured even if nothing depends on it. If false, such a
@@ -51,7 +50,7 @@ def next_coefficient(coefficient: jax.Array, kl: jax.Array, config: KLConfig) ->
 
     Args:
         coefficient: β of this batch.
-        kl: the measured divergence, in nats per response or per token, like the target.
+        kl: the measured divergence, in nats per response.
         config: controller options.
     """
     if not config.target:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,11 @@ class LearningConfig:
         for name in ("discount", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"learning.{name}={getattr(self, name)}: must be in [0, 1]")
+            if self.compares and getattr(self, name) != getattr(LearningConfig, name):
+                raise ValueError(
+                    f"learning.{name}={getattr(self, name)}: only for gae; {self.advantages} has "
+                    "one advantage per answer"
+                )
         if self.rounds and not self.compares:
             raise ValueError(f"learning.rounds={self.rounds}: gae does not compare answers")
 
@@ -58,6 +63,20 @@ class LearningConfig:
     def compares(self) -> bool:
         """Whether advantages are relative to the other answers to the prompt."""
         return self.advantages in get_args(advantages.Group)
+
+
+class Credit(NamedTuple):
+    """Credit assignment: how scores of answers become advantages of their tokens.
+
+    Attributes:
+        learning: options of advantages.
+        kl: β of the divergence that is subtracted from rewards, and its controller.
+        scores: normalization of scores.
+    """
+
+    learning: LearningConfig
+    kl: KLConfig
+    scores: ScoreConfig = ScoreConfig()
 
 
 @struct.dataclass
@@ -78,16 +97,9 @@ class Memory:
         return cls(jnp.float32(kl.coefficient), RunningMoments.new())
 
 
-@functools.partial(jax.jit, static_argnames=("learning", "kl", "scoring", "group"))
+@functools.partial(jax.jit, static_argnames=("credit", "group"))
 def learn(
-    rows: dict[str, jax.Array],
-    scores: jax.Array,
-    memory: Memory,
-    *,
-    learning: LearningConfig,
-    kl: KLConfig,
-    scoring: ScoreConfig,
-    group: int,
+    rows: dict[str, jax.Array], scores: jax.Array, memory: Memory, credit: Credit, *, group: int
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Memory]:
     """Computes the advantages of an iteration's answers, and with a critic their returns.
 
@@ -96,16 +108,15 @@ def learn(
             and "old_values" for gae; one answer per row, those to a prompt adjacent.
         scores: float32 [N], the scores of the answers.
         memory: from the previous iteration.
-        learning: options of advantages.
-        kl: options of the controller of β.
-        scoring: normalization of scores.
+        credit: the settings.
         group: answers per prompt.
 
     Returns:
         "advantages" and "returns", float32 [N, S], 0 outside of actions; metrics of the divergence
         from the reference; and the memory for the next iteration.
     """
-    normal, moments = normalize_scores(scores, memory.moments, scoring)
+    learning = credit.learning
+    normal, moments = normalize_scores(scores, memory.moments, credit.scores)
     actions, ids = rows["targets"] >= 0, rows["segment_ids"]
     rewards = penalized_rewards(
         normal[:, None],
@@ -136,7 +147,7 @@ def learn(
     said = _divergence(rows) | {"kl_coefficient": memory.coefficient}
     coefficient = memory.coefficient
     if "kl_per_response" in said:
-        coefficient = next_coefficient(coefficient, said["kl_per_response"], kl)
+        coefficient = next_coefficient(coefficient, said["kl_per_response"], credit.kl)
     return made, said, Memory(coefficient, moments)
 
 

@@ -58,7 +58,8 @@ def rows(samples: Sequence[Sample], length: int) -> dict[str, np.ndarray]:
         and float32 [N, S] "old_log_probs".
 
     Raises:
-        ValueError: a sample is longer.
+        ValueError: a sample is longer, or has an empty prompt, so that nothing predicts its first
+            token.
     """
     shape = len(samples), length
     made = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment_ids", "positions")}
@@ -71,6 +72,8 @@ def rows(samples: Sequence[Sample], length: int) -> dict[str, np.ndarray]:
                 f"sample {row} has {len(whole)} tokens, more than sequence_length={length}: raise "
                 "it, or lower the limit of prompt tokens or new tokens"
             )
+        if not len(sample.prompt.tokens):
+            raise ValueError(f"sample {row} has an empty prompt: begin it with the bos token, say")
         begin, end = len(sample.prompt.tokens) - 1, len(whole) - 1
         made["tokens"][row, : len(whole)] = whole
         made["targets"][row, begin:end] = sample.tokens

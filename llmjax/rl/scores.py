@@ -48,15 +48,17 @@ class RunningMoments:
 
     def add(self, values: jax.Array) -> "RunningMoments":
         """Adds values (Chan et al. 1979, equation 2.1); the order of batches does not matter."""
-        values = jnp.asarray(values)
+        values = jnp.ravel(values)
         count = jnp.float32(values.size)
-        mean = jnp.mean(values)
+        # Exact for equal values, whose deviation must be 0 rather than a rounding error.
+        mean = values[0] + jnp.mean(values - values[0])
         squares = jnp.sum((values - mean) ** 2)
         total, apart = self.count + count, mean - self.mean
+        share = count / total
         return RunningMoments(
             total,
-            self.mean + apart * count / total,
-            self.squares + squares + apart**2 * self.count * count / total,
+            self.mean + apart * share,
+            self.squares + squares + apart**2 * self.count * share,
         )
 
     @property

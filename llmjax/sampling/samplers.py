@@ -177,9 +177,10 @@ def _draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
 def _invert(weights: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The index where the running sum of weights [N] first exceeds the target, and the remainder.
 
-    Never returns an index of weight 0, even if rounding puts the target at the very end.
+    Never returns an index of weight 0, even if rounding puts the target at the very end, or, as a
+    remainder, below 0.
     """
     running = jnp.cumsum(weights)
-    target = jnp.minimum(target, running[-1] * (1.0 - jnp.finfo(weights.dtype).eps))
+    target = jnp.clip(target, 0.0, running[-1] * (1.0 - jnp.finfo(weights.dtype).eps))
     place = jnp.sum(running <= target, dtype=jnp.int32)
     return place, target - running[place] + weights[place]

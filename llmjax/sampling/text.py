@@ -22,14 +22,17 @@ def pieces_of(
     stop_tokens: Sequence[int | Sequence[int]] = (),
     stop_texts: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Decodes tokens as they arrive; no piece is empty or ends inside a character."""
+    """Decodes tokens as they arrive; no piece is empty or ends inside a character.
+
+    Tokens beyond the tokenizer's, by which a model may pad its vocabulary, have no text.
+    """
     # Tokens are mapped to characters, so that `until` serves tokens and text alike.
     sequences = [_characters([stop] if isinstance(stop, int) else stop) for stop in stop_tokens]
 
     def decoded() -> Iterator[str]:
         decoder = StreamDecoder(tokenizer)
         for piece in until(map(_characters, pieces), sequences):
-            yield decoder.push(map(ord, piece))
+            yield decoder.push(token for token in map(ord, piece) if token < tokenizer.vocab_size)
         yield decoder.finish()
 
     return filter(None, until(decoded(), stop_texts))

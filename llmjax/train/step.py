@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from llmjax import mesh, tree
-from llmjax.objectives import Batch, Loss, Metrics, PreparedLoss, Weighted
+from llmjax.objectives import Batch, Loss, MeasuredLoss, Metrics, PreparedLoss, Weighted
 from llmjax.train import health, zero
 from llmjax.train.state import TrainState
 
@@ -31,8 +31,8 @@ def make_step(
     The gradient of Σ sums / Σ weights over the whole batch with respect to the trained parameters
     does not depend on the number of micro-batches or devices. A step is skipped, leaving parameters
     and optimizer unchanged, if its loss or gradient is non-finite or a spike, or if its batch has
-    no target. A loss that needs the whole batch (`objectives.PreparedLoss`) gets it before it is
-    split, with the step's key.
+    no target. A loss that needs the whole batch gets it before it is split, with the step's key
+    (`objectives.PreparedLoss`), or is given sums over its parts (`objectives.MeasuredLoss`).
 
     Args:
         loss: the objective.
@@ -144,6 +144,11 @@ def _compiler_options() -> dict[str, str]:
 
 def _gradient(loss, sharding, state, batch, key, accumulate):
     """(Weighted, metrics, gradient of the sum), summed over micro-batches."""
+    if accumulate > 1:
+        batch = {name: _cut(name, rows, accumulate) for name, rows in batch.items()}
+        key = jax.random.split(key, accumulate)
+        if isinstance(loss, MeasuredLoss):
+            loss = loss.given(_added(functools.partial(loss.measure, state.all_params), batch))
 
     def scalar(params, batch, key):
         whole = dataclasses.replace(state, params=params).all_params
@@ -152,22 +157,22 @@ def _gradient(loss, sharding, state, batch, key, accumulate):
 
     value_and_grad, finish = zero.value_and_grad(scalar, sharding, state.params, accumulate)
 
-    def one(batch, key):
-        (_, (weighted, metrics)), found = value_and_grad(batch, key)
+    def one(inputs):
+        (_, (weighted, metrics)), found = value_and_grad(*inputs)
         return weighted, metrics, found
 
-    def body(totals, inputs):
-        return jax.tree.map(jnp.add, totals, one(*inputs)), None
-
-    if accumulate == 1:
-        weighted, metrics, found = one(batch, key)
-        return weighted, metrics, finish(found)
-    micro = {name: _cut(name, rows, accumulate) for name, rows in batch.items()}
-    keys = jax.random.split(key, accumulate)
-    first = one({name: rows[0] for name, rows in micro.items()}, keys[0])
-    rest = {name: rows[1:] for name, rows in micro.items()}
-    (weighted, metrics, found), _ = jax.lax.scan(body, first, (rest, keys[1:]))
+    weighted, metrics, found = one((batch, key)) if accumulate == 1 else _added(one, (batch, key))
     return weighted, metrics, finish(found)
+
+
+def _added(function: Callable, parts: Any) -> Any:
+    """Σ function(part) over the first axis of a tree of arrays, one part after the other."""
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    first, rest = (jax.tree.map(lambda x, at=at: x[at], parts) for at in (0, slice(1, None)))
+    return jax.lax.scan(add, function(first), rest)[0]
 
 
 def _cut(name: str, rows: jax.Array, parts: int) -> jax.Array:

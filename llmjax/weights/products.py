@@ -19,7 +19,9 @@ from llmjax.weights.leaves import (
 from llmjax.weights.quantized import Int8, Nf4
 
 
-def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> jax.Array:
+def einsum(
+    equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes, *, wide: bool = False
+) -> jax.Array:
     """`jnp.einsum(equation, x, weight)` in the precision of `x`, sharded by logical axes.
 
     Args:
@@ -27,42 +29,46 @@ def einsum(equation: str, x: jax.Array, weight: Weight, out_axes: mesh.Axes) -> 
         x: activations.
         weight: an array or a leaf type of this module.
         out_axes: a logical axis name or None for each dimension of the result.
+        wide: whether sums are not rounded to the precision of `x`: the result is float32 or wider.
     """
+    dtype = jnp.promote_types(x.dtype, jnp.float32) if wide else x.dtype
     if isinstance(weight, Lora):
-        return einsum(equation, x, weight.base, out_axes) + _low_rank(equation, x, weight, out_axes)
+        out = einsum(equation, x, weight.base, out_axes, wide=wide)
+        return out + _low_rank(equation, x, weight, out_axes)
     if isinstance(weight, Dora):
-        return _decomposed(equation, x, weight, out_axes)
+        return _decomposed(equation, x, weight, out_axes).astype(dtype)
     if isinstance(weight, Scaled):
-        return _scaled(equation, x, weight, out_axes)
+        return _scaled(equation, x, weight, out_axes).astype(dtype)
     if isinstance(weight, Int8 | Nf4):
-        return _quantized(equation, x, weight, out_axes)
+        return _quantized(equation, x, weight, out_axes).astype(dtype)
     if isinstance(weight, Transposed):
-        return _weight_on_the_left(equation, x, weight, out_axes)
+        return _weight_on_the_left(equation, x, weight, out_axes, dtype)
     if isinstance(weight, Held) and (weight.whole is None or weight.whole.dtype == x.dtype):
         split = weight.split.astype(x.dtype)
-        return _shared_product(equation, x, split, weight.whole, weight.terms, out_axes)
-    return _of_array(equation, x, materialize(weight).astype(x.dtype), out_axes)
+        return _shared_product(equation, x, split, weight.whole, weight.terms, out_axes, dtype)
+    return _of_array(equation, x, materialize(weight).astype(x.dtype), out_axes, dtype)
 
 
-def _of_array(equation: str, x: jax.Array, weight: jax.Array, out_axes: mesh.Axes) -> jax.Array:
+def _of_array(equation, x, weight, out_axes, dtype) -> jax.Array:
     shared = {name for names in collectives.split(weight) for name in names}
     if shared & _rows_over(equation, x):
-        return _shared_product(equation, x, weight, None, None, out_axes)
-    return _plain(equation, x, weight, out_axes)
+        return _shared_product(equation, x, weight, None, None, out_axes, dtype)
+    return _plain(equation, x, weight, out_axes, dtype)
 
 
-def _plain(equation: str, x: jax.Array, weight: jax.Array, out_axes: mesh.Axes) -> jax.Array:
+def _plain(equation, x, weight, out_axes, dtype) -> jax.Array:
+    einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
     rows, flat_equation = _merge_rows(equation)
     if rows and mesh.size(out_axes[1]) == 1:
-        product = functools.partial(jnp.einsum, flat_equation)
+        product = functools.partial(einsum, flat_equation)
         flat = mesh.sharded(product, (out_axes[0], *out_axes[2:]))
         out = flat(x.reshape(-1, *x.shape[2:]), weight)
         return mesh.sharded(jnp.reshape, out_axes)(out, (*x.shape[:2], *out.shape[1:]))
-    return mesh.sharded(functools.partial(jnp.einsum, equation), out_axes)(x, weight)
+    return mesh.sharded(functools.partial(einsum, equation), out_axes)(x, weight)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
-def _shared_product(equation, x, weight, whole, terms, out_axes):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
+def _shared_product(equation, x, weight, whole, terms, out_axes, dtype):
     """The product with a weight that is split over devices with different rows.
 
     Unless it is held whole, it is gathered in both passes, and its gradient is scattered: XLA on
@@ -70,18 +76,20 @@ def _shared_product(equation, x, weight, whole, terms, out_axes):
     """
     del terms
     whole = collectives.gathered(weight, _rows_over(equation, x)) if whole is None else whole
-    return _plain(equation, x, whole, out_axes)
+    return _plain(equation, x, whole, out_axes, dtype)
 
 
-def _forward(equation, x, weight, whole, terms, out_axes):
-    return _shared_product(equation, x, weight, whole, terms, out_axes), (x, weight, whole, terms)
+def _forward(equation, x, weight, whole, terms, out_axes, dtype):
+    out = _shared_product(equation, x, weight, whole, terms, out_axes, dtype)
+    return out, (x, weight, whole, terms)
 
 
-def _backward(equation, out_axes, kept, cotangent):
+def _backward(equation, out_axes, dtype, kept, cotangent):
     x, weight, whole, terms = kept
+    cotangent = cotangent.astype(x.dtype)
     over = _rows_over(equation, x)
     whole = collectives.gathered(weight, over) if whole is None else whole
-    _, pull = jax.vjp(lambda x: _plain(equation, x, whole, out_axes), x)
+    _, pull = jax.vjp(lambda x: _plain(equation, x, whole, out_axes, x.dtype), x)
     rows, merged = _merge_rows(equation)
 
     def by_weight(x, cotangent):
@@ -141,9 +149,7 @@ def _roles(equation: str) -> tuple[str, str, str, str, str]:
     return inputs, result, contracted, outputs, kept
 
 
-def _weight_on_the_left(
-    equation: str, x: jax.Array, weight: Transposed, out_axes: mesh.Axes
-) -> jax.Array:
+def _weight_on_the_left(equation, x, weight: Transposed, out_axes, dtype) -> jax.Array:
     """The product as a `dot_general`, because `jnp.einsum` may reorder the operands."""
     inputs, result, contracted, outputs, kept = _roles(equation)
     axis_of = dict(zip(result, out_axes, strict=True))
@@ -151,7 +157,9 @@ def _weight_on_the_left(
     of_weight = range(len(outputs), len(outputs + contracted))
     of_x = (inputs.index(axis) for axis in contracted)
     product = mesh.sharded(jax.lax.dot_general, axes)
-    out = product(weight.values.astype(x.dtype), x, ((tuple(of_weight), tuple(of_x)), ((), ())))
+    dimensions = (tuple(of_weight), tuple(of_x)), ((), ())
+    values = weight.values.astype(x.dtype)
+    out = product(values, x, dimensions, preferred_element_type=dtype)
     return jnp.einsum(f"{outputs}{kept}->{result}", out)
 
 

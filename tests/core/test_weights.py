@@ -127,6 +127,32 @@ def test_products_are_in_the_precision_of_the_activations(kind):
     assert einsum("bsd,df->bsf", x, KINDS[kind]("df", 1), (None,) * 3).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("kind", ["array", "transposed", "lora"])
+def test_wide_sums_are_not_rounded(kind):
+    """Of bfloat16 factors, in float32; the gradient is in the precision of the activations."""
+    x, plain = array("bsd").astype(jnp.bfloat16), array("df")
+    weight = {
+        "array": plain,
+        "transposed": transpose(plain, (0,)),
+        "lora": lora("df", 1, plain).replace(b=jnp.zeros((3, SIZES["f"]))),
+    }[kind]
+
+    def total(x, wide):
+        out = einsum("bsd,df->bsf", x, weight, ("batch", None, None), wide=wide)
+        return jnp.sum(out.astype(jnp.float32) * array("bsf", 3)), out
+
+    gradient = jax.grad(total, has_aux=True)
+    (slope, found), (narrow, rounded) = gradient(x, True), gradient(x, False)
+    factors = (np.asarray(y.astype(jnp.bfloat16), np.float64) for y in (x, plain))
+    expected = np.einsum("bsd,df->bsf", *factors)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(np.asarray(rounded, np.float64) - expected).max() > 1e-2
+    assert slope.dtype == narrow.dtype == jnp.bfloat16
+    slope, narrow = (np.asarray(y, np.float32) for y in (slope, narrow))
+    np.testing.assert_allclose(slope, narrow, rtol=0.02, atol=0.2)
+
+
 @pytest.mark.parametrize(("axes", "inputs"), [("df", 1), ("hcd", 2)])
 def test_int8_rounds_to_half_a_unit_of_its_channel(axes, inputs):
     weight = array(axes).at[..., 0].set(0.0)

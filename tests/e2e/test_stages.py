@@ -298,9 +298,19 @@ def test_a_recipe_says_what_does_not_fit_together() -> None:
             "temperature",
         ),
         ({"critic": "head", "pretraining_rows": 2, "batch_size": 16}, "belong together"),
+        (
+            {"critic": "head", "pretraining_rows": 3, "batch_size": 16, "accumulate": 2},
+            "pretraining_rows=3 does not divide .* in accumulate=2 parts",
+        ),
+        ({"critic": "head", "critic_base": "z", "batch_size": 16}, "critic=head has no model"),
     ):
         with pytest.raises(ValueError, match=what):
             Reinforcing(**base, **wrong)
-    with pytest.raises(ValueError, match="name the labels"):
-        Finetuning(**base, objective="classification")
+    for wrong, what in (
+        ({"objective": "classification"}, "name the labels"),
+        ({"label_smoothing": 1.0}, r"label_smoothing=1.0: must be in \[0, 1\)"),
+        ({"objective": "classification", "z_loss": 0.1}, "z_loss is not for objective=classif"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            Finetuning(**base, **wrong)
     assert isinstance(tiny(), Recipe)

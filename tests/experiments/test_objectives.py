@@ -13,6 +13,7 @@ import pytest
 from experiments import fields, flags, objective, runs, training
 from experiments.recipe import Recipe
 from experiments.recipes import RECIPES, encoders
+from experiments.tasks import base
 from llmjax import data, hf, models, objectives
 from llmjax import spec as specs
 from llmjax.data.tokenizer import ByteTokenizer
@@ -106,6 +107,14 @@ def test_exported_models_load_elsewhere(run_dir: pathlib.Path, tmp_path: pathlib
     if model.recipe.objective == "mlm":
         with pytest.raises(flags.FlagError, match="has one model"):
             runs.export(model, tmp_path / "other", part="generator", dtype="float32")
+
+
+def test_fine_tuning_begins_with_the_main_model(run_dir: pathlib.Path) -> None:
+    """Of replaced-token detection, that is the discriminator alone."""
+    found = base.find(str(run_dir))
+    params, _ = found.load()
+    declared = specs.map_params(lambda param: param.shape, models.spec(found.config))
+    assert jax.tree.map(np.shape, params) == declared
 
 
 def test_a_head_without_a_place_in_checkpoints_is_left_out(tmp_path: pathlib.Path) -> None:

@@ -89,6 +89,18 @@ def test_a_watcher_ends_a_run_where_it_says(text, tmp_path):
     assert runs.load(tmp_path, best=False).step == 4
 
 
+def test_no_sample_ends_a_run(text, tmp_path, draw):
+    """A prompt that leaves no room loses its beginning; drawn ids may be beyond the tokenizer's."""
+    made = recipe(text, sample_prompt="import " * 20, sample_tokens=24)
+    model = dataclasses.replace(made.model, max_length=32, vocab_size=512)
+    task = runs.task_of(dataclasses.replace(made, model=model), tmp_path)
+    task.prepare()
+    assert task.tokenizer().vocab_size < 300
+    prompt, continuation = task.sample(draw(task.spec))
+    assert prompt == made.sample_prompt
+    assert len(continuation.encode(errors="replace")) < 24 * 3
+
+
 def test_a_rule_that_decides_nothing_is_told_before_the_run(tmp_path):
     rules = OptimizerConfig(rates=(Rule("layers/atention", 0.1),))
     with pytest.raises(runs.FlagError, match="optimizer.rates: .*near: .*attention"):

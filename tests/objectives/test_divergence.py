@@ -35,6 +35,25 @@ def test_exact_divergence_and_entropy(logits):
         assert float(entropy(logits[0])) == pytest.approx(expected, rel=1e-12)
 
 
+def test_tokens_of_probability_0_add_nothing(logits):
+    excluded = logits.copy()
+    excluded[:, 2] = -np.inf
+    left = np.delete(logits, 2, axis=1)
+    np.testing.assert_allclose(entropy(excluded[0]), entropy(left[0]), rtol=1e-6)
+    np.testing.assert_allclose(kl_divergence(*excluded), kl_divergence(*left), rtol=1e-6)
+    assert kl_divergence(logits[0], excluded[1]) == np.inf
+
+
+def test_k3_is_exact_near_the_reference():
+    """And never negative, in float32."""
+    near = np.linspace(-1e-3, 1e-3, 200, dtype=np.float32)
+    exact = near.astype(float)
+    expected = exact**2 / 2 - exact**3 / 6 + exact**4 / 24
+    found = np.asarray(kl_estimate(near, "k3"))
+    np.testing.assert_allclose(found, expected, rtol=0.01)
+    assert found.min() >= 0
+
+
 def test_k1_and_k3_have_no_bias_and_k2_little(logits):
     """Σ p(x) k(x) over all x. Near the reference k2 is right to second order, and k3 below k1."""
     near = logits[0] + 0.05 * logits[1]

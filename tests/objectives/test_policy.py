@@ -34,7 +34,7 @@ CASES = {
     "grpo": (PolicyConfig(aggregation="sequence", kl_coefficient=0.4), None),
     "dapo": (PolicyConfig(clip_high=0.28, kl="k2", kl_coefficient=0.1), None),
     "dr_grpo": (
-        PolicyConfig(aggregation="constant", max_length=5, kl="k1", kl_coefficient=0.1),
+        PolicyConfig(aggregation="constant", max_length=5, kl_coefficient=0.1),
         None,
     ),
     "gspo": (PolicyConfig(ratio="sequence", aggregation="sequence", clip_low=0.1), None),
@@ -230,6 +230,19 @@ def test_metrics_are_means_over_actions(rollouts, draw):
     np.testing.assert_allclose(
         explained_variance(found), 1 - (returns - values).var() / returns.var(), rtol=1e-9
     )
+
+
+def test_the_divergence_of_tokens_is_reported_with_ratios_of_sequences(rollouts, draw):
+    with jax.enable_x64(True):
+        params = comparisons.wide(draw(spec_of("gspo")))
+        (_, (weighted, metrics)), _ = compiled("gspo")[0](params, batch_of("gspo", rollouts))
+        found = {name: float(metrics[name]) / float(weighted.weight) for name in metrics}
+        responses = responses_of("gspo", params, rollouts)
+    logs = [[t.log_prob - t.known["old_log_probs"] for t in response] for response in responses]
+    each = np.concatenate(logs)
+    assert found["approx_kl"] == pytest.approx(np.mean(np.exp(each) - 1 - each), rel=1e-9)
+    ratios = np.concatenate([np.full(len(x), np.exp(np.mean(x))) for x in logs])
+    assert found["ratio"] == pytest.approx(ratios.mean(), rel=1e-9)
 
 
 def test_every_cut_gives_one_loss(rollouts, draw):

@@ -1,5 +1,6 @@
 """DPO and its relatives against their papers' formulas, one response at a time, in float64."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llmjax import models
+from llmjax import mesh, models
 from llmjax.objectives import PreferenceConfig, log_probs, preference
 from llmjax.objectives.preference import Scores, kto_loss, pair_loss
+from llmjax.train import TrainState, make_step
+from tests.laws.recorder import RECORDER
 from tests.objectives import comparisons
 from tests.objectives.comparisons import CONFIG, log_sigmoid, sigmoid
 
@@ -205,18 +208,38 @@ def test_no_gradient_reaches_the_reference(params):
 
 
 def test_every_cut_gives_one_loss(params):
-    """Of kto too, as far as the baseline is the same: 0, without unrelated responses."""
-    pairs = comparisons.as_rows(ROWS)
-    alone = comparisons.as_rows([row[:1] for row in ROWS]) | {"labels": LABELS}
-    for settings, batch in ((SETTINGS["dpo, smoothed, with sft"], pairs), (KTO, alone)):
-        with jax.enable_x64(True):
-            loss = functools.partial(compiled(settings), params["policy"], params["reference"])
-            parts = [loss({name: x[part::2] for name, x in batch.items()}) for part in range(2)]
-            jax.tree.map(
-                functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12),
-                jax.tree.map(jnp.add, *parts),
-                loss(batch),
-            )
+    settings, batch = SETTINGS["dpo, smoothed, with sft"], comparisons.as_rows(ROWS)
+    with jax.enable_x64(True):
+        loss = functools.partial(compiled(settings), params["policy"], params["reference"])
+        parts = [loss({name: x[part::2] for name, x in batch.items()}) for part in range(2)]
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12),
+            jax.tree.map(jnp.add, *parts),
+            loss(batch),
+        )
+
+
+def test_micro_batches_share_the_baseline_of_kto(params, alone):
+    """Which differs between them, and is above 0 for one order of the models."""
+    orders = ((0, 1), (1, 0))
+    kl, order = max((kto_by_hand(*(alone[i] for i in o), LABELS)[2], o) for o in orders)
+    both = list(jax.tree.map(np.float32, params).values())
+    whole = both[order[0]] | {"reference": both[order[1]]}
+    batch = comparisons.as_rows([row[:2] for row in ROWS]) | {"labels": LABELS}
+    config = dataclasses.replace(CONFIG, dtype="float32")
+    loss = preference(config, KTO, reference=lambda params: params["reference"])
+
+    def step(accumulate):
+        arrays = jax.tree.map(jnp.array, whole)
+        state = TrainState(jnp.int32(0), arrays, RECORDER.init(arrays), jax.random.key(0))
+        made = make_step(loss, RECORDER, accumulate=accumulate)
+        state, metrics = made(state, mesh.shard_batch(batch))
+        return jax.device_get((metrics["loss"], metrics["kl"], state.opt_state.grads))
+
+    found = step(1)
+    assert found[1] == pytest.approx(kl, rel=1e-4)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, step(4), found)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +250,8 @@ def test_every_cut_gives_one_loss(params):
         ({"label_smoothing": 0.5}, r"must be in \[0, 0.5\)"),
         ({"kind": "kto", "sft": 0.1}, "sft=0.1: only for dpo, ipo, simpo, not kto"),
         ({"kind": "simpo", "average": True}, "average=True: only for dpo, ipo, not simpo"),
+        ({"gamma": 0.5}, "gamma=0.5: only for simpo, not dpo"),
+        ({"kind": "ipo", "desirable": 0.0}, "desirable=0.0: only for kto, not ipo"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(fields, message):

@@ -87,6 +87,7 @@ def test_the_clipped_value_loss_of_a_table():
         ({"aggregation": "constant"}, "max_length=0 with aggregation=constant"),
         ({"max_length": 8}, "max_length=8 with aggregation=token"),
         ({"temperature": 0.0}, "temperature=0.0: must be above 0"),
+        ({"kl": "k1", "kl_coefficient": 0.1}, "policy.kl=k1 with kl_coefficient=0.1: as a loss"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(fields, message):

@@ -90,6 +90,7 @@ def test_bad_configs_are_named():
         ({"frozen_layers": 1, "name": "prefix"}, "peft.frozen_layers needs peft.name=full"),
         ({"frozen_layers": -1}, "peft.frozen_layers=-1"),
         ({"name": "bitfit"}, "peft.name='?bitfit"),
+        ({"lora": LoraConfig(rank=4)}, "peft.lora is set, but peft.name=full trains the model"),
         ({"quantize": "nf4"}, "peft.quantize=nf4: quantized weights cannot be trained"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -111,13 +111,24 @@ def test_whitening_over_actions(rollouts):
     values, actions = rollouts["values"], rollouts["actions"]
     with jax.enable_x64(True):
         white, shifted = whiten(values, actions), whiten(values, actions, center=False)
-        equal = whiten(np.full((B, S), 3.0), actions)
     chosen = np.asarray(white)[actions]
     assert chosen.mean() == pytest.approx(0, abs=1e-12)
     assert chosen.std() == pytest.approx(1, rel=1e-5)
     assert np.asarray(shifted)[actions].mean() == pytest.approx(values[actions].mean())
     assert not np.any(np.asarray(white)[~actions]) and not np.any(np.asarray(shifted)[~actions])
-    np.testing.assert_allclose(equal, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.1, -7.3, 100.1])
+@pytest.mark.parametrize("count", [3, 8, 10])
+def test_equal_values_teach_nothing(value, count):
+    """No rounding error of a mean is taken for a difference: 100.1 eight times gave 0.83."""
+    values = np.full((2, count), value, np.float32)
+    for kind in ("grpo", "dr_grpo", "rloo"):
+        np.testing.assert_array_equal(group_advantages(values, kind), 0)
+    actions = np.arange(count) < [[count], [2]]
+    np.testing.assert_array_equal(whiten(values, actions), 0)
+    kept = whiten(values, actions, center=False)
+    np.testing.assert_array_equal(kept, np.where(actions, values, 0))
 
 
 GROUPS = np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 4.0, 0.0], [2.0, 2.0, 2.0, 2.0]])

@@ -8,6 +8,7 @@ import pytest
 
 from llmjax import models
 from llmjax.rl import (
+    Credit,
     Experience,
     KLConfig,
     LearningConfig,
@@ -80,16 +81,15 @@ def experience(**changes) -> Experience:
         "mixture": {"varied": WeightedReward(variety)},
         "kl": KLConfig(0.1, target=1.0),
     } | changes
-    rollouts, learning = settings.pop("rollouts"), settings.pop("learning")
+    rollouts = settings.pop("rollouts")
+    credit = Credit(settings.pop("learning"), settings.pop("kl"), ScoreConfig(scale=True))
     players = Players(CONFIG, lambda params: params, lambda params: params)
     return Experience(
         Asked(rollouts.prompts),
         Scribe(rollouts),
         players,
         settings.pop("mixture"),
-        learning,
-        settings.pop("kl"),
-        ScoreConfig(scale=True),
+        credit,
         length=LENGTH,
         **settings,
     )

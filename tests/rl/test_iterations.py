@@ -9,13 +9,13 @@ from llmjax import spec as specs
 from llmjax.mesh import MeshConfig
 from llmjax.objectives import Critic, PolicyConfig, policy
 from llmjax.rl import (
+    Credit,
     Experience,
     KLConfig,
     LearningConfig,
     ModelReward,
     Players,
     RolloutConfig,
-    ScoreConfig,
     WeightedReward,
 )
 from llmjax.train.loop import fit
@@ -44,9 +44,7 @@ def iterate(draw):
         writer(RolloutConfig(prompts=8, max_new_tokens=6)),
         Players(CONFIG, CRITIC.policy, lambda _: reference, CRITIC),
         {"model": WeightedReward(ModelReward([judge], REWARD, batch_size=8, length=16))},
-        LearningConfig("gae", epochs=1),
-        KLConfig(0.1),
-        ScoreConfig(),
+        Credit(LearningConfig("gae", epochs=1), KLConfig(0.1)),
         batch_size=8,
         length=16,
         seed=0,
@@ -101,9 +99,7 @@ def test_a_policy_learns_what_is_rewarded(name, seed):
         writer(RolloutConfig(prompts=16, samples=4, max_new_tokens=6)),
         Players(CONFIG, own, lambda _: reference, critic),
         {"share": WeightedReward(share)},
-        learning,
-        KLConfig(0.01 if critic else 0.0),
-        ScoreConfig(),
+        Credit(learning, KLConfig(0.01 if critic else 0.0)),
         batch_size=16,
         length=16,
         seed=seed,

@@ -69,6 +69,15 @@ def test_one_score_alone_has_no_deviation():
     np.testing.assert_allclose(found, [3.0])
 
 
+def test_equal_scores_have_no_deviation():
+    """Not in several batches either; a rounding error would scale them by millions."""
+    moments = RunningMoments.new()
+    for count in (3, 8, 5):
+        scores = np.full(count, 2.7, np.float32)
+        found, moments = normalize_scores(scores, moments, ScoreConfig(scale=True))
+        np.testing.assert_array_equal(found, scores)
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="would stay 0"):
         KLConfig(0.0, target=1.0)

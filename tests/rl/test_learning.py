@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from llmjax.rl import KLConfig, LearningConfig, Memory, ScoreConfig, learn
+from llmjax.rl import Credit, KLConfig, LearningConfig, Memory, ScoreConfig, learn
 from llmjax.rl.samples import rows
 from tests.rl.small import drawn
 
@@ -86,9 +86,8 @@ def test_learn_equals_a_loop_over_tokens(learning):
     memory = Memory.new(KL)
     for number, expected in enumerate(loop(learning, 3)):
         _, made, scores = given(number)
-        found, said, memory = learn(
-            made, scores, memory, learning=learning, kl=KL, scoring=SCORING, group=GROUP
-        )
+        credit = Credit(learning, KL, SCORING)
+        found, said, memory = learn(made, scores, memory, credit, group=GROUP)
         advantages, returns, coefficient, per_response, per_token = expected
         np.testing.assert_allclose(found["advantages"], advantages, rtol=2e-5, atol=2e-5)
         if not learning.compares:
@@ -109,9 +108,7 @@ def test_a_divergence_is_a_penalty():
         made,
         np.ones(len(SIZES), np.float32),
         Memory.new(KL),
-        learning=LearningConfig("dr_grpo"),
-        kl=KL,
-        scoring=ScoreConfig(),
+        Credit(LearningConfig("dr_grpo"), KL),
         group=GROUP,
     )
     assert said["kl_per_response"] > 0
@@ -123,16 +120,9 @@ def test_a_divergence_is_a_penalty():
 def test_answers_of_a_policy_without_a_reference_earn_their_scores_alone():
     _, made, scores = given(0)
     del made["reference_log_probs"]
-    learning = LearningConfig("dr_grpo")
-    found, said, memory = learn(
-        made,
-        scores,
-        Memory.new(KLConfig(0.0)),
-        learning=learning,
-        kl=KLConfig(0.0),
-        scoring=ScoreConfig(),
-        group=GROUP,
-    )
+    free = KLConfig(0.0)
+    credit = Credit(LearningConfig("dr_grpo"), free)
+    found, said, memory = learn(made, scores, Memory.new(free), credit, group=GROUP)
     groups = np.asarray(scores).reshape(-1, GROUP)
     over = (groups - groups.mean(axis=1, keepdims=True)).reshape(-1, 1)
     there = made["targets"] >= 0
@@ -146,6 +136,7 @@ def test_bad_settings_are_refused():
         ({"discount": 1.5}, r"learning.discount=1.5: must be in \[0, 1\]"),
         ({"epochs": 0}, "learning.epochs=0"),
         ({"rounds": 1}, "gae does not compare answers"),
+        ({"advantages": "rloo", "decay": 0.9}, "learning.decay=0.9: only for gae; rloo"),
         ({"advantages": "none"}, "learning.advantages"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -36,6 +36,12 @@ def test_a_row_may_be_full_and_not_more():
         rows(samples, 3)
 
 
+def test_first_tokens_need_a_prompt():
+    """One token would silently have no target."""
+    with pytest.raises(ValueError, match="sample 1 has an empty prompt"):
+        rows([sample([1], [2], [-1]), sample([], [2], [-1])], 4)
+
+
 def test_parts_have_one_size():
     found = [part["x"].tolist() for part in parts({"x": np.arange(5)}, 2)]
     assert found == [[0, 1], [2, 3], [4, 4]]

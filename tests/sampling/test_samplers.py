@@ -134,6 +134,27 @@ def test_draws_follow_the_exact_distribution(sampler, filters):
     assert chi_square < CRITICAL[likely.sum() - 1]
 
 
+def test_no_random_number_draws_what_is_excluded(monkeypatch):
+    """Not even those at the borders of the blocks of 128, where sums of weights are rounded."""
+    random = np.random.RandomState(0)
+    logits = np.log(random.rand(5120).astype(np.float32) ** 4)
+    logits[::128] = -np.inf
+    borders = np.cumsum(np.exp(logits.astype(np.float64)).reshape(-1, 128).sum(axis=1))
+    borders = (borders[:-1] / borders[-1]).astype(np.float32)
+    numbers = np.concatenate(
+        [
+            [0, 1],
+            borders,
+            np.nextafter(borders, np.float32(0)),
+            np.nextafter(borders, np.float32(1)),
+        ]
+    ).astype(np.float32)
+    monkeypatch.setattr(jax.random, "uniform", lambda number: number)
+    rows = np.broadcast_to(logits, (len(numbers), len(logits)))
+    found = jax.jit(functools.partial(samplers.sample, sampler=SamplerConfig()))(numbers, rows)
+    assert np.isfinite(logits[found]).all()
+
+
 @pytest.mark.parametrize("sampler", [SamplerConfig(), SamplerConfig(1.2, 9, 0.8, 1.4, 0.1)])
 def test_a_split_vocabulary_gives_the_same_tokens(logits, sampler):
     seen = np.asarray(logits) > 2.0

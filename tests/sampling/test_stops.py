@@ -139,3 +139,9 @@ def test_text_ends_before_stop_tokens():
     eos = tokenizer.eos_id
     assert text_of([*row, eos], tokenizer, stop_tokens=(eos,)) == "hello world"
     assert text_of(row, tokenizer, stop_tokens=(tokenizer.encode(" w"),)) == "hello"
+
+
+def test_ids_that_pad_the_vocabulary_of_a_model_have_no_text():
+    tokenizer = ByteTokenizer()
+    row = [*tokenizer.encode("hel"), tokenizer.vocab_size, 50_303, *tokenizer.encode("lo")]
+    assert text_of(row, tokenizer) == "hello"

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from llmjax import mesh
+from llmjax import lookup, mesh
 from llmjax.objectives import MaskingConfig, PreparedLoss, Weighted
 from llmjax.objectives.mlm import masks
 from llmjax.train import TrainState, make_step
+from tests.objectives.test_rtd import MASKING, loss_of
 
 DOCUMENT = np.random.default_rng(0).integers(4, 64, (4, 32)).astype(np.int32)
 
@@ -47,3 +48,36 @@ def test_two_epochs_of_a_document_differ_and_a_key_repeats():
     for shown in (first, second):
         changed = shown != DOCUMENT
         assert 0 < changed.mean() < 0.2
+
+
+def test_devices_that_split_sequences_split_what_was_drawn():
+    """10 positions of 32, over 4 devices and in 2 micro-batches: the same are read as on one."""
+    assert MASKING.max_predictions(32) == 10
+    loss = loss_of("none")
+
+    def compute(params, batch, key):
+        there = batch["masked_targets"] >= 0
+        read = lookup.gather_positions(batch["tokens"], batch["masked_positions"])
+        metrics = {
+            "masked": jnp.sum(there, dtype=jnp.float32),
+            "right": jnp.sum(there & (read == batch["masked_targets"]), dtype=jnp.float32),
+            "seeds": jnp.sum(batch["rtd_seeds"] % 1024, dtype=jnp.float32),
+            "scale": jnp.sum(batch["rtd_scale"]),
+        }
+        return Weighted(params * metrics["masked"], metrics["masked"]), metrics
+
+    def once(accumulate):
+        batch = {"tokens": DOCUMENT % 12 + 4, "segment_ids": np.ones_like(DOCUMENT)}
+        optimizer = optax.chain(optax.sgd(1.0), _rate())
+        params = jnp.zeros(())
+        state = TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key(5))
+        prepared = PreparedLoss(loss.prepare, compute, loss.mark)
+        step = make_step(prepared, optimizer, accumulate=accumulate)
+        return jax.device_get(step(state, mesh.shard_batch(batch))[1])
+
+    alone = once(1)
+    assert alone["right"] == 1
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(data=2, context=4))):
+        split = once(2)
+    for name in ("tokens", "masked", "right", "seeds", "scale"):
+        np.testing.assert_allclose(split[name], alone[name], rtol=1e-6, err_msg=name)

@@ -70,9 +70,9 @@ def reinforce(
             critic,
         ),
         {"low": rl.WeightedReward(_low)},
-        rl.LearningConfig("gae" if ppo else "grpo", whiten=ppo, epochs=1),
-        rl.KLConfig(0.05 if ppo else 0.0),
-        rl.ScoreConfig(),
+        rl.Credit(
+            rl.LearningConfig("gae" if ppo else "grpo", epochs=1), rl.KLConfig(0.05 if ppo else 0.0)
+        ),
         batch_size=answers,
         length=prompt_tokens + new_tokens,
         seed=0,
