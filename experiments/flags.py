@@ -201,15 +201,17 @@ def command_line(*, without: Collection[str] = (), program: str = "") -> str:
     return f"{program or _program(sys.argv[0])} {shlex.join(given)}".strip()
 
 
-def step_range(name: str, text: str) -> tuple[int, int]:
-    """The first and the last step of a flag's START:STOP.
+def step_range(name: str, text: str, steps: int) -> tuple[int, int]:
+    """The first and the last step of a flag's START:STOP, for a run of `steps` steps.
 
     Raises:
-        FlagError: it is no such range.
+        FlagError: it is no such range, or begins after the run.
     """
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise FlagError(f"--{name}={text}: must be two step numbers from 1 on, such as 10:12")
+    if int(first) > steps:
+        raise FlagError(f"--{name}={text}: the run ends with step {steps}")
     return int(first), int(last)
 
 

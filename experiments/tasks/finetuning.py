@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import jax
 
 from experiments.recipe import require, require_not_negative
-from experiments.tasks.task import Batch
+from experiments.tasks.task import Batch, room_for
 from experiments.tasks.tuning import Tuning, TuningTask
 from llmjax import evaluation, mesh, models, objectives, planning, sampling
 from llmjax import spec as specs
@@ -90,21 +90,25 @@ class AnswerTask(TuningTask):
 
     def sample(self, params: Any) -> tuple[str, str]:
         """A prompt and the model's answer."""
-        said = self.recipe.sample_prompt
-        tokens, _ = self.template.encode(
-            [{"role": "user", "content": said}], add_generation_prompt=True
-        )
+        tokens, count = self.prompt()
         with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
             written = sampling.generate(
                 specs.move(params, self.spec),
-                [tokens.tolist()],
+                [tokens],
                 self.config,
                 jax.random.key(self.recipe.seed),
-                max_new_tokens=self.recipe.sample_tokens,
+                max_new_tokens=count,
                 sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
                 stop_tokens=self.template.stops,
             )
-        return said, self.tokenizer().decode(written.tokens[0, : written.lengths[0]].tolist())
+        text = self.tokenizer().decode(written.tokens[0, : written.lengths[0]].tolist())
+        return self.recipe.sample_prompt, text
+
+    def prompt(self) -> tuple[list[int], int]:
+        """The tokens of the prompt, and how many are added."""
+        message = {"role": "user", "content": self.recipe.sample_prompt}
+        tokens = self.template.encode([message], add_generation_prompt=True)[0].tolist()
+        return tokens, room_for(self.recipe.sample_tokens, tokens, self.config)
 
     def throughput(self) -> metrics.Throughput:
         """Throughput in tokens read, whether or not they are targets."""

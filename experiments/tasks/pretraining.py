@@ -9,7 +9,7 @@ import jax
 from experiments import objective
 from experiments.flags import FlagError
 from experiments.recipe import Recipe, data_config
-from experiments.tasks.task import Batch, Task, mixed
+from experiments.tasks.task import Batch, Task, mixed, room_for
 from llmjax import data, mesh, models, planning, sampling, train
 from llmjax import spec as specs
 from llmjax.data.cleaning import engines
@@ -95,28 +95,32 @@ class Pretraining(Task):
 
     def sample(self, params: Any) -> tuple[str, str]:
         """The recipe's prompt and the model's continuation."""
-        prompt, tokenizer = self.recipe.sample_prompt, self.tokenizer()
-        tokens = [*tokenizer.opening, *tokenizer.encode(prompt)]
-        room = self.config.max_length - len(tokens)
+        tokens, count = self.prompt()
         with jax.set_mesh(mesh.for_decoding(jax.sharding.get_mesh())):
             written = sampling.generate(
                 specs.move(params, self.spec),
                 [tokens],
                 self.config,
                 jax.random.key(self.recipe.seed),
-                max_new_tokens=min(self.recipe.sample_tokens, room),
+                max_new_tokens=count,
                 sampler=sampling.SamplerConfig(temperature=0.8, top_p=0.95),
-                stop_tokens=tokenizer.stop_ids,
+                stop_tokens=self.tokenizer().stop_ids,
             )
-        return prompt, tokenizer.decode(written.tokens[0, : written.lengths[0]].tolist())
+        text = self.tokenizer().decode(written.tokens[0, : written.lengths[0]].tolist())
+        return self.recipe.sample_prompt, text
+
+    def prompt(self) -> tuple[list[int], int]:
+        """The tokens that samples continue, and how many are added."""
+        tokenizer = self.tokenizer()
+        tokens = [*tokenizer.opening, *tokenizer.encode(self.recipe.sample_prompt)]
+        return tokens, room_for(self.recipe.sample_tokens, tokens, self.config)
 
     def throughput(self) -> metrics.Throughput:
-        """Throughput, for clm with MFU; for other objectives, which have few targets, of inputs."""
-        if self.recipe.objective != "clm":
-            return super().throughput()
+        """Throughput in targets for clm; in inputs for the others, which have few targets."""
         return metrics.Throughput(
-            planning.training_flops(self.config, self.recipe.sequence_length),
+            objective.training_flops(self.recipe),
             planning.peak_flops(jax.devices()),
+            counted="tokens" if self.recipe.objective == "clm" else "inputs",
             chips=jax.device_count(),
         )
 

@@ -3,7 +3,7 @@
 import abc
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -55,6 +55,21 @@ def mixed(
         return mixture.weights(data.load_manifest(directory), settings, tokens, examples=examples)
     except ValueError as error:
         raise FlagError(f"--data.mixture: {error}") from error
+
+
+def room_for(wanted: int, prompt: Sequence[int], config: models.ModelConfig) -> int:
+    """How many of the wanted tokens fit after a sample's prompt.
+
+    Raises:
+        FlagError: none.
+    """
+    left = config.max_length - len(prompt)
+    if left < 1:
+        raise FlagError(
+            f"--sample_prompt: its {len(prompt)} tokens leave no room within the model's "
+            f"{config.max_length}: shorten it, or set sample_tokens=0"
+        )
+    return min(wanted, left)
 
 
 class Task(abc.ABC):
@@ -184,8 +199,14 @@ class Task(abc.ABC):
         """
 
     def ready(self, batches: Any, state: train.TrainState, record: Record) -> None:
-        """Called before the first step of a new or resumed run."""
+        """Called before the first step of a new or resumed run.
+
+        Raises:
+            FlagError: samples are wanted, but their prompt leaves no room for them.
+        """
         del batches, state, record
+        if self.sample_every is not None:
+            self.prompt()
 
     def hooks(self, batches: Any, record: Record) -> list[Hook]:
         """Further hooks of a run; `record` writes metrics of a step."""
@@ -203,6 +224,10 @@ class Task(abc.ABC):
     def sample_every(self) -> int | None:
         """Steps between samples, 0 meaning only at the end; None for no samples."""
         return None
+
+    def prompt(self) -> tuple[list[int], int]:
+        """The tokens that samples continue, and how many are added."""
+        raise NotImplementedError
 
     def sample(self, params: Any) -> tuple[str, str]:
         """A prompt and the model's continuation."""

@@ -221,5 +221,7 @@ def test_a_flag_read_before_the_others_is_checked(monkeypatch, capsys, typed):
 @pytest.mark.parametrize("text", ["9", "9:", ":9", "0:3", "5:4", "a:b", "1:2:3", "-1:4"])
 def test_a_range_of_steps_to_trace_is_two_numbers(text):
     with pytest.raises(flags.FlagError, match=f"--profile={text}: must be two step numbers"):
-        flags.step_range("profile", text)
-    assert flags.step_range("profile", "7:7") == (7, 7)
+        flags.step_range("profile", text, 9)
+    assert flags.step_range("profile", "7:70", 7) == (7, 70)
+    with pytest.raises(flags.FlagError, match="--profile=7:70: the run ends with step 6"):
+        flags.step_range("profile", "7:70", 6)

@@ -160,9 +160,7 @@ def test_damage_of_all_is_not_set_aside_for_the_next_start_must_see_it_too(direc
 
 
 @pytest.mark.parametrize("sound", ["1", "1.replaced"])
-def test_the_last_sound_one_stays_when_the_new_one_does_not_read_back(
-    sound, tmp_path, monkeypatch
-):
+def test_the_last_sound_one_stays_when_the_new_one_does_not_read_back(sound, tmp_path, monkeypatch):
     """The disk spoils step 2 behind the manifest's back; step 1 may not go, whatever its name."""
     write = integrity.write
 
