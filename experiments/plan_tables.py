@@ -196,9 +196,7 @@ def _memory(answer: dict[str, Any]) -> Iterator[Table]:
     row("batch", "")
     share = found["total"] / found["available"]
     of_all = f"{share:.0%} of the {gigabytes(found['available'])} there are"
-    table.add_row(
-        "total", gigabytes(found["total"]), of_all, style="bold" if share <= 1 else "red"
-    )
+    table.add_row("total", gigabytes(found["total"]), of_all, style="bold" if share <= 1 else "red")
     yield table
 
 
