@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.plan_tables import count, facts, flops, gigabytes, grid
+from experiments.plan_tables import count, facts, flops, gigabytes, grid, unit
 
 ITEMS = {
     "parameters": "",
@@ -36,7 +36,7 @@ def show(answer: dict[str, Any], console: Console | None = None) -> None:
 
 def _memory(answer: dict[str, Any]) -> Iterator[Table]:
     memory, refused = answer["memory"], answer["out_of_memory"]
-    found = facts("Memory per chip, GiB")
+    found = facts(f"Memory per {unit(answer['devices_per_chip'])}, GiB")
     for name, note in ITEMS.items():
         if name in memory:
             found.add_row(name, gigabytes(memory[name]), note)
@@ -54,7 +54,7 @@ def _memory(answer: dict[str, Any]) -> Iterator[Table]:
 def _time(answer: dict[str, Any]) -> Iterator[Table]:
     if "flops" not in answer:
         return
-    found = facts("Step per chip")
+    found = facts(f"Step per {unit(answer['devices_per_chip'])}")
     found.add_row("model FLOPs", flops(answer["flops"]["model"]), "causal attention counts half")
     found.add_row("FLOPs of Pallas kernels", flops(answer["flops"]["kernels"]), "as declared")
     seconds = answer["time"]
@@ -77,8 +77,9 @@ def _time(answer: dict[str, Any]) -> Iterator[Table]:
 def _collectives(answer: dict[str, Any]) -> Iterator[Table]:
     if not answer.get("collectives"):
         return
-    columns = ("collective", "axes", "chips", "calls", "GB of arrays", "GB sent")
-    found = grid("Communication per chip and step", *columns, left=2)
+    columns = ("collective", "axes", "devices", "calls", "GB of arrays", "GB sent")
+    title = f"Communication per {unit(answer['devices_per_chip'])} and step"
+    found = grid(title, *columns, left=2)
     for row in answer["collectives"]:
         axes = " × ".join(row["axes"]) or "none"
         sizes = (f"{row['bytes'] / 1e9:,.3f}", f"{row['wire'] / 1e9:,.3f}")

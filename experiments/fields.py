@@ -58,6 +58,17 @@ def leaves(cls: type, path: Path = ()) -> Iterator[Leaf]:
         yield Leaf(here, annotation, docs.get(field.name, ""))
 
 
+def groups(cls: type, path: Path = ()) -> dict[Path, str]:
+    """The nested configs of a config class: their entries in its docstring, by path."""
+    docs, annotations = attribute_docs(cls), typing.get_type_hints(cls)
+    found: dict[Path, str] = {}
+    for field in dataclasses.fields(cls):
+        if nested := _config_class(annotations[field.name]):
+            here = (*path, field.name)
+            found |= {here: docs.get(field.name, ""), **groups(nested, here)}
+    return found
+
+
 def attribute_docs(cls: type) -> dict[str, str]:
     """The entries of the `Attributes:` sections of a class and its bases, each on one line."""
     docs: dict[str, str] = {}
@@ -102,7 +113,7 @@ def describe(annotation: Any) -> str:
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in (bool, int, float, str):
-        return annotation.__name__
+        return "text" if annotation is str else annotation.__name__
     if origin is Literal:
         return "|".join(map(str, arguments))
     if record := element(annotation):

@@ -12,8 +12,8 @@
         flags.run(main)
 
 `--recipe=tiny --model.num_layers=4` is the recipe `tiny` with one field changed. Errors suggest the
-nearest names for unknown flags, and the type for invalid values; `--help` lists all flags except
-those of other libraries.
+nearest names for unknown flags, and the type for invalid values. `--help` folds large groups of
+fields, `--help=model` shows one, `--helpfull` all; other libraries' flags are left out.
 """
 
 import dataclasses
@@ -35,7 +35,8 @@ from llmjax.checks import nearest
 Recipes = Mapping[str, Callable[[], Any]]
 
 _COLUMN = 34  # column of help texts
-_HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
+_MOST = 40  # fields that help shows without folding groups
+_ALL = "all"
 
 
 class FlagError(ValueError):
@@ -151,13 +152,16 @@ def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
         Only the program's name: the entry points take flags and no other arguments.
     """
     try:
-        if _HELP.isdisjoint(argv):
-            rest = flag_values(list(argv))
-        else:
+        topics = {argument: _topic(argument) for argument in argv[1:]}
+        asked = [topic for topic in topics.values() if topic is not None]
+        if asked:
             # Other flags select the recipe whose values the help shows.
-            flag_values([a for a in argv if a not in _HELP], known_only=True)
-            print(help_text(argv[0], flag_values))
+            flag_values([a for a in argv if topics.get(a) is None], known_only=True)
+            print(help_text(argv[0], flag_values, asked[0]))
             sys.exit(0)
+        rest = flag_values(list(argv))
+    except FlagError as error:
+        _exit(argv, error)
     except absl_flags.UnrecognizedFlagError as error:
         name = error.flagname
         names = [flag.name for flag in _own(argv[0], flag_values)]
@@ -168,6 +172,14 @@ def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
     if len(rest) > 1:
         _exit(argv, f"{rest[1]!r} is not a flag; flags are written --name=value")
     return rest
+
+
+def _topic(argument: str) -> str | None:
+    """What an argument wants to know: a group of fields, all, or "" for an overview."""
+    name, _, group = argument.partition("=")
+    if name.lstrip("-") == "helpfull" and argument.startswith("-"):
+        return _ALL
+    return group if name in ("-h", "-help", "--help", "--helpshort") else None
 
 
 def peek(name: str, choices: Collection[str], default: str) -> str:
@@ -201,15 +213,17 @@ def command_line(*, without: Collection[str] = (), program: str = "") -> str:
     return f"{program or _program(sys.argv[0])} {shlex.join(given)}".strip()
 
 
-def step_range(name: str, text: str) -> tuple[int, int]:
-    """The first and the last step of a flag's START:STOP.
+def step_range(name: str, text: str, steps: int) -> tuple[int, int]:
+    """The first and the last step of a flag's START:STOP, for a run of `steps` steps.
 
     Raises:
-        FlagError: it is no such range.
+        FlagError: it is no such range, or begins after the run.
     """
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise FlagError(f"--{name}={text}: must be two step numbers from 1 on, such as 10:12")
+    if int(first) > steps:
+        raise FlagError(f"--{name}={text}: the run ends with step {steps}")
     return int(first), int(last)
 
 
@@ -254,21 +268,29 @@ def _recipes(flag_values: FlagValues) -> Recipes:
     return cast(_RecipeParser, flag_values["recipe"].parser).recipes
 
 
-def help_text(script: str, flag_values: FlagValues = FLAGS) -> str:
-    """The text of `--help`: purpose, recipes, and flags by group with types and values."""
+def help_text(script: str, flag_values: FlagValues = FLAGS, topic: str = "") -> str:
+    """The text of `--help`: purpose, flags with types and values, recipes, fields by group.
+
+    Args:
+        script: the program.
+        flag_values: the parsed flags.
+        topic: a group of fields, such as "model", to show only these; "all" folds no group.
+
+    Raises:
+        FlagError: there is no such group.
+    """
+    has_fields = "recipe" in flag_values
+    if topic not in ("", _ALL):
+        return "\n\n".join(_fields_help(flag_values, topic)) + "\n"
     description = (sys.modules["__main__"].__doc__ or "").strip()
-    own = _own(script, flag_values)
     parts = [description, f"Usage: {_program(script)} [--FLAG=VALUE ...]"]
-    if "recipe" in flag_values and "--recipe=" not in description:
+    if has_fields and "--recipe=" not in description:
         parts.append(f"Example: {_program(script)} --recipe=tiny --steps=120")
-    settings = [f for f in own if not isinstance(f.parser, _LeafParser)]
+    settings = [f for f in _own(script, flag_values) if not isinstance(f.parser, _LeafParser)]
     parts.append("Flags\n" + "\n".join(_entry(f, f.value) for f in settings))
-    if "recipe" in flag_values:
+    if has_fields:
         parts.append(_recipes_help(_recipes(flag_values)))
-        parts.extend(_fields_help(flag_values))
-        if "run_dir" in flag_values:
-            example = "--recipe=tiny --steps=120 --run_dir=runs/tiny"
-            parts.append(f"Example\n  {_program(script)} {example}")
+        parts.extend(_fields_help(flag_values, topic))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -280,30 +302,52 @@ def _recipes_help(recipes: Recipes) -> str:
     return "Recipes\n" + "\n".join(lines)
 
 
-def _fields_help(flag_values: FlagValues) -> Iterator[str]:
+def _fields_help(flag_values: FlagValues, topic: str) -> Iterator[str]:
+    """The fields of a topic by group; if they are many, groups within it are folded."""
     recipe = _chosen(flag_values)
-    shown = f"; values of {flag_values['recipe'].value} in brackets" if recipe else ""
-    groups: dict[fields.Path, list[str]] = {}
-    for leaf, flag in _leaf_flags(flag_values):
-        value = fields.get(recipe, leaf.path) if recipe else None
-        groups.setdefault(leaf.path[:-1], []).append(_entry(flag, value))
-    for path, entries in groups.items():
-        title = (
-            f"Fields of the recipe: {'.'.join(path)}" if path else f"Fields of the recipe{shown}"
-        )
-        yield title + "\n" + "\n".join(entries)
+    leaves = dict(_leaf_flags(flag_values)) if "recipe" in flag_values else {}
+    docs = fields.groups(type(next(iter(_recipes(flag_values).values()))())) if leaves else {}
+    root = () if topic in ("", _ALL) else tuple(topic.split("."))
+    if root and root not in docs:
+        names = [".".join(path) for path in docs]
+        near = _nearest(topic, names) or f"there are {', '.join(n for n in names if '.' not in n)}"
+        raise FlagError(f"--help={topic}: no such group of fields; {near.rstrip(' ;')}")
+    below: dict[fields.Path, list[tuple[fields.Leaf, absl_flags.Flag]]] = {root: []}
+    for leaf, flag in leaves.items():
+        if leaf.path[: len(root)] == root:
+            below.setdefault(leaf.path[:-1], []).append((leaf, flag))
+    inner = {".".join(path): doc for path, doc in docs.items() if path[:-1] == root}
+    folds = inner and topic != _ALL and sum(map(len, below.values())) > _MOST
+
+    def entry(leaf: fields.Leaf, flag: absl_flags.Flag) -> str:
+        return _entry(flag, fields.get(recipe, leaf.path) if recipe else None)
+
+    for path, entries in below.items():
+        if entries and (path == root or not folds):
+            title = f"Fields of {'.'.join(path) or 'the recipe'}"
+            title += f"; values of {flag_values['recipe'].value} in brackets" if recipe else ""
+            yield "\n".join([title, *itertools.starmap(entry, entries)])
+    if folds:
+        title = f"Groups of fields; --help={next(iter(inner))} shows one, --helpfull all"
+        yield "\n".join([title, *(_columns(f"  {name}", doc) for name, doc in inner.items())])
 
 
 def _entry(flag: absl_flags.Flag, value: Any) -> str:
-    kind = flag.parser.flag_type()
-    left = f"  --{flag.name} {'text' if kind in ('str', 'string') else kind}"
-    return _columns(left, flag.help + ("" if value in (None, "", ()) else f" [{_show(value)}]"))
+    kind, text = flag.parser.flag_type(), flag.help
+    if isinstance(flag.parser, absl_flags.EnumParser):
+        kind = "|".join(flag.parser.enum_values)
+        text = text.removeprefix(f"<{kind}>: ")
+    text = text.partition(";\n    repeat this option")[0]  # absl's words, which follow our own
+    kind = "text" if kind == "string" else kind
+    left = f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name} {kind}"
+    given = value not in (None, "", (), [])
+    return _columns(left, text + (f" [{_show(value)}]" if given else ""))
 
 
 def _show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return " ".join(map(_show, value))
     if dataclasses.is_dataclass(value):
         return str(getattr(value, dataclasses.fields(value)[0].name))

@@ -13,7 +13,10 @@ from llmjax.train.loop import DivergedError
 RUN_DIR = absl_flags.DEFINE_string("run_dir", None, "Folder of the run; by default runs/RECIPE.")
 RESUME = absl_flags.DEFINE_bool("resume", True, "Resume the run in the folder, if there is one.")
 HANG_SECONDS = absl_flags.DEFINE_float(
-    "hang_seconds", 1800.0, "End the run if no step completes for this long; 0 waits forever."
+    "hang_seconds",
+    1800.0,
+    "End the run if no step or evaluation batch completes for this long; 0 waits forever.",
+    lower_bound=0.0,
 )
 PROFILE = absl_flags.DEFINE_string(
     "profile", None, "START:STOP, the steps to trace to RUN_DIR/profile."
@@ -33,7 +36,7 @@ def main(argv: list[str]) -> None:
     options = training.Options(
         resume=RESUME.value,
         hang_seconds=HANG_SECONDS.value,
-        profile=flags.step_range("profile", PROFILE.value) if PROFILE.value else None,
+        profile=flags.step_range("profile", PROFILE.value, recipe.steps) if PROFILE.value else None,
         wandb=WANDB.value or "",
         command=flags.command_line(without=("resume", "profile")),
     )

@@ -208,13 +208,13 @@ def _doubts(claim: dict[str, Any]) -> list[str]:
 
 
 def _overflow(memory: dict[str, Any]) -> list[str]:
-    times = memory["total"] / memory["chip"]
+    times = memory["total"] / memory["available"]
     if times <= ROOMY:
         return []
     if times <= 1:
         return ["memory: tight, as compilers allocate 5 to 34 % more than is in use at once"]
     help_ = "a larger mesh.fsdp or mesh.tensor, a larger accumulate, or model.remat=full"
-    return [f"memory: {times:.1f} times the chip's memory; try {help_}"]
+    return [f"memory: {times:.1f} times what there is; try {help_}"]
 
 
 def _plot(law: scaling.LossLaw, flops: float | None, runs: fitting.Runs | None) -> None:

@@ -68,6 +68,11 @@ def gigabytes(value: float) -> str:
     return f"{value / 2**30:,.2f}"
 
 
+def unit(devices_per_chip: int) -> str:
+    """The unit of figures per device: a chip, or a part of one."""
+    return "chip" if devices_per_chip == 1 else f"device ({devices_per_chip} to a chip)"
+
+
 def grid(title: str, *columns: str, left: int = 1) -> Table:
     """An empty table whose first `left` columns hold names, and the others numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
@@ -172,8 +177,9 @@ def _memory(answer: dict[str, Any]) -> Iterator[Table]:
     if not found:
         return
     sizes = " × ".join(f"{name}={size}" for name, size in found["mesh"].items() if size > 1)
-    table = facts(f"Peak memory per chip, GiB (mesh {sizes or 'of one chip'})")
-    each = found["parameters"] / 4  # number of float32 parameters on a chip
+    per = unit(found["devices_per_chip"])
+    table = facts(f"Peak memory per {per}, GiB (mesh {sizes or 'of one device'})")
+    each = found["parameters"] / 4  # number of float32 parameters on a device
 
     def row(name: str, note: str) -> None:
         table.add_row(name.replace("_", " "), gigabytes(found[name]), note)
@@ -188,11 +194,9 @@ def _memory(answer: dict[str, Any]) -> Iterator[Table]:
     row("activations", f"kept for the backward pass; remat={found['remat']}")
     row("working", "of the current layer or head")
     row("batch", "")
-    share = found["total"] / found["chip"]
-    of_chip = f"{share:.0%} of the chip's {gigabytes(found['chip'])}"
-    table.add_row(
-        "total", gigabytes(found["total"]), of_chip, style="bold" if share <= 1 else "red"
-    )
+    share = found["total"] / found["available"]
+    of_all = f"{share:.0%} of the {gigabytes(found['available'])} there are"
+    table.add_row("total", gigabytes(found["total"]), of_all, style="bold" if share <= 1 else "red")
     yield table
 
 

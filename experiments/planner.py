@@ -172,13 +172,14 @@ def overtraining(
 
 
 def memory(recipe: Recipe, cluster: cost.Cluster) -> dict[str, Any]:
-    """Memory of the recipe's step on each chip, by item, in bytes.
+    """Memory of the recipe's step on each device, by item, in bytes.
 
     Raises:
         ValueError: the recipe does not divide over the chips, or cannot run on them.
     """
     chip = cluster.chip
-    made = mesh.abstract_mesh(recipe.mesh, cluster.count, chip.kinds[-1], chip.platform)
+    devices = cluster.count * chip.parts
+    made = mesh.abstract_mesh(recipe.mesh, devices, chip.kinds[-1], chip.platform)
     Pretraining(recipe, pathlib.Path()).require_divides(made)
     with jax.sharding.use_abstract_mesh(made):
         step, state = objective.step_ahead(recipe)
@@ -187,7 +188,8 @@ def memory(recipe: Recipe, cluster: cost.Cluster) -> dict[str, Any]:
     return {
         "mesh": dict(made.shape),
         "remat": recipe.model.remat,
-        "chip": chip.memory,
+        "devices_per_chip": chip.parts,
+        "available": chip.memory / chip.parts,
         "total": found.total,
         "params": spec.count(objective.param_spec(recipe)),
         **dataclasses.asdict(found),

@@ -22,7 +22,9 @@ from jax.experimental import multihost_utils
 from experiments.flags import FlagError
 
 CLUSTER = absl_flags.DEFINE_string(
-    "cluster", None, "Environment that describes the processes: auto, slurm, ompi, k8s, …."
+    "cluster",
+    None,
+    "Environment that describes the processes: auto, or one of JAX: slurm, k8s, ompi.",
 )
 COORDINATOR = absl_flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0; also give --processes and --process."

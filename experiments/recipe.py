@@ -56,11 +56,10 @@ class Training:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "sequence_length", "accumulate", "log_every"):
+        counts = ("steps", "batch_size", "sequence_length", "accumulate", "log_every")
+        for name in (*counts, "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1")
-        require_not_negative(
-            self, "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_checkpoints"
-        )
+        require_not_negative(self, "evaluate_every", "evaluate_batches", "checkpoint_every")
         require(
             not self.early_stopping.patience or self.evaluate_every > 0,
             f"early_stopping.patience={self.early_stopping.patience} counts evaluations, but "

@@ -117,7 +117,7 @@ def checkpointer(
 
     return Checkpointer(
         run_dir / "checkpoints",
-        keep_last=max(recipe.keep_checkpoints, 1),
+        keep_last=recipe.keep_checkpoints,
         best_metric=recipe.early_stopping.metric,
         mode=recipe.early_stopping.direction,
         remembering=remembering,

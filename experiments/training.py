@@ -32,7 +32,8 @@ class Options:
 
     Attributes:
         resume: whether to resume an existing run. If false, a folder with a run is an error.
-        hang_seconds: the process ends if no step completes for this long; 0 waits forever.
+        hang_seconds: the process ends if no step or evaluation batch completes for this long; 0
+            waits forever.
         profile: the first and the last step to trace, or None.
         wandb: Weights & Biases project to log metrics to, or "".
         command: the command line that resumes the run, printed when a signal ends it.
@@ -106,6 +107,7 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
         norms=recipe.log_norms,
         sharding=train.Sharding(spec, task.config.compute_dtype, recipe.mesh.zero),
     )
+    run.rehearse(state.all_params)
     hooks = run.hooks(checkpoints, start, stack, batches)
     task.ready(batches, state, run.record)
     try:
@@ -113,6 +115,7 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
     except DivergedError as error:
         where = save_batches(error.batches, run.run_dir / "diverged")
         raise DivergedError(f"{error}: {where}", error.batches) from None
+    checkpoints.wait()  # while signals are handled: they must not end the process before
     run.ended(int(end.step))
 
 
@@ -125,6 +128,20 @@ class _Run:
         self.early_stopping = EarlyStopping(self.recipe.early_stopping)
         self.record: Record = lambda step, found: None
         self.goodput = telemetry.Goodput(runs.begun(self.run_dir) or time.time())
+
+    def rehearse(self, params: Any) -> None:
+        """Finds before the first step what the first evaluation would only find hours later.
+
+        Raises:
+            FlagError: there is nothing to evaluate, or evaluations lack early stopping's metric.
+        """
+        watched = self.recipe.early_stopping
+        try:
+            batches = itertools.islice(iter(self.task.batches("validation")), 1)
+            if watched.metric != type(self.recipe).early_stopping.metric:  # which all have
+                watched.require_metric(self.task.evaluate(params, batches))
+        except ValueError as error:
+            raise FlagError(str(error)) from error
 
     def hooks(
         self, checkpoints: Checkpointer, start: int, stack: contextlib.ExitStack, batches: Any
@@ -154,7 +171,7 @@ class _Run:
             return Every(interval, hook, last=recipe.steps)
 
         def evaluate(pause: Pause) -> bool:
-            self.evaluate(pause, recorder)
+            self.evaluate(pause, recorder, watchdog)
             ends = self.early_stopping(pause)
             return bool(options.watch and options.watch(pause)) or ends
 
@@ -206,11 +223,11 @@ class _Run:
         stack.callback(writer.close)
         return writer
 
-    def evaluate(self, pause: Pause, recorder: metrics.Recorder) -> None:
+    def evaluate(self, pause: Pause, recorder: metrics.Recorder, watchdog: Watchdog) -> None:
         """Evaluates on the validation split, without regularization terms."""
         limit = self.recipe.evaluate_batches or None
         batches = itertools.islice(iter(self.task.batches("validation")), limit)
-        found = self.task.evaluate(pause.state.all_params, batches)
+        found = self.task.evaluate(pause.state.all_params, watchdog.watched(batches))
         pause.metrics.update(found)
         recorder.write({"step": pause.step, **found})
 

@@ -93,7 +93,7 @@ def axis_sizes(config: MeshConfig, count: int) -> dict[str, int]:
     sizes = [getattr(config, name) for name in AXES]
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
-        sizes[sizes.index(-1)] = count // known
+        sizes[sizes.index(-1)] = max(count // known, 1)
     if math.prod(sizes) != count:
         wanted = " × ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
         raise ValueError(
@@ -325,6 +325,7 @@ def _shares() -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     return row_shares(jax.sharding.get_mesh(), jax.process_index())
 
 
+@functools.cache  # each step asks
 def row_shares(
     made: jax.sharding.Mesh, process: int
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:

@@ -102,12 +102,11 @@ class Pretraining(Task):
         return prompt, self.continued(params, tokens, count, tokenizer.stop_ids)
 
     def throughput(self) -> metrics.Throughput:
-        """Throughput, for clm with MFU; for other objectives, which have few targets, of inputs."""
-        if self.recipe.objective != "clm":
-            return super().throughput()
+        """Throughput in targets for clm; in inputs for the others, which have few targets."""
         return metrics.Throughput(
-            planning.training_flops(self.config, self.recipe.sequence_length),
+            objective.training_flops(self.recipe),
             planning.peak_flops(jax.devices()),
+            counted="tokens" if self.recipe.objective == "clm" else "inputs",
             chips=jax.device_count(),
         )
 

@@ -151,8 +151,9 @@ def dropout(
 ) -> jax.Array:
     """Zeroes a random share of x and scales up the rest; the identity without a key.
 
-    The mask depends only on an element's row, position and channel, so it is the same however a
-    batch is split over devices, pipeline stages or accumulation steps.
+    The mask depends only on the key and on an element's row, position and channel, so it is the
+    same however a batch is split over devices and pipeline stages. The parts of an accumulated
+    batch have keys of their own.
 
     Args:
         x: activations [B, S, D], or [S, D].

@@ -72,5 +72,10 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.final_share={self.final_share}: must be in [0, 1]")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"optimizer.layer_decay={self.layer_decay}: must be in (0, 1]")
+        if self.decay_steps and self.schedule != "wsd":
+            raise ValueError(
+                f"optimizer.decay_steps={self.decay_steps} is for schedule=wsd, not "
+                f"{self.schedule}: leave it at 0"
+            )
         if self.schedule == "inverse_sqrt" and self.warmup_steps < 1:
             raise ValueError("optimizer.schedule=inverse_sqrt needs warmup_steps of 1 or more")

@@ -49,26 +49,27 @@ def scale_by_muon(momentum: float, spec: Any) -> optax.GradientTransformation:
 
 def _orthogonal(update: jax.Array, param: Param) -> jax.Array:
     """The update with its singular values near 1, times 0.2 √(larger side)."""
-    count, sides = math.prod(update.shape[: param.stacked]), update.shape[param.stacked :]
+    stack, sides = update.shape[: param.stacked], update.shape[param.stacked :]
     rows = math.prod(sides[: param.inputs])
-    # Gathered on every device, as products of sharded matrices would communicate at each step.
-    matrices = mesh.place(update, (None,) * update.ndim).reshape(count, rows, -1)
-    result = orthogonalize(matrices) * (ADAM_RMS * max(matrices.shape[1:]) ** 0.5)
+    # Matrices are gathered, as products of split ones would communicate at each iteration. Stages
+    # keep their layers, and devices their experts.
+    axes = (*param.axes[: param.stacked], *(None for _ in sides))
+    matrices = mesh.place(update, axes).reshape(*stack, rows, -1)
+    result = orthogonalize(matrices) * (ADAM_RMS * max(matrices.shape[-2:]) ** 0.5)
     return mesh.place(result.reshape(update.shape), param.axes)
 
 
 def orthogonalize(matrices: jax.Array) -> jax.Array:
-    """Newton-Schulz iteration towards U Vᵀ of each matrix [N, m, n].
+    """Newton-Schulz iteration towards U Vᵀ of each matrix [..., m, n].
 
     Singular values above a fiftieth of the Frobenius norm end in (0.65, 1.2).
     """
     a, b, c = COEFFICIENTS
-    flat = matrices.shape[1] <= matrices.shape[2]
-    x = matrices if flat else jnp.swapaxes(matrices, 1, 2)
-    norms = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True))
+    flat = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices if flat else jnp.swapaxes(matrices, -1, -2)
+    norms = jnp.sqrt(jnp.sum(jnp.square(x), axis=(-1, -2), keepdims=True))
     x = x / (norms + 1e-7)
     for _ in range(ITERATIONS):
-        gram = jnp.einsum("nij,nkj->nik", x, x)
-        polynomial = b * gram + c * jnp.einsum("nij,njk->nik", gram, gram)
-        x = a * x + jnp.einsum("nij,njk->nik", polynomial, x)
-    return x if flat else jnp.swapaxes(x, 1, 2)
+        gram = x @ jnp.swapaxes(x, -1, -2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if flat else jnp.swapaxes(x, -1, -2)

@@ -127,5 +127,5 @@ def _kind(path: str, param: Param) -> str:
 
     Adam also updates parameters added to a model, such as low-rank factors.
     """
-    inside = "layers" in path.split("/") and "embed" in param.axes and not param.added
+    inside = "layers" in path.split("/") and param.inputs > 0 and not param.added
     return "muon" if inside else "adam"

@@ -23,7 +23,8 @@ class Chip:
             has no bfloat16.
         memory: bytes.
         bandwidth: memory bandwidth, bytes per second.
-        network: bytes per second sent to chips of the same kind, over all links together.
+        network: bytes per second sent to chips of the same kind, over all links together: half of
+            what data sheets call bidirectional.
         clock: cycles per second at which a TPU's matrix units reach `flops`; 0 for GPUs.
         parts: JAX devices per chip, which share its resources equally.
     """
@@ -47,8 +48,8 @@ CHIPS = (
     Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1.228e12, 300e9, 1.05e9),
     Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 0.819e12, 200e9, 1.5e9),
     Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2.765e12, 600e9, 1.75e9),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1.64e12, 448e9, 1.75e9),
-    Chip("tpu7x", ("TPU7x",), 2307e12, 192 * GIB, 7.37e12, 1200e9, 2.2e9, 2),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1.638e12, 400e9, 1.75e9),
+    Chip("tpu7x", ("TPU7x",), 2307e12, 192 * GIB, 7.38e12, 600e9, 2.2e9, 2),
     Chip("v100", ("NVIDIA V100", "Tesla V100"), 125e12, 32 * GIB, 0.9e12, 150e9),
     Chip("a100", ("NVIDIA A100",), 312e12, 80 * GIB, 2.039e12, 300e9),
     Chip("h100", ("NVIDIA H100",), 989e12, 80 * GIB, 3.35e12, 450e9),

@@ -247,8 +247,9 @@ class Checkpointer:
                 f"no checkpoint in {self.directory} is sound: see the warnings"
             )
         restored = None if chosen is None else self._read(chosen, abstract)
-        if set_aside and jax.process_index() == 0:
-            for folder in passed:
+        if set_aside:
+            _barrier("restored")  # a folder that is renamed must not be looked at any more
+            for folder in passed if jax.process_index() == 0 else ():
                 self._folders.set_aside(folder)
         return restored
 
@@ -322,7 +323,7 @@ class Checkpointer:
         """Deletes checkpoints that need not be kept, after this step is complete."""
         past = self._folders.intact([other for other in self.steps() if other <= step])
         keep = {*past[-self._keep_last :], *self.ranked(past)[: self._keep_best]}
-        if keep == {step} and len(past) > 1:
+        if keep == {step} and len(self._folders.candidates()) > 1:
             # Before deleting the others, make sure that the new checkpoint reads back.
             integrity.verify(self._folders.path(step))
         self._folders.prune(keep)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmjax.checks import require_choices
@@ -63,6 +63,13 @@ class EarlyStoppingConfig:
             "is better; set early_stopping.mode to min or max"
         )
 
+    def require_metric(self, found: Collection[str]) -> None:
+        """Raises ValueError unless the metric is among those of an evaluation."""
+        if self.metric not in found:
+            raise ValueError(
+                f"early_stopping.metric={self.metric}: evaluations have {', '.join(sorted(found))}"
+            )
+
     def best_of(self, records: Iterable[Record]) -> Record | None:
         """The first record with the best value of the metric; None if none has the metric."""
         known = [r for r in records if isinstance(r.get(self.metric), int | float)]
@@ -99,12 +106,8 @@ class EarlyStopping:
         Raises:
             ValueError: the evaluation does not have the metric.
         """
-        metric = self.config.metric
-        if metric not in pause.metrics:
-            raise ValueError(
-                f"early_stopping.metric={metric}: evaluations have {sorted(pause.metrics)}"
-            )
-        value = pause.metrics[metric]
+        self.config.require_metric(pause.metrics)
+        value = pause.metrics[self.config.metric]
         if self._is_better(value):
             self.best, self.best_step, self.waited = value, pause.step, 0
         else:

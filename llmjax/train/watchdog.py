@@ -6,17 +6,21 @@ import pathlib
 import sys
 import threading
 import time
-from typing import Self
+from collections.abc import Iterable, Iterator
+from typing import Self, TypeVar
 
 from llmjax.train.loop import Tick
 
+T = TypeVar("T")
+
 
 class Watchdog:
-    """The hook that ends the process when no step completes for `seconds`.
+    """The hook that ends the process when nothing completes for `seconds`.
 
     It writes the Python stack of every thread to stderr and to a file in the run folder, and exits
     at once without cleanup, which may itself hang. The clock starts with the first completed step,
-    so compiling is exempt; choose a deadline longer than the slowest evaluation or checkpoint.
+    so compiling is exempt; steps and batches of `watched` restart it. Choose a deadline longer than
+    the slowest of these, and than saving.
 
     Args:
         seconds: the deadline, or None for no watchdog.
@@ -54,6 +58,12 @@ class Watchdog:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
 
+    def watched(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yields the batches, such as an evaluation's, and restarts the clock with each."""
+        for batch in batches:
+            self._last = time.monotonic()
+            yield batch
+
     def close(self) -> None:
         """Stops watching."""
         self._stop.set()
@@ -65,7 +75,7 @@ class Watchdog:
         while (left := self._last + self._seconds - time.monotonic()) > 0:
             if self._stop.wait(left):
                 return
-        message = f"watchdog: no step completed for {self._seconds:g} s after step {self._step}\n"
+        message = f"watchdog: nothing completed for {self._seconds:g} s after step {self._step}\n"
         try:
             with self._report.open("w") as file:
                 file.write(message)

@@ -38,6 +38,7 @@ def test_sizes_and_what_is_left_for_minus_one(config, sizes):
         ({"data": -1, "fsdp": -1}, "only one axis"),
         ({"data": 3}, "data=3 × fsdp=1 × context=1 × tensor=1 × expert=1 needs 3 devices, but"),
         ({"data": -1, "tensor": 3}, "needs 6 devices, but there are 8"),
+        ({"data": -1, "fsdp": 16}, "data=1 × fsdp=16 .* needs 16 devices, but there are 8"),
         ({"data": -1, "tensor": 16}, "there are 8"),
     ],
 )

@@ -168,9 +168,50 @@ def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "small A small one." in lines
     assert "--model.num_layers int how deep. [12]" in lines
     assert "--optimizer.schedule cosine|linear" in lines
-    assert "--model.tied bool whether one table serves both ends. [true]" in lines
+    assert "--[no]model.tied whether one table serves both ends. [true]" in lines
     assert "which the list of recipes leaves out" not in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_absls_own_words_are_not_shown() -> None:
+    values = flag_values()
+    absl_flags.DEFINE_enum("device", "one", ["one", "two"], "Kind.", flag_values=values)
+    absl_flags.DEFINE_multi_string("runs", [], "Where from. Repeat it.", flag_values=values)
+    values.mark_as_parsed()
+    lines = [" ".join(flags._entry(values[name], values[name].value).split()) for name in
+             ("device", "runs", "run_dir")]  # fmt: skip
+    assert lines == [
+        "--device one|two Kind. [one]",
+        "--runs text Where from. Repeat it.",
+        "--run_dir text Where to write.",
+    ]
+
+
+def test_help_folds_large_groups_and_shows_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flags, "_MOST", 3)
+    values = flag_values("large")
+    values.mark_as_parsed()
+    overview, group, every = (flags.help_text("program", values, t) for t in ("", "model", "all"))
+    assert "--steps int" in overview
+    assert "  optimizer                       how it learns." in overview
+    assert "--optimizer.schedule" not in overview
+    assert "--help=model shows one" in overview
+    assert "--model.num_heads int           must divide embed_dim. [2]" in group
+    assert "--steps" not in group
+    assert all(f"--{name}" in every for name in ("steps", "optimizer.schedule", "[no]model.tied"))
+    with pytest.raises(flags.FlagError, match="--help=modle: no such group .*nearest: model"):
+        flags.help_text("program", values, "modle")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [(["--help=optimizer"], "Fields of optimizer"), (["--recipe=small", "--helpfull"], "Recipes")],
+)
+def test_every_way_of_asking_for_help(arguments, shown, capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        flags.parse(["program", *arguments], flag_values())
+    assert exit_.value.code == 0
+    assert shown in capsys.readouterr().out
 
 
 def test_help_without_a_recipe_shows_no_values() -> None:
@@ -221,5 +262,7 @@ def test_a_flag_read_before_the_others_is_checked(monkeypatch, capsys, typed):
 @pytest.mark.parametrize("text", ["9", "9:", ":9", "0:3", "5:4", "a:b", "1:2:3", "-1:4"])
 def test_a_range_of_steps_to_trace_is_two_numbers(text):
     with pytest.raises(flags.FlagError, match=f"--profile={text}: must be two step numbers"):
-        flags.step_range("profile", text)
-    assert flags.step_range("profile", "7:7") == (7, 7)
+        flags.step_range("profile", text, 9)
+    assert flags.step_range("profile", "7:70", 7) == (7, 70)
+    with pytest.raises(flags.FlagError, match="--profile=7:70: the run ends with step 6"):
+        flags.step_range("profile", "7:70", 6)

@@ -162,7 +162,7 @@ def test_an_entry_point(tmp_path: pathlib.Path) -> None:
         return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
     assert run("--recipe=tiny", "--model.num_layers=7").stdout == "7\n"
-    shown = run("--help").stdout
+    shown = run("--helpfull").stdout
     assert "--model.num_layers" in shown
     # absl's own flags, which nobody asked about.
     assert not any(word in shown for word in ("--verbosity", "--logtostderr", "absl"))

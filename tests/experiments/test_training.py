@@ -2,6 +2,8 @@
 
 import dataclasses
 import pickle
+import signal
+import time
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from experiments import runs, scoring, training
 from experiments.recipes import RECIPES
 from llmjax import evaluation, planning
 from llmjax.optim import OptimizerConfig, Rule
+from llmjax.train import integrity
 from llmjax.train.early_stopping import EarlyStoppingConfig
 from llmjax.train.metrics import read_jsonl
 
@@ -46,9 +49,19 @@ def recipe(text="", **changes):
     return dataclasses.replace(tiny, **(settings | changes))
 
 
-def test_a_run_that_stops_early_leaves_its_best_weights(text, tmp_path, capsys):
-    """They are read by default, and give the best evaluation again."""
+def test_a_run_that_stops_early_leaves_its_best_weights(text, tmp_path, capsys, monkeypatch):
+    """They are read by default, and give the best evaluation again. No save can be interrupted."""
+    write, before, handlers = integrity.write, signal.getsignal(signal.SIGTERM), set()
+
+    def slowly(folder, **options):
+        time.sleep(0.05)
+        handlers.add(signal.getsignal(signal.SIGTERM))
+        write(folder, **options)
+
+    monkeypatch.setattr(integrity, "write", slowly)
     training.run(recipe(text), tmp_path)
+    assert handlers
+    assert before not in handlers
     losses = {
         record["step"]: record["validation_loss"]
         for record in read_jsonl(tmp_path / "metrics.jsonl")
@@ -106,3 +119,24 @@ def test_a_rule_that_decides_nothing_is_told_before_the_run(tmp_path):
     with pytest.raises(runs.FlagError, match="optimizer.rates: .*near: .*attention"):
         training.run(recipe(optimizer=rules), tmp_path)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"early_stopping": EarlyStoppingConfig(2, metric="grad_norm", mode="min")},
+            "early_stopping.metric=grad_norm: evaluations have .*perplexity",
+        ),
+        ({"validation_share": 0.0}, "validation split in .* holds no documents"),
+    ],
+)
+def test_what_the_first_evaluation_would_refuse_is_told_before_the_first_step(
+    changes, message, text, tmp_path
+):
+    if changes.keys() == {"validation_share"}:
+        changes = {"data": dataclasses.replace(RECIPES["tiny"]().data, **changes)}
+    with pytest.raises(runs.FlagError, match=message):
+        training.run(recipe(text, **changes), tmp_path)
+    records = tmp_path / "metrics.jsonl"
+    assert not (records.exists() and records.read_text())

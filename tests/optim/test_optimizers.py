@@ -1,5 +1,8 @@
 """AdamW and Muon: whom they treat how, against plain numpy, and the laws of every optimizer."""
 
+import math
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,24 +142,35 @@ def test_orthogonalised_singular_values_are_near_1(shape):
     assert np.abs(off_diagonal).max() < 1e-4
 
 
-def test_muons_first_direction_is_optaxs():
-    """For each layer alone, and for tall, flat and split matrices alike."""
+@pytest.mark.parametrize(
+    ("shape", "axes", "sizes"),
+    [
+        ((2, 12, 3, 4), ("layers", "embed", "heads", None), {}),
+        ((2, 4, 8, 12), ("layers", "experts", "expert_embed", "mlp"), {}),
+        (
+            (2, 4, 8, 12),
+            ("layers", "experts", "expert_embed", "mlp"),
+            {"data": 1, "stage": 2, "expert": 2, "tensor": 2},
+        ),
+    ],
+)
+def test_muons_first_direction_is_optaxs(shape, axes, sizes):
+    """For each layer and expert alone, and for flat and split matrices alike."""
     random = np.random.RandomState(2)
-    gradient = random.randn(2, 12, 3, 4).astype(np.float32)
-    spec = {
-        "layers": {
-            "query": Param(gradient.shape, ("layers", "embed", "heads", None), None, inputs=1)
-        }
-    }
-    tree = {"layers": {"query": gradient}}
+    gradient = random.randn(*shape).astype(np.float32)
+    param = Param(shape, axes, None, inputs=1)
+    spec, tree = {"layers": {"one": param}}, {"layers": {"one": gradient}}
     config = optim.OptimizerConfig("muon", learning_rate=0.1, weight_decay=0.0, **CONSTANT)
-    update = moved(config, spec, tree, tree)["layers/query"]
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(**sizes))) if sizes else nullcontext():
+        placed = jax.device_put(tree, {"layers": {"one": mesh.named_sharding(axes)}})
+        update = moved(config, spec, placed, placed)["layers/one"]
+    stack = math.prod(shape[: param.stacked])
     theirs = optax.contrib.scale_by_muon(nesterov=True)
-    for layer in range(2):
-        matrix = gradient[layer].reshape(12, 12)
+    pairs = (x.reshape(stack, shape[param.stacked], -1) for x in (gradient, update))
+    for matrix, ours in zip(*pairs, strict=True):
         direction, _ = theirs.update(matrix, theirs.init(matrix), matrix)
         expected = -0.1 * ADAM_RMS * 12**0.5 * np.asarray(direction)
-        np.testing.assert_allclose(update[layer].reshape(12, 12), expected, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -74,6 +74,7 @@ def test_wsd_decays_over_the_steps_it_is_told():
         ("cosine", {"warmup_steps": 100}, "warmup_steps=100"),
         ("wsd", {"decay_steps": 95}, "decay_steps=95"),
         ("inverse_sqrt", {"warmup_steps": 0}, "warmup_steps of 1 or more"),
+        ("cosine", {"decay_steps": 5}, "decay_steps=5 is for schedule=wsd, not cosine"),
     ],
 )
 def test_what_does_not_fit_into_the_run_is_named(name, changes, message):

@@ -64,6 +64,14 @@ def test_a_device_says_which_chip_it_is(kind: str, name: str) -> None:
     assert chip.platform == ("tpu" if kind.startswith("TPU") else "gpu")
 
 
+def test_links_send_half_of_what_data_sheets_call_bidirectional() -> None:
+    """In GB/s: the pages of Cloud TPU, and NVIDIA's of NVLink."""
+    both_ways = {"v5e": 400, "v5p": 1200, "v6e": 800, "tpu7x": 1200}
+    both_ways |= {"v100": 300, "a100": 600, "h100": 900, "h200": 900, "b200": 1800}
+    for name, gigabytes in both_ways.items():
+        assert 2 * planning.chip(name).network == gigabytes * 1e9
+
+
 def test_chips_are_whole() -> None:
     assert planning.chip_of("abacus") is None
     with pytest.raises(ValueError, match="h10: no chip of that name; there are v4, v5e"):

@@ -159,8 +159,9 @@ def test_damage_of_all_is_not_set_aside_for_the_next_start_must_see_it_too(direc
             checkpointer.restore_latest(abstract(make_state(0)), set_aside=True)
 
 
-def test_the_last_sound_one_stays_when_the_new_one_does_not_read_back(tmp_path, monkeypatch):
-    """The disk spoils step 2 behind the manifest's back; step 1 may not go."""
+@pytest.mark.parametrize("sound", ["1", "1.replaced"])
+def test_the_last_sound_one_stays_when_the_new_one_does_not_read_back(sound, tmp_path, monkeypatch):
+    """The disk spoils step 2 behind the manifest's back; step 1 may not go, whatever its name."""
     write = integrity.write
 
     def spoil(folder, **options):
@@ -170,6 +171,7 @@ def test_the_last_sound_one_stays_when_the_new_one_does_not_read_back(tmp_path, 
     with Checkpointer(tmp_path, keep_last=1, keep_best=0) as checkpointer:
         checkpointer.save(make_state(1))
         checkpointer.wait()
+        (tmp_path / "1").rename(tmp_path / sound)
         monkeypatch.setattr(integrity, "write", spoil)
         checkpointer.save(make_state(2))
         with pytest.raises(SaveError, match="the bytes of .* differ"):

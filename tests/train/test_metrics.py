@@ -129,6 +129,8 @@ def test_weights_and_biases_gets_the_same_names_and_is_asked_for_by_its_extra(
     writer = WandbWriter("mine", "run7", tmp_path, {"seed": 1})
     writer.write({"step": 3, "loss": 2.0, "note": "no number"})
     writer.write({"step": 3, "validation_loss": 3.0, "perplexity": 20.0})
+    writer.write({"step": 4, "reward": 0.1})  # of rollouts
+    writer.write({"step": 4, "validation_reward": 0.5})
     writer.close()
     assert calls[0]["project"] == "mine"
     assert (calls[0]["id"], calls[0]["resume"], calls[0]["config"]) == (
@@ -139,6 +141,8 @@ def test_weights_and_biases_gets_the_same_names_and_is_asked_for_by_its_extra(
     assert calls[1:] == [
         (3, {"train/loss": 2.0}),
         (3, {"validation/loss": 3.0, "validation/perplexity": 20.0}),
+        (4, {"train/reward": 0.1}),
+        (4, {"validation/reward": 0.5}),
         "finished",
     ]
     monkeypatch.delitem(sys.modules, "wandb")
