@@ -5,6 +5,7 @@ file stops the reading. At most one document and a few blocks are in memory at a
 an archive expands.
 """
 
+import codecs
 import dataclasses
 import functools
 import glob
@@ -34,6 +35,8 @@ FREE_EXPANSION_BYTES = 1 << 28
 _SLICE_BYTES = 1 << 10
 # The largest window that a zstd frame may ask for; a decoder holds it in memory.
 _MAX_WINDOW_BYTES = 1 << 27
+
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -225,8 +228,10 @@ def read_blocks(file: File, advance: Advance) -> Iterator[bytes]:
     elif file.path.name.endswith(".zst"):
         make = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj
         blocks = _decompress(blocks, make, zstandard.ZstdError, file.max_expansion)
-    first = next(blocks, b"")
-    yield first.removeprefix(b"\xef\xbb\xbf")
+    first = b""
+    while len(first) < len(codecs.BOM_UTF8) and (block := next(blocks, b"")):
+        first += block
+    yield first if file.start else first.removeprefix(codecs.BOM_UTF8)
     yield from blocks
 
 
@@ -281,12 +286,15 @@ def _decompress(
     error: type[Exception],
     max_expansion: float,
 ) -> Iterator[bytes]:
-    """Decompresses a file of one or more members, yielding everything that precedes any damage."""
+    """Decompresses a file of one or more members, yielding everything that precedes any damage.
+
+    Null bytes after a member are padding, as for the programs that wrote it.
+    """
     decoder: _Decoder | None = None
     position, read = 0, 0
     for piece in itertools.chain.from_iterable(_cut(block, _SLICE_BYTES) for block in blocks):
         read += len(piece)
-        while piece:
+        while piece := piece if decoder or not position else piece.lstrip(b"\0"):  # padding
             decoder = decoder or make()
             try:
                 data = decoder.decompress(piece)
@@ -307,7 +315,7 @@ def _cut(data: bytes, size: int) -> Iterator[bytes]:
 
 
 def numbered_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line without its newline); an overlong line is truncated."""
+    """(line number from 1, line without its end); an overlong line is truncated."""
     parts: list[bytes] = []
     held, number = 0, 1
     try:
@@ -318,24 +326,28 @@ def numbered_lines(blocks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
                 held += len(head)
             if not rest:
                 continue
-            yield number, b"".join(parts)
+            yield number, b"".join(parts).removesuffix(b"\r")
             for line in rest[:-1]:
                 number += 1
-                yield number, line
+                yield number, line.removesuffix(b"\r")
             number, parts, held = number + 1, [rest[-1]], len(rest[-1])
     except DamagedError as damage:
         position = damage.position - held
         raise DamagedError(position, b"".join(parts), damage.reason) from damage
     if held:
-        yield number, b"".join(parts)
+        yield number, b"".join(parts).removesuffix(b"\r")
 
 
 def json_object(line: bytes) -> tuple[dict[str, Any], str]:
-    """Parses a JSON line; returns an empty object and the reason if it is not a JSON object."""
+    """Parses a JSON line; returns an empty object and the reason if it is not a JSON object.
+
+    NaN and Infinity, which JSON does not have, become null, so that other programs can read what is
+    written.
+    """
     if len(line) > MAX_LINE_BYTES:
         return {}, f"longer than {MAX_LINE_BYTES >> 20} MiB"
     try:
-        record = json.loads(line.decode())
+        record = _DECODER.decode(line.decode().removeprefix("\ufeff"))  # of files joined to one
     except UnicodeDecodeError:
         return {}, "invalid UTF-8"
     except (ValueError, RecursionError):

@@ -7,7 +7,6 @@ with ranked responses; a text with its label.
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,8 @@ from llmjax.data.chat import ASSISTANT, Message
 
 Messages = tuple[Message, ...]
 
+# Numbers are kept as float32.
+_LARGE = 1e38
 # Default fields of each part, in order of preference; `ExampleSource.fields` overrides them.
 _PLACES: Mapping[str, tuple[str, ...]] = {
     "text": ("text", "sentence", "sentence1", "premise"),
@@ -272,8 +273,9 @@ def _ranked(responses: Sequence[Any], scores: Any) -> tuple[list[Any], float]:
 
 
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UnfitError(f"the {what} is not a number")
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGE
+    if not fits:  # or is not a number at all, as NaN
+        raise UnfitError(f"the {what} is not a number, or too large")
     return float(value)
 
 
@@ -351,7 +353,8 @@ def _message(message: Any) -> Message:
     found = {name: value for name, value in message.items() if value is not None}
     if "from" in found and "role" not in found:
         sender, content = found.pop("from"), found.pop("value", None)
-        found = {"role": _SHAREGPT_ROLES.get(sender, sender), "content": content, **found}
+        role = _SHAREGPT_ROLES.get(sender, sender) if isinstance(sender, str) else None
+        found = {"role": role, "content": content, **found}
     if not isinstance(found.get("role"), str):
         raise UnfitError("a message has no role")
     content = found.get("content", "")

@@ -1,6 +1,7 @@
 """Reads documents from the rows of Parquet files."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,9 @@ def read(
             sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
             groups = range(len(sizes))[file.start : file.stop]
             row, rows = 1 + sum(sizes[: file.start]), sum(sizes[i] for i in groups)
-            left = max(1, rows)
+            if not rows:
+                return
+            left = rows
             if reason := _unreadable(table, groups, source.text_field):
                 raw = str(table.schema_arrow).encode(errors="replace")[: documents.RAW_BYTES]
                 yield documents.Rejected(file.name, "row", row, reason, raw, rows)
@@ -42,7 +45,7 @@ def read(
                 for item in _rows(batch, file, source, row):
                     yield item
                     row, left = row + 1, left - 1
-                advance(file.size * batch.num_rows // max(1, rows))
+                advance(file.size * batch.num_rows // rows)
     except DAMAGE as error:
         raw = str(error).encode(errors="replace")[: documents.RAW_BYTES]
         yield documents.Rejected(file.name, "row", row, "damaged Parquet file", raw, max(1, left))
@@ -75,7 +78,7 @@ def _unreadable(table: Any, groups: range, field: str) -> str:
     if schema.names.count(field) != 1:
         return f"no column {field!r}" if field not in schema.names else f"two columns {field!r}"
     kind = schema.field(field).type
-    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)):
+    if not (_is_text(kind) or _is_bytes(kind)):
         return f"column {field!r} is {kind}, not a string"
     for group in groups:
         chunks = table.metadata.row_group(group)
@@ -90,8 +93,17 @@ def _unreadable(table: Any, groups: range, field: str) -> str:
     return ""
 
 
+def _is_text(kind: Any) -> bool:
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _is_bytes(kind: Any) -> bool:
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+
+
 def _plain(column: Any) -> bool:
-    return not types.is_nested(column.type) and not types.is_binary(column.type)
+    return not types.is_nested(column.type) and not _is_bytes(column.type)
 
 
 def _rows(
@@ -102,7 +114,9 @@ def _rows(
         for name, column in zip(batch.schema.names, batch.columns, strict=True)
         if name != source.text_field
     }
-    texts = batch.column(source.text_field).cast(pa.large_binary()).to_pylist()
+    column = batch.column(source.text_field)
+    column = column.dictionary_decode() if types.is_dictionary(column.type) else column
+    texts = column.cast(pa.large_binary()).to_pylist()
     for i, data in enumerate(texts):
         row = first + i
         if reason := _empty(data):
@@ -136,4 +150,10 @@ def _values(column: Any) -> list[Any]:
         values = column.to_pylist()
     except (ValueError, OverflowError):  # text that is not UTF-8, dates outside of any calendar
         return [None] * len(column)
-    return [v if v is None or isinstance(v, str | int | float) else str(v) for v in values]
+    return [_as_json(value) for value in values]
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)

@@ -32,6 +32,9 @@ from llmjax.data import (
 )
 from llmjax.data.tokenizer import Tokenizer
 
+# Numbers up to this many times the number of distinct labels may be labels.
+_SPARSE = 100
+
 _log = logging.getLogger(__name__)
 
 
@@ -219,8 +222,8 @@ def _item(
 
 def _time(value: Any) -> float:
     """Seconds since 1970 of a number or an ISO 8601 time, which is UTC unless it names a zone."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf:
+        return value
     try:
         time = datetime.datetime.fromisoformat(str(value))
     except ValueError:
@@ -249,6 +252,11 @@ def _labels(settings: config.ExampleConfig, found: Sequence[str | int | None]) -
         raise ValueError(
             f"labels are names ({', '.join(names[:3])}) and numbers ({numbers[0]}) mixed: name "
             "them in the order of their numbers in ExampleConfig.labels."
+        )
+    if numbers and max(numbers) > _SPARSE * len(set(numbers)):
+        raise ValueError(
+            f"labels are numbers up to {max(numbers)}, of which only {len(set(numbers))} occur, so "
+            "they seem to be codes or scores: write them as names, in quotes."
         )
     return tuple(names) if names else tuple(map(str, range(max(numbers) + 1)))
 

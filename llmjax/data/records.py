@@ -47,7 +47,7 @@ def read(
             if line.strip():
                 yield _read_line(file, number, line)
     except documents.DamagedError as damage:
-        yield documents.Rejected(file.name, "byte", damage.position, "damaged archive", damage.raw)
+        yield damage.rejected(file)
 
 
 def _read_line(file: documents.File, number: int, line: bytes) -> Item:
@@ -65,26 +65,33 @@ def _encodable(value: Any) -> bool:
 
 def _read_parquet(file: documents.File, advance: documents.Advance) -> Iterator[Item]:
     # Half of the time and memory of imports, which JSON lines do not need.
-    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from llmjax.data import parquet
 
     row, total = 1, 1
     try:
         with pq.ParquetFile(file.path) as table:
             total = max(1, table.metadata.num_rows)
             for batch in table.iter_batches(batch_size=256):
-                for fields in batch.to_pylist():
-                    yield _read_row(file, row, fields)
+                for item in _read_rows(file, row, batch):
+                    yield item
                     row += 1
                 advance(file.size * batch.num_rows // total)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raw = str(error).encode()[: documents.RAW_BYTES]
-        count = total - row + 1
+    except parquet.DAMAGE as error:
+        raw = str(error).encode(errors="replace")[: documents.RAW_BYTES]
+        count = max(1, total - row + 1)
         yield documents.Rejected(file.name, "row", row, "damaged Parquet file", raw, count)
 
 
-def _read_row(file: documents.File, row: int, fields: dict[str, Any]) -> Item:
-    # A column that a row does not use is null there; the row then has no such field.
-    return Record(
-        {name: value for name, value in fields.items() if value is not None}, file.name, "row", row
-    )
+def _read_rows(file: documents.File, first: int, batch: Any) -> Iterator[Item]:
+    for i in range(batch.num_rows):
+        try:
+            (fields,) = batch.slice(i, 1).to_pylist()
+        except (ValueError, OverflowError) as error:  # not UTF-8, or a date outside of any calendar
+            raw = str(error).encode(errors="replace")[: documents.RAW_BYTES]
+            yield documents.Rejected(file.name, "row", first + i, "unreadable value", raw)
+            continue
+        # A column that a row does not use is null there; the row then has no such field.
+        fields = {name: value for name, value in fields.items() if value is not None}
+        yield Record(fields, file.name, "row", first + i)

@@ -39,7 +39,7 @@ def read(
         blocks: the file's uncompressed bytes.
     """
     if not file.stem.endswith(documents.HTML_SUFFIXES):
-        yield from _read_archive(file, source, blocks)
+        yield from _once(_read_archive(file, source, blocks))
         return
     yield _page(_at_most(blocks), "", file, source, "byte", 0)
 
@@ -142,26 +142,46 @@ def _read_archive(
     stream = _Stream(itertools.chain((first,), blocks))
     archive = ArchiveIterator(stream)
     archive.INC_RECORD = ""  # the message it would print for a record of the wrong length
-    number, errors = 0, 0
-    while True:
+    errors = 0
+    for number in itertools.count(1):
         try:
             stream.limit = stream.position + _MAX_HEADER_BYTES
             record = next(archive, None)
             if archive.err_count > errors:
                 errors = archive.err_count
-                yield documents.Rejected(file.name, "record", number, "not as long as it says")
+                reason = "not as long as it says"
+                yield documents.Rejected(file.name, "record", number - 1, reason)
             if record is None:
                 return
-            number += 1
+            if record.length is None:
+                raise ValueError("a record does not say its length")
             item = _response(record, stream, file, source, number)
         except documents.DamagedError:
             raise
         except Exception as error:  # warcio raises whatever the damage happens to cause
             raw = repr(error).encode(errors="replace")[: documents.RAW_BYTES]
-            yield documents.Rejected(file.name, "record", number + 1, "damaged archive", raw)
+            yield documents.Rejected(file.name, "record", number, "damaged archive", raw)
             return
         if item is not None:
             yield item
+
+
+def _once(items: Iterator[documents.Item]) -> Iterator[documents.Item]:
+    """The last item of each record: that one is damaged may show after its page has been read."""
+    held: list[documents.Item] = []
+    try:
+        for item in items:
+            if held and _place(held[0]) != _place(item):
+                yield held.pop()
+            held = [item]
+    except documents.DamagedError:
+        yield from held
+        raise
+    yield from held
+
+
+def _place(item: documents.Item) -> str:
+    return item.id if isinstance(item, Document) else f"{item.file}:{item.position}"
 
 
 def _response(
@@ -172,6 +192,7 @@ def _response(
     kind = (headers.get_header("Content-Type") or "").lower() if headers else ""
     wanted = (
         record.rec_type == "response"
+        and headers is not None  # those of DNS have none
         and headers.get_statuscode().startswith("2")
         and kind.partition(";")[0].strip() in ("text/html", "application/xhtml+xml")
     )

@@ -50,8 +50,59 @@ def test_jsonl(tmp_path: pathlib.Path, suffix: str) -> None:
 
 
 def test_parquet(tmp_path: pathlib.Path) -> None:
-    for kind in (pa.string(), pa.large_string()):
-        assert read(write_parquet(tmp_path / "a.parquet", pa.array(TEXTS, kind))) == TEXTS
+    kinds = [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int8(), pa.string()),
+    ]
+    for column in (
+        *(pa.array(TEXTS).cast(kind) for kind in kinds),
+        *(
+            pa.array(list(map(str.encode, TEXTS)), kind)
+            for kind in (pa.binary(), pa.large_binary())
+        ),
+    ):
+        assert read(write_parquet(tmp_path / "a.parquet", column)) == TEXTS
+    assert read(write_parquet(tmp_path / "empty.parquet", pa.array([], pa.int64()))) == []
+
+
+@pytest.mark.parametrize("size", [1, 5000])
+def test_padding_after_an_archive_is_no_damage(tmp_path: pathlib.Path, size: int) -> None:
+    data, padding = gzip.compress(as_jsonl(TEXTS).rstrip()), b"\0" * size
+    (tmp_path / "a.jsonl.gz").write_bytes(data + padding)
+    (tmp_path / "b.jsonl.gz").write_bytes(padding)
+    *texts, damaged = read(tmp_path)
+    assert texts == TEXTS
+    assert isinstance(damaged, documents.Rejected)
+    assert damaged.reason == "damaged archive"
+
+
+def test_what_systems_put_around_lines_is_not_text(tmp_path: pathlib.Path) -> None:
+    mark, unix = b"\xef\xbb\xbf", b"one\ntwo\n\nthree"
+    for name, split in (("a.txt", "line"), ("b.txt", "paragraph")):
+        (tmp_path / name).write_bytes(unix)
+        texts = read(tmp_path / name, split=split)
+        (tmp_path / name).write_bytes(mark + unix.replace(b"\n", b"\r\n"))
+        assert read(tmp_path / name, split=split) == texts
+    # As `cat` and `copy` join files; the first mark may even be torn apart.
+    line = as_jsonl(["é"])
+    (tmp_path / "c.jsonl.gz").write_bytes(
+        gzip.compress(mark[:1]) + gzip.compress(mark[1:] + line + mark + line)
+    )
+    assert read(tmp_path / "c.jsonl.gz") == ["é", "é"]
+
+
+def test_metadata_is_json(tmp_path: pathlib.Path) -> None:
+    """What JSON has no name for becomes null, so that any program can read it."""
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "score": NaN, "most": -Infinity}')
+    table = {"text": ["one"], "score": [math.nan], "most": [-math.inf], "picture": [b"\xff"]}
+    pq.write_table(pa.table(table), tmp_path / "b.parquet")
+    source = config.Source("s", str(tmp_path))
+    for file in documents.find_files(source):
+        (item,) = documents.read(file, source, metadata=True)
+        assert isinstance(item, Document)
+        json.dumps(item.metadata, allow_nan=False)
 
 
 @hypothesis.given(
@@ -223,7 +274,9 @@ def test_ranges_of_a_file_join_to_the_file(
         parts = documents.split(file, source, size)
         pieces = [item for part in parts for item in found(part, source)]
     assert sum(part.size for part in parts) == file.size
-    assert [item.text for item in pieces] == [line for line in lines if line.strip()]
+    assert [item.text for item in pieces] == [
+        line.removesuffix("\r") for line in lines if line.strip()
+    ]
     ids = [item.id for item in pieces]
     assert len(set(ids)) == len(ids)
     # They are ordered as their documents are, by file and position.

@@ -15,7 +15,7 @@ import zstandard
 from array_record.python import array_record_module
 
 from llmjax import data
-from llmjax.data import config, tokenized, tokenizer
+from llmjax.data import config, documents, records, tokenized, tokenizer
 
 BYTES = tokenizer.ByteTokenizer()
 QUESTIONS = [{"instruction": f"Question {i}?", "output": f"Answer {i}."} for i in range(60)]
@@ -274,3 +274,55 @@ def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
 def test_sources_are_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config.ExampleSource(**{"name": "a", "path": "x", **changes})
+
+
+def test_no_record_ends_the_reading(tmp_path: pathlib.Path) -> None:
+    """What JSON and Parquet can hold is more than floats, dates and text can."""
+    huge = [10**400, -(10**400), 1e300, float("nan"), [1], {"a": 1}, None, True]
+    pair = {"prompt": "a", "responses": ["b", "c"]}
+    lines = [
+        *({"conversations": [{"from": sender, "value": "a"}]} for sender in huge),
+        *({**pair, "scores": [number, 1]} for number in huge),
+        *({**pair, "margin": number} for number in huge),
+        *({"prompt": "a", "completion": "b", "label": number} for number in huge),
+        {**pair, "time": 10**400},
+        pair | {"time": "2020-01-01"},
+    ]
+    path = write(tmp_path / "a.jsonl", lines)
+    for kind in config.KINDS:
+        given = settings(path, kind=kind, max_rejected_share=1.0, validation_share=0.0)
+        if kind == "comparison":
+            given = dataclasses.replace(given, split="time", split_field="time")
+        try:
+            data.prepare_examples(given, tmp_path / kind, BYTES)
+        except ValueError as error:
+            assert "malformed" in str(error)
+
+
+def test_labels_that_are_codes_are_refused(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": "a", "label": n} for n in (0, 1e300)])
+    with pytest.raises(ValueError, match="only 2 occur"):
+        data.prepare_examples(settings(path, kind="classification"), tmp_path / "out", BYTES)
+
+
+def test_one_unreadable_row_is_one_row(tmp_path: pathlib.Path) -> None:
+    text = pa.array([b"a", b"\xff", b"c"]).cast(pa.string(), safe=False)
+    when = pa.array([0, 0, 1 << 50], pa.timestamp("ms"))
+    pq.write_table(pa.table({"text": text, "when": when}), tmp_path / "a.parquet")
+    source = config.ExampleSource("s", str(tmp_path))
+    (file,) = documents.find_files(source)
+    first, *others = records.read(file)
+    assert isinstance(first, records.Record)
+    assert [(item.reason, item.position, item.count) for item in others] == [  # type: ignore[union-attr]
+        ("unreadable value", 2, 1),
+        ("unreadable value", 3, 1),
+    ]
+
+
+def test_a_bomb_is_told_as_what_it_is(tmp_path: pathlib.Path, monkeypatch) -> None:
+    monkeypatch.setattr(documents, "FREE_EXPANSION_BYTES", 1 << 16)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b" " * (1 << 22)))
+    (file,) = documents.find_files(config.ExampleSource("s", str(tmp_path)))
+    (item,) = records.read(file)
+    assert isinstance(item, documents.Rejected)
+    assert item.reason == "decompression bomb"

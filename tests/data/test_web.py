@@ -174,8 +174,24 @@ def test_a_record_that_is_longer_than_it_says_is_told(tmp_path: pathlib.Path, ca
     whole = archive(packed=False)
     place = whole.index(b"<p>one</p>")
     (tmp_path / "a.warc").write_bytes(whole[:place] + b"more" + whole[place:])
-    items = read(tmp_path)
-    wrong = next(item for item in items if isinstance(item, documents.Rejected))
+    wrong, *items = read(tmp_path)
+    assert isinstance(wrong, documents.Rejected)
     assert (wrong.reason, wrong.position) == ("not as long as it says", 2)
-    assert [i.text for i in items if isinstance(i, Document)][1:] == list(PAGES.values())[1:]
+    assert [i.text for i in items if isinstance(i, Document)] == list(PAGES.values())[1:]
     assert capfd.readouterr().err == ""
+
+
+def test_a_record_without_a_page_does_not_end_the_archive(tmp_path: pathlib.Path) -> None:
+    """Crawlers such as Heritrix begin archives with the answers of name servers."""
+    pytest.importorskip("warcio")
+    names = (
+        b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: dns:site\r\n"
+        b"WARC-Record-ID: <urn:uuid:1>\r\nWARC-Date: 2024-05-06T07:08:09Z\r\n"
+        b"Content-Type: text/dns\r\nContent-Length: 4\r\n\r\nsite\r\n\r\n"
+    )
+    (tmp_path / "a.warc").write_bytes(names + archive(packed=False))
+    assert [i.text for i in read(tmp_path) if isinstance(i, Document)] == list(PAGES.values())
+    (tmp_path / "a.warc").write_bytes(names + names.replace(b"Content-Length: 4\r\n", b""))
+    (item,) = read(tmp_path)
+    assert isinstance(item, documents.Rejected)
+    assert (item.reason, item.position) == ("damaged archive", 2)

@@ -9,7 +9,7 @@ from typing import Any
 from llmjax.data import config, documents
 
 # Changes when the code produces other output from the same settings and input.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,9 +70,10 @@ def clean_sources(
         with (engine or Local()).start(logs) as run, progress.Display() as display:
             for tasks, following in zip(phases, [*phases[1:], []], strict=True):
                 _run(tasks, run, logs, display)
-                _check_damage(tasks, settings)
                 if following:
+                    _check_damage(tasks, settings)
                     _compare(tasks, following[0])
+    _check_damage(phases[-1], settings)  # also of what an earlier run refused
     _remove_others(phases[-1], directory)
     counts = _totals(phases[-1])
     record = {source: found.plain() for source, found in counts.items()}

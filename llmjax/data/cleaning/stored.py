@@ -18,8 +18,8 @@ SUFFIX = ".jsonl.zst"
 PARTIAL = ".partial-"
 
 _LEVEL = 3
-# Maximum size of a character in JSON: two UTF-16 escapes.
-_CHARACTER_BYTES = 12
+# Maximum size of a character in JSON, two UTF-16 escapes; and room for the rest of the record.
+_CHARACTER_BYTES = 16
 
 
 def encode(document: Document) -> tuple[bytes, str]:
@@ -38,7 +38,10 @@ def encode_rejected(item: Rejected, count: int) -> bytes:
     text = item.document.text[: documents.MAX_LINE_BYTES // _CHARACTER_BYTES]
     why = {"step": item.step, "reason": item.reason, "score": item.score, "count": count}
     record = {**_record(item.document), "text": text, **why}
-    return json.dumps(record, default=str).encode() + b"\n"
+    line = json.dumps(record, default=str).encode() + b"\n"
+    if len(line) > documents.MAX_LINE_BYTES:
+        return json.dumps({**record, "metadata": {}}).encode() + b"\n"
+    return line
 
 
 def unsound(text: str) -> str:

@@ -105,6 +105,7 @@ class Task:
             return
         for path in (self.cleaned, self.rejected):
             path.parent.mkdir(parents=True, exist_ok=True)
+        self.record.unlink(missing_ok=True)  # of other output, which goes now
         writers = stored.Writer(self.cleaned), stored.Writer(self.rejected)
         try:
             counts = self._clean(*writers, report)

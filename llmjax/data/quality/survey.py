@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -207,7 +208,9 @@ class Survey:
             self._at(document.source, f"step {step}").add(document)
         self._reasons[document.source, step, rejected.reason] += count
         text = document.text[: self._config.shown]
-        example = Example(document.id, document.source, text, rejected.score)
+        score = rejected.score
+        finite = score if score is not None and math.isfinite(score) else None
+        example = Example(document.id, document.source, text, finite)
         self._shown(step, rejected.reason).add(_key(document), lambda: example)
 
     def merge(self, other: "Survey") -> None:
@@ -318,5 +321,6 @@ def _beginning(document: Document) -> Document:
 
 
 def _key(document: Document) -> tuple[int, int]:
-    """Hashes of a document's id and text."""
-    return hash_text(document.id or document.text), hash_text(document.text)
+    """Hashes of a document's source and id, and of its text."""
+    place = f"{document.source}\0{document.id or document.text}"
+    return hash_text(place), hash_text(document.text)

@@ -11,9 +11,10 @@ import zstandard
 
 from llmjax import data
 from llmjax.data import documents
-from llmjax.data.cleaning import engines, pipeline, task
+from llmjax.data.cleaning import engines, pipeline, stored, task
 from llmjax.data.cleaning.config import CleaningConfig
 from llmjax.data.cleaning.counts import Counts
+from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.gopher import GopherQuality
 from llmjax.data.cleaning.length import Length
 from llmjax.data.cleaning.minhash import MinHash
@@ -133,10 +134,31 @@ def test_a_run_that_breaks_off_goes_on(
 
 def test_too_much_damage_is_said_where_it_is(corpus: pathlib.Path, tmp_path: pathlib.Path) -> None:
     wanted = dataclasses.replace(settings(corpus), max_rejected_share=0.02)
-    with pytest.raises(ValueError, match=r"source 'books': 3 of 113 documents are malformed") as e:
-        data.prepare(wanted, tmp_path / "out")
-    assert "1 × not JSON (first: a.jsonl" in str(e.value)
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    single = dataclasses.replace(wanted, cleaning=CleaningConfig(("length",), part_bytes=2000))
+    for given in (wanted, wanted, single, single):  # nor does a second run let it pass
+        with pytest.raises(ValueError, match=r"source 'books': 3 of 113 documents are malf") as e:
+            data.prepare(given, tmp_path / "out")
+        assert "1 × not JSON (first: a.jsonl" in str(e.value)
+        assert not (tmp_path / "out" / "manifest.json").exists()
+    accepted = dataclasses.replace(single, max_rejected_share=0.2)
+    before = times(tmp_path / "out" / "rejected")
+    data.prepare(accepted, tmp_path / "out")
+    assert times(tmp_path / "out" / "rejected") == before  # no part was cleaned again
+
+
+def test_what_is_rejected_can_be_read_back(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 1000)
+    for text, title in (("😀" * 500, ""), ("a", "é" * 500), ("\ud800", "b")):
+        rejected = Rejected(Document(text, "f:1", "s", {"title": title}), "why", 0.5, "step")
+        writer = stored.Writer(tmp_path / "a.jsonl.zst")
+        writer.write(stored.encode_rejected(rejected, 3))
+        writer.close()
+        ((found, count),) = stored.read_rejected(tmp_path / "a.jsonl.zst", "s")
+        assert (found.document.id, found.reason, found.score, count) == ("f:1", "why", 0.5, 3)
+        assert text.startswith(found.document.text)
+        assert found.document.text
 
 
 def test_what_a_step_fails_on_is_set_aside(
