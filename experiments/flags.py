@@ -18,6 +18,7 @@ those of other libraries.
 
 import dataclasses
 import itertools
+import os
 import shlex
 import shutil
 import sys
@@ -156,7 +157,7 @@ def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
         else:
             # Other flags select the recipe whose values the help shows.
             flag_values([a for a in argv if a not in _HELP], known_only=True)
-            print(help_text(argv[0], flag_values))
+            _print_to_pipe(help_text(argv[0], flag_values))
             sys.exit(0)
     except absl_flags.UnrecognizedFlagError as error:
         name = error.flagname
@@ -211,6 +212,14 @@ def step_range(name: str, text: str) -> tuple[int, int]:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise FlagError(f"--{name}={text}: must be two step numbers from 1 on, such as 10:12")
     return int(first), int(last)
+
+
+def _print_to_pipe(text: str) -> None:
+    """Prints to what may stop reading, such as a pager or head."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
 def _exit(argv: Sequence[str], message: object) -> NoReturn:

@@ -10,6 +10,7 @@ import pytest
 from experiments import runs, scoring, training
 from experiments.recipes import RECIPES
 from llmjax import evaluation, planning
+from llmjax.data.config import DataConfig, Source, TokenizerConfig
 from llmjax.optim import OptimizerConfig, Rule
 from llmjax.train.early_stopping import EarlyStoppingConfig
 from llmjax.train.metrics import read_jsonl
@@ -87,6 +88,25 @@ def test_a_watcher_ends_a_run_where_it_says(text, tmp_path):
     training.run(recipe(text), tmp_path, training.Options(watch=watch))
     assert [step for step, _ in seen] == [2, 4]
     assert runs.load(tmp_path, best=False).step == 4
+
+
+def test_a_run_whose_data_cannot_be_prepared_leaves_its_folder_free(tmp_path):
+    missing = (Source("web", str(tmp_path / "missing")),)
+    tiny = dataclasses.replace(
+        RECIPES["tiny"](), data=DataConfig(missing, TokenizerConfig("bytes"))
+    )
+    with pytest.raises(runs.FlagError, match="nothing to read"):
+        training.run(tiny, tmp_path / "run")
+    runs.open_run(tmp_path / "run", RECIPES["tiny"](), resume=False)
+    with pytest.raises(runs.FlagError, match="nothing to read"):
+        runs.open_run(
+            tmp_path / "run",
+            RECIPES["tiny"](),
+            runs.task_of(tiny, tmp_path / "run").prepare,
+            resume=True,
+        )
+    with pytest.raises(runs.FlagError, match="holds a run: continue"):
+        runs.open_run(tmp_path / "run", RECIPES["tiny"](), resume=False)
 
 
 def test_a_rule_that_decides_nothing_is_told_before_the_run(tmp_path):
