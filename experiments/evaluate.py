@@ -57,10 +57,11 @@ def main(argv: list[str]) -> None:
         plain = {n: x if math.isfinite(x) else None for n, x in found.items()}
         print(json.dumps({"step": model.step, **plain}))
         return
-    table = Table(title=f"{run_dir}, step {model.step}", show_header=False, title_justify="left")
+    table = Table(show_header=False)
     for name, value in found.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
     console = Console()
+    console.print(f"{run_dir}, step {model.step}", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     if report is not None:
         console.print(report.table())

@@ -180,6 +180,10 @@ def _parse_record(cls: type, text: str) -> dict[str, Any]:
         name, equals, value = part.partition("=")
         if not equals or name not in names:
             raise ValueError(f"expected {','.join(f'{n}=...' for n in names)}, not {part!r}")
+        if unknown := re.search(r",(\w+)=", value):
+            raise ValueError(
+                f"{part}: {unknown[1]}=... is none of {', '.join(f'{n}=...' for n in names)}"
+            )
         try:
             values[name] = parse(annotations[name], value)
         except ValueError as error:

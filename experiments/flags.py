@@ -18,6 +18,7 @@ fields, `--help=model` shows one, `--helpfull` all; other libraries' flags are l
 
 import dataclasses
 import itertools
+import os
 import shlex
 import shutil
 import sys
@@ -157,7 +158,7 @@ def parse(argv: Sequence[str], flag_values: FlagValues = FLAGS) -> list[str]:
         if asked:
             # Other flags select the recipe whose values the help shows.
             flag_values([a for a in argv if topics.get(a) is None], known_only=True)
-            print(help_text(argv[0], flag_values, asked[0]))
+            _print_to_pipe(help_text(argv[0], flag_values, asked[0]))
             sys.exit(0)
         rest = flag_values(list(argv))
     except FlagError as error:
@@ -225,6 +226,14 @@ def step_range(name: str, text: str, steps: int) -> tuple[int, int]:
     if int(first) > steps:
         raise FlagError(f"--{name}={text}: the run ends with step {steps}")
     return int(first), int(last)
+
+
+def _print_to_pipe(text: str) -> None:
+    """Prints to what may stop reading, such as a pager or head."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
 def _exit(argv: Sequence[str], message: object) -> NoReturn:

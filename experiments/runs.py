@@ -15,7 +15,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -69,14 +69,39 @@ def saved_recipe(run_dir: pathlib.Path) -> Any:
         raise FlagError(f"{path} does not hold a recipe of this version: {error}") from error
 
 
-def open_run(run_dir: pathlib.Path, recipe: Training, *, resume: bool) -> None:
+def open_run(
+    run_dir: pathlib.Path,
+    recipe: Training,
+    prepare: Callable[[], object] = lambda: None,
+    *,
+    resume: bool,
+) -> None:
     """Creates the folder, or checks that it belongs to this recipe; then writes config.json.
+
+    Args:
+        run_dir: the folder.
+        recipe: the run's recipe.
+        prepare: prepares its data. If it fails, a new run is forgotten, so that the folder may be
+            used with other settings.
+        resume: whether the folder may hold the run already.
 
     Raises:
         FlagError: it holds a run and `resume` is off, or a run of another recipe.
     """
     before = saved_recipe(run_dir)
-    if before is not None and not resume:
+    _open(run_dir, recipe, before, resume=resume)
+    try:
+        prepare()
+    except BaseException:
+        if before is None:
+            (run_dir / "config.json").unlink(missing_ok=True)
+        raise
+
+
+def _open(
+    run_dir: pathlib.Path, recipe: Training, before: Training | None, *, resume: bool
+) -> None:
+    if before is not None and not resume and jax.process_index() == 0:  # others see what it wrote
         raise FlagError(f"{run_dir} holds a run: continue it with --resume, or use a new --run_dir")
     if before is not None:
         _require_same(run_dir, before, recipe)

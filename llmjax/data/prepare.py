@@ -185,15 +185,15 @@ def _check_splits(manifest: shards.Manifest, settings: config.DataConfig) -> Non
         if source.weight > 0 and not source.train.documents:
             raise ValueError(
                 f"source {source.name!r} has no training documents: it holds "
-                f"{source.validation.documents} in all. Give it more text, or a smaller "
-                "DataConfig.validation_share."
+                f"{source.validation.documents} in all. Give it more text, or lower "
+                "validation_share."
             )
     total = manifest.split("train").documents
     if settings.validation_share > 0 and not manifest.split("validation").documents:
         enough = min(0.5, 5 / max(total, 1))
         raise ValueError(
-            f"none of {total} documents fell into the validation split. Raise "
-            f"DataConfig.validation_share (now {settings.validation_share}; {enough:.2g} would "
-            f"hold out about {enough * total:.0f}), set it to 0 to do without, or cut the text "
-            "into more documents (Source.split, Source.document_bytes)."
+            f"none of {total} documents fell into the validation split. Cut the text into more "
+            "documents (split=paragraph, or a smaller document_bytes of the source), raise "
+            f"validation_share (now {settings.validation_share}; {enough:.2g} would hold out about "
+            f"{enough * total:.1g}), or set it to 0 to do without."
         )

@@ -322,17 +322,17 @@ def _check_splits(manifest: shards.Manifest, settings: config.ExampleConfig) -> 
         if source.weight > 0 and not source.train.documents:
             raise ValueError(
                 f"source {source.name!r} has no training examples: all of its "
-                f"{source.validation.documents}, are held out. Give it more, use a smaller "
-                "ExampleConfig.validation_share, or another split: with 'hash', examples with the "
-                "same prompt stay together."
+                f"{source.validation.documents}, are held out. Give it more, lower "
+                "validation_share, or use another split: with 'hash', examples with the same "
+                "prompt stay together."
             )
     total = manifest.split("train").documents
     wanted = settings.folds or settings.validation_share > 0
     if wanted and not manifest.split("validation").documents:
         raise ValueError(
-            f"none of {total} examples fell into the validation split. Raise "
-            f"ExampleConfig.validation_share (now {settings.validation_share}), set it to 0 to do "
-            "without, or split otherwise: with 'hash', examples with the same prompt stay together."
+            f"none of {total} examples fell into the validation split. Raise validation_share "
+            f"(now {settings.validation_share}), set it to 0 to do without, or split otherwise: "
+            "with 'hash', examples with the same prompt stay together."
         )
 
 

@@ -90,13 +90,15 @@ def complaint(
     reasons = "; ".join(
         f"{count} × {reason} (first: {first[reason][0]})" for reason, count in counts.most_common(3)
     )
-    kind, limit = type(settings).__name__, settings.max_rejected_share
-    what = "documents" if isinstance(settings, config.DataConfig) else "examples"
+    what, fields = "examples", "form, fields"
+    if isinstance(settings, config.DataConfig):
+        what, fields = "documents", "text_field, split"
     return (
         f"source {source!r}: {counts.total()} of {total} {what} are malformed "
-        f"({counts.total() / total:.2%}), more than {kind}.max_rejected_share={limit} allows. "
+        f"({counts.total() / total:.2%}), more than max_rejected_share="
+        f"{settings.max_rejected_share} allows. "
         f"{reasons}, which is: {first[counts.most_common(1)[0][0]][1] or 'empty'}. All are listed "
-        f"in {where}. Fix the source, correct its settings, or raise the limit."
+        f"in {where}. Fix the source, correct its settings ({fields}), or raise the limit."
     )
 
 

@@ -35,7 +35,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     if config.schedule in ("linear", "cosine", "wsd") and after < 1:
         raise ValueError(
             f"optimizer.warmup_steps={warmup} leaves none of the {steps} steps for the "
-            f"{config.schedule} schedule"
+            f"{config.schedule} schedule: set it lower, or train longer"
         )
     if config.schedule == "wsd" and decay > after:
         raise ValueError(

@@ -219,9 +219,7 @@ def test_empty_results_are_refused(jsonl: Jsonl, tmp_path: pathlib.Path) -> None
     with pytest.raises(ValueError, match="sources is empty"):
         data.prepare(data.DataConfig(), tmp_path / "data")
     path = jsonl(TEXTS[:3])
-    with pytest.raises(
-        ValueError, match=r"none of 3 .*Raise DataConfig.validation_share .*; 0\.5 would"
-    ):
+    with pytest.raises(ValueError, match=r"none of 3 .*raise validation_share .*; 0\.5 would"):
         data.prepare(settings(path, validation_share=1e-9), tmp_path / "data")
     with pytest.raises(ValueError, match="'s' has no training documents"):
         data.prepare(settings(path, validation_share=1 - 1e-9), tmp_path / "data")

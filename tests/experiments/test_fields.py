@@ -137,6 +137,7 @@ def test_parse(annotation: Any, text: str, value: Any) -> None:
         (tuple[Source, ...], "/data/web", "expected name=...,path=...,weight=..."),
         (tuple[Source, ...], "path=/web", "name=... is missing"),
         (tuple[Source, ...], "name=web,weight=much", "weight=much: expected float"),
+        (tuple[Source, ...], "name=web,path=/web,wait=2", "wait=... is none of name=..., path=..."),
     ],
 )
 def test_what_does_not_parse_says_what_would(annotation: Any, text: str, message: str) -> None:

@@ -1,6 +1,7 @@
 """The command line: a flag for every field, mistakes answered with what would be right."""
 
 import dataclasses
+import os
 import shlex
 import sys
 from typing import Literal
@@ -212,6 +213,15 @@ def test_every_way_of_asking_for_help(arguments, shown, capsys) -> None:
         flags.parse(["program", *arguments], flag_values())
     assert exit_.value.code == 0
     assert shown in capsys.readouterr().out
+
+
+def test_help_may_be_cut_short_by_its_reader(monkeypatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout, pytest.raises(SystemExit) as exit_:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        flags.parse(["program", "--help"], flag_values())
+    assert exit_.value.code == 0
 
 
 def test_help_without_a_recipe_shows_no_values() -> None:

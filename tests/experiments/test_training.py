@@ -12,6 +12,7 @@ import pytest
 from experiments import runs, scoring, training
 from experiments.recipes import RECIPES
 from llmjax import evaluation, planning
+from llmjax.data.config import DataConfig, Source, TokenizerConfig
 from llmjax.optim import OptimizerConfig, Rule
 from llmjax.train import integrity
 from llmjax.train.early_stopping import EarlyStoppingConfig
@@ -112,6 +113,25 @@ def test_no_sample_ends_a_run(text, tmp_path, draw):
     prompt, continuation = task.sample(draw(task.spec))
     assert prompt == made.sample_prompt
     assert len(continuation.encode(errors="replace")) < 24 * 3
+
+
+def test_a_run_whose_data_cannot_be_prepared_leaves_its_folder_free(tmp_path):
+    missing = (Source("web", str(tmp_path / "missing")),)
+    tiny = dataclasses.replace(
+        RECIPES["tiny"](), data=DataConfig(missing, TokenizerConfig("bytes"))
+    )
+    with pytest.raises(runs.FlagError, match="nothing to read"):
+        training.run(tiny, tmp_path / "run")
+    runs.open_run(tmp_path / "run", RECIPES["tiny"](), resume=False)
+    with pytest.raises(runs.FlagError, match="nothing to read"):
+        runs.open_run(
+            tmp_path / "run",
+            RECIPES["tiny"](),
+            runs.task_of(tiny, tmp_path / "run").prepare,
+            resume=True,
+        )
+    with pytest.raises(runs.FlagError, match="holds a run: continue"):
+        runs.open_run(tmp_path / "run", RECIPES["tiny"](), resume=False)
 
 
 def test_a_rule_that_decides_nothing_is_told_before_the_run(tmp_path):
