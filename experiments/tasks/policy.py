@@ -67,7 +67,7 @@ class PolicyTask(TuningTask):
         self.trained = trained
 
     def prepare(self) -> None:
-        """Tokenizes prompts, and checks that answers fit and that reward functions exist."""
+        """Tokenizes prompts, and checks that answers fit and that rewards exist."""
         super().prepare()
         recipe, about = self.recipe, data.load_manifest(self.directory()).examples
         assert about is not None  # examples were prepared
@@ -81,7 +81,10 @@ class PolicyTask(TuningTask):
         for flag, sources in (("rewards", recipe.rewards), ("gold", recipe.gold)):
             for source in sources:
                 try:
-                    if not _folders(source.source):
+                    folders = _folders(source.source)
+                    for folder in folders:
+                        runs.saved_task(folder)
+                    if not folders:
                         rl.load_function(source.source)
                 except ValueError as error:
                     raise FlagError(f"--{flag}, {source.name}: {error}") from error

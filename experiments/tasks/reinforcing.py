@@ -100,6 +100,12 @@ class Reinforcing(Tuning):
             f"critic_base={self.critic_base}: critic={self.critic} has no model to initialize from "
             "it; set critic=model, or leave it out",
         )
+        for flag, sources in (("rewards", self.rewards), ("gold", self.gold)):
+            names = [source.name for source in sources]
+            require(
+                len(set(names)) == len(names),
+                f"{flag}: the names {', '.join(names)} must differ, as metrics are named by them",
+            )
         rl.require_fits(self.rollouts, self.learning, self.batch_size)
         require(
             self.evaluation_prompts > 0 and not self.evaluate_batches,
