@@ -194,17 +194,30 @@ def test_text_is_joined_below_and_has_no_actions(state):
 
 @pytest.mark.parametrize("rounds", [0, 1, 5])
 def test_dynamic_sampling_keeps_groups_that_teach_something(state, rounds):
-    """At most half of all prompts do: one list more fills up in part, and some wholly."""
+    """At most half of all prompts do: one list more fills up in part, and some wholly.
+
+    What is reported are the rewards of all answers, not only of those that differ.
+    """
     judged: list[int] = []
+    rewards: list[float] = []
+    seen: list[dict[str, float]] = []
 
     def counted(samples):
         judged.append(len(samples))
-        return variety(samples)
+        rewards.extend(variety(samples))
+        return rewards[-len(samples) :]
 
     learning = LearningConfig("dr_grpo", epochs=1, rounds=rounds, whiten=False)
     mixture = {"varied": WeightedReward(counted)}
-    found = experience(learning=learning, mixture=mixture, kl=KLConfig(0.0))
+    found = experience(
+        learning=learning,
+        mixture=mixture,
+        kl=KLConfig(0.0),
+        record=lambda step, found: seen.append(found),
+    )
     batches = iteration(found, state)
+    assert seen[0]["reward"] == pytest.approx(np.mean(rewards))
+    assert seen[0]["reward/varied"] == pytest.approx(np.mean(rewards))
     written = found._writer.calls
     assert written == len(judged)  # nothing is judged twice
     assert set(judged) == {12}
