@@ -77,9 +77,11 @@ class Experience(Iterator[Rows]):
         self._batch_size, self._length = batch_size, length
         self._seed, self._steps, self._extra = seed, steps, extra
         self.record, self._guard = record, guard
-        temperature = writer.settings.temperature
-        # Below float32, decoding rounds differently from a forward pass over whole rows.
-        self._again = temperature != 1.0 or players.config.compute_dtype != jnp.float32
+        temperature, config = writer.settings.temperature, players.config
+        # Below float32, decoding rounds differently from a forward pass over whole rows, and it
+        # never drops tokens that exceed the capacity of an expert.
+        differs = config.compute_dtype != jnp.float32 or config.experts.capacity > 0
+        self._again = temperature != 1.0 or differs
         most = writer.settings.max_new_tokens
         self._estimate = Estimator(players, batch_size, temperature, most)
         self._iteration = 0
