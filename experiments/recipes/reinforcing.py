@@ -10,7 +10,11 @@ from llmjax.rl import KLConfig, LearningConfig, RolloutConfig
 
 
 def ppo() -> Reinforcing:
-    """PPO as in InstructGPT (Ouyang et al. 2022, appendix C.4); needs base, rewards, prompts."""
+    """PPO with the losses and clips of InstructGPT (Ouyang et al. 2022, appendix C.4).
+
+    For small runs, rollouts are used for four epochs instead of one, and β is 0.05 instead of 0.02.
+    Needs base, rewards and prompts.
+    """
     return Reinforcing(
         name="ppo",
         critic="model",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import glob
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -67,7 +66,7 @@ class PolicyTask(TuningTask):
         self.trained = trained
 
     def prepare(self) -> None:
-        """Tokenizes prompts, and checks that answers fit and that reward functions exist."""
+        """Tokenizes prompts, and checks that answers fit and that rewards exist."""
         super().prepare()
         recipe, about = self.recipe, data.load_manifest(self.directory()).examples
         assert about is not None  # examples were prepared
@@ -81,7 +80,10 @@ class PolicyTask(TuningTask):
         for flag, sources in (("rewards", recipe.rewards), ("gold", recipe.gold)):
             for source in sources:
                 try:
-                    if not _folders(source.source):
+                    folders = source.folders()
+                    for folder in folders:
+                        runs.saved_task(folder)
+                    if not folders:
                         rl.load_function(source.source)
                 except ValueError as error:
                     raise FlagError(f"--{flag}, {source.name}: {error}") from error
@@ -244,7 +246,7 @@ class PolicyTask(TuningTask):
 
     def _reward(self, flag: str, source: RewardSource) -> rl.Reward:
         try:
-            folders = _folders(source.source)
+            folders = source.folders()
             if not folders:
                 return rl.load_function(source.source)
             found = [runs.load(folder) for folder in folders]
@@ -357,22 +359,6 @@ def _first(count: int, lists: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]
         count -= len(things)
         if count <= 0:
             return
-
-
-def _folders(source: str) -> list[pathlib.Path]:
-    """The folder of that name, or those that match a pattern.
-
-    Raises:
-        ValueError: no folder matches the pattern.
-    """
-    path = pathlib.Path(source)
-    if path.is_dir() or not glob.has_magic(source):
-        return [path] if path.is_dir() else []
-    root = path.absolute().anchor
-    found = sorted(pathlib.Path(root).glob(str(path.absolute().relative_to(root))))
-    if folders := [folder for folder in found if folder.is_dir()]:
-        return folders
-    raise ValueError(f"no folder matches {source}")
 
 
 class Prompts(Iterator[Sequence[rl.Prompt]]):

@@ -1,6 +1,8 @@
 """The recipe of reinforcement learning."""
 
 import dataclasses
+import glob
+import pathlib
 from typing import Literal
 
 from experiments.recipe import require
@@ -33,6 +35,21 @@ class RewardSource:
             self.name != "" and self.source != "",
             f"rewards: name={self.name!r},source={self.source!r}: give both",
         )
+
+    def folders(self) -> list[pathlib.Path]:
+        """The folder of the source's name, or those that match its pattern; none for a function.
+
+        Raises:
+            ValueError: no folder matches the pattern.
+        """
+        path = pathlib.Path(self.source)
+        if path.is_dir() or not glob.has_magic(self.source):
+            return [path] if path.is_dir() else []
+        root = path.absolute().anchor
+        found = sorted(pathlib.Path(root).glob(str(path.absolute().relative_to(root))))
+        if folders := [folder for folder in found if folder.is_dir()]:
+            return folders
+        raise ValueError(f"no folder matches {self.source}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +117,12 @@ class Reinforcing(Tuning):
             f"critic_base={self.critic_base}: critic={self.critic} has no model to initialize from "
             "it; set critic=model, or leave it out",
         )
+        for flag, sources in (("rewards", self.rewards), ("gold", self.gold)):
+            names = [source.name for source in sources]
+            require(
+                len(set(names)) == len(names),
+                f"{flag}: the names {', '.join(names)} must differ, as metrics are named by them",
+            )
         rl.require_fits(self.rollouts, self.learning, self.batch_size)
         require(
             self.evaluation_prompts > 0 and not self.evaluate_batches,

@@ -137,12 +137,7 @@ def mask_tokens(
         chosen, _replacements(replace_key, tokens, config, mask_id, special, vocab_size), tokens
     )
     targets = jnp.where(chosen, tokens, IGNORE).astype(jnp.int32)
-    # Devices that split sequences split the chosen positions too.
-    parts = mesh.size("sequence")
-    width = -(-capacity // parts) * parts
-    places = jnp.sort(jnp.where(chosen, _places(tokens), tokens.shape[1]), axis=1)[:, :width]
-    there = places < tokens.shape[1]
-    positions = jnp.where(there, places, 0)
+    positions, there = _first(chosen, capacity)
     targets_at = jnp.where(there, jnp.take_along_axis(targets, positions, axis=1), IGNORE)
     return Masked(replaced, targets, positions, targets_at)
 
@@ -289,6 +284,15 @@ def _replacements(
         random = share < config.mask_share + config.random_share
         rest = jnp.where(random, drawn.astype(tokens.dtype), tokens)
     return jnp.where(share < config.mask_share, jnp.asarray(mask_id, tokens.dtype), rest)
+
+
+def _first(chosen: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
+    """The first positions in each row where `chosen` holds, [B, P], and whether they exist."""
+    length, parts = chosen.shape[1], mesh.size("sequence")
+    width = -(-capacity // parts) * parts  # devices that split sequences split these, too
+    places = jnp.sort(jnp.where(chosen, _places(chosen), length), axis=1)[:, :width]
+    there = places < length
+    return jnp.where(there, places, 0), there
 
 
 def _random_tokens(

@@ -1,6 +1,7 @@
 """Preference losses without a reward model: DPO and its variants."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -125,21 +126,9 @@ def preference(
         ValueError: the model has another head or is bidirectional; the batch lacks an array.
     """
     require_language_model(f"preference.kind={settings.kind}", config)
-
-    def scored(params, batch: Batch, key):
-        segment_ids = require_segments("preference", batch, responses)
-        _require(batch, settings, reference)
-        found = log_probs(params, batch, config, key)
-
-        def sums(values):
-            return segment_sums(values, segment_ids, responses)
-
-        lengths = sums((batch["targets"] >= 0).astype(found.targets.dtype))
-        scores = Scores(sums(found.targets), None, lengths)
-        if settings.needs_reference:
-            of_reference = _reference_log_probs(params, batch, config, reference)
-            scores = scores._replace(reference=sums(of_reference))
-        return scores, found.output.routing
+    scored = functools.partial(
+        _scored, config=config, settings=settings, reference=reference, responses=responses
+    )
 
     def of_pairs(params, batch: Batch, key):
         scores, routing = scored(params, batch, key)
@@ -154,6 +143,32 @@ def preference(
         return unrelated_ratios(scored(params, batch, None)[0], jnp.asarray(batch["labels"]))
 
     return MeasuredLoss(measure, of_labels) if settings.kind == "kto" else of_pairs
+
+
+def _scored(
+    params: Params,
+    batch: Batch,
+    key: jax.Array | None,
+    *,
+    config: models.ModelConfig,
+    settings: PreferenceConfig,
+    reference: Reference | None,
+    responses: int,
+) -> "tuple[Scores, models.Routing | None]":
+    """The log-probabilities of a batch's responses, and the routing of its tokens."""
+    segment_ids = require_segments("preference", batch, responses)
+    _require(batch, settings, reference)
+    found = log_probs(params, batch, config, key)
+
+    def sums(values):
+        return segment_sums(values, segment_ids, responses)
+
+    lengths = sums((batch["targets"] >= 0).astype(found.targets.dtype))
+    scores = Scores(sums(found.targets), None, lengths)
+    if settings.needs_reference:
+        of_reference = _reference_log_probs(params, batch, config, reference)
+        scores = scores._replace(reference=sums(of_reference))
+    return scores, found.output.routing
 
 
 def _require(batch: Batch, settings: PreferenceConfig, reference: Reference | None) -> None:

@@ -77,9 +77,11 @@ class Experience(Iterator[Rows]):
         self._batch_size, self._length = batch_size, length
         self._seed, self._steps, self._extra = seed, steps, extra
         self.record, self._guard = record, guard
-        temperature = writer.settings.temperature
-        # Below float32, decoding rounds differently from a forward pass over whole rows.
-        self._again = temperature != 1.0 or players.config.compute_dtype != jnp.float32
+        temperature, config = writer.settings.temperature, players.config
+        # Below float32, decoding rounds differently from a forward pass over whole rows, and it
+        # never drops tokens that exceed the capacity of an expert.
+        differs = config.compute_dtype != jnp.float32 or config.experts.capacity > 0
+        self._again = temperature != 1.0 or differs
         most = writer.settings.max_new_tokens
         self._estimate = Estimator(players, batch_size, temperature, most)
         self._iteration = 0
@@ -120,36 +122,42 @@ class Experience(Iterator[Rows]):
         """Makes the rollouts of an iteration; True if the guard ends the run."""
         params = state.all_params
         key = jax.random.fold_in(jax.random.key(self._seed), self._iteration)
-        written, judged = self._written(params, key)
+        written, judged, watched = self._written(params, key)
         rows = samples.rows(written, self._length)
         rows = self._estimate(params, rows, again=self._again)
         rows, found = self._learned(rows, self._earned(written, judged))
-        found |= _watched(written, judged)
+        found |= watched
         self._cut(rows)
         self._iteration += 1
         self.record(step, found)
         return self._guard(step, found)
 
-    def _written(self, params: Any, key: jax.Array) -> tuple[list[Sample], Scores]:
-        """Answers to the iteration's prompts, and their scores."""
+    def _written(
+        self, params: Any, key: jax.Array
+    ) -> tuple[list[Sample], Scores, dict[str, float]]:
+        """Answers to learn from, their scores, and metrics of all answers, also the replaced."""
         ready = self._writer.ready(self._players.policy(params))
         each = self._writer.settings.samples
         wanted = self._writer.settings.prompts * each
-        kept: list[Sample] = []
-        scores: list[Scores] = []
+        written: list[Sample] = []
+        rounds: list[Scores] = []
+        kept: list[np.ndarray] = []  # indices of answers
         for number in range(self._learning.rounds + 1):
-            written = self._writer(ready, next(self._prompts), jax.random.fold_in(key, number))
-            judged = score(written, self._mixture)
-            differ = advantages.informative(self._earned(written, judged).reshape(-1, each))
+            answers = self._writer(ready, next(self._prompts), jax.random.fold_in(key, number))
+            scores = score(answers, self._mixture)
+            differ = advantages.informative(self._earned(answers, scores).reshape(-1, each))
             # In the last round, uninformative groups fill the rest, after the informative ones.
             last = number == self._learning.rounds
             order = np.argsort(~differ, kind="stable") if last else np.flatnonzero(differ)
-            places = (order[:, None] * each + np.arange(each)).reshape(-1)
-            kept += [written[place] for place in places]
-            scores.append(jax.tree.map(lambda x, places=places: x[places], judged))
-            if len(kept) >= wanted:
+            kept.append(len(written) + (order[:, None] * each + np.arange(each)).reshape(-1))
+            written += answers
+            rounds.append(scores)
+            if sum(map(len, kept)) >= wanted:
                 break
-        return kept[:wanted], jax.tree.map(lambda *x: np.concatenate(x)[:wanted], *scores)
+        judged = jax.tree.map(lambda *parts: np.concatenate(parts), *rounds)
+        places = np.concatenate(kept)[:wanted]
+        chosen = [written[place] for place in places]
+        return chosen, jax.tree.map(lambda x: x[places], judged), _watched(written, judged)
 
     def _earned(self, written: list[Sample], judged: Scores) -> np.ndarray:
         """The effective scores of answers, float32 [N]: unfinished ones may have a fixed score."""
@@ -223,7 +231,7 @@ def require_fits(rollouts: RolloutConfig, learning: LearningConfig, batch_size: 
 
 
 def _watched(written: list[Sample], judged: Scores) -> dict[str, float]:
-    """Metrics of an iteration's answers."""
+    """Metrics of answers."""
     lengths = np.array([len(sample.tokens) for sample in written])
     found = {
         "reward": float(judged.total.mean()),

@@ -303,6 +303,10 @@ def test_a_recipe_says_what_does_not_fit_together() -> None:
             "pretraining_rows=3 does not divide .* in accumulate=2 parts",
         ),
         ({"critic": "head", "critic_base": "z", "batch_size": 16}, "critic=head has no model"),
+        (
+            {"critic": "head", "batch_size": 16, "rewards": (RewardSource("a", "b"),) * 2},
+            "rewards: the names a, a must differ",
+        ),
     ):
         with pytest.raises(ValueError, match=what):
             Reinforcing(**base, **wrong)

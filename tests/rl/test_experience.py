@@ -1,5 +1,7 @@
 """Batches of rollouts: each answer as often as there are epochs, in an order that goes on."""
 
+import dataclasses
+import functools
 import types
 
 import jax
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from llmjax import models
+from llmjax.objectives import log_probs
 from llmjax.rl import (
     Credit,
     Experience,
@@ -80,10 +83,11 @@ def experience(**changes) -> Experience:
         "steps": 100,
         "mixture": {"varied": WeightedReward(variety)},
         "kl": KLConfig(0.1, target=1.0),
+        "config": CONFIG,
     } | changes
     rollouts = settings.pop("rollouts")
     credit = Credit(settings.pop("learning"), settings.pop("kl"), ScoreConfig(scale=True))
-    players = Players(CONFIG, lambda params: params, lambda params: params)
+    players = Players(settings.pop("config"), lambda params: params, lambda params: params)
     return Experience(
         Asked(rollouts.prompts),
         Scribe(rollouts),
@@ -194,17 +198,30 @@ def test_text_is_joined_below_and_has_no_actions(state):
 
 @pytest.mark.parametrize("rounds", [0, 1, 5])
 def test_dynamic_sampling_keeps_groups_that_teach_something(state, rounds):
-    """At most half of all prompts do: one list more fills up in part, and some wholly."""
+    """At most half of all prompts do: one list more fills up in part, and some wholly.
+
+    What is reported are the rewards of all answers, not only of those that differ.
+    """
     judged: list[int] = []
+    rewards: list[float] = []
+    seen: list[dict[str, float]] = []
 
     def counted(samples):
         judged.append(len(samples))
-        return variety(samples)
+        rewards.extend(variety(samples))
+        return rewards[-len(samples) :]
 
     learning = LearningConfig("dr_grpo", epochs=1, rounds=rounds, whiten=False)
     mixture = {"varied": WeightedReward(counted)}
-    found = experience(learning=learning, mixture=mixture, kl=KLConfig(0.0))
+    found = experience(
+        learning=learning,
+        mixture=mixture,
+        kl=KLConfig(0.0),
+        record=lambda step, found: seen.append(found),
+    )
     batches = iteration(found, state)
+    assert seen[0]["reward"] == pytest.approx(np.mean(rewards))
+    assert seen[0]["reward/varied"] == pytest.approx(np.mean(rewards))
     written = found._writer.calls
     assert written == len(judged)  # nothing is judged twice
     assert set(judged) == {12}
@@ -220,6 +237,16 @@ def test_dynamic_sampling_keeps_groups_that_teach_something(state, rounds):
     else:
         assert written == rounds + 1
         assert len(taught) > 3 if rounds else len(taught) <= 3
+
+
+def test_log_probs_with_a_capacity_of_experts_are_the_trainers(draw):
+    """The sampler's are of a model that drops no tokens; a new policy has ratios of 1."""
+    experts = models.Experts(count=4, dim=8, capacity=0.5)
+    config = dataclasses.replace(CONFIG, experts=experts)
+    state = TrainState(np.int32(0), draw(models.spec(config)), {}, jax.random.key(0))
+    batch = iteration(experience(config=config), state)[0]
+    found = jax.jit(functools.partial(log_probs, config=config))(state.params, batch).targets
+    np.testing.assert_allclose(batch["old_log_probs"], found, rtol=1e-5, atol=1e-5)
 
 
 def test_an_answer_without_an_end_may_be_settled(state):
