@@ -3,8 +3,8 @@
 A record is a flat dict with a `step`. Training records have step, loss, tokens_per_s, seconds and
 the step's other metrics (learning_rate, grad_norm, …, and mfu if known); evaluation records have
 step, validation_loss (or validation_reward) and the other metrics of the objective's evaluation,
-such as perplexity and bits_per_byte of next tokens. The hook `Recorder` makes records and passes them to its writers:
-`JsonlWriter`, `TensorBoardWriter`, `WandbWriter`, `progress.Progress`.
+such as perplexity and bits_per_byte of next tokens. The hook `Recorder` makes records and passes
+them to its writers: `JsonlWriter`, `TensorBoardWriter`, `WandbWriter`, `progress.Progress`.
 """
 
 import importlib.util
