@@ -252,9 +252,14 @@ class WandbWriter:
         self._run.finish()
 
 
+def is_evaluation(record: Record) -> bool:
+    """Whether a record is of an evaluation; training steps may have metrics of the same names."""
+    return any(name.startswith("validation_") for name in record)
+
+
 def _scalars(record: Record) -> Iterator[tuple[str, float]]:
     """(tag, number) of all numbers of a record: train/… or validation/…."""
-    group = "validation" if any(name.startswith("validation_") for name in record) else "train"
+    group = "validation" if is_evaluation(record) else "train"
     for name, value in record.items():
         if name != "step" and isinstance(value, int | float):
             yield f"{group}/{name.removeprefix('validation_')}", value
