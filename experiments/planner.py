@@ -225,6 +225,8 @@ def _runs_at(path: pathlib.Path) -> fitting.Runs:
     recipe = runs.saved_recipe(path)
     if recipe is None:
         return fitting.read_runs(path)
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"{path}: laws are fitted to runs of pretraining, not of another stage")
     losses = [
         (record["step"], record["validation_loss"])
         for record in read_jsonl(path / "metrics.jsonl")

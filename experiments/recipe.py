@@ -138,6 +138,12 @@ class Recipe(Training):
         )
         self._require_model_fits()
         self._require_vocabulary_fits()
+        attention = self.model.attention
+        require(
+            not attention.window or "local" in attention.pattern,
+            f"model.attention.window={attention.window} is for local layers, but model.attention."
+            f"pattern={','.join(attention.pattern)} has none: set the pattern too",
+        )
         require(
             self.sequence_length <= self.model.max_length,
             f"sequence_length={self.sequence_length} is longer than "

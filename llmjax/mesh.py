@@ -29,6 +29,7 @@ AXES = ("stage", "data", "fsdp", "context", "tensor", "expert")
 RULES: Rules = {
     # Outside of the layers, stages need not wait for each other, so they split the rows too.
     "batch": ("stage", "data", "fsdp", "expert"),
+    "replicas": ("data",),
     "sequence": ("context",),
     # Between blocks, devices that split heads split the positions (Korthikanti et al. 2022).
     "stream": ("context", "tensor"),

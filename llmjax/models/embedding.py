@@ -12,7 +12,7 @@ from llmjax import collectives, mesh
 from llmjax.models import layers
 from llmjax.models.config import ModelConfig
 from llmjax.spec import Param
-from llmjax.weights import Lora, Weight, einsum, materialize
+from llmjax.weights import Lora, Weight, einsum, parted
 
 
 def embedding_spec(config: ModelConfig) -> dict[str, Any]:
@@ -113,19 +113,25 @@ def look_up(
         low = look_up(table.a, rows, dtype, (table_axes[0], None), axes)
         corrected = einsum("bsr,rd->bsd", table.scale * low, table.b, axes)
         return look_up(table.base, rows, dtype, table_axes, axes) + corrected
-    return _rows(materialize(table), rows, dtype, table_axes, axes)
+    return _rows(*parted(table), rows, dtype, table_axes, axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _rows(
-    table: jax.Array, rows: jax.Array, dtype: jnp.dtype, table_axes: mesh.Axes, axes: mesh.Axes
+    table: jax.Array,
+    terms: jax.Array | None,
+    rows: jax.Array,
+    dtype: jnp.dtype,
+    table_axes: mesh.Axes,
+    axes: mesh.Axes,
 ) -> jax.Array:
     """Rows [...] of a table [V, D] in `dtype`; gradients accumulate in the table's dtype.
 
     In bfloat16, a row that occurs thousands of times would lose most of its gradient to rounding,
     and GPUs lack a fast bfloat16 addition. If devices split the table, each rounds its sums to
-    `dtype` before they are scattered, as products do.
+    `dtype` before they are scattered, as products do. Terms get the gradient if there are any.
     """
+    del terms
     # The width is gathered first, so that the look-up only crosses devices along the vocabulary.
     table = jnp.asarray(table, dtype)
     over = _over(rows)
@@ -133,31 +139,36 @@ def _rows(
     return mesh.sharded(mesh.place(table, table_axes).at[rows].get, axes)()
 
 
-def _look_up_forward(table, rows, dtype, table_axes, axes):
-    return _rows(table, rows, dtype, table_axes, axes), (table, rows)
+def _look_up_forward(table, terms, rows, dtype, table_axes, axes):
+    return _rows(table, terms, rows, dtype, table_axes, axes), (table, terms, rows)
 
 
 def _look_up_backward(dtype, table_axes, axes, kept, grad):
-    table, rows = kept
+    table, terms, rows = kept
     over = _over(rows)
-    if _shared(table, over):
+    shared = _shared(table, over)
+    if shared or terms is not None:
         count, width = table.shape[0] // mesh.size(table_axes[0]), table.shape[1]
 
         def add(rows, grad):
             first = collectives.index(table_axes[0]) * count
             here = (rows >= first) & (rows < first + count)
             at = jnp.where(here, rows - first, count).reshape(-1)
-            return _add_up(at, grad.reshape(-1, width).astype(table.dtype), count, dtype)
+            sums = dtype if shared else table.dtype
+            return _add_up(at, grad.reshape(-1, width).astype(table.dtype), count, sums)
 
+        if terms is not None:
+            own = collectives.terms_of_sum(add, (rows, grad), over, jax.typeof(terms))
+            return None, own, None
         like = jax.typeof(table).sharding.spec
         summed = collectives.sum_of_parts(add, (rows, grad), over, like)
-        return summed.astype(table.dtype), None
+        return summed.astype(table.dtype), None, None
 
     def plain(table):
         return mesh.sharded(mesh.place(table, table_axes).at[rows].get, axes)()
 
     _, pull = jax.vjp(plain, table)
-    return *pull(grad.astype(table.dtype)), None
+    return *pull(grad.astype(table.dtype)), None, None
 
 
 def _add_up(at: jax.Array, values: jax.Array, count: int, dtype: jnp.dtype) -> jax.Array:

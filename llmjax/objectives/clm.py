@@ -7,7 +7,6 @@ from llmjax.kernels.linear_cross_entropy import linear_cross_entropy
 from llmjax.objectives.balance import add_balance
 from llmjax.objectives.log_probs import require_language_model
 from llmjax.objectives.loss import Batch, Loss, Weighted
-from llmjax.weights import materialize
 
 
 def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Loss:
@@ -39,7 +38,7 @@ def clm(config: models.ModelConfig, *, label_smoothing: float = 0.0, z_loss: flo
         )
         total, _ = linear_cross_entropy(
             output.hidden,
-            materialize(models.lm_weight(params, config)),
+            models.lm_weight(params, config),
             batch["targets"],
             label_smoothing=label_smoothing,
             z_loss=z_loss,

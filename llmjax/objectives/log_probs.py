@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from llmjax import lookup, mesh, models
 from llmjax.kernels.linear_cross_entropy import linear_log_probs
 from llmjax.objectives.loss import Batch, Params
-from llmjax.weights import materialize
 
 
 class LogProbs(NamedTuple):
@@ -64,7 +63,7 @@ def log_probs(
     elif temperature != 1.0:
         # cap·tanh(x / cap) / T is the cap cap / T applied to x / T.
         hidden, cap = hidden / temperature, cap / temperature
-    weight, targets = materialize(models.lm_weight(params, config)), jnp.asarray(batch["targets"])
+    weight, targets = models.lm_weight(params, config), jnp.asarray(batch["targets"])
     if most_targets is None or most_targets >= targets.shape[1] or mesh.size("sequence") > 1:
         found, entropies = linear_log_probs(hidden, weight, targets, cap=cap, entropy=entropy)
         return LogProbs(found, entropies, output)

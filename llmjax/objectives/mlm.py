@@ -10,7 +10,6 @@ from llmjax import lookup, models, tree
 from llmjax.kernels.linear_cross_entropy import linear_cross_entropy
 from llmjax.objectives.loss import Batch, Params, Prepare, PreparedLoss, Weighted
 from llmjax.objectives.masking import MaskingConfig, mask_tokens, word_starts
-from llmjax.weights import materialize
 
 
 def mlm(
@@ -57,7 +56,7 @@ def mlm(
         targets = batch["masked_targets"]
         total, _ = linear_cross_entropy(
             states,
-            materialize(models.lm_weight(params, config)),
+            models.lm_weight(params, config),
             targets,
             bias=params["head"]["bias"] if config.head.bias else None,
             cap=config.head.cap,

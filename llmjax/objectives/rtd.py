@@ -20,6 +20,7 @@ from llmjax.objectives.masking import MaskingConfig
 from llmjax.objectives.mlm import key_for, masks, run
 from llmjax.objectives.replacement import sample_replacements
 from llmjax.spec import Tree, is_param
+from llmjax.weights import Held, Weight, materialize, parted
 
 Sharing = Literal["none", "tied", "disentangled"]
 TABLES = ("embedding", "positions", "token_types", "embedding_norm")
@@ -129,9 +130,12 @@ def discriminator_params(params: Params, sharing: Sharing) -> Params:
     """
     if sharing != "disentangled":
         return params["discriminator"]
-    generators = jax.lax.stop_gradient(params["generator"]["embedding"])
-    added = params["discriminator"]["embedding"]
-    return params["discriminator"] | {"embedding": generators + added}
+    generators = jax.lax.stop_gradient(materialize(params["generator"]["embedding"]))
+    added, terms = parted(params["discriminator"]["embedding"])
+    table: Weight = generators + added
+    if terms is not None:
+        table = Held(table, terms=terms)
+    return params["discriminator"] | {"embedding": table}
 
 
 def _check(

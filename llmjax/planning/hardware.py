@@ -53,6 +53,8 @@ CHIPS = (
     Chip("v100", ("NVIDIA V100", "Tesla V100"), 125e12, 32 * GIB, 0.9e12, 150e9),
     Chip("a100", ("NVIDIA A100",), 312e12, 80 * GIB, 2.039e12, 300e9),
     Chip("h100", ("NVIDIA H100",), 989e12, 80 * GIB, 3.35e12, 450e9),
+    Chip("h100-pcie", ("NVIDIA H100 PCIe",), 756e12, 80 * GIB, 2.0e12, 300e9),
+    Chip("h100-nvl", ("NVIDIA H100 NVL",), 835e12, 94 * GIB, 3.9e12, 300e9),
     Chip("h200", ("NVIDIA H200",), 989e12, 141 * GIB, 4.8e12, 450e9),
     Chip("b200", ("NVIDIA B200",), 2250e12, 180 * GIB, 8e12, 900e9),
 )

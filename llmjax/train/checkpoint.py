@@ -35,6 +35,7 @@ from orbax.checkpoint import multihost
 
 from llmjax.train import arrays, folders, integrity
 from llmjax.train.loop import Pause
+from llmjax.train.metrics import is_evaluation
 
 State = TypeVar("State")
 
@@ -85,8 +86,8 @@ class Checkpointer:
     Args:
         directory: the folder of checkpoints, created if missing; may be on shared storage (gs://…).
         keep_last: number of newest checkpoints to keep.
-        keep_best: number of best checkpoints to keep as well, among those with `best_metric`.
-        best_metric: its name in the metrics given to `save`.
+        keep_best: number of best checkpoints to keep as well, among those that were evaluated.
+        best_metric: a name in the evaluation's metrics, as given to `save`.
         mode: whether the lowest ("min") or the highest ("max") is the best.
         remembering: hooks by name, whose state is saved and restored with the arrays.
     """
@@ -289,7 +290,7 @@ class Checkpointer:
         integrity.write_durably(folder / "checkpoint.json", content)
 
     def ranked(self, steps: Sequence[int]) -> list[int]:
-        """The steps that have the metric, best first, later ones first among equals."""
+        """The evaluated steps that have the metric, best first, later ones first among equals."""
         found = {}
         for step in steps:
             try:
@@ -297,7 +298,7 @@ class Checkpointer:
                 value = self._sign * float(about["metrics"][self._best_metric])
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # not evaluated, or damaged, which restoring reports
-            if math.isfinite(value):
+            if is_evaluation(about["metrics"]) and math.isfinite(value):
                 found[step] = value
         return sorted(found, key=lambda step: (found[step], -step))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmjax.checks import require_choices
 from llmjax.train.loop import Pause
-from llmjax.train.metrics import Record
+from llmjax.train.metrics import Record, is_evaluation
 
 if TYPE_CHECKING:
     from llmjax.train.checkpoint import Checkpointer
@@ -71,8 +71,9 @@ class EarlyStoppingConfig:
             )
 
     def best_of(self, records: Iterable[Record]) -> Record | None:
-        """The first record with the best value of the metric; None if none has the metric."""
-        known = [r for r in records if isinstance(r.get(self.metric), int | float)]
+        """The first evaluation with the best value of the metric; None if none has the metric."""
+        found = filter(is_evaluation, records)
+        known = [r for r in found if isinstance(r.get(self.metric), int | float)]
         choose = min if self.direction == "min" else max
         return choose(known, key=lambda record: record[self.metric], default=None)
 

@@ -3,8 +3,8 @@
 A record is a flat dict with a `step`. Training records have step, loss, tokens_per_s, seconds and
 the step's other metrics (learning_rate, grad_norm, …, and mfu if known); evaluation records have
 step, validation_loss (or validation_reward) and the other metrics of the objective's evaluation,
-such as perplexity and bits_per_byte of next tokens. The hook `Recorder` makes records and passes them to its writers:
-`JsonlWriter`, `TensorBoardWriter`, `WandbWriter`, `progress.Progress`.
+such as perplexity and bits_per_byte of next tokens. The hook `Recorder` makes records and passes
+them to its writers: `JsonlWriter`, `TensorBoardWriter`, `WandbWriter`, `progress.Progress`.
 """
 
 import importlib.util
@@ -252,9 +252,14 @@ class WandbWriter:
         self._run.finish()
 
 
+def is_evaluation(record: Record) -> bool:
+    """Whether a record is of an evaluation; training steps may have metrics of the same names."""
+    return any(name.startswith("validation_") for name in record)
+
+
 def _scalars(record: Record) -> Iterator[tuple[str, float]]:
     """(tag, number) of all numbers of a record: train/… or validation/…."""
-    group = "validation" if any(name.startswith("validation_") for name in record) else "train"
+    group = "validation" if is_evaluation(record) else "train"
     for name, value in record.items():
         if name != "step" and isinstance(value, int | float):
             yield f"{group}/{name.removeprefix('validation_')}", value

@@ -8,12 +8,13 @@ a batch is split into many parts, but needs most memory. Weights outside of the 
 once, and experts are too large, so both are gathered at each use at every stage.
 
 Data-parallel replicas only need the sum of their gradients once a step. If a batch is split into
-parts, or into micro-batches of a pipeline, this sum is deferred to the last one at every stage.
+parts, or into micro-batches of a pipeline, this sum is deferred to the last one at every stage. So
+is that of the tables of the vocabulary, which a pipeline's micro-batches do not use.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,13 +47,20 @@ class Sharding:
         """Whether weights are held whole."""
         return self.stage < 3 and mesh.size("embed") > 1
 
-    def deferred(self, accumulate: int) -> dict[str, int]:
-        """The mesh axes over which gradients are summed once a step, and their sizes."""
+    def deferred(self, accumulate: int) -> Callable[[Param], dict[str, int]]:
+        """The mesh axes over which a gradient is summed once a step, and their sizes."""
         sharing = _sharing()
-        if self.stage == 1:
-            return sharing
-        waits = accumulate > 1 or mesh.size("layers") > 1
-        return {name: size for name, size in sharing.items() if waits and name == "data"}
+        replicas = {name: size for name, size in sharing.items() if name in mesh.RULES["replicas"]}
+        cut = accumulate > 1
+
+        def of(param: Param) -> dict[str, int]:
+            if is_held(param):
+                if self.stage == 1:
+                    return sharing
+                return replicas if cut or mesh.size("layers") > 1 else {}
+            return replicas if cut and "vocab" in param.axes and param.table else {}
+
+        return of
 
     def gather(self, params: Any) -> Any:
         """The gathered weights; None for weights that are not held."""
@@ -64,11 +72,12 @@ class Sharding:
 
         return jax.tree.map(one, self.spec, params, is_leaf=is_param)
 
-    def terms(self, params: Any, whole: Any, names: Mapping[str, int]) -> Any:
-        """Zeros in place of gradients whose sum over these mesh axes is deferred; else None."""
+    def terms(self, params: Any, whole: Any, accumulate: int) -> Any:
+        """Zeros in place of gradients whose sum over devices is deferred; else None."""
+        deferred = self.deferred(accumulate)
 
         def one(param: Param, split: jax.Array, whole: jax.Array | None) -> jax.Array | None:
-            if not (names and is_held(param)):
+            if not (names := deferred(param)):
                 return None
             like = whole if self.stage == 1 and whole is not None else split
             at, shape, spec = _place(param), list(like.shape), collectives.split(like)
@@ -87,18 +96,19 @@ class Sharding:
 
         return jax.tree.map(one, self.spec, params, whole, terms, is_leaf=is_param)
 
-    def add(self, grads: Any, terms: Any, names: Mapping[str, int]) -> Any:
-        """Adds the sums of deferred terms over these mesh axes to the gradients."""
+    def add(self, grads: Any, terms: Any) -> Any:
+        """Adds the sums of deferred terms over devices to the gradients."""
 
         def one(param: Param, grad: jax.Array, own: jax.Array | None) -> jax.Array:
             if own is None:
                 return grad
             at, like = _place(param), jax.typeof(grad).sharding.spec
+            names = frozenset(collectives.split(own)[at])
 
             def term(own: jax.Array) -> jax.Array:
                 return jnp.squeeze(own, at).astype(self.dtype)
 
-            summed = collectives.sum_of_parts(term, (own,), frozenset(names), like)
+            summed = collectives.sum_of_parts(term, (own,), names, like)
             return grad + summed.astype(grad.dtype)
 
         return jax.tree.map(one, self.spec, grads, terms, is_leaf=is_param)
@@ -118,12 +128,11 @@ def value_and_grad(
         params: the parameters to differentiate with respect to.
         accumulate: the parts of a batch that are added up.
     """
-    deferred = {} if sharding is None else sharding.deferred(accumulate)
-    if sharding is None or not (sharding.gathers() or deferred):
+    whole = None if sharding is None else sharding.gather(params)
+    terms = None if sharding is None else sharding.terms(params, whole, accumulate)
+    if sharding is None or not jax.tree.leaves((whole, terms)):
         pull = jax.value_and_grad(loss, has_aux=True)
         return lambda *rest: pull(params, *rest), lambda found: found
-    whole = sharding.gather(params)
-    terms = sharding.terms(params, whole, deferred)
 
     def of_both(both, *rest):
         params, terms = both
@@ -131,7 +140,7 @@ def value_and_grad(
 
     def finish(found):
         grads, own = found
-        return sharding.add(grads, own, deferred)
+        return sharding.add(grads, own)
 
     both = jax.value_and_grad(of_both, has_aux=True)
     return lambda *rest: both((params, terms), *rest), finish

@@ -18,6 +18,7 @@ from llmjax.weights.leaves import (
     is_kind,
     materialize,
     norms,
+    parted,
     transpose,
 )
 from llmjax.weights.products import einsum, scaled_bias
@@ -40,6 +41,7 @@ __all__ = [
     "layout",
     "materialize",
     "norms",
+    "parted",
     "quantize",
     "quantize_nf4",
     "scaled_bias",

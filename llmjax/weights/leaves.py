@@ -165,6 +165,11 @@ def materialize(weight: Weight) -> jax.Array:
     return weight.split if isinstance(weight, Held) else weight
 
 
+def parted(weight: Weight) -> tuple[jax.Array, jax.Array | None]:
+    """The weight as one array, and the terms that get its gradient instead (`Held`), or None."""
+    return materialize(weight), weight.terms if isinstance(weight, Held) else None
+
+
 def norms(weight: Lora) -> jax.Array:
     """The norms of the weight's columns, [stacked..., 1..., columns...], without a gradient."""
     whole = jax.lax.stop_gradient(materialize(weight))

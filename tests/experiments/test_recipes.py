@@ -68,6 +68,8 @@ def test_the_chapters_shares_are_whole() -> None:
             {"batch_size": 6, "mesh.fsdp": 2, "mesh.data": 2},
             "over 4 devices .mesh stage × data × fsdp",
         ),
+        ({"keep_checkpoints": 0}, "keep_checkpoints=0: must be at least 1"),
+        ({"model.attention.window": 64}, "pattern=global has none: set the pattern too"),
         ({"model.vocab_size": 100}, "set --model.vocab_size=260"),
         ({"data.tokenizer.kind": "sentencepiece"}, "set --model.vocab_size=4096"),
     ],

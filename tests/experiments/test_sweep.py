@@ -112,7 +112,9 @@ def test_a_high_metric_is_maximised(tmp_path):
     def train(recipe, folder, options):
         accuracy = 1 - recipe.optimizer.learning_rate
         folder.mkdir(parents=True)
-        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "accuracy": accuracy}))
+        (folder / "metrics.jsonl").write_text(
+            json.dumps({"step": 1, "accuracy": accuracy, "validation_loss": 1.0})
+        )
         options.watch(Pause(1, {"accuracy": accuracy}, 0.1, state=start(), batches=Counting()))
 
     trials = Sweep(recipe, search_space.parse_all(SPACE), tmp_path, "none", train=train).run(3)

@@ -20,6 +20,7 @@ from llmjax.kernels.linear_cross_entropy import (
     pallas_tpu,
     xla,
 )
+from llmjax.weights import Held
 
 B, S, D, V = 2, 12, 8, 40
 OPTIONS = {
@@ -171,6 +172,37 @@ def test_every_device_has_its_tokens_and_its_part_of_the_vocabulary(tensor, impl
         )
         actual = log_probs_of_both(implementation)(*placed)
     assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["xla", "pallas_tpu"])
+def test_replicas_keep_their_terms_of_the_gradient(name, chunks_of_3, tiles_of_8):
+    """Terms that are not summed yet add up to the gradient."""
+    hidden, weight, targets = (np.concatenate([x, x]) for x in inputs())
+    weight = weight[:V]
+
+    def both(weight, hidden, targets, implementation):
+        chosen = {"implementation": implementation, "cap": 3.0}
+        total, _ = linear_cross_entropy(hidden, weight, targets, **chosen)
+        logs, entropies = linear_log_probs(hidden, weight, targets, entropy=True, **chosen)
+        return 3.0 * total + jnp.sum(logs) ** 2 / 50 - jnp.sum(entropies)
+
+    expected = jax.grad(both)(weight, hidden, targets, "reference")
+    config = mesh.MeshConfig(data=2, fsdp=2)
+    with jax.set_mesh(mesh.make_mesh(config, jax.devices()[:4])):
+        placed = mesh.shard_batch({"hidden": hidden, "targets": targets})
+        split = mesh.place(jnp.asarray(weight), ("vocab", "outer_embed"))
+        terms = jnp.zeros((2, V, D), out_sharding=jax.P("data", None, "fsdp"))
+
+        @jax.jit
+        def gradient(split, terms):
+            def of_terms(terms):
+                return both(Held(split, terms=terms), *placed.values(), name)
+
+            return jax.grad(of_terms)(terms)
+
+        found = gradient(split, terms)
+        assert found.sharding.spec == terms.sharding.spec
+    assert_equal(np.asarray(found).sum(axis=0), expected, atol=5e-5)
 
 
 @pytest.mark.parametrize("length", [3, S])

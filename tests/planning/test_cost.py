@@ -53,6 +53,8 @@ def test_prices_are_of_known_chips_and_dated() -> None:
         ("TPU v5p", "v5p"),
         ("TPU v6 lite", "v6e"),
         ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
         ("NVIDIA H200", "h200"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("Tesla V100-SXM2-32GB", "v100"),
@@ -68,6 +70,7 @@ def test_links_send_half_of_what_data_sheets_call_bidirectional() -> None:
     """In GB/s: the pages of Cloud TPU, and NVIDIA's of NVLink."""
     both_ways = {"v5e": 400, "v5p": 1200, "v6e": 800, "tpu7x": 1200}
     both_ways |= {"v100": 300, "a100": 600, "h100": 900, "h200": 900, "b200": 1800}
+    both_ways |= {"h100-pcie": 600, "h100-nvl": 600}
     for name, gigabytes in both_ways.items():
         assert 2 * planning.chip(name).network == gigabytes * 1e9
 

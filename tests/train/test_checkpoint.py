@@ -96,6 +96,17 @@ def test_a_save_below_what_is_there_drops_the_abandoned_future(directory):
         assert checkpointer.steps() == [10, 15]
 
 
+def test_the_metrics_of_a_training_step_are_not_those_of_an_evaluation(tmp_path):
+    """A checkpoint without an evaluation has the batch's accuracy, which may be perfect."""
+    evaluated = {"accuracy": 0.6, "validation_loss": 1.0}
+    with Checkpointer(tmp_path, best_metric="accuracy", mode="max") as checkpointer:
+        for step, metrics in {1: evaluated, 2: {"accuracy": 1.0}, 3: {}}.items():
+            checkpointer.save(make_state(step), metrics=metrics)
+        checkpointer.wait()
+        assert checkpointer.steps() == [1, 2, 3]
+        assert checkpointer.ranked([1, 2, 3]) == [1]
+
+
 def test_last_and_best_are_kept(tmp_path):
     losses = {1: 5.0, 2: 3.0, 3: None, 4: 4.0, 5: float("nan"), 6: 3.5}
     with Checkpointer(tmp_path, keep_last=2, keep_best=2) as checkpointer:

@@ -44,7 +44,7 @@ def run(folder, steps, patience=3, metric="validation_loss", values=LOSSES):
             batches.set_state(restored.data)
 
         def evaluate(pause):
-            pause.metrics[metric] = values[pause.step]
+            pause.metrics.update({"validation_loss": 1.0, metric: values[pause.step]})
             return early(pause)
 
         end = fit(
@@ -129,6 +129,17 @@ def test_bad_settings_are_named():
         EarlyStopping(EarlyStoppingConfig(metric="accuracy"))(
             Pause(1, {"loss": 1.0}, 0.1, state=start(), batches=Counting())
         )
+
+
+def test_training_steps_are_not_among_the_best_evaluations():
+    """A classifier reports its accuracy on the batch of every step under the same name."""
+    records = [
+        {"step": 1, "loss": 0.1, "accuracy": 1.0},
+        {"step": 1, "validation_loss": 0.7, "accuracy": 0.6},
+        {"step": 2, "loss": 0.1, "accuracy": 0.9},
+        {"step": 2, "validation_loss": 0.8, "accuracy": 0.5},
+    ]
+    assert EarlyStoppingConfig(metric="accuracy").best_of(records) is records[1]
 
 
 def test_the_best_of_records_is_the_first_that_has_the_best_value():

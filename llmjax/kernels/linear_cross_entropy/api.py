@@ -19,6 +19,7 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
 )
 from llmjax.kernels.tiling import pad
 from llmjax.parts import on_parts
+from llmjax.weights import Weight, parted
 
 IGNORE = -1  # the target of a position without a loss
 
@@ -28,7 +29,7 @@ KERNELS: dict[Implementation, Any] = {"pallas_tpu": pallas_tpu, "pallas_gpu": pa
 
 def linear_cross_entropy(
     hidden: jax.Array,
-    weight: jax.Array,
+    weight: Weight,
     targets: jax.Array,
     *,
     bias: jax.Array | None = None,
@@ -45,7 +46,8 @@ def linear_cross_entropy(
 
     Args:
         hidden: [B, S, D], in the compute precision.
-        weight: [V, D], one row per token: an embedding table or a head of its shape.
+        weight: [V, D], one row per token: an embedding table or a head of its shape, of any leaf
+            type.
         targets: int32 [B, S]; -1 for positions without a loss.
         bias: [V], added to the products, before the cap.
         label_smoothing: ε.
@@ -68,11 +70,13 @@ def linear_cross_entropy(
             f"linear_cross_entropy: label_smoothing={label_smoothing} must be in [0, 1) and "
             f"z_loss={z_loss} at least 0"
         )
+    weight = _ready(weight)
     _check("linear_cross_entropy", hidden, weight, targets, bias, cap, implementation)
     if implementation == "reference":
+        weight, _ = parted(weight)
         losses = reference.token_losses(hidden, weight, bias, targets, label_smoothing, z_loss, cap)
         return jnp.sum(losses), losses
-    loss = TokenLoss(weight.shape[0], label_smoothing, z_loss)
+    loss = TokenLoss(parted(weight)[0].shape[0], label_smoothing, z_loss)
     hidden, weight, bias, targets = _on_device(hidden, weight, bias, targets)
     hidden, targets, unfold = _fold(hidden, targets)
     chosen = implementation or _fastest(hidden)
@@ -85,7 +89,7 @@ def linear_cross_entropy(
 
 def linear_log_probs(
     hidden: jax.Array,
-    weight: jax.Array,
+    weight: Weight,
     targets: jax.Array,
     *,
     bias: jax.Array | None = None,
@@ -114,8 +118,10 @@ def linear_log_probs(
     Raises:
         ValueError: as in `linear_cross_entropy`.
     """
+    weight = _ready(weight)
     _check("linear_log_probs", hidden, weight, targets, bias, cap, implementation)
     if implementation == "reference":
+        weight, _ = parted(weight)
         log_probs, entropies = reference.log_probs(hidden, weight, bias, targets, cap)
         return log_probs, entropies if entropy else None
     hidden, weight, bias, targets = _on_device(hidden, weight, bias, targets)
@@ -128,6 +134,12 @@ def linear_log_probs(
     if found.expected is None:
         return log_probs, None
     return log_probs, unfold(jnp.where(there, found.log_sum - found.expected, 0.0))
+
+
+def _ready(weight: Weight) -> Any:
+    """A `Held` weight if it has terms, which get its gradient; otherwise an array."""
+    array, terms = parted(weight)
+    return array if terms is None else weight
 
 
 def _fold(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, Callable]:
@@ -169,12 +181,12 @@ def _by_kernel(
             f"linear_cross_entropy: implementation='pallas_tpu' supports up to {widest} channels "
             f"of {hidden.dtype}, not {hidden.shape[2]}"
         )
-    parts = mesh.size("vocab")
+    parts, (weight, terms) = mesh.size("vocab"), parted(weight)
     starts = jnp.arange(parts, dtype=jnp.int32) * (weight.shape[0] // parts)
     options = Options(wanted, cap, implementations.interpreted(name))
 
     def local(hidden, targets, starts, weight, *bias):
-        weight = collectives.gather(weight, (None, "outer_embed"))
+        weight = collectives.gather(weight[0], (None, "outer_embed"))
         found = KERNELS[name].statistics(
             hidden.reshape(-1, hidden.shape[2]),
             weight,
@@ -187,8 +199,14 @@ def _by_kernel(
 
     biases = () if bias is None else (bias,)
     # The weight is cast before its gather, and its gradient before its scatter.
-    arrays = (hidden, targets, starts, weight.astype(hidden.dtype), *biases)
-    rows, head = ("tokens", None), (("vocab", "outer_embed"), *[("vocab",) for _ in biases])
+    weight = weight.astype(hidden.dtype)[None]
+    table: mesh.Axes = (None, "vocab", "outer_embed")
+    if terms is not None:  # each replica has its own weight, and so its own gradient
+        table = "replicas", *table[1:]
+        weight = jax.lax.stop_gradient(mesh.sharded(jnp.broadcast_to, table)(weight, terms.shape))
+        weight = weight + terms.astype(weight.dtype)
+    arrays = (hidden, targets, starts, weight, *biases)
+    rows, head = ("tokens", None), (table, *[("vocab",) for _ in biases])
     axes = ((*rows, None), rows, ("vocab",), *head)
     out = ("vocab", None, *rows)
     leaves = on_parts(local, axes, out, check=not options.interpret)(*arrays)
@@ -202,6 +220,7 @@ def _on_device(*arrays: Any) -> Any:
 
 def _check(name: str, hidden, weight, targets, bias, cap: float, implementation) -> None:
     implementations.check(name, implementation, get_args(Implementation))
+    weight, _ = parted(weight)
     if hidden.ndim != 3 or weight.ndim != 2 or hidden.shape[2] != weight.shape[1]:
         raise ValueError(
             f"{name} needs hidden [B,S,D] and weight [V,D], not {hidden.shape} and {weight.shape}"

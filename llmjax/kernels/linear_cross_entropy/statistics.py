@@ -64,7 +64,12 @@ class Trained:
 
 def differentiated(weight: Any, bias: Any) -> Trained:
     """The trained parts, from the arguments of a forward rule with symbolic zeros."""
-    return Trained(weight.perturbed, bias is not None and bias.perturbed)
+
+    def one(tree: Any) -> bool:
+        leaves = jax.tree.leaves(tree, is_leaf=lambda arg: hasattr(arg, "perturbed"))
+        return any(leaf.perturbed for leaf in leaves)
+
+    return Trained(one(weight), one(bias))
 
 
 def primals(args: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llmjax import mesh
+from llmjax import collectives, mesh
 from llmjax.kernels import tuning
 from llmjax.kernels.cap import bend
 from llmjax.kernels.linear_cross_entropy.statistics import (
@@ -28,6 +28,7 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
     primals,
     slopes,
 )
+from llmjax.weights import Held, parted
 
 CHUNK_BYTES = 64 * 2**20  # size of a chunk of logits on one device; larger on accelerators
 
@@ -100,6 +101,7 @@ statistics.defvjp(_statistics_forward, _statistics_backward, symbolic_zeros=True
 class _Head(NamedTuple):
     weight: jax.Array  # [V, D], in the precision of the hidden states
     bias: jax.Array | None  # [V]
+    terms: jax.core.ShapedArray | None  # type of the weight's terms of a gradient, if it has them
 
 
 class _Logits:
@@ -152,14 +154,21 @@ class _Logits:
         )
         grad_weight = grad_bias = None
         if trained.weight:
-            product = mesh.sharded(self.product, ("vocab", "outer_embed"))
-            grad_weight = product("nv,nd->vd", grad, self.hidden)
+            grad_weight = self._by_weight(grad)
         if trained.bias:
             # A product, because XLA:CPU is slow at summing columns.
             ones = jnp.ones_like(self.targets, grad.dtype)
             product = mesh.sharded(self.product, ("vocab",))
             grad_bias = product("nv,n->v", grad, ones)
         return grad_hidden, (grad_weight, grad_bias)
+
+    def _by_weight(self, grad: jax.Array) -> jax.Array:
+        if self.head.terms is None:
+            product = mesh.sharded(self.product, ("vocab", "outer_embed"))
+            return product("nv,nd->vd", grad, self.hidden)
+        product, over = functools.partial(self.product, "nv,nd->vd"), collectives.split(grad)[0]
+        arrays = grad, self.hidden
+        return collectives.terms_of_sum(product, arrays, frozenset(over), self.head.terms)
 
 
 class Chunk(NamedTuple):
@@ -190,17 +199,19 @@ def _over_chunks(
     Args:
         one: maps chunks [N, ...] to arrays [N, ...] and gradients of the trained head parameters.
         tokens: trees of arrays [B, S, ...], the hidden states first.
-        head: weight and bias.
+        head: weight (an array, or a `Held` one with terms) and bias.
         trained: trained parts of the head; None if no gradients are needed.
 
     Returns:
         The arrays [B, S, ...], and the sums of the gradients, or None.
     """
-    hidden, (weight, bias) = tokens[0], head
+    hidden, (given, bias) = tokens[0], head
+    weight, terms = parted(given)
     batch = hidden.shape[0]
     count = chunks(hidden, weight.shape[0])
     # The width is gathered here, once, rather than for every chunk.
-    ready = _Head(mesh.place(weight.astype(hidden.dtype), ("vocab", None)), bias)
+    whole = mesh.place(weight.astype(hidden.dtype), ("vocab", None))
+    ready = _Head(whole, bias, None if terms is None else jax.typeof(terms))
 
     def run(chunk):
         return one(*jax.tree.map(_rows, chunk), ready)
@@ -214,7 +225,8 @@ def _over_chunks(
 
     wanted = None
     if trained is not None:
-        wanted = weight if trained.weight else None, bias if trained.bias else None
+        place = weight if terms is None else terms
+        wanted = place if trained.weight else None, bias if trained.bias else None
     start = jax.tree.map(zeros, wanted)
     if count == 1:
         outs, total = run(tokens)
@@ -223,7 +235,10 @@ def _over_chunks(
         cut = jax.tree.map(functools.partial(_cut, count=count), tokens)
         total, outs = jax.lax.scan(add, start, cut)
     outs = jax.tree.map(functools.partial(_join, batch=batch), outs)
-    return outs, jax.tree.map(lambda grad, x: grad.astype(x.dtype), total, wanted)
+    grads = jax.tree.map(lambda grad, x: grad.astype(x.dtype), total, wanted)
+    if terms is not None and grads is not None:
+        grads = Held(None, None, grads[0]), grads[1]
+    return outs, grads
 
 
 def _rows(x):
