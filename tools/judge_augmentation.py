@@ -178,7 +178,7 @@ def copies(
             ]
             judged = augmentation.judge(pairs, checks)
             for review, pair, judgement in zip(drawn, pairs, judged, strict=True):
-                reason = judgement.dropped or ("written before" if pair.written in seen else "")
+                reason = judgement.dropped or ("duplicate copy" if pair.written in seen else "")
                 if reason:
                     dropped[reason] += 1
                     continue

@@ -219,7 +219,7 @@ def _said(example: examples.Example) -> list[dict]:
 def _leaked(example: examples.Example, least: int) -> str:
     """The part of an answer, or the label, that the prompt gives away."""
     if example.texts and example.label is not None:
-        marked = re.compile(_MARKS + re.escape(str(example.label)) + r"\b", re.IGNORECASE)
+        marked = re.compile(_MARKS + re.escape(str(example.label)) + r"(?!\w)", re.IGNORECASE)
         match = marked.search(" ".join(example.texts))
         return match[0] if match else ""
     prompt = " ".join(_words(" ".join(message["content"] for message in example.prompt)))

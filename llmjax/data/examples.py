@@ -118,6 +118,24 @@ def asked_places(
     ]
 
 
+def without_repeats(
+    fields: Mapping[str, Any], kind: config.Kind, source: config.ExampleSource
+) -> dict[str, Any]:
+    """The record with answers that do not repeat the prompt, so that it can be rewritten."""
+    parts, found = _Parts(fields, source), dict(fields)
+    answers = {"comparison": ("chosen", "rejected"), "judged": ("completion",)}.get(kind, ())
+    if not answers or not parts.has("prompt"):
+        return found
+    prompt = _with_system(parts, _messages(parts, "prompt"))
+
+    def own(answer: Any) -> Any:
+        return answer if isinstance(answer, str) else list(_after(prompt, answer))
+
+    if kind == "comparison" and parts.has("responses"):
+        return found | {str(parts.field("responses")): list(map(own, parts.get("responses")))}
+    return found | {str(parts.field(part)): own(parts.get(part)) for part in answers}
+
+
 def others(fields: Mapping[str, Any], source: config.ExampleSource) -> dict[str, Any]:
     """The fields of a record that no kind of example reads."""
     parts = _Parts(fields, source)

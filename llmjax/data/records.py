@@ -53,7 +53,7 @@ def read(
 def _read_line(file: documents.File, number: int, line: bytes) -> Item:
     fields, reason = documents.json_object(line)
     if not reason and b"\\u" in line and not _encodable(fields):
-        reason = "half a surrogate pair"
+        reason = "unpaired surrogate"
     if reason:
         return documents.Rejected(file.name, "line", number, reason, line[: documents.RAW_BYTES])
     return Record(fields, file.name, "line", number)

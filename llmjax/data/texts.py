@@ -55,7 +55,7 @@ def _json_text(line: bytes, field: str) -> tuple[str, dict[str, Any], str]:
     if not isinstance(text, str):
         return "", {}, f"field {field!r} is not a string"
     if b"\\u" in line and not documents.encodable(text + json.dumps(record, ensure_ascii=False)):
-        return "", {}, "half a surrogate pair"
+        return "", {}, "unpaired surrogate"
     return (text, record, "") if text.strip() else ("", {}, "empty text")
 
 

@@ -74,11 +74,11 @@ def _page(
         try:
             text = data.decode(name).removeprefix("\ufeff")
         except UnicodeDecodeError:
-            reason = "invalid UTF-8" if name == "utf-8" else "not in the charset that it names"
+            reason = "invalid UTF-8" if name == "utf-8" else "invalid in its declared charset"
         if not reason and not text.strip():
             reason = "empty text"
         elif not documents.encodable(text):
-            reason = "half a surrogate pair"
+            reason = "unpaired surrogate"
     if reason:
         return documents.Rejected(file.name, unit, position, reason, data[: documents.RAW_BYTES])
     return Document(text, f"{file.name}:{position}", source.name, {"format": "html", **known})
@@ -138,7 +138,7 @@ def _read_archive(
         from warcio.archiveiterator import ArchiveIterator
     first = next(blocks, b"")
     if first.startswith(b"\x1f\x8b"):  # warcio would decompress it without a limit
-        raise documents.DamagedError(0, first, "compressed twice, or named as if it were not")
+        raise documents.DamagedError(0, first, "compressed twice, or misnamed")
     stream = _Stream(itertools.chain((first,), blocks))
     archive = ArchiveIterator(stream)
     archive.INC_RECORD = ""  # the message it would print for a record of the wrong length
@@ -149,7 +149,7 @@ def _read_archive(
             record = next(archive, None)
             if archive.err_count > errors:
                 errors = archive.err_count
-                reason = "not as long as it says"
+                reason = "wrong Content-Length"
                 yield documents.Rejected(file.name, "record", number - 1, reason)
             if record is None:
                 return

@@ -22,7 +22,7 @@ def answered(question: str, answer: str) -> Example:
 
 
 def no_spanish(document: Document) -> Document | Rejected:
-    return Rejected(document, "another language") if "que" in document.text else document
+    return Rejected(document, "unwanted language") if "que" in document.text else document
 
 
 LONG = "because the light of the sun is scattered"
@@ -37,10 +37,11 @@ LONG = "because the light of the sun is scattered"
         (labelled("A film.", 2), CheckConfig(("good", "bad")), ["unknown label"]),
         (labelled("A film."), CheckConfig(shortest=3), ["too few words"]),
         (labelled("One two three four."), CheckConfig(longest=3), ["too many words"]),
-        (labelled("lo que es"), CheckConfig(), ["another language"]),
+        (labelled("lo que es"), CheckConfig(), ["unwanted language"]),
         (labelled("Nice! Label: good"), CheckConfig(), ["the answer is in the prompt"]),
         (labelled("Nice! Label: goodness"), CheckConfig(), []),
         (labelled("Nice! Label: good"), CheckConfig(leak=0), []),
+        (labelled("label: C++.", "C++"), CheckConfig(), ["the answer is in the prompt"]),
         (answered("Why is it blue?", LONG), CheckConfig(), []),
         (
             answered(f"Why? Hint: {LONG.upper()}!", LONG),
@@ -50,7 +51,7 @@ LONG = "because the light of the sun is scattered"
         (answered("Yes or no?", "Yes"), CheckConfig(), []),
         (answered("Yes or no?", "Yes"), CheckConfig(leak=1), ["the answer is in the prompt"]),
         (answered("Yesterday?", "Yes"), CheckConfig(leak=1), []),
-        (answered("Why?", "lo que"), CheckConfig(), ["another language"]),
+        (answered("Why?", "lo que"), CheckConfig(), ["unwanted language"]),
     ],
 )
 def test_one_example(example: Example, settings: CheckConfig, reasons: list[str]) -> None:

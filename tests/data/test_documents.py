@@ -150,7 +150,7 @@ MALFORMED = {
     b'{"text": 3}': "field 'text' is not a string",
     b'{"text": " \\n"}': "empty text",
     b'{"text": "\xff"}': "invalid UTF-8",
-    b'{"text": "\\ud800"}': "half a surrogate pair",
+    b'{"text": "\\ud800"}': "unpaired surrogate",
 }
 
 
@@ -316,7 +316,7 @@ def test_records_keep_what_they_have_beside_the_text(tmp_path: pathlib.Path) -> 
     first, second = found(documents.find_files(source)[0], source)
     assert first == Document("x", "a.jsonl:1", "s", {"url": "u", "tags": [1]})
     assert isinstance(second, documents.Rejected)
-    assert second.reason == "half a surrogate pair"
+    assert second.reason == "unpaired surrogate"
 
 
 def frame(size: int) -> bytes:

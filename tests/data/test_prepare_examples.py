@@ -126,7 +126,7 @@ def test_malformed_records_are_counted_and_kept_aside(tmp_path: pathlib.Path) ->
         "Name others in ExampleSource.fields"
     )
     assert manifest.sources[0].rejected == {
-        "not JSON": 1, "an answer is empty": 1, "half a surrogate pair": 1, misfit: 1,
+        "not JSON": 1, "an answer is empty": 1, "unpaired surrogate": 1, misfit: 1,
     }  # fmt: skip
     kept = (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in kept] == [11, 12, 13, 14]

@@ -42,7 +42,7 @@ def test_a_page_in_its_charset(tmp_path: pathlib.Path, page: bytes, text: str) -
     ("page", "reason"),
     [
         (b"<p>\xff\xfe</p>", "invalid UTF-8"),
-        (b"<meta charset=euc-jp>\xff\xff", "not in the charset that it names"),
+        (b"<meta charset=euc-jp>\xff\xff", "invalid in its declared charset"),
         (b" \n", "empty text"),
         (b"x" * 2000, "longer than 0 MiB"),
     ],
@@ -176,7 +176,7 @@ def test_a_record_that_is_longer_than_it_says_is_told(tmp_path: pathlib.Path, ca
     (tmp_path / "a.warc").write_bytes(whole[:place] + b"more" + whole[place:])
     wrong, *items = read(tmp_path)
     assert isinstance(wrong, documents.Rejected)
-    assert (wrong.reason, wrong.position) == ("not as long as it says", 2)
+    assert (wrong.reason, wrong.position) == ("wrong Content-Length", 2)
     assert [i.text for i in items if isinstance(i, Document)] == list(PAGES.values())[1:]
     assert capfd.readouterr().err == ""
 

@@ -76,7 +76,7 @@ class Similarity:
     embed: Embed
     least: float = 0.8
     name: ClassVar[str] = "similarity"
-    reason: ClassVar[str] = "not similar"
+    reason: ClassVar[str] = "low similarity"
 
     def __post_init__(self) -> None:
         if not -1 <= self.least <= 1:

@@ -49,15 +49,16 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class _Original:
-    """An example that was read, and the paths of its texts in the record."""
+    """An example that was read, the fields of its copies, and the paths of its texts in them."""
 
     record: records.Record
+    fields: Mapping[str, Any]
     places: tuple[examples.Place, ...]
     label: str | int | None
 
     def text(self, fields: Mapping[str, Any] | None = None) -> str:
         """The text that a model reads of it, or of other fields with the same form."""
-        fields = self.record.fields if fields is None else fields
+        fields = self.fields if fields is None else fields
         return "\n".join(_get(fields, place) for place in self.places)
 
 
@@ -75,8 +76,9 @@ def augment_examples(
     """Writes a source's examples as JSON lines, each followed by its augmented copies.
 
     Only the texts that a model reads are rewritten (`examples.asked_places`), never those that it
-    should write. All records get `origin`, the file and position of the original: hold out by it
-    (split="grouped", split_field="origin"), or copies of held-out examples end up in training.
+    should write. All records get `origin`, the file and position of the original, unless they have
+    one, as after an earlier augmentation. Hold out by it (split="grouped", split_field="origin"),
+    or copies of held-out examples end up in training.
     Copies also get `augmentation`: the method, seed, index of the copy, and scores of the checks.
     Equal arguments give equal files, and an example's copies do not depend on other examples.
 
@@ -150,7 +152,8 @@ def _originals(
                 continue
             report.originals += 1
             places = tuple(examples.asked_places(record.fields, kind, source))
-            yield _Original(record, places, label)
+            fields = examples.without_repeats(record.fields, kind, source)
+            yield _Original(record, fields, places, label)
 
 
 def _with_copies(
@@ -169,7 +172,7 @@ def _with_copies(
         texts = [original.text(fields) for original, fields in zip(lot, made, strict=True)]
         pairs = [Pair(o.text(), text, o.label) for o, text in zip(lot, texts, strict=True)]
         for i, judgement in enumerate(judge(pairs, checks)):
-            reason = judgement.dropped or ("written before" if texts[i] in seen[i] else "")
+            reason = judgement.dropped or ("duplicate copy" if texts[i] in seen[i] else "")
             if reason:
                 report.dropped[method.name][reason] += 1
                 continue
@@ -178,8 +181,9 @@ def _with_copies(
             about = {"method": method.name, "seed": seed, "copy": copy, **judgement.scores}
             followers[i].append({**made[i], PROVENANCE: about})
     for original, written in zip(lot, followers, strict=True):
-        origin = {ORIGIN: f"{original.record.file}:{original.record.position}"}
-        yield {**original.record.fields, **origin}
+        fields, place = original.record.fields, f"{original.record.file}:{original.record.position}"
+        origin = {ORIGIN: fields.get(ORIGIN, place)}
+        yield {**fields, **origin}
         yield from ({**record, **origin} for record in written)
 
 
@@ -187,12 +191,12 @@ def _written(
     lot: Sequence[_Original], method: Method, copy: int, seed: int
 ) -> list[dict[str, Any]]:
     """The fields of each record, with its texts rewritten by a method."""
-    texts = [_get(o.record.fields, place) for o in lot for place in o.places]
+    texts = [_get(o.fields, place) for o in lot for place in o.places]
     rngs: list[random.Random] = [generator(text, seed, copy) for text in texts]
     anew = iter(method.batch(texts, rngs))
     made = []
     for original in lot:
-        fields = copying.deepcopy(dict(original.record.fields))
+        fields = copying.deepcopy(dict(original.fields))
         for place in original.places:
             _set(fields, place, next(anew))
         made.append(fields)

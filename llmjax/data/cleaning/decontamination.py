@@ -92,9 +92,9 @@ class Leaks:
             return Rejected(document, "evaluation data", float(len(ids)))
         kept = _outside(document.text, [(start, end) for start, end, _ in leaked], settings)
         if not kept:
-            return Rejected(document, "little but evaluation data", float(len(ids)))
+            return Rejected(document, "mostly evaluation data", float(len(ids)))
         if len(kept) > settings.most:
-            return Rejected(document, "evaluation data in many places", float(len(kept)))
+            return Rejected(document, "evaluation data in too many places", float(len(kept)))
         return document.with_text("\n\n".join(kept))
 
     def _leaked(self, text: str) -> list[tuple[int, int, int]]:
@@ -152,6 +152,9 @@ def step(examples: Iterable[tuple[str, str]], settings: Decontamination) -> Leak
 def examples(paths: Sequence[str], fields: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     """Reads the examples of evaluation sets, as (file:position, text).
 
+    A record with several texts gives all of them joined, and each: documents that quote a question
+    need not have its answer, or give it in another order.
+
     Args:
         paths: files, folders or globs. JSON lines and Parquet have one example per record, plain
             text one per line.
@@ -169,7 +172,7 @@ def examples(paths: Sequence[str], fields: Sequence[str] = ()) -> Iterator[tuple
         for item in records.read(file) if is_record else documents.read(file, source):
             if isinstance(item, documents.Rejected):
                 raise ValueError(_unreadable(file.path, item))
-            yield _example(item, fields)
+            yield from _examples(item, fields)
 
 
 def find(paths: Sequence[str]) -> "list[documents.File]":
@@ -189,11 +192,16 @@ def find(paths: Sequence[str]) -> "list[documents.File]":
     return [file for source in sources for file in documents.find_files(source)]
 
 
-def _example(record: "records.Record | Document", fields: Sequence[str]) -> tuple[str, str]:
+def _examples(
+    record: "records.Record | Document", fields: Sequence[str]
+) -> Iterator[tuple[str, str]]:
     if isinstance(record, Document):
-        return record.id, record.text
+        yield record.id, record.text
+        return
     values = [record.fields.get(field) for field in fields] if fields else record.fields
-    return f"{record.file}:{record.position}", "\n".join(_strings(values))
+    texts = list(_strings(values))
+    for text in dict.fromkeys(["\n".join(texts), *texts]):
+        yield f"{record.file}:{record.position}", text
 
 
 def _unreadable(path: Path, item: "documents.Rejected") -> str:

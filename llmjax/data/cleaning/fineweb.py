@@ -47,14 +47,18 @@ class FineWebQuality:
     def _rules(self, document: Document) -> Iterator[Rule]:
         text = document.text
         lines = [line for line in text.split("\n") if line and not line.isspace()]
-        yield "empty", 0.0, not lines
+        yield "empty text", 0.0, not lines
         ends = words.sentence_ends()
         punctuated = sum(line[-1] in ends for line in lines) / len(lines)
-        yield "too few lines end a sentence", punctuated, punctuated < self.min_punctuated_lines
+        yield (
+            "too few lines ending in punctuation",
+            punctuated,
+            punctuated < self.min_punctuated_lines,
+        )
         short = sum(len(line) <= self.short_line for line in lines) / len(lines)
         yield "too many short lines", short, short > self.max_short_lines
         breaks = text.count("\n")
         repeated = repetition.repeats(lines)[1] / (len(text) - breaks)
-        yield "long repeated lines", repeated, repeated > self.max_repeated_characters
+        yield "too much text in repeated lines", repeated, repeated > self.max_repeated_characters
         broken = share(breaks, len(document.words))
         yield "too many line breaks", broken, broken > self.max_breaks

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from llmjax.data.cleaning import repetition, words
+from llmjax.data.cleaning.caches import each
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.rules import Rule, judge, require_ranges, share
 
@@ -65,24 +66,24 @@ class GopherQuality:
 
     def _rules(self, document: Document) -> Iterator[Rule]:
         tokens = document.words
-        lengths = list(filter(None, map(_length, tokens)))
+        lengths = list(filter(None, each(_length, tokens)))
         count = len(lengths)
         yield "too few words", count, count < self.min_words
         yield "too many words", count, count > self.max_words
         mean = share(sum(lengths), count)
-        yield "words too short", mean, mean < self.min_mean_word_length
-        yield "words too long", mean, mean > self.max_mean_word_length
+        yield "words too short on average", mean, mean < self.min_mean_word_length
+        yield "words too long on average", mean, mean > self.max_mean_word_length
         text, lines = document.text, document.lines
         hashes = share(text.count("#"), len(tokens))
-        yield "too many hashes", hashes, hashes > self.max_symbol_share
+        yield "too many hash signs", hashes, hashes > self.max_symbol_share
         ellipses = share(text.count("...") + text.count("…"), len(tokens))
         yield "too many ellipses", ellipses, ellipses > self.max_symbol_share
         bullets = share(sum(line.lstrip().startswith(("•", "-")) for line in lines), len(lines))
-        yield "too many bullets", bullets, bullets > self.max_bullet_lines
+        yield "too many bullet lines", bullets, bullets > self.max_bullet_lines
         ends = share(sum(line.rstrip().endswith(("...", "…")) for line in lines), len(lines))
-        yield "too many lines end in an ellipsis", ends, ends > self.max_ellipsis_lines
-        letters = share(sum(map(_has_letter, tokens)), len(tokens))
-        yield "too few words with a letter", letters, letters < self.min_words_with_letter
+        yield "too many lines ending in an ellipsis", ends, ends > self.max_ellipsis_lines
+        letters = share(sum(each(_has_letter, tokens)), len(tokens))
+        yield "too few words with letters", letters, letters < self.min_words_with_letter
         stop_words = self._stop_words(document.language)
         if stop_words is not None:
             found = len(stop_words.intersection(tokens))
@@ -137,25 +138,29 @@ class GopherRepetition:
 
     def _rules(self, document: Document) -> Iterator[Rule]:
         text = document.text
-        yield "empty", 0.0, not text
+        yield "empty text", 0.0, not text
         paragraphs = _PARAGRAPHS.split(text.strip())
         count, characters = repetition.repeats(paragraphs)
         portion = count / len(paragraphs)
-        yield "repeated paragraphs", portion, portion > self.max_paragraphs
+        yield "too many repeated paragraphs", portion, portion > self.max_paragraphs
         portion = characters / len(text)
-        yield "long repeated paragraphs", portion, portion > self.max_paragraph_characters
+        yield (
+            "too much text in repeated paragraphs",
+            portion,
+            portion > self.max_paragraph_characters,
+        )
         lines = _LINES.split(text)
         count, characters = repetition.repeats(lines)
         portion = count / len(lines)
-        yield "repeated lines", portion, portion > self.max_lines
+        yield "too many repeated lines", portion, portion > self.max_lines
         portion = characters / len(text)
-        yield "long repeated lines", portion, portion > self.max_line_characters
+        yield "too much text in repeated lines", portion, portion > self.max_line_characters
         for n, most in zip(self.top_ngrams, self.max_top_characters, strict=True):
             portion = repetition.top_ngram_characters(document.words, n) / len(text)
-            yield f"one {n}-gram too often", portion, portion > most
+            yield f"too much text in one {n}-gram", portion, portion > most
         for n, most in zip(self.repeated_ngrams, self.max_repeated_characters, strict=True):
             portion = repetition.repeated_ngram_characters(document.words, n) / len(text)
-            yield f"repeated {n}-grams", portion, portion > most
+            yield f"too much text in repeated {n}-grams", portion, portion > most
 
 
 @functools.lru_cache

@@ -86,7 +86,7 @@ class HarmfulContent:
         for category, path in map(_category, self.lists):
             pattern = load(path)
             for categories, sentence in zip(found, sentences, strict=True):
-                if pattern.search(_spaced(sentence)):
+                if pattern.search(shingles.spaced(sentence)):
                     categories.add(category)
         return found
 
@@ -98,20 +98,15 @@ def _category(item: str) -> tuple[str, str]:
     return category, path
 
 
-def _spaced(text: str) -> str:
-    """The words in normal form, with a space before and after each."""
-    return f" {' '.join(shingles.normal(word) for word in shingles.WORD.findall(text))} "
-
-
 @functools.lru_cache
 def load(path: str) -> re.Pattern[str]:
-    """Matches the words and phrases listed in a file, which is read once, in `_spaced` text.
+    """Matches the words and phrases listed in a file, which is read once, in `spaced` text.
 
     Raises:
         ValueError: the file lists none.
     """
     lines = Path(path).read_text(encoding="utf-8").splitlines()
-    phrases = {_spaced(line) for line in lines} - {"  "}
+    phrases = {shingles.spaced(line) for line in lines} - {"  "}
     if not phrases:
         raise ValueError(f"HarmfulContent.lists: {path!r} lists no words")
     # The space after a word is also the one before the next.

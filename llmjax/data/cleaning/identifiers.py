@@ -136,8 +136,13 @@ def _is_public(_: Any, text: str, start: int, end: int) -> bool:
     return address.is_global and not address.is_reserved and not version
 
 
+def _is_persons(_: Any, text: str, start: int, end: int) -> bool:
+    """Not the address of a repository, such as git@host:name."""
+    return not (text.startswith("git@", start) and re.match(r":\w", text[end : end + 2]))
+
+
 # Domains have at most 253 characters and local parts 64 (RFC 5321, section 4.5.3.1).
-emails = Recognisers(re.compile("@"), 256, _emails)
+emails = Recognisers(re.compile("@"), 256, _emails, _is_persons)
 # libphonenumber allows up to four of these marks between digits. Excludes IP addresses and dates.
 _MARKS = (
     r"[-x\u2010-\u2015\u2212\u30fc\uff0d-\uff0f \u00a0\u00ad\u200b\u2060\u3000()\[\].~\uff08\uff09]"

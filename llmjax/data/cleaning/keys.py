@@ -16,7 +16,8 @@ _FORMS = (
     r"glpat-[\w-]{20,}",  # GitLab
     r"xox[abeoprs]-[A-Za-z0-9-]{10,250}",  # Slack
     r"(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,99}",  # Stripe
-    r"sk-(?:proj-|ant-[\w-]{1,20}|svcacct-)?[A-Za-z0-9_-]{32,200}",  # OpenAI, Anthropic
+    # OpenAI, Anthropic; addresses have words after such letters, in lower case.
+    r"sk-(?=[\w-]*[A-Z])(?=[\w-]*\d)[A-Za-z0-9_-]{32,220}",
     r"hf_[A-Za-z]{34}",  # Hugging Face
     r"AIza[\w-]{35}",  # Google
     r"ya29\.[\w-]{20,}",

@@ -72,10 +72,10 @@ class Language:
         language, score = detect(document.text)
         document = document.with_metadata(language=language, language_score=round(score, 4))
         if self.languages and language not in self.languages:
-            return Rejected(document, "another language", score)
+            return Rejected(document, "unwanted language", score)
         least = next((m.score for m in self.minimums if m.language == language), self.minimum)
         if score < least:
-            return Rejected(document, "language unsure", score)
+            return Rejected(document, "uncertain language", score)
         return document
 
 

@@ -72,7 +72,9 @@ class Step:
         low, high = score < self.settings.minimum, score > self.settings.maximum
         if math.isfinite(score):
             document = document.with_metadata(perplexity=float(f"{score:.6g}"))
-        return judge(document, [("too easy", score, low), ("too strange", score, high)])
+        return judge(
+            document, [("perplexity too low", score, low), ("perplexity too high", score, high)]
+        )
 
 
 def fingerprint(scorer: Scorer | None) -> str:

@@ -1,7 +1,7 @@
 """Hashes of words and n-grams, by which documents are compared.
 
 They are the same for every step that compares, in every language and process. A word is a run of
-letters and digits, or one character of a script written without spaces.
+letters and digits with their marks, or one character of a script written without spaces.
 """
 
 import functools
@@ -12,29 +12,37 @@ from collections.abc import Iterable
 import numpy as np
 import xxhash
 
+from llmjax.data.cleaning.caches import each
+
 # Thai, Lao, Burmese, Khmer, kana and Han: no spaces, so each character is a word.
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _LETTERS = rf"[^\W_{UNSPACED}]"
-# Combining accents belong to their word.
-WORD = re.compile(rf"[{UNSPACED}]|{_LETTERS}+(?:[\u0300-\u036f]+{_LETTERS}*)*")
+# Say how a word is broken, joined or shown: soft hyphens, joiners, variation selectors.
+_INVISIBLE = "\u00ad\u200b-\u200d\u2060\ufe00-\ufe0f\ufeff"
+# Accents and vowel signs of all scripts, which belong to their word; they end before U+1F000.
+_MARKS = "".join(c for c in map(chr, range(0x1F000)) if unicodedata.category(c) in ("Mn", "Mc"))
+_WITHIN = rf"[{''.join(re.sub(f'[{UNSPACED}]', '', _MARKS))}{_INVISIBLE}]"
+WORD = re.compile(rf"[{UNSPACED}]|{_LETTERS}+(?:{_WITHIN}+{_LETTERS}*)*")
+_DROPPED = re.compile(f"[{_INVISIBLE}]")
 _DIGITS = re.compile(r"\d+")
-
-# Longer words are damaged, and would fill the cache.
-_REMEMBERED = 64
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def normal(words: str) -> str:
     """Words without case, accents and compatibility forms, so that variant spellings are equal."""
-    folded = words.casefold()
-    if folded.isascii():
-        return folded
-    parts = unicodedata.normalize("NFKD", folded)
+    if words.isascii():
+        return words.lower()
+    parts = unicodedata.normalize("NFKD", _DROPPED.sub("", words)).casefold()
     return "".join(part for part in parts if not unicodedata.combining(part))
+
+
+def spaced(text: str) -> str:
+    """The words of a text in normal form, with a space before and after each."""
+    return f" {' '.join(map(normal, WORD.findall(text)))} "
 
 
 def hashes(words: Iterable[str], *, numbers: bool = True) -> np.ndarray:
@@ -44,10 +52,8 @@ def hashes(words: Iterable[str], *, numbers: bool = True) -> np.ndarray:
         words: words as `WORD` finds them.
         numbers: whether numbers differ; otherwise every run of digits counts as the same.
     """
-    remembered = _WITH_NUMBERS if numbers else _WITHOUT_NUMBERS
     words = list(words)
-    short = max(map(len, words), default=0) <= _REMEMBERED
-    found = map(remembered if short else remembered.__wrapped__, words)
+    found = each(_WITH_NUMBERS if numbers else _WITHOUT_NUMBERS, words)
     return np.fromiter(found, np.uint64, len(words))
 
 

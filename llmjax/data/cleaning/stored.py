@@ -27,7 +27,7 @@ def encode(document: Document) -> tuple[bytes, str]:
     try:
         line = json.dumps(_record(document), ensure_ascii=False, default=str).encode() + b"\n"
     except UnicodeEncodeError:
-        return b"", "half a surrogate pair"
+        return b"", "unpaired surrogate"
     if len(line) > documents.MAX_LINE_BYTES:
         return b"", f"longer than {documents.MAX_LINE_BYTES >> 20} MiB"
     return line, ""
@@ -48,7 +48,7 @@ def unsound(text: str) -> str:
     """The reason why a text cannot be a document's; "" if it can."""
     if not text.strip():
         return "empty text"
-    return "" if documents.encodable(text) else "half a surrogate pair"
+    return "" if documents.encodable(text) else "unpaired surrogate"
 
 
 def file(path: Path) -> documents.File:

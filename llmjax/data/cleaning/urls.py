@@ -10,13 +10,12 @@ import math
 import pathlib
 import re
 import urllib.parse
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-from llmjax.data.cleaning import contents
+from llmjax.data.cleaning import contents, shingles
 from llmjax.data.cleaning.document import Document, Rejected
 from llmjax.data.cleaning.rules import require_ranges
-
-_NO_WORD = re.compile(r"[\W_]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +23,14 @@ class Urls:
     """Rejects documents by their `url`; those without one pass.
 
     A list is given inline, in files, or both. Files have an entry per line; empty lines and those
-    that begin with # are skipped. Case is ignored.
+    that begin with # are skipped. Case, accents, and how an address encodes them are ignored.
 
     Attributes:
         domains: refused with all of their subdomains.
         domain_files: files of these.
         urls: refused, with http or https, with or without "www.".
         url_files: files of these.
-        words: refused as separate words in an address.
+        words: refused as separate words, or phrases, in an address.
         word_files: files of these.
         subwords: refused anywhere in an address, ignoring punctuation.
         subword_files: files of these.
@@ -68,17 +67,17 @@ class Urls:
             return document
         lists = load(self)
         if not lists.domains.isdisjoint(_parents(_host(url))):
-            return Rejected(document, "refused domain")
+            return Rejected(document, "blocked domain")
         if _bare(url) in lists.urls:
-            return Rejected(document, "refused address")
-        words = set(_NO_WORD.split(url))
-        if not lists.words.isdisjoint(words):
-            return Rejected(document, "refused word in the address")
-        if lists.subwords is not None and lists.subwords.search(_NO_WORD.sub("", url)):
-            return Rejected(document, "refused part of the address")
-        weak = len(lists.weak_words & words)
+            return Rejected(document, "blocked address")
+        words = _words(url)
+        if lists.words.found(words):
+            return Rejected(document, "blocked word in the address")
+        if lists.subwords is not None and lists.subwords.search("".join(words)):
+            return Rejected(document, "blocked part of the address")
+        weak = len(lists.weak_words.found(words))
         if weak >= self.min_weak_words:
-            return Rejected(document, "suspicious words in the address", weak)
+            return Rejected(document, "several weak words in the address", weak)
         return document
 
     def plain(self) -> dict[str, Any]:
@@ -90,13 +89,30 @@ class Urls:
         return fields
 
 
+class _Phrases:
+    """Words, and phrases of several words."""
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        split = [_words(entry) for entry in entries]
+        self._known = {" ".join(words) for words in split} - {""}
+        self._lengths = {len(words) for words in split if words}
+
+    def found(self, words: Sequence[str]) -> set[str]:
+        """Those that occur among words in order."""
+        return self._known.intersection(
+            " ".join(words[start : start + length])
+            for length in self._lengths
+            for start in range(len(words) - length + 1)
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Lists:
     domains: frozenset[str]
     urls: frozenset[str]
-    words: frozenset[str]
+    words: _Phrases
     subwords: re.Pattern[str] | None
-    weak_words: frozenset[str]
+    weak_words: _Phrases
 
 
 @functools.lru_cache(maxsize=4)
@@ -106,13 +122,13 @@ def load(step: Urls) -> _Lists:
     Raises:
         ValueError: a file cannot be read.
     """
-    subwords = {_NO_WORD.sub("", one) for one in _entries(step.subwords, step.subword_files)} - {""}
+    subwords = {"".join(_words(one)) for one in _entries(step.subwords, step.subword_files)} - {""}
     return _Lists(
-        frozenset(one.strip(".") for one in _entries(step.domains, step.domain_files)),
+        frozenset(_ascii(one.strip(".")) for one in _entries(step.domains, step.domain_files)),
         frozenset(map(_bare, _entries(step.urls, step.url_files))),
-        frozenset(_entries(step.words, step.word_files)),
+        _Phrases(_entries(step.words, step.word_files)),
         re.compile("|".join(map(re.escape, sorted(subwords)))) if subwords else None,
-        frozenset(_entries(step.weak_words, step.weak_word_files)),
+        _Phrases(_entries(step.weak_words, step.weak_word_files)),
     )
 
 
@@ -127,12 +143,25 @@ def _entries(given: tuple[str, ...], files: tuple[str, ...]) -> set[str]:
     return {entry.strip().lower() for entry in entries} - {""}
 
 
+def _words(text: str) -> list[str]:
+    """The words in an address or an entry, in normal form."""
+    return [shingles.normal(word) for word in shingles.WORD.findall(urllib.parse.unquote(text))]
+
+
 def _host(url: str) -> str:
     """The host of an address, or "" if it has none."""
     try:
-        return urllib.parse.urlsplit(url if "//" in url else f"//{url}").hostname or ""
+        return _ascii(urllib.parse.urlsplit(url if "//" in url else f"//{url}").hostname or "")
     except ValueError:
         return ""
+
+
+def _ascii(host: str) -> str:
+    """A host as the name service knows it (RFC 3490), if it is valid."""
+    try:
+        return host.encode("idna").decode()
+    except UnicodeError:
+        return host
 
 
 def _parents(host: str) -> list[str]:
@@ -143,5 +172,6 @@ def _parents(host: str) -> list[str]:
 
 def _bare(url: str) -> str:
     """An address without what does not identify the page: scheme, "www.", last slash, fragment."""
-    page = url.partition("#")[0]
-    return (page.partition("://")[2] or page).removeprefix("www.").rstrip("/")
+    page = urllib.parse.unquote(url.partition("#")[0])
+    host, slash, path = (page.partition("://")[2] or page).partition("/")
+    return (_ascii(host.removeprefix("www.")) + slash + path).rstrip("/")

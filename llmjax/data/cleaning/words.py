@@ -10,6 +10,7 @@ import itertools
 import re
 from typing import Any
 
+from llmjax.data.cleaning.caches import LONGEST, each
 from llmjax.data.cleaning.extra import needs
 
 # Number of cached chunks, and of new ones after which spaCy's rules are reloaded: spaCy keeps every
@@ -18,7 +19,6 @@ _REMEMBERED = 1 << 17
 _FORGOTTEN_AFTER = 1 << 16
 # spaCy strips brackets and dots from a chunk one by one, scanning all of it each time: a minute for
 # 10,000 brackets. A longer chunk with more marks is not a word; it is cut into pieces first.
-_LONGEST = 256
 _MOST_MARKS = 64
 
 # White space that is a token for spaCy: all but a single space between two words.
@@ -128,7 +128,7 @@ class _SpaCy:
         self._kinds = functools.lru_cache(_REMEMBERED)(self._kinds_anew)
 
     def words(self, text: str) -> tuple[str, ...]:
-        return tuple(itertools.chain.from_iterable(map(self._cut, text.split())))
+        return tuple(itertools.chain.from_iterable(each(self._cut, text.split())))
 
     def sentences(self, text: str) -> int:
         """Counts by the rule of spaCy's sentencizer.
@@ -138,19 +138,19 @@ class _SpaCy:
         pieces = text.split()
         if " ".join(pieces) != text:
             pieces = _PIECES.findall(text)
-        return 1 + len(_SENTENCE_STARTS.findall("".join(map(self._kinds, pieces))))
+        return 1 + len(_SENTENCE_STARTS.findall("".join(each(self._kinds, pieces))))
 
     def _cut_anew(self, stretch: str) -> tuple[str, ...]:
-        if len(stretch) > _LONGEST and sum(not c.isalnum() for c in stretch) > _MOST_MARKS:
-            parts = (stretch[i : i + _LONGEST] for i in range(0, len(stretch), _LONGEST))
+        if len(stretch) > LONGEST and sum(not c.isalnum() for c in stretch) > _MOST_MARKS:
+            parts = (stretch[i : i + LONGEST] for i in range(0, len(stretch), LONGEST))
             return tuple(itertools.chain.from_iterable(map(self._cut_anew, parts)))
         stretch = stretch.encode("utf-8", "replace").decode()  # spaCy takes only valid Unicode
         return self._cut_simple(stretch) or self._cut_by_rules(stretch)
 
     def _cut_by_rules(self, stretch: str) -> tuple[str, ...]:
-        self._cut_count += 1
-        if self._cut_count % _FORGOTTEN_AFTER == 0:
-            self._rules = _rules(self._code)
+        self._cut_count += 1 + len(stretch) // LONGEST
+        if self._cut_count >= _FORGOTTEN_AFTER:
+            self._rules, self._cut_count = _rules(self._code), 0
         return tuple(token.text for token in self._rules(stretch))
 
     def _cut_simple(self, stretch: str) -> tuple[str, ...] | None:
@@ -167,7 +167,7 @@ class _SpaCy:
             return None
         suffix = rules.suffix_search(stretch)
         if suffix and suffix.start() == len(word) > 0 and not stretch.isalpha():
-            return (*self._cut(word), stretch[-1])
+            return (*next(each(self._cut, (word,))), stretch[-1])
         if suffix or (rules.infix_finditer and any(rules.infix_finditer(stretch))):
             return None
         return (stretch,) if stretch.isalpha() else None
@@ -178,5 +178,5 @@ class _SpaCy:
             return "w"
         from spacy.lang.lex_attrs import is_punct
 
-        words = self._cut(piece)
+        words = next(each(self._cut, (piece,)))
         return "".join("e" if w in self._ends else "p" if is_punct(w) else "w" for w in words)

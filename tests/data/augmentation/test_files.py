@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from llmjax.data import augmentation
+from llmjax.data import augmentation, examples
 from llmjax.data.augmentation import LabelAgreement, LengthRatio, Noise, Pair, Similarity, judge
 from llmjax.data.config import ExampleSource
 
@@ -101,6 +101,31 @@ def test_pairs_and_prompts_are_read_where_they_are(tmp_path: pathlib.Path) -> No
     assert copy["conversations"][1]["value"] == "hi"
 
 
+def test_answers_may_repeat_the_prompt(tmp_path: pathlib.Path) -> None:
+    asked = {"role": "user", "content": "Why is the sky so very blue today?"}
+    good, bad = ([asked, {"role": "assistant", "content": text}] for text in ("Light.", "Paint."))
+    for kind, record in {
+        "comparison": {"prompt": asked["content"], "chosen": good, "rejected": bad},
+        "judged": {"prompt": [asked], "completion": good, "label": True},
+    }.items():
+        _, (original, copy) = run(tmp_path, [record], kind)
+        source = ExampleSource("s", "-")
+        before, after = (examples.parse(r, kind, source) for r in (original, copy))  # type: ignore[arg-type]
+        assert after.answers == before.answers
+        assert after.prompt != before.prompt
+    _, (_, ranked) = run(
+        tmp_path, [{"prompt": [asked], "responses": [good, "Paint."]}], "comparison"
+    )
+    assert ranked["responses"] == [good[1:], "Paint."]
+
+
+def test_origins_outlast_a_second_augmentation(tmp_path: pathlib.Path) -> None:
+    _, once = run(tmp_path, LABELLED[:4], seed=1)
+    _, twice = run(tmp_path, once, seed=2)
+    assert {r["origin"] for r in twice} == {f"in.jsonl:{i}" for i in range(1, 5)}
+    assert {(r["origin"], r["id"]) for r in twice} == {(f"in.jsonl:{i + 1}", i) for i in range(4)}
+
+
 def test_everything_that_is_not_kept_is_counted(tmp_path: pathlib.Path) -> None:
     class Cut(augmentation.Method):
         name, rate = "cut", 1.0
@@ -116,7 +141,7 @@ def test_everything_that_is_not_kept_is_counted(tmp_path: pathlib.Path) -> None:
         checks=[LabelAgreement(lambda texts: ["good"] * len(texts))],
     )
     assert report.malformed == {"field 'text' is empty": 1, "not a JSON object": 1}
-    assert report.dropped["cut"] == {"unchanged": 2, "another label": 10, "written before": 4}
+    assert report.dropped["cut"] == {"unchanged": 2, "another label": 10, "duplicate copy": 4}
     assert report.written["cut"] == 4
     assert len(records) == 14
     assert report.as_dict()["written"] == {"cut": 4}
@@ -135,7 +160,7 @@ def test_checks_by_what_they_measure() -> None:
         return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
     found = judge([Pair("0.1", "0.6"), Pair("0.1", "1.2")], [Similarity(embed, 0.8)])
-    assert [one.dropped for one in found] == ["", "not similar"]
+    assert [one.dropped for one in found] == ["", "low similarity"]
     assert found[1].scores["similarity"] == pytest.approx(np.cos(1.1), abs=1e-4)
 
 

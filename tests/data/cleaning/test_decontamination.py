@@ -48,11 +48,11 @@ def test_a_window_around_a_leak_goes_and_short_pieces_do() -> None:
     assert step(Document(text)).text == "x" * 301
     long = step(Document(text + "yy"))
     assert long.text == "x" * 301 + "\n\n" + "y" * 201
-    assert step(Document(leak)).reason == "little but evaluation data"
+    assert step(Document(leak)).reason == "mostly evaluation data"
     many = " ".join(f"{leak} {'z' * 700}" for _ in range(12))
     rejected = step(Document(many))
     assert isinstance(rejected, Rejected)
-    assert (rejected.reason, rejected.score) == ("evaluation data in many places", 12)
+    assert (rejected.reason, rejected.score) == ("evaluation data in too many places", 12)
 
 
 def test_reject_keeps_the_document_as_it_was() -> None:
@@ -89,15 +89,29 @@ def test_scripts_without_spaces() -> None:
     assert result.text == "我们知道\n\n的意思很好"
 
 
+def test_a_question_is_found_without_its_answer(tmp_path) -> None:
+    question = "Which city hosted the first Olympic Games of the modern era?"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"q": question, "a": "Athens", "id": 7}) + "\n")
+    step = decontamination.step(decontamination.examples([str(tmp_path)]), settings())
+    result = step(Document(f"Question 9. {question} Answer: in Greece, at Athens."))
+    assert (result.document if isinstance(result, Rejected) else result).metadata == {
+        "contamination": ["a.jsonl:1"]
+    }
+
+
 def test_examples_out_of_files(tmp_path) -> None:
     (tmp_path / "a.jsonl").write_text(
         json.dumps({"question": "Why?", "choices": ["this", "that"], "answer": 1}) + "\n"
     )
     (tmp_path / "b.txt").write_text("first\n\nsecond\n")
-    read = dict(decontamination.examples([str(tmp_path)]))
-    assert read == {"a.jsonl:1": "Why?\nthis\nthat", "b.txt:1": "first", "b.txt:3": "second"}
-    read = dict(decontamination.examples([str(tmp_path / "a.jsonl")], fields=("question",)))
-    assert read == {"a.jsonl:1": "Why?"}
+    read = list(decontamination.examples([str(tmp_path)]))
+    assert read == [
+        *(("a.jsonl:1", text) for text in ("Why?\nthis\nthat", "Why?", "this", "that")),
+        ("b.txt:1", "first"),
+        ("b.txt:3", "second"),
+    ]
+    read = list(decontamination.examples([str(tmp_path / "a.jsonl")], fields=("question",)))
+    assert read == [("a.jsonl:1", "Why?")]
     (tmp_path / "a.jsonl").write_text("{\n")
     with pytest.raises(ValueError, match=r"a\.jsonl, line 1"):
         list(decontamination.examples([str(tmp_path)]))

@@ -183,11 +183,20 @@ def test_ngrams_are_those_of_a_set(unit: str) -> None:
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [("naïve Café", "NAIVE cafe"), ("e\u0301tude", "étude"), ("ﬁne １２", "fine 12")],
+    [
+        *(("naïve Café", "NAIVE cafe"), ("e\u0301tude", "étude"), ("ﬁne １２", "fine 12")),
+        *(("con\u00adtam\u200bi\u2060nate", "contaminate"), ("𝐁𝐨𝐥𝐝 ℌ", "bold h")),
+        *(("كَتَبَ", "كتب"), ("שָׁלוֹם", "שלום"), ("می\u200cخواهم", "میخواهم")),
+    ],
 )
 def test_words_are_equal_but_for_spelling(left: str, right: str) -> None:
     hashes = [shingles.hashes(shingles.WORD.findall(text)).tolist() for text in (left, right)]
     assert hashes[0] == hashes[1]
+
+
+def test_vowel_signs_belong_to_their_word() -> None:
+    assert shingles.WORD.findall("हिन्दी में, தமிழ்") == ["हिन्दी", "में", "தமிழ்"]
+    assert shingles.normal("की") != shingles.normal("का")
 
 
 def test_scripts_without_spaces_have_a_word_a_character() -> None:

@@ -64,7 +64,7 @@ def test_what_is_found_is_kept() -> None:
     assert 0.9 < found.metadata["language_score"] <= 1
     other = Language(("de",))(Document(ARTICLE["fr"]))
     assert isinstance(other, Rejected)
-    assert (other.reason, other.document.language) == ("another language", "fr")
+    assert (other.reason, other.document.language) == ("unwanted language", "fr")
 
 
 def test_each_language_has_its_threshold() -> None:
@@ -78,7 +78,7 @@ def test_each_language_has_its_threshold() -> None:
     strict = Language(languages=(), minimum=0, minimums=(LanguageMinimum(code, score + 0.01),))
     result = strict(text)
     assert isinstance(result, Rejected)
-    assert result.reason == "language unsure"
+    assert result.reason == "uncertain language"
     assert result.score == pytest.approx(score)
 
 
@@ -86,7 +86,7 @@ def test_each_language_has_its_threshold() -> None:
 def test_what_is_no_language_is_turned_away(text: str) -> None:
     result = Language(languages=())(Document(text))
     assert isinstance(result, Rejected)
-    assert (result.reason, result.score) == ("language unsure", 0)
+    assert (result.reason, result.score) == ("uncertain language", 0)
 
 
 def test_broken_unicode_is_no_obstacle() -> None:

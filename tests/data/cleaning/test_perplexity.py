@@ -20,7 +20,11 @@ def test_both_bounds_hold() -> None:
     kept = STEP(Document("plain"))
     assert isinstance(kept, Document)
     assert kept.metadata["perplexity"] == 80.0
-    reasons = {"easy": "too easy", "strange": "too strange", "nothing": "too strange"}
+    reasons = {
+        "easy": "perplexity too low",
+        "strange": "perplexity too high",
+        "nothing": "perplexity too high",
+    }
     for text, reason in reasons.items():
         result = clean(Document(text), [STEP])
         assert isinstance(result, Rejected)

@@ -40,6 +40,14 @@ def test_what_is_nobodys_is_left_alone() -> None:
     draw = random.Random(1)
     text = "\n".join(planted.harmless(draw) for _ in range(150))
     assert found(text) == []
+    assert found("git clone git@github.com:google/jax.git, or ask git@github.com: anyone") == [
+        ("email", "git@github.com")
+    ]
+    for address in (
+        "https://news.test/sk-hynix-announces-a-new-generation-of-memory-in-2024",
+        "/sk-SK/podmienky-pouzivania-sluzby-a-ochrana-osobnych-udajov-zakaznikov",
+    ):
+        assert found(address) == []
 
 
 def test_published_examples() -> None:

@@ -20,7 +20,7 @@ def test_domains_are_refused_with_those_below_them() -> None:
         "example.org/path",
         "https://shop.co.test?q=1",
     ):
-        assert reason(step, url) == "refused domain", url
+        assert reason(step, url) == "blocked domain", url
     for url in ("http://myexample.org", "http://example.org.uk", "http://b.test/example.org", ""):
         assert reason(step, url) == "", url
     assert reason(step, None) == ""
@@ -35,19 +35,38 @@ def test_addresses_are_refused_however_they_are_written() -> None:
         "https://bare.test",
         "www.bare.test",
     ):
-        assert reason(step, url) == "refused address", url
+        assert reason(step, url) == "blocked address", url
     for url in ("https://example.org/a?b=2", "https://example.org/", "https://plain.test/xy"):
         assert reason(step, url) == "", url
 
 
 def test_words_are_refused_alone_in_parts_or_together() -> None:
     step = Urls(words=("casino",), subwords=("free-slots",), weak_words=("win", "bet", "cash"))
-    assert reason(step, "http://x.test/best_Casino.html") == "refused word in the address"
+    assert reason(step, "http://x.test/best_Casino.html") == "blocked word in the address"
     assert reason(step, "http://x.test/casinos") == ""
-    assert reason(step, "http://myfreeslotsonline.test") == "refused part of the address"
+    assert reason(step, "http://myfreeslotsonline.test") == "blocked part of the address"
     assert reason(step, "http://x.test/win") == ""
     assert reason(step, "http://x.test/win/win") == ""
-    assert reason(step, "http://x.test/win?cash") == "suspicious words in the address"
+    assert reason(step, "http://x.test/win?cash") == "several weak words in the address"
+
+
+def test_how_an_address_is_encoded_does_not_show() -> None:
+    step = Urls(
+        domains=("müller.test",), urls=("bücher.test/Café",), words=("hôtel de luxe", "été")
+    )
+    for url in ("http://müller.test", "http://a.XN--MLLER-KVA.test/b"):
+        assert reason(step, url) == "blocked domain", url
+    for url in ("http://xn--bcher-kva.test/caf%C3%A9", "https://www.bücher.test/café/"):
+        assert reason(step, url) == "blocked address", url
+    for url in (
+        "http://a.test/h%C3%B4tel-de-luxe",
+        "http://a.test/Hotel_de/luxe",
+        "http://a.test/e\u0301te\u0301",
+        "http://a.test/%C3%89T%C3%89",
+    ):
+        assert reason(step, url) == "blocked word in the address", url
+    for url in ("http://a.test/hotel/luxe", "http://a.test/luxe-de-hotel", "http://a.test/etes"):
+        assert reason(step, url) == "", url
 
 
 def test_lists_come_from_files(tmp_path) -> None:

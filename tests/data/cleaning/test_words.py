@@ -1,5 +1,6 @@
 """Words and sentences are datatrove's, whatever is remembered of texts before."""
 
+import random
 import time
 
 import pytest
@@ -11,7 +12,7 @@ pytest.importorskip("datatrove")
 from datatrove.utils.text import split_into_sentences
 from datatrove.utils.word_tokenizers import load_word_tokenizer
 
-from llmjax.data.cleaning import Document, words
+from llmjax.data.cleaning import C4Quality, Document, GopherQuality, gopher, shingles, words
 
 TEXTS = {
     "en": "Mr. O'Neill's 3.5km run cost US$5... \"Why?\" he'd ask (e.g. on walks at 2 a.m.); don't!"
@@ -53,6 +54,24 @@ def test_records_that_say_their_language_in_another_form_are_cut_as_english(said
 
 def test_broken_unicode_is_cut_too() -> None:
     assert words.split("half\ud800 (a)", "en") == ("half", "?", "(", "a", ")")
+
+
+def test_long_words_are_not_remembered() -> None:
+    """Encoded pictures, or text without spaces that a step takes for another language."""
+    draw = random.Random(0)
+    rules = words._tokenizer("en")
+    caches = [rules._cut, rules._kinds, gopher._length, gopher._has_letter, shingles._WITH_NUMBERS]
+    sizes = []
+    for _ in range(3):
+        picture, prose = draw.randbytes(3000).hex(), "私たちは" * draw.randrange(99, 200)
+        text = f"It is {picture}, see? And {prose} too."
+        document = Document(text)
+        for step in (GopherQuality(min_words=1, max_mean_word_length=9999), C4Quality()):
+            step(document)
+        shingles.hashes(shingles.WORD.findall(text))
+        assert list(document.words) == load_word_tokenizer("en").word_tokenize(text)
+        sizes.append([cache.cache_info().currsize for cache in caches])
+    assert sizes[1] == sizes[2]
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

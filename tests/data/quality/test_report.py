@@ -129,7 +129,9 @@ def test_edits_are_shown(documents, report):
 def test_documents_of_two_sources_may_have_one_id(tmp_path):
     before = [Document(f"{source} text", "data.jsonl:1", source) for source in ("a", "b")]
     after = [before[0], before[1].with_text("b")]
-    far = Rejected(Document("c", "data.jsonl:2", "a"), "too strange", float("inf"), "perplexity")
+    far = Rejected(
+        Document("c", "data.jsonl:2", "a"), "perplexity too high", float("inf"), "perplexity"
+    )
     report = quality.report([*before, far.document], after, [far], config=SMALL)
     assert (report.edits.compared, report.edits.edited) == (2, 1)
     assert [(e.source, e.before, e.after) for e in report.edits.examples] == [("b", "b text", "b")]
