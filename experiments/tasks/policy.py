@@ -66,18 +66,21 @@ class PolicyTask(TuningTask):
 
         self.trained = trained
 
+    @property
+    def room(self) -> int:
+        """The part of a row that a prompt may fill; the answer has the rest."""
+        return self.recipe.sequence_length - self.recipe.rollouts.max_new_tokens
+
     def prepare(self) -> None:
         """Tokenizes prompts, and checks that answers fit and that reward functions exist."""
-        super().prepare()
-        recipe, about = self.recipe, data.load_manifest(self.directory()).examples
-        assert about is not None  # examples were prepared
-        needed = about.longest + recipe.rollouts.max_new_tokens
-        if needed > recipe.sequence_length:
+        recipe = self.recipe
+        if self.room < 8:  # `ExampleConfig.max_length`
             raise FlagError(
-                f"--sequence_length={recipe.sequence_length}: the longest prompt has "
-                f"{about.longest} tokens and its answer up to {recipe.rollouts.max_new_tokens}; "
-                f"raise it to {needed}, or lower data.max_length or rollouts.max_new_tokens"
+                f"--sequence_length={recipe.sequence_length}: answers of up to "
+                f"{recipe.rollouts.max_new_tokens} tokens leave no room for prompts: raise it, or "
+                "lower rollouts.max_new_tokens"
             )
+        super().prepare()
         for flag, sources in (("rewards", recipe.rewards), ("gold", recipe.gold)):
             for source in sources:
                 if not _folders(source.source):

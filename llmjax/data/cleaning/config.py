@@ -100,11 +100,11 @@ class CleaningConfig:
         known = [*fields, *_PLAIN]
         for name in self.names:
             if name not in known:
-                near = nearest(name, known)
+                near = nearest(name, [*known, "standard"])
                 raise ValueError(
                     f"CleaningConfig.steps has {name!r}: use {' or '.join(map(repr, near))}."
                     if near
-                    else f"CleaningConfig.steps has {name!r}: use some of {', '.join(known)}."
+                    else f"CleaningConfig.steps has {name!r}: use standard or some of {', '.join(known)}."
                 )
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"CleaningConfig.steps has a step twice: {', '.join(self.names)}.")
