@@ -97,14 +97,14 @@ class CleaningConfig:
 
     def __post_init__(self) -> None:
         fields = [field.name for field in dataclasses.fields(self) if field.name not in _OTHERS]
-        known = [*fields, *_PLAIN]
+        known = ["standard", *fields, *_PLAIN]
         for name in self.names:
             if name not in known:
-                near = nearest(name, [*known, "standard"])
+                near = nearest(name, known)
                 raise ValueError(
                     f"CleaningConfig.steps has {name!r}: use {' or '.join(map(repr, near))}."
                     if near
-                    else f"CleaningConfig.steps has {name!r}: use standard or some of {', '.join(known)}."
+                    else f"CleaningConfig.steps has {name!r}: use some of {', '.join(known)}."
                 )
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"CleaningConfig.steps has a step twice: {', '.join(self.names)}.")
