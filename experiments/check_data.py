@@ -78,6 +78,9 @@ def _check() -> int:
             build.alone(STEPS.value or ()),
             lambda read: bar.update(task, advance=read),
         )
+    for split, source in sources.items():
+        if not report.counts[split]:
+            raise flags.FlagError(f"--{split}={source.path}: there are no records in it")
     if AS_JSON.value:
         print(json.dumps(report.as_dict()))
     else:

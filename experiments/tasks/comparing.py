@@ -43,7 +43,7 @@ class Preferring(Tuning):
     responses: int = 2
 
 
-def _require_room(task: "RewardTask | PreferenceTask") -> None:
+def _require_responses(task: "RewardTask | PreferenceTask") -> None:
     """Raises FlagError if a comparison has more answers than the loss reads."""
     about = data.load_manifest(task.directory()).examples
     if about is not None and about.kind == "comparison" and about.responses > task.recipe.responses:
@@ -63,10 +63,15 @@ class RewardTask(TuningTask):
         """The base's configuration with a head of kind reward."""
         return models.with_head(config, "reward")
 
+    @property
+    def room(self) -> int:
+        """A row holds all sequences of a comparison."""
+        return self.recipe.sequence_length // self.recipe.responses
+
     def prepare(self) -> None:
         """Tokenizes comparisons."""
         super().prepare()
-        _require_room(self)
+        _require_responses(self)
 
     def make_loss(self, *, plain: bool = False) -> Loss:
         """The Bradley-Terry loss; without centring in evaluations."""
@@ -112,10 +117,17 @@ class PreferenceTask(TuningTask):
     def _has_copy(self) -> bool:
         return self.recipe.preference.needs_reference and self.recipe.peft.name == "full"
 
+    @property
+    def room(self) -> int:
+        """A row holds all sequences of a comparison, or a judged answer and an unrelated one."""
+        return self.recipe.sequence_length // (
+            2 if self.kind == "judged" else self.recipe.responses
+        )
+
     def prepare(self) -> None:
         """Tokenizes comparisons or judged answers."""
         super().prepare()
-        _require_room(self)
+        _require_responses(self)
 
     def make_loss(self, *, plain: bool = False) -> Loss:
         """The recipe's loss, also in evaluations."""

@@ -65,17 +65,19 @@ class PolicyTask(TuningTask):
 
         self.trained = trained
 
+    @property
+    def room(self) -> int:
+        """The part of a row that a prompt may fill; the answer has the rest."""
+        return self.recipe.sequence_length - self.recipe.rollouts.max_new_tokens
+
     def prepare(self) -> None:
-        """Tokenizes prompts, and checks that answers fit and that rewards exist."""
-        super().prepare()
-        recipe, about = self.recipe, data.load_manifest(self.directory()).examples
-        assert about is not None  # examples were prepared
-        needed = about.longest + recipe.rollouts.max_new_tokens
-        if needed > recipe.sequence_length:
+        """Checks that answers fit and that rewards exist, and tokenizes prompts."""
+        recipe = self.recipe
+        if self.room < 8:  # `ExampleConfig.max_length`
             raise FlagError(
-                f"--sequence_length={recipe.sequence_length}: the longest prompt has "
-                f"{about.longest} tokens and its answer up to {recipe.rollouts.max_new_tokens}; "
-                f"raise it to {needed}, or lower data.max_length or rollouts.max_new_tokens"
+                f"--sequence_length={recipe.sequence_length}: answers of up to "
+                f"{recipe.rollouts.max_new_tokens} tokens leave no room for prompts: raise it, or "
+                "lower rollouts.max_new_tokens"
             )
         for flag, sources in (("rewards", recipe.rewards), ("gold", recipe.gold)):
             for source in sources:
@@ -87,6 +89,7 @@ class PolicyTask(TuningTask):
                         rl.load_function(source.source)
                 except ValueError as error:
                     raise FlagError(f"--{flag}, {source.name}: {error}") from error
+        super().prepare()
 
     @property
     def players(self) -> rl.Players:

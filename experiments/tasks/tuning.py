@@ -103,19 +103,30 @@ class TuningTask(Task):
         """The folder of tokenizer and examples."""
         return pathlib.Path(self.recipe.data.directory or self.run_dir / "data")
 
+    @property
+    def room(self) -> int:
+        """The part of a row that each sequence of an example may fill, in tokens."""
+        return self.recipe.sequence_length
+
     def prepare(self) -> None:
-        """Tokenizes the examples."""
-        settings = dataclasses.replace(self.recipe.data, kind=self.kind)
-        corpus = self.recipe.corpus
+        """Tokenizes the examples, cut to the length of a row, and prints how many are cut."""
+        corpus, max_length = self.recipe.corpus, min(self.recipe.data.max_length, self.room)
         try:
+            settings = dataclasses.replace(self.recipe.data, kind=self.kind, max_length=max_length)
             if corpus != "none" and not settings.sources:
                 path = self.directory() / "corpus" / f"{corpus}.jsonl"
                 demos.EXAMPLES[corpus](path)
                 source = ExampleSource(corpus, str(path))
                 settings = dataclasses.replace(settings, sources=(source,))
-            data.prepare_examples(settings, self.directory(), self.base.tokenizer())
+            made = data.prepare_examples(settings, self.directory(), self.base.tokenizer())
         except (ValueError, OSError, ModuleNotFoundError) as error:
             raise FlagError(str(error)) from error
+        if made.examples is not None and made.examples.cut and jax.process_index() == 0:
+            count = sum(made.split(name).documents for name in data.SPLITS)
+            print(
+                f"{self.run_dir}: {made.examples.cut} of {count} examples are cut to {max_length} "
+                "tokens, the lesser of data.max_length and what a row of sequence_length holds"
+            )
 
     def tokenizer(self) -> data.Tokenizer:
         """The base's tokenizer."""

@@ -221,7 +221,7 @@ class ExampleConfig:
           for the tokenizer's own. Texts and classification need none.
         train_on: which answers of a conversation are trained in `sft`.
         max_length: maximum tokens of a sequence; longer ones are cut. A row must have room for all
-          sequences of a comparison.
+          sequences of a comparison; entry points lower it to what a row holds.
         target_share: share of `max_length` that a target may fill before it is cut. A sequence that
           is too long first loses the oldest turns of its prompt, then the prompt's first tokens,
           and only when the prompt fits the rest of `max_length`, the target's last tokens.

@@ -157,7 +157,7 @@ def _difference(directory: Path, done: shards.Manifest, settings: Settings) -> s
     return (
         f"{str(directory)!r} holds data that was prepared differently "
         f"({'; '.join(changes) or others}). Choose another "
-        "directory, or pass overwrite=True to replace it."
+        "directory, or remove this one (in Python: overwrite=True)."
     )
 
 

@@ -178,7 +178,7 @@ class _Parts:
         """The error for a record that fits no form; lists the forms that are wanted."""
         return UnfitError(
             f"no form fits the fields {sorted(self.fields)}: wanted {'; or '.join(wanted)}. Name "
-            "others in ExampleSource.fields"
+            "others in the source's fields, as part:field"
         )
 
 

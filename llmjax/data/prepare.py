@@ -183,10 +183,12 @@ def _sample(settings: config.DataConfig, inputs: directories.Inputs) -> Iterator
 def _check_splits(manifest: shards.Manifest, settings: config.DataConfig) -> None:
     for source in manifest.sources:
         if source.weight > 0 and not source.train.documents:
+            why = "; ".join(f"{count} × {reason}" for reason, count in source.rejected.items())
             raise ValueError(
-                f"source {source.name!r} has no training documents: it holds "
-                f"{source.validation.documents} in all. Give it more text, or lower "
-                "validation_share."
+                f"source {source.name!r} has no training documents: "
+                f"{source.validation.documents} are held out, and {sum(source.rejected.values())} "
+                f"were rejected ({why or 'none'}). Give it more text, lower validation_share, or "
+                "reject less."
             )
     total = manifest.split("train").documents
     if settings.validation_share > 0 and not manifest.split("validation").documents:

@@ -109,6 +109,7 @@ def _build(
         longest=pile.longest,
         responses=pile.responses,
         margins=pile.margins,
+        cut=encoder.cut,
         template=_template_fingerprint(template),
     )
     manifest = directories.manifest(settings, fingerprint, tokenizer, done, about)

@@ -86,6 +86,7 @@ class Examples:
         responses: maximum number of answers in a comparison; 1 for other kinds.
         margins: whether any example has a margin.
         template: fingerprint of the chat template; "" if none is needed.
+        cut: number of examples that were longer than `ExampleConfig.max_length`.
     """
 
     kind: str
@@ -94,6 +95,7 @@ class Examples:
     responses: int
     margins: bool
     template: str
+    cut: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

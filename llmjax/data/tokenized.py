@@ -84,6 +84,9 @@ class Encoder:
         settings: which answers are trained, and the maximum length.
         tokenizer: that of the model to be fine-tuned.
         template: its chat template; None if examples are texts.
+
+    Attributes:
+        cut: number of examples so far that were longer than `max_length`.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class Encoder:
         template: ChatTemplate | None,
     ) -> None:
         self._settings, self._tokenizer, self._template = settings, tokenizer, template
-        self._longest = settings.max_length
+        self._longest, self.cut = settings.max_length, 0
         self._opening = np.array(tokenizer.opening, np.int32)
 
     def encode(self, example: Example) -> Tokenized:
@@ -120,12 +123,14 @@ class Encoder:
     def _text(self, text: str) -> np.ndarray:
         """A text between bos and eos, trained in full; its end is cut."""
         ids = [*self._tokenizer.opening, *self._tokenizer.encode(text), self._tokenizer.eos_id]
+        self.cut += len(ids) > self._longest
         return np.array(ids[: self._longest], np.int32)
 
     def _to_classify(self, texts: Sequence[str]) -> np.ndarray:
         """Texts with eos after each, not trained; the longer text is cut first, at its end."""
         parts = self._tokenizer.encode_batch(texts)
         over = sum(map(len, parts)) + len(self._opening) + len(parts) - self._longest
+        self.cut += over > 0
         while over > 0:
             longest = max(parts, key=len)
             rest = sum(map(len, parts)) - len(longest)
@@ -141,6 +146,7 @@ class Encoder:
     def _to_answer(self, prompt: Messages) -> np.ndarray:
         """A prompt up to where the answer begins, not trained; it is cut at its beginning."""
         tokens = self._prompt_tokens(prompt)
+        self.cut += len(tokens) > self._longest
         while len(tokens) > self._longest and (shorter := without_oldest_turn(prompt)):
             prompt = shorter
             tokens = self._prompt_tokens(prompt)
@@ -159,6 +165,7 @@ class Encoder:
         sequences = [self._sequence(prompt, answer) for answer in answers]
         if all(len(sequence) <= self._longest for sequence in sequences):
             return sequences
+        self.cut += 1
         target = max(len(sequence) - _prompt_length(sequence) for sequence in sequences)
         allowed = min(target, math.ceil(self._settings.target_share * self._longest))
         # The first trained token needs at least one token before it to predict it from.

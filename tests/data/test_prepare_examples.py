@@ -123,7 +123,7 @@ def test_malformed_records_are_counted_and_kept_aside(tmp_path: pathlib.Path) ->
     manifest = data.prepare_examples(wanted, tmp_path / "data", BYTES)
     misfit = (
         "no form fits the fields ['title']: wanted messages; or instruction and output; or text. "
-        "Name others in ExampleSource.fields"
+        "Name others in the source's fields, as part:field"
     )
     assert manifest.sources[0].rejected == {
         "not JSON": 1, "an answer is empty": 1, "unpaired surrogate": 1, misfit: 1,

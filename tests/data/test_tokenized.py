@@ -94,8 +94,9 @@ def test_what_is_trained_is_what_the_assistant_said() -> None:
 def test_texts_and_continuations() -> None:
     (text,) = encoder().encode(examples.Example(texts=("ab",))).sequences
     assert text.tolist() == [1, 4 + 97, 4 + 98, 2]
-    (cut,) = encoder(max_length=8).encode(examples.Example(texts=("a" * 20,))).sequences
-    assert cut.tolist() == [1, *[4 + 97] * 7]
+    cutting = encoder(max_length=8)
+    (cut,) = cutting.encode(examples.Example(texts=("a" * 20,))).sequences
+    assert (cut.tolist(), cutting.cut) == ([1, *[4 + 97] * 7], 1)
     joined = encoder(JOINED).encode(comparison(["The film is"], [" good"])).sequences[0]
     assert decode(joined, trained=False) == "The film is"
     assert decode(joined, trained=True) == " good"
@@ -115,13 +116,16 @@ def test_cutting_keeps_the_target(
     settings = {"kind": "comparison" if len(answers) > 1 else "judged", "target_share": share}
     whole = encoder(max_length=10**6, **settings).encode(example).sequences
     try:
-        found = encoder(max_length=length, **settings).encode(example).sequences
+        cutting = encoder(max_length=length, **settings)
+        found = cutting.encode(example).sequences
     except examples.UnfitError as error:
         assert "the same up to max_length" in str(error)
         return
     if all(len(sequence) <= length for sequence in whole):
         assert all(map(np.array_equal, found, whole))
+        assert not cutting.cut
         return
+    assert cutting.cut == 1
     least = min(math.ceil(share * length), length - 1)
     beginnings = [
         parted(encoder(max_length=10**6, kind="judged").encode(c).sequences[0])[0]

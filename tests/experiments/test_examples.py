@@ -57,7 +57,7 @@ def test_checking_and_converting(tmp_path: pathlib.Path) -> None:
     )
     bad = write(tmp_path / "bad.jsonl", {"instruction": "Why?", "output": ""}, {"a": 1})
     out = tmp_path / "out.jsonl"
-    valid, both, as_json, converted, nothing, half, wrong, missing = run(
+    valid, both, as_json, converted, nothing, half, wrong, missing, empty = run(
         "check_data",
         [f"--train={good}"],
         [f"--train={bad}", f"--test={good}"],
@@ -67,7 +67,10 @@ def test_checking_and_converting(tmp_path: pathlib.Path) -> None:
         [f"--train={good}", "--convert=messages"],
         [f"--train={good}", "--shortest=3", "--longest=2"],
         ["--train=nowhere.jsonl"],
+        [f"--train={good}", f"--test={write(tmp_path / 'empty.jsonl')}"],
     )
+    assert empty[0] == 2
+    assert "empty.jsonl: there are no records in it" in empty[2]
     assert valid[:2] == (0, "train: 2 of 2 examples are valid\n")
     assert both[0] == 1
     assert "bad.jsonl:1: an answer is empty\n" in both[1]

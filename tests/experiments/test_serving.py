@@ -112,6 +112,23 @@ def test_exported_weights_do_what_the_tuned_model_does(root, tmp_path, method) -
     assert again.config == dataclasses.replace(model.config, dropout=again.config.dropout)
 
 
+def test_examples_are_cut_to_what_a_row_holds(root, tmp_path, capsys) -> None:
+    """Half of it for each answer of a pair, and for a prompt what the answer leaves."""
+    word = (RewardSource("short", "llmjax.rl.rewards:matches_answer"),)
+    answers = rl.RolloutConfig(8, 1, 8)
+    for cls, examples, room, more in (
+        (Finetuning, "sft", 32, {}),
+        (Preferring, "pairs", 16, {}),
+        (Reinforcing, "prompts", 24, {"rewards": word, "critic": "model", "rollouts": answers}),
+    ):
+        made = settings(root, examples, sequence_length=32, **more)
+        made["data"] = dataclasses.replace(made["data"], max_length=1024)
+        task = runs.task_of(cls(**made), tmp_path / examples)
+        task.prepare()
+        assert f"24 of 24 examples are cut to {room} tokens" in capsys.readouterr().out
+        next(iter(task.batches("train" if cls is not Reinforcing else "validation")))
+
+
 def test_an_exported_template_needs_nothing_but_messages(root, tmp_path) -> None:
     """Another program's Jinja, which knows no generation marks and none of our variables."""
     jinja2 = pytest.importorskip("jinja2")

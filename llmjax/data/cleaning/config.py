@@ -97,7 +97,7 @@ class CleaningConfig:
 
     def __post_init__(self) -> None:
         fields = [field.name for field in dataclasses.fields(self) if field.name not in _OTHERS]
-        known = [*fields, *_PLAIN]
+        known = ["standard", *fields, *_PLAIN]
         for name in self.names:
             if name not in known:
                 near = nearest(name, known)
