@@ -109,6 +109,8 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
     run.rehearse(state.all_params)
     hooks = run.hooks(checkpoints, start, stack, batches)
     task.ready(batches, state, run.record)
+    if run.ended(start):
+        return
     try:
         end = fit(state, step, batches, steps=recipe.steps, hooks=hooks)
     except DivergedError as error:

@@ -80,10 +80,11 @@ class TuningTask(Task):
             self.trained = method.trains(self.spec, recipe.peft, also=also)
         except ValueError as error:
             raise FlagError(str(error)) from error
-        if recipe.sequence_length > self.config.max_length:
+        longest = models.longest_row(self.model_spec, self.config) or self.config.max_length
+        if recipe.sequence_length > longest:
             raise FlagError(
                 f"--sequence_length={recipe.sequence_length}: {recipe.base} supports only up to "
-                f"{self.config.max_length} tokens"
+                f"{longest} tokens"
             )
 
     def configure(self, config: models.ModelConfig) -> models.ModelConfig:

@@ -28,15 +28,20 @@ def length_of(attention: dict[str, Any]) -> int:
 
 
 def length(params: Any) -> int:
-    """P of a model's parameters; 0 without a prefix."""
+    """P of a model's parameters or of their spec; 0 without a prefix."""
     if "prefix" in params:
-        return len(params["prefix"]["embedding"])
+        return params["prefix"]["embedding"].shape[0]
     blocks = params["layers"]
     return length_of((blocks[0] if isinstance(blocks, list) else blocks)["attention"])
 
 
 def longest_row(params: Any, config: ModelConfig) -> int | None:
-    """The maximum number of tokens in a row that the model has positions for; None: no limit."""
+    """The maximum number of tokens in a row that the model has positions for; None: no limit.
+
+    Args:
+        params: the model's parameters, or their spec.
+        config: model configuration.
+    """
     return config.max_length - length(params) if config.position == "learned" else None
 
 

@@ -57,14 +57,14 @@ def _of_array(equation, x, weight, out_axes, dtype) -> jax.Array:
 
 
 def _plain(equation, x, weight, out_axes, dtype) -> jax.Array:
-    einsum = functools.partial(jnp.einsum, preferred_element_type=dtype)
+    multiply = functools.partial(jnp.einsum, preferred_element_type=dtype)
     rows, flat_equation = _merge_rows(equation)
     if rows and mesh.size(out_axes[1]) == 1:
-        product = functools.partial(einsum, flat_equation)
+        product = functools.partial(multiply, flat_equation)
         flat = mesh.sharded(product, (out_axes[0], *out_axes[2:]))
         out = flat(x.reshape(-1, *x.shape[2:]), weight)
         return mesh.sharded(jnp.reshape, out_axes)(out, (*x.shape[:2], *out.shape[1:]))
-    return mesh.sharded(functools.partial(einsum, equation), out_axes)(x, weight)
+    return mesh.sharded(functools.partial(multiply, equation), out_axes)(x, weight)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))

@@ -45,6 +45,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         "sft": [{"instruction": p["prompt"], "output": p["chosen"]} for p in pairs],
         "pairs": pairs,
         "prompts": [{"prompt": p["prompt"]} for p in pairs],
+        "judged": [
+            {"prompt": p["prompt"], "completion": p[side], "label": side == "chosen"}
+            for p in pairs
+            for side in ("chosen", "rejected")
+        ],
         "labels": [
             {"text": p[side], "label": side} for p in pairs for side in ("chosen", "rejected")
         ],
@@ -192,6 +197,22 @@ def test_preferences_with_a_frozen_copy(root: pathlib.Path, kind: str) -> None:
     if recipe.preference.needs_reference:
         tuned, base = runs.load(root / kind, best=False), runs.load(root / "base")
         jax.tree.map(np.testing.assert_array_equal, tuned.params["reference"], base.params)
+
+
+@pytest.mark.slow
+def test_judged_answers_in_micro_batches_on_a_mesh(root: pathlib.Path) -> None:
+    """KTO, whose baseline is that of the batch however it is cut."""
+    recipe = Preferring(
+        **settings(root, "judged", peft=lora(), steps=3),
+        preference=objectives.PreferenceConfig("kto"),
+    )
+    train(recipe, root / "kto")
+    cut = {"mesh": MeshConfig(data=2, fsdp=2, context=2), "accumulate": 2}
+    train(dataclasses.replace(recipe, **cut), root / "kto_cut")
+    one, other = ([r for r in records(root / name) if "loss" in r] for name in ("kto", "kto_cut"))
+    for name in ("loss", "kl", "chosen", "rejected", "grad_norm"):
+        found = [[record[name] for record in run] for run in (one, other)]
+        np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow

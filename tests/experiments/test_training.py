@@ -11,6 +11,7 @@ import pytest
 
 from experiments import runs, scoring, training
 from experiments.recipes import RECIPES
+from experiments.tasks import Pretraining
 from llmjax import evaluation, planning
 from llmjax.data.config import DataConfig, Source, TokenizerConfig
 from llmjax.optim import OptimizerConfig, Rule
@@ -88,6 +89,16 @@ def test_a_run_that_stops_early_leaves_its_best_weights(text, tmp_path, capsys, 
     assert scorer.fingerprint != said
     assert found[0] < found[1]
     assert all(np.isfinite(found))
+
+
+def test_a_run_may_end_before_its_next_step(text, tmp_path, monkeypatch, capsys):
+    """As that of a policy does, if its first rollouts are beyond what a guard allows."""
+    why: list[str] = []
+    monkeypatch.setattr(Pretraining, "ready", lambda *_: why.append("too far"))
+    monkeypatch.setattr(Pretraining, "ended", lambda _: "".join(why))
+    assert training.run(recipe(text), tmp_path).exists()
+    assert "ended at step 0: too far" in capsys.readouterr().out
+    assert not [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "loss" in r]
 
 
 @pytest.mark.slow

@@ -134,6 +134,12 @@ def test_cached_decoding_equals_the_full_pass(wanted, with_prefix):
 
 
 @pytest.mark.parametrize("wanted", EITHER)
+def test_the_limit_of_a_row_is_known_from_the_spec(wanted, with_prefix, gpt2, llama):
+    assert [models.longest_row(tree, gpt2) for tree in with_prefix(gpt2, wanted)] == [13, 13]
+    assert models.longest_row(with_prefix(llama, wanted)[0], llama) is None
+
+
+@pytest.mark.parametrize("wanted", EITHER)
 def test_generates_up_to_the_last_position(wanted, with_prefix, gpt2):
     """What the full pass finds likeliest; 16 positions hold a prefix of 3 and 13 tokens."""
     _, params = with_prefix(gpt2, wanted)
