@@ -84,11 +84,12 @@ LARGER = {"vocab_size": 256, "num_layers": 4, "embed_dim": 64, "num_heads": 4, "
         (models.llama(**LARGER, mlp_dim=256), 1, {"data": 1, "fsdp": 4}, "fsdp"),
         (models.llama(**LARGER, mlp_dim=256), 2, {"data": 1, "fsdp": 4}, "fsdp"),
         (models.llama(**LARGER, mlp_dim=256), 3, {"data": 2, "fsdp": 2}, "data"),
-        (
+        pytest.param(
             models.qwen3_moe(**LARGER, experts=models.Experts(count=4, per_token=2, dim=64)),
             3,
             {"data": 2, "expert": 2},
             "data",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["1", "2", "3", "experts"],
