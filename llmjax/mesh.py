@@ -326,7 +326,6 @@ def _shares() -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     return row_shares(jax.sharding.get_mesh(), jax.process_index())
 
 
-@functools.cache  # each step asks
 def row_shares(
     made: jax.sharding.Mesh, process: int
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:

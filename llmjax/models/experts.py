@@ -17,7 +17,7 @@ from llmjax.models.grouped import Implementation, joined
 from llmjax.models.mlp import ACTIVATIONS
 from llmjax.parts import on_parts
 from llmjax.spec import Param
-from llmjax.weights import Lora, Weight, einsum, materialize
+from llmjax.weights import Lora, Weight, einsum, of_replicas
 
 INTO = ("experts", "expert_embed", "mlp")
 BACK = ("experts", "mlp", "expert_embed")
@@ -98,13 +98,14 @@ def experts(
     routing = _count(probabilities, chosen, sent, there)
     # Weights are cast before the gather, which halves its traffic.
     named = {"gate": INTO, "up": INTO, "down": BACK}
-    ready = [_ready(params[name], y.dtype) for name in named]
+    split: list[mesh.Axes] = []
+    ready = [_ready(params[name], y.dtype, axes, split) for name, axes in named.items()]
     arrays, structure = jax.tree.flatten(ready)
-    split = [axes for pair in zip(ready, named.values(), strict=True) for axes in _split(*pair)]
     axes, stream = (*(layers.HIDDEN,) * 3, *split), layers.stream_axes(x.shape[1])
 
     def on_device(y, weights, sent, *parts):
-        out = compute(y, weights, sent, jax.tree.unflatten(structure, parts), config=config)
+        own = jax.tree.unflatten(structure, [jnp.squeeze(part, 0) for part in parts])
+        out = compute(y, weights, sent, own, config=config)
         # Devices split the experts' inner width, so each has a term of a sum.
         return out if stream == layers.HIDDEN else collectives.scatter(out, "mlp", 1)
 
@@ -129,20 +130,25 @@ def balance_loss(routing: Routing, config: ModelConfig) -> jax.Array:
     return config.experts.count * jnp.sum(shares * (routing.probabilities / tokens))
 
 
-def _ready(weight: Weight, dtype: jnp.dtype) -> jax.Array | Lora:
-    """The weight in this precision; `Lora` stays factored, so that its base has no gradient."""
+def _ready(
+    weight: Weight, dtype: jnp.dtype, axes: mesh.Axes, split: list[mesh.Axes]
+) -> jax.Array | Lora:
+    """A weight [E, inputs, outputs] for `on_parts`; appends the axes of each array to `split`.
+
+    `Lora` stays factored, so that its base has no gradient.
+    """
     if isinstance(weight, Lora):
-        base, a, b = (_ready(part, dtype) for part in (weight.base, weight.a, weight.b))
-        return Lora(base, a, b, weight.scale)
-    return jnp.asarray(materialize(weight), dtype)
-
-
-def _split(weight: jax.Array | Lora, axes: mesh.Axes) -> list[mesh.Axes]:
-    """The logical axes of each array of a weight [E, inputs, outputs]."""
-    if not isinstance(weight, Lora):
-        return [axes]
-    experts, inputs, outputs = axes
-    return [*_split(weight.base, axes), (experts, inputs, None), (experts, None, outputs)]
+        experts, inputs, outputs = axes
+        parts = {
+            "base": (weight.base, axes),
+            "a": (weight.a, (experts, inputs, None)),
+            "b": (weight.b, (experts, None, outputs)),
+        }
+        found = {name: _ready(part, dtype, of, split) for name, (part, of) in parts.items()}
+        return Lora(**found, scale=weight.scale)
+    array, found_axes = of_replicas(weight, dtype, axes)
+    split.append(found_axes)
+    return array
 
 
 def _times(product: Callable, rows, weight, plan, axes: mesh.Axes) -> jax.Array:

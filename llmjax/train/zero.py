@@ -8,8 +8,9 @@ a batch is split into many parts, but needs most memory. Weights outside of the 
 once, and experts are too large, so both are gathered at each use at every stage.
 
 Data-parallel replicas only need the sum of their gradients once a step. If a batch is split into
-parts, or into micro-batches of a pipeline, this sum is deferred to the last one at every stage. So
-is that of the tables of the vocabulary, which a pipeline's micro-batches do not use.
+parts, or into micro-batches of a pipeline, this sum is deferred to the last one at every stage, of
+weights in the layers, experts included. So is that of the tables of the vocabulary, which a
+pipeline's micro-batches do not use.
 """
 
 import dataclasses
@@ -54,9 +55,9 @@ class Sharding:
         cut = accumulate > 1
 
         def of(param: Param) -> dict[str, int]:
-            if is_held(param):
-                if self.stage == 1:
-                    return sharing
+            if is_held(param) and self.stage == 1:
+                return sharing
+            if is_held(param) or "experts" in param.axes:
                 return replicas if cut or mesh.size("layers") > 1 else {}
             return replicas if cut and "vocab" in param.axes and param.table else {}
 

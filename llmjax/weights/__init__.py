@@ -18,6 +18,7 @@ from llmjax.weights.leaves import (
     is_kind,
     materialize,
     norms,
+    of_replicas,
     parted,
     transpose,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "layout",
     "materialize",
     "norms",
+    "of_replicas",
     "parted",
     "quantize",
     "quantize_nf4",

@@ -170,6 +170,20 @@ def parted(weight: Weight) -> tuple[jax.Array, jax.Array | None]:
     return materialize(weight), weight.terms if isinstance(weight, Held) else None
 
 
+def of_replicas(weight: Weight, dtype: Any, axes: mesh.Axes) -> tuple[jax.Array, mesh.Axes]:
+    """An argument for `on_parts`, and its axes: [1, ...], or [N, ...] of N replicas with terms.
+
+    Replicas then each have a weight, and thus a gradient, of their own.
+    """
+    array, terms = parted(weight)
+    array, axes = jnp.asarray(array, dtype)[None], (None, *axes)
+    if terms is None:
+        return array, axes
+    axes = ("replicas", *axes[1:])
+    same = mesh.sharded(jnp.broadcast_to, axes)(array, terms.shape)
+    return jax.lax.stop_gradient(same) + terms.astype(dtype), axes
+
+
 def norms(weight: Lora) -> jax.Array:
     """The norms of the weight's columns, [stacked..., 1..., columns...], without a gradient."""
     whole = jax.lax.stop_gradient(materialize(weight))

@@ -50,6 +50,7 @@ def on(sizes):
         pytest.param("gpt2", 2, 2, {"data": 1, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
         ("gpt2", 3, 2, {"data": 2, "fsdp": 2}),
         ("experts", 1, 1, {"data": 1, "fsdp": 2, "stage": 2, "context": 2}),
+        pytest.param("experts", 3, 2, {"data": 2, "expert": 2}, marks=pytest.mark.slow),
         pytest.param("experts", 3, 1, {"data": 2, "fsdp": 2, "stage": 2}, marks=pytest.mark.slow),
         pytest.param("gpt2", 1, 1, {"data": 2, "tensor": 2}, marks=pytest.mark.slow),
         pytest.param("gpt2", 2, 2, {"data": 2, "context": 2}, marks=pytest.mark.slow),
@@ -74,19 +75,27 @@ def test_every_stage_has_the_gradient_of_one_device(
     jax.tree.map(check, found, expected)
 
 
+LARGER = {"vocab_size": 256, "num_layers": 4, "embed_dim": 64, "num_heads": 4, "max_length": 64}
+
+
 @pytest.mark.parametrize(
-    ("zero", "sizes", "axis"),
+    ("config", "zero", "sizes", "axis"),
     [
-        (1, {"data": 1, "fsdp": 4}, "fsdp"),
-        (2, {"data": 1, "fsdp": 4}, "fsdp"),
-        (3, {"data": 2, "fsdp": 2}, "data"),
+        (models.llama(**LARGER, mlp_dim=256), 1, {"data": 1, "fsdp": 4}, "fsdp"),
+        (models.llama(**LARGER, mlp_dim=256), 2, {"data": 1, "fsdp": 4}, "fsdp"),
+        (models.llama(**LARGER, mlp_dim=256), 3, {"data": 2, "fsdp": 2}, "data"),
+        pytest.param(
+            models.qwen3_moe(**LARGER, experts=models.Experts(count=4, per_token=2, dim=64)),
+            3,
+            {"data": 2, "expert": 2},
+            "data",
+            marks=pytest.mark.slow,
+        ),
     ],
+    ids=["1", "2", "3", "experts"],
 )
-def test_what_may_wait_is_sent_once_a_step(zero, sizes, axis, optimizing_compiler):
+def test_what_may_wait_is_sent_once_a_step(config, zero, sizes, axis, optimizing_compiler):
     """Of a batch in two parts, as counted in the compiled program beside the least."""
-    config = models.llama(
-        vocab_size=256, num_layers=4, embed_dim=64, num_heads=4, mlp_dim=256, max_length=64
-    )
     with on(sizes):
         tokens = jax.ShapeDtypeStruct(
             (16, 64), "int32", sharding=mesh.named_sharding(("batch", "sequence"))

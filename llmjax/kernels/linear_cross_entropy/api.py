@@ -19,7 +19,7 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
 )
 from llmjax.kernels.tiling import pad
 from llmjax.parts import on_parts
-from llmjax.weights import Weight, parted
+from llmjax.weights import Weight, of_replicas, parted
 
 IGNORE = -1  # the target of a position without a loss
 
@@ -181,12 +181,14 @@ def _by_kernel(
             f"linear_cross_entropy: implementation='pallas_tpu' supports up to {widest} channels "
             f"of {hidden.dtype}, not {hidden.shape[2]}"
         )
-    parts, (weight, terms) = mesh.size("vocab"), parted(weight)
-    starts = jnp.arange(parts, dtype=jnp.int32) * (weight.shape[0] // parts)
+    # The weight is cast before its gather, and its gradient before its scatter.
+    weight, table = of_replicas(weight, hidden.dtype, ("vocab", "outer_embed"))
+    parts = mesh.size("vocab")
+    starts = jnp.arange(parts, dtype=jnp.int32) * (weight.shape[1] // parts)
     options = Options(wanted, cap, implementations.interpreted(name))
 
     def local(hidden, targets, starts, weight, *bias):
-        weight = collectives.gather(weight[0], (None, "outer_embed"))
+        weight = collectives.gather(jnp.squeeze(weight, 0), (None, "outer_embed"))
         found = KERNELS[name].statistics(
             hidden.reshape(-1, hidden.shape[2]),
             weight,
@@ -198,13 +200,6 @@ def _by_kernel(
         return leaves.reshape(1, len(leaves), *targets.shape)
 
     biases = () if bias is None else (bias,)
-    # The weight is cast before its gather, and its gradient before its scatter.
-    weight = weight.astype(hidden.dtype)[None]
-    table: mesh.Axes = (None, "vocab", "outer_embed")
-    if terms is not None:  # each replica has its own weight, and so its own gradient
-        table = "replicas", *table[1:]
-        weight = jax.lax.stop_gradient(mesh.sharded(jnp.broadcast_to, table)(weight, terms.shape))
-        weight = weight + terms.astype(weight.dtype)
     arrays = (hidden, targets, starts, weight, *biases)
     rows, head = ("tokens", None), (table, *[("vocab",) for _ in biases])
     axes = ((*rows, None), rows, ("vocab",), *head)
