@@ -259,7 +259,8 @@ class Writer:
 
 
 def _source(fields: dict[str, Any]) -> SourceManifest:
-    return SourceManifest(**{**fields, **{split: _split(fields[split]) for split in SPLITS}})
+    split: dict[str, Any] = {name: _split(fields[name]) for name in SPLITS}
+    return SourceManifest(**{**fields, **split})
 
 
 def _split(fields: dict[str, Any]) -> Split:
