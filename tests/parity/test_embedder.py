@@ -12,7 +12,25 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-WORDS = "the storm came over sea and island at night ##s ##ing rain ? , . naive cafe".split()
+WORDS = [
+    "the",
+    "storm",
+    "came",
+    "over",
+    "sea",
+    "and",
+    "island",
+    "at",
+    "night",
+    "##s",
+    "##ing",
+    "rain",
+    "?",
+    ",",
+    ".",
+    "naive",
+    "cafe",
+]
 TEXTS = [
     "The storms came, raining over Sea and island?",
     "Naïve CAFÉ",
