@@ -1,8 +1,9 @@
 """Directories of prepared data: built once, atomically, and recognised when complete.
 
 A directory is complete once it has a manifest. Until then everything is written to a folder inside
-it and moved at the end, so a killed run leaves nothing that looks complete and the next run starts
-over. A complete directory with the same fingerprint is left alone.
+it and moved at the end, so a killed run leaves nothing that looks complete. The next run with the
+same fingerprint and versions finds that folder as it was, and may continue in it. A complete
+directory with the same fingerprint is left alone.
 """
 
 import contextlib
@@ -23,6 +24,9 @@ import rich.progress
 from llmjax.data import config, documents, hub_tokenizer, rejects, shards, tokenizer
 
 PARTIAL_FOLDER = "partial"
+# In that folder, while it is incomplete: how far the work is, and of which data.
+PROGRESS_FOLDER = "progress"
+_KEY_FILE = "data.json"
 
 _PACKAGES = ("llmjax", "array-record", "grain", "numpy", "sentencepiece", "tokenizers")
 
@@ -44,7 +48,8 @@ def make(
         directory: folder of the data; created if necessary.
         settings: settings that the data is built from.
         fingerprint: hash of the settings and the input files, from `fingerprint`.
-        build: writes the data into a folder and returns the manifest, which is saved last.
+        build: writes the data into a folder and returns the manifest, which is saved last. The
+            folder holds what a killed run for the same data left in it.
         overwrite: whether to replace data with another fingerprint.
 
     Raises:
@@ -59,15 +64,29 @@ def make(
             raise ValueError(_difference(directory, done, settings))
         _clear(directory)
         partial = directory / PARTIAL_FOLDER
-        partial.mkdir()
+        _begin(partial, fingerprint)
         try:
             manifest = build(partial)
-            for path in partial.iterdir():
-                path.rename(directory / path.name)
-        finally:
+        except ValueError:  # the same would come of it again
             shutil.rmtree(partial)
+            raise
+        shutil.rmtree(partial / PROGRESS_FOLDER)
+        for path in partial.iterdir():
+            path.rename(directory / path.name)
+        partial.rmdir()
         manifest.save(directory)
     return manifest
+
+
+def _begin(partial: Path, fingerprint: str) -> None:
+    """Makes the folder to build in, or leaves it as a killed run for the same data left it."""
+    key = partial / PROGRESS_FOLDER / _KEY_FILE
+    wanted = json.dumps([fingerprint, _versions()])
+    if key.is_file() and key.read_text() == wanted:
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    key.parent.mkdir(parents=True)
+    key.write_text(wanted)
 
 
 def fingerprint(settings: Settings, inputs: Inputs, *others: str) -> str:
@@ -116,7 +135,7 @@ def manifest(
         },
         dtype=shards.token_dtype(encoder.vocab_size).str,
         sources=tuple(sources),
-        versions={name: _version(name) for name in _PACKAGES},
+        versions=_versions(),
         examples=examples,
     )
 
@@ -171,8 +190,7 @@ def _clear(directory: Path) -> None:
         *hub_tokenizer.FILES,
     ):
         (directory / name).unlink(missing_ok=True)
-    for name in (shards.SHARD_FOLDER, PARTIAL_FOLDER):
-        shutil.rmtree(directory / name, ignore_errors=True)
+    shutil.rmtree(directory / shards.SHARD_FOLDER, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -194,6 +212,10 @@ def progress() -> rich.progress.Progress:
         console=rich.console.Console(stderr=True),
         disable=not sys.stderr.isatty(),
     )
+
+
+def _versions() -> dict[str, str]:
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str:

@@ -30,6 +30,8 @@ def prepare(
 ) -> shards.Manifest:
     """Turns the sources into tokenised shards in `directory`, unless they are there already.
 
+    A killed run continues after the last shard that it finished.
+
     With cleaning steps, the shards hold what the steps leave of the sources' documents;
     `cleaning.pipeline` describes where the cleaned and the rejected documents are.
 
@@ -88,8 +90,7 @@ def _build(
     aside = rejects.Rejects(directory / rejects.REJECTED_FILE, settings)
     with aside, directories.progress() as bar:
         task = bar.add_task("Training the tokenizer", total=None)
-        encoder = tokenizer.train(settings.tokenizer, _sample(settings, inputs))
-        encoder.save(partial)
+        encoder = _tokenizer(settings, inputs, partial)
         bar.reset(task, description="Writing shards", total=size)
         for source in settings.sources:
             items = _items(source, inputs[source.name], lambda read: bar.update(task, advance=read))
@@ -103,6 +104,18 @@ def _build(
     return manifest
 
 
+def _tokenizer(
+    settings: config.DataConfig, inputs: directories.Inputs, partial: Path
+) -> tokenizer.Tokenizer:
+    """Trains the tokenizer, or loads the one that a killed run trained."""
+    try:
+        return tokenizer.load_tokenizer(partial)
+    except (FileNotFoundError, ValueError):  # there is none, or it was being written
+        encoder = tokenizer.train(settings.tokenizer, _sample(settings, inputs))
+        encoder.save(partial)
+        return encoder
+
+
 def _write(
     settings: config.DataConfig,
     source: config.Source,
@@ -112,12 +125,14 @@ def _write(
 ) -> shards.SourceManifest:
     """Encodes one source's documents into its shards."""
     dtype = shards.token_dtype(encoder.vocab_size)
+    progress = partial / directories.PROGRESS_FOLDER
     writers = {
-        split: shards.Writer(partial, source.name, split, settings.shard_tokens)
+        split: shards.Writer(partial, source.name, split, settings.shard_tokens, progress)
         for split in shards.SPLITS
     }
     num_threads = len(os.sched_getaffinity(0))
-    for lot in _lots(texts):
+    done = {split: writer.done.documents for split, writer in writers.items()}
+    for lot in _lots(_after(texts, done, settings.validation_share)):
         for text, ids in zip(lot, encoder.encode_batch(lot, num_threads), strict=True):
             data = text.encode()
             tokens = np.array([*encoder.opening, *ids, encoder.eos_id], dtype)
@@ -138,6 +153,19 @@ def _items(
     for file in files:
         for item in documents.read(file, source, advance):
             yield item if isinstance(item, documents.Rejected) else item.text
+
+
+def _after(
+    texts: Iterator[str], done: dict[shards.SplitName, int], validation_share: float
+) -> Iterator[str]:
+    """The texts without the first ones of each split, as many as are done."""
+    while any(done.values()) and (text := next(texts, None)) is not None:
+        split = split_of(text.encode(), validation_share)
+        if done[split]:
+            done[split] -= 1
+        else:
+            yield text
+    yield from texts
 
 
 def _lots(texts: Iterator[str]) -> Iterator[list[str]]:

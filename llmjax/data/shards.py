@@ -147,7 +147,7 @@ def load_manifest(directory: str | Path) -> Manifest:
     if not path.is_file():
         raise FileNotFoundError(
             f"no prepared data in {str(directory)!r} ({MANIFEST_FILE} is missing). Run "
-            "`prepare` on it first; an interrupted one starts over."
+            "`prepare` on it first; an interrupted one continues."
         )
     fields = json.loads(path.read_text())
     if fields.get("version") != FORMAT_VERSION:
@@ -191,13 +191,32 @@ class Writer:
     """Writes one source's documents of one split, with a new shard every `shard_tokens` tokens.
 
     Shards are written below `directory`, under their final relative names.
+
+    Args:
+        directory: folder of the data.
+        name: the source's name.
+        split: the side of the split.
+        shard_tokens: a shard is closed once it holds this many tokens.
+        progress: a folder that records the finished shards. Those that it records are not written
+            again: the first `done.documents` documents must be left out.
+
+    Attributes:
+        done: what the finished shards hold.
     """
 
-    def __init__(self, directory: Path, name: str, split: SplitName, shard_tokens: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        split: SplitName,
+        shard_tokens: int,
+        progress: Path | None = None,
+    ) -> None:
         self._directory = directory
         self._name = f"{SHARD_FOLDER}/{split}/{name}"
         self._shard_tokens = shard_tokens
-        self._done = Split()
+        self._record = progress / f"{split}-{name}.json" if progress else None
+        self.done = _finished(self._record, directory)
         self._open = Split()
         self._writer: array_record_module.ArrayRecordWriter | None = None
 
@@ -216,10 +235,10 @@ class Writer:
         """Finishes the last shard and returns what was written."""
         if self._writer is not None:
             self._finish_shard()
-        return self._done
+        return self.done
 
     def _path(self) -> Path:
-        return self._directory / f"{self._name}-{len(self._done.shards):05d}.arrayrecord"
+        return self._directory / f"{self._name}-{len(self.done.shards):05d}.arrayrecord"
 
     def _finish_shard(self) -> None:
         assert self._writer is not None
@@ -233,15 +252,30 @@ class Writer:
             path.stat().st_size,
             checksum(path),
         )
-        self._done += dataclasses.replace(self._open, shards=(shard,))
+        self.done += dataclasses.replace(self._open, shards=(shard,))
         self._open = Split()
+        if self._record is not None:
+            partial = self._record.with_suffix(".partial")
+            partial.write_text(json.dumps(dataclasses.asdict(self.done)))
+            partial.replace(self._record)
 
 
 def _source(fields: dict[str, Any]) -> SourceManifest:
-    for split in SPLITS:
-        shards = tuple(Shard(**shard) for shard in fields[split]["shards"])
-        fields[split] = Split(**{**fields[split], "shards": shards})
-    return SourceManifest(**fields)
+    split: dict[str, Any] = {name: _split(fields[name]) for name in SPLITS}
+    return SourceManifest(**{**fields, **split})
+
+
+def _split(fields: dict[str, Any]) -> Split:
+    return Split(**{**fields, "shards": tuple(Shard(**shard) for shard in fields["shards"])})
+
+
+def _finished(record: Path | None, directory: Path) -> Split:
+    """The shards that a killed run finished, if all of them are as it left them."""
+    if record is None or not record.is_file():
+        return Split()
+    found = _split(json.loads(record.read_text()))
+    intact = all(checksum(directory / shard.file) == shard.checksum for shard in found.shards)
+    return found if intact else Split()
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -154,7 +154,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: pathlib.Path)
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    with pytest.raises(FileNotFoundError, match="interrupted one starts over"):
+    with pytest.raises(FileNotFoundError, match="interrupted one continues"):
         data.load_manifest(directory)
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     data.prepare(settings(str(source)), directory)
@@ -162,6 +162,39 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: pathlib.Path)
     assert not (directory / "partial").exists()
     for split in shards.SPLITS:
         assert stored(directory, split) == stored(tmp_path / "fresh", split)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_a_killed_run_continues_after_its_last_shard(
+    kind: str, jsonl: Jsonl, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = settings(jsonl(TEXTS), tokenizer=data.TokenizerConfig(kind, 300), shard_tokens=500)  # type: ignore[arg-type]
+    wanted = dataclasses.replace(
+        one, sources=(*one.sources, dataclasses.replace(one.sources[0], name="t"))
+    )
+    whole = data.prepare(wanted, tmp_path / "whole")
+    finish, finished = shards.Writer._finish_shard, 0
+
+    def finish_or_die(self: shards.Writer) -> None:
+        nonlocal finished
+        finish(self)
+        finished += 1
+        if finished % 5 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards.Writer, "_finish_shard", finish_or_die)
+    monkeypatch.setattr(sys.modules["llmjax.data.prepare"], "_LOT_CHARACTERS", 100)
+    for _ in range(100):
+        try:
+            made = data.prepare(wanted, tmp_path / "data")
+            break
+        except KeyboardInterrupt:
+            assert not (tmp_path / "data" / "manifest.json").exists()
+    total = sum(len(whole.split(split).shards) for split in shards.SPLITS)
+    assert finished == total  # none twice
+    assert made == whole
+    data.verify(tmp_path / "data")
+    assert not (tmp_path / "data" / "partial").exists()
 
 
 def test_lost_and_damaged_shards(jsonl: Jsonl, tmp_path: pathlib.Path) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from llmjax.data.cleaning import checksums
 
-_SPACE = "[ \u00a0-]"
+# As typed and as typeset.
+_SPACE = "[ \u00a0\u2009\u202f\u2010\u2011-]"
 _NUMBERS = re.compile(rf"(?<!\w)(?<!\d\.)\d+(?:{_SPACE}\d+)*(?!\w)")
 _MOST_DIGITS = 19
 _LEAST_DIGITS = 12

@@ -43,6 +43,7 @@ class C4Quality:
         braces: reject documents with a curly bracket.
         lorem_ipsum: reject documents with placeholder text.
         min_sentences: reject documents with fewer sentences left.
+        paragraphs: keep an empty line between lines that had some between them; C4 drops them all.
     """
 
     name: ClassVar[str] = "c4_quality"
@@ -56,6 +57,7 @@ class C4Quality:
     braces: bool = True
     lorem_ipsum: bool = True
     min_sentences: int = 5
+    paragraphs: bool = False
 
     def __post_init__(self) -> None:
         at_least_0 = ("min_line_words", "max_word_length", "min_sentences")
@@ -63,9 +65,12 @@ class C4Quality:
 
     def __call__(self, document: Document) -> Document | Rejected:
         """The document with the kept lines, or the reason for its rejection."""
-        kept = []
-        for line in document.lines:
-            cleaned = self._cleaned(line.strip())
+        kept: list[str] = []
+        beginnings: set[int] = set()  # of paragraphs, among the kept lines
+        for line in map(str.strip, document.lines):
+            if not line:
+                beginnings.add(len(kept))
+            cleaned = self._cleaned(line)
             if cleaned is None:
                 continue
             lower = cleaned.lower()
@@ -84,6 +89,8 @@ class C4Quality:
             sentences += words.count_sentences(line, document.language)
         if sentences < self.min_sentences:
             return Rejected(document, "too few sentences", sentences)
+        if self.paragraphs:
+            kept = [f"\n{line}" if i in beginnings else line for i, line in enumerate(kept)]
         return document.with_text("\n".join(kept).strip())
 
     def _cleaned(self, line: str) -> str | None:

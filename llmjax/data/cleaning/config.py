@@ -64,7 +64,7 @@ class CleaningConfig:
         gopher_repetition: limits of repetition within a document.
         gopher_quality: Gopher's rules for prose.
         c4_quality: C4's rules for lines and documents. As in FineWeb, without the rule that lines
-          end in a mark.
+          end in a mark; but paragraphs stay apart.
         fineweb_quality: FineWeb's rules for lines.
         quality_model: a model that separates good text from bad.
         perplexity: limits of the perplexity under a run's model.
@@ -85,7 +85,7 @@ class CleaningConfig:
     language: Language = Language()
     gopher_repetition: GopherRepetition = GopherRepetition()
     gopher_quality: GopherQuality = GopherQuality()
-    c4_quality: C4Quality = C4Quality(terminal_marks=False)
+    c4_quality: C4Quality = C4Quality(terminal_marks=False, paragraphs=True)
     fineweb_quality: FineWebQuality = FineWebQuality()
     quality_model: QualityModel = QualityModel()
     perplexity: Perplexity = Perplexity()

@@ -100,9 +100,10 @@ def _phones() -> tuple[Any, ...]:
 
 
 # Dotted quads are IP addresses or versions (but 1.800.555.1234 is not), "3.14159265" is a number,
-# and "04 -0700" is a time with its zone.
+# "04 -0700" is a time with its zone, and "1 2 3 4 5 6 7" counts, as pages of results do.
 _NOT_A_PHONE = re.compile(
     r"\D*(?:(?!1\.\d{3}\.)\d{1,3}(?:\.\d{1,4}){3}|\d(?:\.\d+){4}|\d{1,2}\.\d{5,}|(?:\d\D*){1,6})\D*"
+    r"|(?:.*\D)?\d(?: \d){3}(?:\D.*)?"
 )
 _INSIDE_BEFORE = re.compile(r"(?:\w[-_/]|\d[.:])")
 _INSIDE_AFTER = re.compile(r"[-_/:]\w|\.[a-z\d]")

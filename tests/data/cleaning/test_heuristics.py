@@ -1,5 +1,7 @@
 """The heuristic steps decide as datatrove's filters do, and say why."""
 
+import re
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -102,3 +104,27 @@ def test_stop_words_are_those_of_the_language() -> None:
     taken_for_english = step(cleaning.Document(german.text))
     assert isinstance(taken_for_english, cleaning.Rejected)
     assert taken_for_english.reason == "too few stop words"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.sampled_from(["", " \t", "One is a line.", "Two, then!", "and javascript is it"]),
+        min_size=1,
+    ).map("\n".join)
+)
+def test_paragraphs_may_stay_apart(text: str) -> None:
+    joined, apart = (
+        cleaning.C4Quality(False, 1, min_sentences=0, paragraphs=paragraphs)(
+            cleaning.Document(text)
+        )
+        for paragraphs in (False, True)
+    )
+    assert isinstance(joined, cleaning.Document)
+    assert isinstance(apart, cleaning.Document)
+    assert apart.text.replace("\n\n", "\n") == joined.text
+    assert "\n\n\n" not in apart.text
+    # Where nothing else goes, only the number of empty lines and outer space change.
+    if "javascript" not in text:
+        blocks = re.split(r"\n\s*\n", text.strip())
+        assert apart.text == "\n\n".join(block.strip() for block in blocks if block.strip())

@@ -43,6 +43,7 @@ def test_what_is_nobodys_is_left_alone() -> None:
     assert found("git clone git@github.com:google/jax.git, or ask git@github.com: anyone") == [
         ("email", "git@github.com")
     ]
+    assert found("Pages: 1 2 3 4 5 6 7 8 9 10 next") == []
     for address in (
         "https://news.test/sk-hynix-announces-a-new-generation-of-memory-in-2024",
         "/sk-SK/podmienky-pouzivania-sluzby-a-ochrana-osobnych-udajov-zakaznikov",
@@ -51,6 +52,7 @@ def test_what_is_nobodys_is_left_alone() -> None:
 
 
 def test_published_examples() -> None:
+    assert found("IBAN DE89\u202f3704\u202f0044\u202f0532\u202f0130\u202f00")[0][0] == "iban"
     text = (
         "kre@munnari.oz.au, (650) 253-0000, 4111 1111 1111 1111, GB82 WEST 1234 5698 7654 32, "
         "2001:4860:4860::8888, 8.8.8.8, SSN 219-09-9998, RSSMRA85T10A562S, 131052-308T, "
