@@ -210,7 +210,7 @@ def saved_task(run_dir: pathlib.Path) -> Task:
     """
     recipe = saved_recipe(run_dir)
     if recipe is None:
-        raise FlagError(f"--run_dir={run_dir}: not the folder of a run (it has no config.json)")
+        raise FlagError(f"{run_dir}: not the folder of a run (it has no config.json)")
     return task_of(recipe, run_dir)
 
 
@@ -224,7 +224,7 @@ def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
     with checkpointer(run_dir, task.recipe) as checkpoints:
         found = task.load(checkpoints.restore_best if best else checkpoints.restore_latest)
     if found is None:
-        raise FlagError(f"--run_dir={run_dir}: the run has no checkpoint yet")
+        raise FlagError(f"{run_dir}: the run has no checkpoint yet")
     return TrainedModel(task, task.tokenizer(), *found)
 
 
@@ -241,7 +241,7 @@ def fingerprint(run_dir: pathlib.Path, step: int | None = None) -> str:
     with checkpointer(run_dir, saved_task(run_dir).recipe) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
-            raise FlagError(f"--run_dir={run_dir}: the run has no checkpoint yet")
+            raise FlagError(f"{run_dir}: the run has no checkpoint yet")
         best, *_ = checkpoints.ranked(steps) or steps[::-1]
         step = best if step is None else step
         return integrity.digest(checkpoints.directory / str(step), "manifest.json")
