@@ -35,7 +35,9 @@ def main(argv: list[str]) -> None:
     if MODEL.value:
         from experiments import scoring  # imports models, which nothing else here needs
 
-        config = quality.QualityConfig(scorer=scoring.RunScorer(MODEL.value))
+        scorer = scoring.RunScorer(MODEL.value)
+        _ = scorer.fingerprint  # raises at once if there is no such run
+        config = quality.QualityConfig(scorer=scorer)
     try:
         report, page = measuring.report(
             DATA.value,

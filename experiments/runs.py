@@ -11,11 +11,12 @@ RUN_DIR/profile/         traces, with --profile
 RUN_DIR/diverged/        the last batches of a run that diverged
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -69,38 +70,32 @@ def saved_recipe(run_dir: pathlib.Path) -> Any:
         raise FlagError(f"{path} does not hold a recipe of this version: {error}") from error
 
 
-def open_run(
-    run_dir: pathlib.Path,
-    recipe: Training,
-    prepare: Callable[[], object] = lambda: None,
-    *,
-    resume: bool,
-) -> None:
-    """Creates the folder, or checks that it belongs to this recipe; then writes config.json.
+@contextlib.contextmanager
+def opened(run_dir: pathlib.Path, recipe: Training, *, resume: bool) -> Iterator[None]:
+    """Opens a run, for as long as it is prepared and trains (`open_run`).
 
-    Args:
-        run_dir: the folder.
-        recipe: the run's recipe.
-        prepare: prepares its data. If it fails, a new run is forgotten, so that the folder may be
-            used with other settings.
-        resume: whether the folder may hold the run already.
+    A new run that an error ends before its first record or checkpoint, such as one whose text is
+    missing or whose memory is exhausted, is forgotten: its folder takes other settings.
+    """
+    new = saved_recipe(run_dir) is None
+    open_run(run_dir, recipe, resume=resume)
+    try:
+        yield
+    except BaseException:
+        metrics = run_dir / "metrics.jsonl"
+        recorded = metrics.exists() and metrics.stat().st_size > 0
+        if new and not recorded and not any((run_dir / "checkpoints").glob("[0-9]*")):
+            (run_dir / "config.json").unlink(missing_ok=True)
+        raise
+
+
+def open_run(run_dir: pathlib.Path, recipe: Training, *, resume: bool) -> None:
+    """Creates the folder, or checks that it belongs to this recipe; then writes config.json.
 
     Raises:
         FlagError: it holds a run and `resume` is off, or a run of another recipe.
     """
     before = saved_recipe(run_dir)
-    _open(run_dir, recipe, before, resume=resume)
-    try:
-        prepare()
-    except BaseException:
-        if before is None:
-            (run_dir / "config.json").unlink(missing_ok=True)
-        raise
-
-
-def _open(
-    run_dir: pathlib.Path, recipe: Training, before: Training | None, *, resume: bool
-) -> None:
     if before is not None and not resume and jax.process_index() == 0:  # others see what it wrote
         raise FlagError(f"{run_dir} holds a run: continue it with --resume, or use a new --run_dir")
     if before is not None:
@@ -215,7 +210,7 @@ def saved_task(run_dir: pathlib.Path) -> Task:
     """
     recipe = saved_recipe(run_dir)
     if recipe is None:
-        raise FlagError(f"--run_dir={run_dir}: not the folder of a run (it has no config.json)")
+        raise FlagError(f"{run_dir}: not the folder of a run (it has no config.json)")
     return task_of(recipe, run_dir)
 
 
@@ -229,7 +224,7 @@ def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
     with checkpointer(run_dir, task.recipe) as checkpoints:
         found = task.load(checkpoints.restore_best if best else checkpoints.restore_latest)
     if found is None:
-        raise FlagError(f"--run_dir={run_dir}: the run has no checkpoint yet")
+        raise FlagError(f"{run_dir}: the run has no checkpoint yet")
     return TrainedModel(task, task.tokenizer(), *found)
 
 
@@ -246,7 +241,7 @@ def fingerprint(run_dir: pathlib.Path, step: int | None = None) -> str:
     with checkpointer(run_dir, saved_task(run_dir).recipe) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
-            raise FlagError(f"--run_dir={run_dir}: the run has no checkpoint yet")
+            raise FlagError(f"{run_dir}: the run has no checkpoint yet")
         best, *_ = checkpoints.ranked(steps) or steps[::-1]
         step = best if step is None else step
         return integrity.digest(checkpoints.directory / str(step), "manifest.json")

@@ -68,8 +68,11 @@ def run(recipe: Training, run_dir: pathlib.Path, options: Options = Options()) -
     except (ValueError, ModuleNotFoundError) as error:
         raise FlagError(str(error)) from error
     made_mesh = task.make_mesh()
-    processes.first(lambda: runs.open_run(run_dir, recipe, task.prepare, resume=options.resume))
-    with jax.set_mesh(made_mesh), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        opened = runs.opened(run_dir, recipe, resume=options.resume)
+        processes.first(lambda: stack.enter_context(opened))
+        processes.first(task.prepare)
+        stack.enter_context(jax.set_mesh(made_mesh))
         _train(_Run(task, options), stack)
     return run_dir / "report.html" if jax.process_index() else write_report(run_dir)
 

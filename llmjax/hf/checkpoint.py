@@ -38,6 +38,7 @@ HEADS = (
 TOKENIZER_FILES = (
     "chat_template.jinja",
     "tokenizer.json",
+    "tokenizer.meta.json",  # of our own tokenizers: `data.load_tokenizer`
     "tokenizer.model",
     "tokenizer_config.json",
     "vocab.txt",

@@ -126,23 +126,19 @@ def test_no_sample_ends_a_run(text, tmp_path, draw):
     assert len(continuation.encode(errors="replace")) < 24 * 3
 
 
-def test_a_run_whose_data_cannot_be_prepared_leaves_its_folder_free(tmp_path):
+def test_a_run_that_never_trains_leaves_its_folder_free(tmp_path):
     missing = (Source("web", str(tmp_path / "missing")),)
-    tiny = dataclasses.replace(
-        RECIPES["tiny"](), data=DataConfig(missing, TokenizerConfig("bytes"))
-    )
+    wanted = RECIPES["tiny"]()
+    wrong = dataclasses.replace(wanted, data=DataConfig(missing, TokenizerConfig("bytes")))
     with pytest.raises(runs.FlagError, match="nothing to read"):
-        training.run(tiny, tmp_path / "run")
-    runs.open_run(tmp_path / "run", RECIPES["tiny"](), resume=False)
-    with pytest.raises(runs.FlagError, match="nothing to read"):
-        runs.open_run(
-            tmp_path / "run",
-            RECIPES["tiny"](),
-            runs.task_of(tiny, tmp_path / "run").prepare,
-            resume=True,
-        )
-    with pytest.raises(runs.FlagError, match="holds a run: continue"):
-        runs.open_run(tmp_path / "run", RECIPES["tiny"](), resume=False)
+        training.run(wrong, tmp_path)
+    with pytest.raises(MemoryError), runs.opened(tmp_path, wanted, resume=False):
+        raise MemoryError
+    with pytest.raises(MemoryError), runs.opened(tmp_path, wanted, resume=False):
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+        raise MemoryError
+    with pytest.raises(runs.FlagError, match="holds a run of another recipe: data.sources was"):
+        training.run(wrong, tmp_path)
 
 
 def test_a_rule_that_decides_nothing_is_told_before_the_run(tmp_path):

@@ -231,10 +231,11 @@ def test_more_fields_of_the_configuration(llama, draw, tmp_path):
 def test_the_tokenizer_comes_along(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("tokenizer.json", "merges.txt", "weights.bin"):
+    files = ("tokenizer.json", "tokenizer.meta.json", "merges.txt")
+    for name in (*files, "weights.bin"):
         (source / name).write_bytes(name.encode())
-    assert hf.copy_tokenizer(source, tmp_path / "target") == ("tokenizer.json", "merges.txt")
+    assert hf.copy_tokenizer(source, tmp_path / "target") == files
     copied = {path.name: path.read_bytes() for path in (tmp_path / "target").iterdir()}
-    assert copied == {name: name.encode() for name in ("tokenizer.json", "merges.txt")}
-    assert hf.copy_tokenizer(source, source) == ("tokenizer.json", "merges.txt")
+    assert copied == {name: name.encode() for name in files}
+    assert hf.copy_tokenizer(source, source) == files
     assert (source / "merges.txt").read_bytes() == b"merges.txt"
