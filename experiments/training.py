@@ -15,7 +15,7 @@ from experiments import fields, processes, runs
 from experiments.flags import FlagError
 from experiments.recipe import Training
 from experiments.tasks.task import Record, Task
-from llmjax import optim, train
+from llmjax import data, optim, train
 from llmjax.train import metrics, telemetry
 from llmjax.train.checkpoint import Checkpointer, Remembering
 from llmjax.train.early_stopping import EarlyStopping, SaveBest
@@ -83,7 +83,7 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
     task, recipe = run.task, run.recipe
     spec = task.trained_spec
     optimizer = optim.make(recipe.optimizer, spec, recipe.steps)
-    batches: Any = iter(task.batches("train"))
+    batches: Any = run.batches("train")
     remembering: dict[str, Remembering] = {
         "early_stopping": run.early_stopping,
         "goodput": run.goodput,
@@ -133,6 +133,17 @@ class _Run:
         self.record: Record = lambda step, found: None
         self.goodput = telemetry.Goodput(runs.begun(self.run_dir) or time.time())
 
+    def batches(self, split: data.SplitName) -> Any:
+        """An iterator over the batches of a split.
+
+        Raises:
+            FlagError: the prepared data do not fit the recipe.
+        """
+        try:
+            return iter(self.task.batches(split))
+        except ValueError as error:
+            raise FlagError(str(error)) from error
+
     def rehearse(self, params: Any) -> None:
         """Finds before the first step what the first evaluation would only find hours later.
 
@@ -140,8 +151,8 @@ class _Run:
             FlagError: there is nothing to evaluate, or evaluations lack early stopping's metric.
         """
         watched = self.recipe.early_stopping
+        batches = itertools.islice(self.batches("validation"), 1)
         try:
-            batches = itertools.islice(iter(self.task.batches("validation")), 1)
             if watched.metric != type(self.recipe).early_stopping.metric:  # which all have
                 watched.require_metric(self.task.evaluate(params, batches))
         except ValueError as error:
@@ -230,7 +241,7 @@ class _Run:
     def evaluate(self, pause: Pause, recorder: metrics.Recorder, watchdog: Watchdog) -> None:
         """Evaluates on the validation split, without regularization terms."""
         limit = self.recipe.evaluate_batches or None
-        batches = itertools.islice(iter(self.task.batches("validation")), limit)
+        batches = itertools.islice(self.batches("validation"), limit)
         found = self.task.evaluate(pause.state.all_params, watchdog.watched(batches))
         pause.metrics.update(found)
         recorder.write({"step": pause.step, **found})
