@@ -198,6 +198,8 @@ def _vocabulary_logits(params: Any, hidden: jax.Array, config: ModelConfig) -> j
 
 def mlm_states(params: Any, hidden: jax.Array, config: ModelConfig) -> jax.Array:
     """The mlm head's states before `lm_weight`: [B, S, D] to the embeddings' width."""
+    # States gathered at some positions are not split, but the products with them are.
+    hidden = mesh.place(hidden, layers.hidden_axes(hidden))
     return _transform(params.get("head"), hidden, config)
 
 

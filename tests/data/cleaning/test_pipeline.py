@@ -196,7 +196,7 @@ def test_counts_that_do_not_add_up_are_an_error() -> None:
     ("steps", "message"),
     [
         (("lenght",), "use 'length'"),
-        (("qqq",), "use some of urls, html, "),
+        (("qqq",), "use some of standard, urls, html, "),
         (("length", "standard"), "a step twice"),
     ],
 )
