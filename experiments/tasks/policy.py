@@ -71,14 +71,8 @@ class PolicyTask(TuningTask):
         return self.recipe.sequence_length - self.recipe.rollouts.max_new_tokens
 
     def prepare(self) -> None:
-        """Checks that answers fit and that rewards exist, and tokenizes prompts."""
+        """Checks that rewards exist, and tokenizes prompts."""
         recipe = self.recipe
-        if self.room < 8:  # `ExampleConfig.max_length`
-            raise FlagError(
-                f"--sequence_length={recipe.sequence_length}: answers of up to "
-                f"{recipe.rollouts.max_new_tokens} tokens leave no room for prompts: raise it, or "
-                "lower rollouts.max_new_tokens"
-            )
         for flag, sources in (("rewards", recipe.rewards), ("gold", recipe.gold)):
             for source in sources:
                 try:

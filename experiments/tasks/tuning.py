@@ -16,7 +16,7 @@ from experiments.tasks.task import Batch, Task, mixed
 from llmjax import data, mesh, models, peft, train, tree
 from llmjax import spec as specs
 from llmjax.data import chat, demos
-from llmjax.data.config import ExampleConfig, ExampleSource, Kind
+from llmjax.data.config import SHORTEST, ExampleConfig, ExampleSource, Kind
 from llmjax.models import Dropout
 from llmjax.peft import MethodConfig, method
 
@@ -110,7 +110,13 @@ class TuningTask(Task):
         return self.recipe.sequence_length
 
     def prepare(self) -> None:
-        """Tokenizes the examples, cut to the length of a row, and prints how many are cut."""
+        """Tokenizes the examples, cut to what a row holds, and prints how many are cut."""
+        if self.room < SHORTEST:
+            raise FlagError(
+                f"--sequence_length={self.recipe.sequence_length}: beside the other answers or new "
+                f"tokens of a row, it leaves {max(self.room, 0)} tokens for each sequence of an "
+                f"example, which needs {SHORTEST} or more: raise it"
+            )
         corpus, max_length = self.recipe.corpus, min(self.recipe.data.max_length, self.room)
         try:
             settings = dataclasses.replace(self.recipe.data, kind=self.kind, max_length=max_length)

@@ -11,6 +11,8 @@ from llmjax.data.mixture import MixtureConfig
 # byte fallback.
 RESERVED_PIECES = 4 + 256
 
+SHORTEST = 8  # the least that `ExampleConfig.max_length` may be
+
 # The parts of a record that `ExampleSource.fields` may map.
 PARTS = (
     "text",
@@ -272,8 +274,8 @@ class ExampleConfig:
                 f"ExampleConfig.{name} is {value!r}: use one of {', '.join(choices)}.",
             )
         _require(
-            self.max_length >= 8,
-            f"ExampleConfig.max_length is {self.max_length}: use 8 or more.",
+            self.max_length >= SHORTEST,
+            f"ExampleConfig.max_length is {self.max_length}: use {SHORTEST} or more.",
         )
         _require(
             0 < self.target_share <= 1,

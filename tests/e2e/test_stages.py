@@ -154,6 +154,21 @@ def test_a_base_that_is_not_there_is_named(root: pathlib.Path, tmp_path: pathlib
     assert not (tmp_path / "run").exists()
 
 
+def test_rows_without_room_are_named(root: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Of 12 tokens, answers of 8 leave 4 for a prompt; two sequences of a comparison have 6."""
+    rewards = (RewardSource("short", "tests.e2e.test_stages:shortness"),)
+    policy = Reinforcing(
+        **settings(root, "prompts", sequence_length=12, evaluation_prompts=4),
+        rewards=rewards,
+        rollouts=rl.RolloutConfig(prompts=8, samples=2, max_new_tokens=8),
+        learning=rl.LearningConfig("grpo", epochs=1),
+    )
+    pairs = RewardModelling(**settings(root, "pairs", sequence_length=12))
+    for recipe, left in ((policy, 4), (pairs, 6)):
+        with pytest.raises(flags.FlagError, match=f"leaves {left} tokens .* needs 8 or more"):
+            train(recipe, tmp_path / recipe.name)
+
+
 def test_ppo_over_a_reward_model(root: pathlib.Path) -> None:
     """A critic of its own, rollouts shared by several steps, and a stop between them."""
     reward = RewardModelling(**settings(root, "pairs", steps=12))
