@@ -4,8 +4,10 @@
     tools/bench_processes.py                          # some three minutes on two idle cores
     tools/bench_processes.py -- --mesh.zero=1         # flags of the run behind --
 
-The number of rows per process is the same in all runs. The first core alone, the second alone, and
-both together take turns; each turn is scored by its median step, excluding the first steps.
+The number of rows per process is the same in all runs. The first core alone, the second alone, two
+unrelated runs at once, and one run of both processes take turns; each turn is scored by its median
+step, excluding the first steps. The unrelated runs show what the cores take from each other without
+any communication.
 """
 
 import argparse
@@ -53,27 +55,47 @@ def main(arguments: list[str] | None = None) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         sys.exit("bench_processes: this needs two cores")
-    kinds = {"first core": cores[:1], "second core": cores[1:2], "both": cores[:2]}
+    first, second = cores[:2]
+    kinds = {
+        "first core": [[first]],
+        "second core": [[second]],
+        "unrelated": [[first], [second]],
+        "both": [[first, second]],
+    }
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(options.turns):
-            for kind, on in kinds.items():
-                rates[kind].append(_rate(pathlib.Path(folder), on, options))
+            for kind, runs in kinds.items():
+                rates[kind].append(_rate(pathlib.Path(folder), runs, options))
     medians = {kind: statistics.median(found) for kind, found in rates.items()}
     for kind, median in medians.items():
         print(f"{kind}: {median:,.0f} tokens/s per process")
-    shares = [medians["both"] / medians[kind] for kind in ("first core", "second core")]
-    print(f"both, relative to one alone: {shares[0]:.2f} and {shares[1]:.2f}")
+    for kind in ("unrelated", "both"):
+        shares = [medians[kind] / medians[alone] for alone in ("first core", "second core")]
+        print(f"{kind}, relative to one alone: {shares[0]:.2f} and {shares[1]:.2f}")
 
 
-def _rate(folder: pathlib.Path, cores: list[int], options: argparse.Namespace) -> float:
-    """Tokens/s of each process, by the median step, of a run with one process per core."""
-    run_dir = folder / "run"
-    shutil.rmtree(run_dir, ignore_errors=True)
+def _rate(folder: pathlib.Path, runs: list[list[int]], options: argparse.Namespace) -> float:
+    """Tokens/s of each process by the median step of runs at once, one process per core."""
+    folders = [folder / f"run{index}" for index in range(len(runs))]
+    running = []
+    for run_dir, cores in zip(folders, runs, strict=True):
+        shutil.rmtree(run_dir, ignore_errors=True)
+        running += _start(run_dir, cores, options)
+    codes = [process.wait() for process in running]
+    if any(codes):
+        sys.exit("bench_processes: the run failed; its messages are above")
+    return statistics.mean(options.rows * LENGTH / _step(run_dir) for run_dir in folders)
+
+
+def _start(
+    run_dir: pathlib.Path, cores: list[int], options: argparse.Namespace
+) -> list[subprocess.Popen[bytes]]:
+    """Starts the processes of one run, each on its core."""
     flags = [
         *FLAGS,
         f"--run_dir={run_dir}",
-        f"--data.directory={folder / 'data'}",
+        f"--data.directory={run_dir.parent / 'data'}",
         f"--batch_size={options.rows * len(cores)}",
         f"--steps={options.steps}",
         *options.flags,
@@ -94,12 +116,13 @@ def _rate(folder: pathlib.Path, cores: list[int], options: argparse.Namespace) -
                 stdout=subprocess.DEVNULL,
             )
         )
-    codes = [process.wait() for process in running]
-    if any(codes):
-        sys.exit("bench_processes: the run failed; its messages are above")
+    return running
+
+
+def _step(run_dir: pathlib.Path) -> float:
+    """The median seconds of a run's steps."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    seconds = [line["seconds"] for line in lines if "seconds" in line][FIRST:]
-    return options.rows * LENGTH / statistics.median(seconds)
+    return statistics.median([line["seconds"] for line in lines if "seconds" in line][FIRST:])
 
 
 if __name__ == "__main__":

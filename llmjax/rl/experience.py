@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llmjax import mesh
+from llmjax import mesh, tree
 from llmjax.rl import advantages, samples
 from llmjax.rl.estimates import Estimator, Players, Rows
 from llmjax.rl.learning import Credit, LearningConfig, Memory, learn
@@ -76,6 +76,8 @@ class Experience(Iterator[Rows]):
         self._mixture, self._credit, self._learning = mixture, credit, credit.learning
         self._batch_size, self._length = batch_size, length
         self._seed, self._steps, self._extra = seed, steps, extra
+        # Of their own, since a run draws dropout and a critic from keys folded from the same seed.
+        self._key = jax.random.fold_in(jax.random.key(seed), tree.path_hash("rollouts"))
         self.record, self._guard = record, guard
         temperature, config = writer.settings.temperature, players.config
         # Below float32, decoding rounds differently from a forward pass over whole rows, and it
@@ -121,7 +123,7 @@ class Experience(Iterator[Rows]):
     def make(self, state: TrainState, step: int) -> bool:
         """Makes the rollouts of an iteration; True if the guard ends the run."""
         params = state.all_params
-        key = jax.random.fold_in(jax.random.key(self._seed), self._iteration)
+        key = jax.random.fold_in(self._key, self._iteration)
         written, judged, watched = self._written(params, key)
         rows = samples.rows(written, self._length)
         rows = self._estimate(params, rows, again=self._again)
