@@ -43,8 +43,9 @@ def least_traffic(
       (`model.remat`), and "full" also repeats the sums of attention.
     - expert: in addition, k copies of each token travel to an expert and back in both directions,
       spread evenly; remat "full" repeats the forward exchange.
-    - context: in addition, on a ring of C, keys and values make C - 1 hops in each direction, and
-      their gradients, in float32, C hops. Windows are ignored.
+    - context: in addition, on a ring of C, keys and values make C - 1 hops for each pass, of which
+      remat "full" adds one that shares its first hop with the backward pass. Their gradients make
+      C - 1 hops in float32, and return in compute precision. Windows are ignored.
     - stage: each micro-batch crosses from stage to stage in every round and moves through the
       queue of waiting micro-batches, in both directions. Layer weights are gathered and scattered
       for each micro-batch; embedding and head, which are split over stages, once. Steps in the
@@ -98,10 +99,11 @@ def _activations(config, sizes, tokens: float, work: float, itemsize: int) -> di
     copies = config.experts.per_token if config.experts.count else 0
     exchanges = 6 if config.remat == "full" else 4
     pairs = 2 * tokens * config.kv_heads * config.channels / sizes.get("tensor", 1)
+    visits = 3 * (ring - 1) - 1 if config.remat == "full" else 2 * (ring - 1)
     return {
         "tensor": (AGAIN[config.remat] * layers + 4) * states * _others(sizes.get("tensor", 1)),
         "expert": exchanges * layers * copies * states * _others(sizes.get("expert", 1)),
-        "context": layers * pairs * (2 * (ring - 1) * itemsize + ring * WIDE),
+        "context": layers * pairs * ((visits + 1) * itemsize + (ring - 1) * WIDE),
         # A stage sees the tokens of all stages.
         "stage": 2 * (rounds + 1) * stages * states / sizes.get("tensor", 1),
     }

@@ -194,11 +194,14 @@ def test_the_least_traffic_of_a_ring_and_of_stages():
     )
     least = planning.least_traffic(model, {"context": 4}, 8, 16)
     tokens, pair = 8 * 16 // 4, 2 * 8
-    # In 2 bytes there and back 3 hops each; gradients in 4 bytes, and one hop home.
-    ring = 2 * tokens * pair * (2 * 3 * 2 + 4 * 4)
+    # In 2 bytes there and back 3 hops each; gradients in 4 bytes, and one hop home in 2.
+    ring = 2 * tokens * pair * (2 * 3 * 2 + 3 * 4 + 2)
     matrices, norms, tables = 2 * (4 * 8 * 8 + 3 * 8 * 32), 5 * 8, 2 * 16 * 8
     weights = 3 / 4 * (2 * (3 * matrices + 2 * tables) + 2 * 4 * norms)
     assert least == pytest.approx({"context": ring + weights})
+    # The second forward pass makes 2 more hops, since its first one is also the backward pass's.
+    full = planning.least_traffic(dataclasses.replace(model, remat="full"), {"context": 4}, 8, 16)
+    assert full["context"] - least["context"] == 2 * tokens * pair * 2 * 2
     least = planning.least_traffic(model, {"stage": 2}, 8, 16, schedule=Schedule(2, 1, 2))
     # Each of a stage's 8 × 16 tokens leaves it once for the next stage and once for the stream, and
     # in the step of the bubble half of as many;
