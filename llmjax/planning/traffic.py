@@ -46,10 +46,10 @@ def least_traffic(
     - context: in addition, on a ring of C, keys and values make C - 1 hops for each pass, of which
       remat "full" adds one that shares its first hop with the backward pass. Their gradients make
       C - 1 hops in float32, and return in compute precision. Windows are ignored.
-    - stage: each micro-batch crosses from stage to stage in every round and moves through the
-      queue of waiting micro-batches, in both directions. Layer weights are gathered and scattered
-      for each micro-batch; embedding and head, which are split over stages, once. Steps in the
-      bubble send as much as the others.
+    - stage: each micro-batch crosses from stage to stage in every round, and the queue of waiting
+      and finished ones moves whenever one enters or leaves, in both directions. Layer weights are
+      gathered and scattered for each micro-batch; embedding and head, which are split over stages,
+      once. Steps in the bubble send as much as the others.
 
     Args:
         config: the model's configuration.
@@ -72,8 +72,7 @@ def least_traffic(
         if "data" in total:
             of_chip = math.prod(param.shape) / _split(param.axes, sizes)
             total["data"] += 2 * _others(sizes["data"]) * of_chip * itemsize
-    work = schedule.steps / schedule.items
-    for axis, sent in _activations(config, sizes, tokens, work, itemsize).items():
+    for axis, sent in _activations(config, sizes, tokens, schedule, itemsize).items():
         if axis in total:
             total[axis] += sent
     return total
@@ -91,11 +90,17 @@ def _passes(zero: int, times: float, gathers: int) -> float:
     return {1: 2, 2: 1 + times, 3: (gathers + 1) * times}[zero]
 
 
-def _activations(config, sizes, tokens: float, work: float, itemsize: int) -> dict[str, float]:
+def _activations(
+    config, sizes, tokens: float, schedule: Schedule, itemsize: int
+) -> dict[str, float]:
     """Bytes of activations that a chip sends, by axis; axes of size 1 may occur."""
-    layers, ring = config.num_layers * work, sizes.get("context", 1)
-    stages, rounds = sizes.get("stage", 1), config.pipeline.rounds * work
+    layers, ring = config.num_layers * schedule.steps / schedule.items, sizes.get("context", 1)
     states = tokens * config.embed_dim * itemsize
+    # In micro-batches: one to the next stage in each step, one in the queue for each that enters
+    # or leaves, where the last P leave after all have entered.
+    moves = schedule.steps + schedule.microbatches + schedule.stages
+    # A stage sees the tokens of all stages.
+    microbatch = schedule.stages * states / schedule.microbatches
     copies = config.experts.per_token if config.experts.count else 0
     exchanges = 6 if config.remat == "full" else 4
     pairs = 2 * tokens * config.kv_heads * config.channels / sizes.get("tensor", 1)
@@ -104,8 +109,7 @@ def _activations(config, sizes, tokens: float, work: float, itemsize: int) -> di
         "tensor": (AGAIN[config.remat] * layers + 4) * states * _others(sizes.get("tensor", 1)),
         "expert": exchanges * layers * copies * states * _others(sizes.get("expert", 1)),
         "context": layers * pairs * ((visits + 1) * itemsize + (ring - 1) * WIDE),
-        # A stage sees the tokens of all stages.
-        "stage": 2 * (rounds + 1) * stages * states / sizes.get("tensor", 1),
+        "stage": 2 * moves * microbatch / sizes.get("tensor", 1),
     }
 
 
