@@ -133,8 +133,8 @@ def save(
         raise ValueError(f"{directory} is a file; a checkpoint must be a directory")
     if (directory / CONFIG_FILE).exists() and not overwrite:
         raise ValueError(
-            f"{directory} has a {CONFIG_FILE} already: choose another directory, or remove this one "
-            "(in Python: overwrite=True)"
+            f"{directory} has a {CONFIG_FILE} already: choose another directory, or remove this "
+            "one (in Python: overwrite=True)"
         )
     if not all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(params)):
         raise ValueError(

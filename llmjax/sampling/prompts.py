@@ -13,8 +13,12 @@ _SMALLEST = 16  # finer buckets would save little
 
 
 def as_rows(prompts: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
-    """The tokens of each prompt, int32."""
-    return [np.asarray(prompt, np.int32) for prompt in prompts]
+    """The tokens of each prompt, int32; raises ValueError unless they are integers."""
+    rows = [np.asarray(prompt) for prompt in prompts]
+    for index, row in enumerate(rows):
+        if row.size and row.dtype.kind not in "iu":
+            raise ValueError(f"prompt {index} is {row.dtype}: give token ids, which are integers")
+    return [row.astype(np.int32) for row in rows]
 
 
 def check(rows: list[np.ndarray], params: Any, config: ModelConfig, max_new_tokens: int) -> None:

@@ -257,6 +257,7 @@ def test_half_precision_is_cast_once(llama):
     [
         ([], {}, "at least one prompt"),
         ([[1], []], {}, "prompt 1 has no tokens"),
+        ([[1], [0.5]], {}, "prompt 1 is float64: give token ids"),
         ([[1, 64]], {}, "vocabulary is 0 to 63"),
         ([[-1]], {}, "tokens from -1"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),

@@ -43,8 +43,9 @@ class Language:
 
     Attributes:
         languages: codes of the languages to keep, in ISO 639-1 where it has one ("en", "ceb");
-            empty keeps all. The first document checks that the model knows them. Counting words needs a tokenizer, which for some languages without
-            spaces is a separate package; a step that lacks it names it.
+            empty keeps all. The first document checks that the model knows them. Counting words
+            needs a tokenizer, which for some languages without spaces is a separate package; a
+            step that lacks it names it.
         minimum: minimum probability, by default FineWeb's (Penedo et al. 2024, section 3.3).
         minimums: minimums of single languages, instead of `minimum`.
     """
