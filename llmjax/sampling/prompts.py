@@ -60,8 +60,10 @@ def keys_of(key: jax.Array, count: int) -> np.ndarray:
     """Key data of each prompt, uint32 [P, ...], from one key for all or one key each.
 
     Raises:
-        ValueError: the number of keys is not the number of prompts.
+        ValueError: the keys are not typed ones, or not as many as the prompts.
     """
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key is a plain {key.dtype} array: make it with jax.random.key(seed)")
     if not key.ndim:
         return np.asarray(jax.random.key_data(_folded(key, np.arange(bucket(count)))))[:count]
     if key.shape != (count,):

@@ -277,6 +277,18 @@ def test_what_cannot_be_is_refused(gpt2, prompts, changes, message):
         write(gpt2, prompts, **changes)
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (jax.random.key_data(jax.random.key(0)), "key is a plain uint32 array"),
+        (jax.random.split(jax.random.key(0), 3), r"keys \(3,\) for 2 prompts"),
+    ],
+)
+def test_keys_that_do_not_fit_are_refused(gpt2, key, message):
+    with pytest.raises(ValueError, match=message):
+        sampling.generate(params_of(gpt2), [[1], [2]], gpt2, key, max_new_tokens=2, sampler=GREEDY)
+
+
 def test_the_learned_positions_can_be_filled(gpt2):
     assert write(gpt2, [[1] * 10]).lengths == [6]
 
