@@ -340,8 +340,8 @@ def export_tokenizer(model: TrainedModel, output: pathlib.Path) -> None:
         (output / "chat_template.jinja").write_text(template.standalone, "utf-8")
     generation = output / GENERATION_FILE
     if generation.exists():  # the base's, whose turns may end otherwise
-        fields = json.loads(generation.read_text("utf-8")) | _ids(model)
-        generation.write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
+        settings = json.loads(generation.read_text("utf-8")) | _ids(model)
+        generation.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def _ids(model: TrainedModel) -> dict[str, Any]:
