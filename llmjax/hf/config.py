@@ -127,7 +127,7 @@ def _family(name: Any) -> Family:
 
 def _read(fields: Fields, name: str, ours: str, default: Any) -> Any:
     """Reads the value of one of our fields."""
-    value = fields.get(name, fields.get(_ALIASES.get(name, "")))
+    value = fields.get(name, fields.get(_ALIASES.get(name, name)))
     if value is None and name in fields and ours in _NULL_IS_ZERO:
         value = 0
     value = default if value is None else value

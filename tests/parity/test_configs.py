@@ -12,7 +12,7 @@ pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers")
 
 SIZES = {
-    "vocab_size": 96,
+    "vocab_size": 60_000,
     "num_layers": 30,
     "embed_dim": 256,
     "num_heads": 32,
