@@ -124,9 +124,8 @@ def save(
         labels: names of the head's labels; LABEL_0 and so on by default.
 
     Raises:
-        ValueError: the directory already has a config.json or is a file; the family has no such
-            checkpoints; the parameters do not match the configuration or are on devices of other
-            processes.
+        ValueError: the directory is a file or has a config.json; the family has no checkpoints;
+            the parameters do not match the configuration or are on devices of other processes.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
