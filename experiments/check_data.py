@@ -36,7 +36,7 @@ LABELS = absl_flags.DEFINE_list("labels", [], "Names of the labels, in order of 
 SHORTEST = absl_flags.DEFINE_integer("shortest", 1, "Minimum words of a text, question or answer.")
 LONGEST = absl_flags.DEFINE_integer("longest", 0, "Maximum words of the same; 0 for no limit.")
 LEAK = absl_flags.DEFINE_integer(
-    "leak", 5, "Answers of at least this many words must not be in the prompt; 0 for any answer."
+    "leak", 5, "Answers of at least this many words must not be in the prompt; 0 for no check."
 )
 STEPS = absl_flags.DEFINE_list("steps", [], "Cleaning steps that texts must pass.")
 CONVERT = absl_flags.DEFINE_enum("convert", None, list(forms.FORMS), "Form to write.")

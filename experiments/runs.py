@@ -28,6 +28,7 @@ from experiments.tasks.task import Report, Task
 from experiments.versions import versions
 from llmjax import data, hf, models, peft
 from llmjax import spec as specs
+from llmjax.data.hub_tokenizer import GENERATION_FILE
 from llmjax.train import integrity
 
 if TYPE_CHECKING:
@@ -332,11 +333,15 @@ def export_adapter(model: TrainedModel, output: pathlib.Path, *, dtype: str) -> 
 
 
 def export_tokenizer(model: TrainedModel, output: pathlib.Path) -> None:
-    """Writes the tokenizer's files and the chat template next to a checkpoint."""
+    """Writes the tokenizer's files, the chat template and its stops next to a checkpoint."""
     hf.copy_tokenizer(model.task.directory(), output)
     model.tokenizer.save(output)
     if (template := model.task.template) is not None and model.config.head.kind == "lm":
         (output / "chat_template.jinja").write_text(template.standalone, "utf-8")
+    generation = output / GENERATION_FILE
+    if generation.exists():  # the base's, whose turns may end otherwise
+        settings = json.loads(generation.read_text("utf-8")) | _ids(model)
+        generation.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def _ids(model: TrainedModel) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import argparse
 import math
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -42,6 +43,7 @@ def convert(options: argparse.Namespace) -> None:
             differs from what was written.
     """
     config, params = hf.load(options.source, dtype=options.dtype, progress=True)
+    fields = files.read_json(options.source / checkpoint.CONFIG_FILE, checkpoint.CONFIG_LIMIT)
     spec = models.spec(config)
     dtypes = ", ".join(sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)}))
     print(f"{config.family}: {specs.count(spec):,} parameters, {dtypes}")
@@ -51,7 +53,8 @@ def convert(options: argparse.Namespace) -> None:
         params,
         shard_bytes=round(options.shard_gb * GIGABYTE),
         progress=True,
-        extra=_special_tokens(options.source),
+        extra={name: value for name, value in fields.items() if name.endswith("_token_id")},
+        labels=_labels(fields),
     )
     copied = hf.copy_tokenizer(options.source, options.target)
     print(f"wrote {options.target}" + (f" with {', '.join(copied)}" if copied else ""))
@@ -60,10 +63,10 @@ def convert(options: argparse.Namespace) -> None:
         print("checked: every tensor reads back as written")
 
 
-def _special_tokens(source: pathlib.Path) -> dict[str, Any]:
-    """The special tokens in config.json, which generation needs but the model does not."""
-    fields = files.read_json(source / checkpoint.CONFIG_FILE, checkpoint.CONFIG_LIMIT)
-    return {name: value for name, value in fields.items() if name.endswith("_token_id")}
+def _labels(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of a classifier's labels in config.json, by number; () if it has none."""
+    names = fields.get("id2label") or {}
+    return tuple(names[number] for number in sorted(names, key=int))
 
 
 def check(target: pathlib.Path, spec: specs.Tree, params: specs.Tree) -> None:

@@ -110,6 +110,11 @@ VARIANTS: dict[str, ModelConfig] = {
         **ENCODER, embedding=Embedding(norm=True, token_types=1, offset=1), scan_layers=False
     ),
     "electra, as wide": models.electra(**ENCODER),
+    "electra, other activation": models.electra(
+        **ENCODER | {"num_layers": 1},
+        activation="relu",
+        head=Head("rtd", dense=True, activation="relu", bias=True),
+    ),
     "modernbert, rematerialised": models.modernbert(
         **ENCODER | {"num_layers": 3, "embed_dim": 24},
         attention=Attention(causal=False, pattern=("global", "local"), window=2),

@@ -146,11 +146,12 @@ def check(
     seen: dict[bytes, tuple[str, str, bytes]] = {}
     for split, source in sources.items():
         for item in _read(source, advance):
-            report.counts[split] += 1 if isinstance(item, records.Record) else item.count
+            count = 1 if isinstance(item, records.Record) else item.count
+            report.counts[split] += count
             found = _problems(split, item, kind, source, settings, steps, seen)
-            report.bad[split] += bool(found)
+            report.bad[split] += count if found else 0
             for problem in found:
-                report.reasons[problem.reason] += 1
+                report.reasons[problem.reason] += count
                 if len(report.first) < SHOWN:
                     report.first.append(problem)
     return report

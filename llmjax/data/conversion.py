@@ -33,7 +33,7 @@ def convert(
 
     Raises:
         FileNotFoundError: the source has no files.
-            ValueError: the form is unknown, or the output is not a new .jsonl file.
+        ValueError: the form is unknown, or the output is not a new .jsonl file.
     """
     if form not in forms.FORMS:
         raise ValueError(f"form is {form!r}: use one of {', '.join(forms.FORMS)}.")

@@ -136,10 +136,11 @@ class HubTokenizer(Tokenizer):
         self._added = frozenset(added)
         special = {token.content: i for i, token in added.items() if token.special}
         self.special_tokens, self.special_ids = special, tuple(sorted(special.values()))
-        self._by_text = {name.strip(): i for name, i in special.items()}
+        # A match may have white space around the token's own text.
+        self._by_text = {name.strip(): i for name, i in special.items()} | special
         tokens = sorted((t for t in added.values() if t.special), key=lambda t: -len(t.content))
         patterns = (
-            r"\s*" * token.lstrip + re.escape(token.content.strip()) + r"\s*" * token.rstrip
+            r"\s*" * token.lstrip + re.escape(token.content) + r"\s*" * token.rstrip
             for token in tokens
         )
         self._special = re.compile("|".join(patterns) or "(?!)")
@@ -148,7 +149,8 @@ class HubTokenizer(Tokenizer):
         """Yields texts, each with the special token that follows it."""
         at = 0
         for match in self._special.finditer(part):
-            yield part[at : match.start()], self._by_text[match[0].strip()]
+            name = match[0] if match[0] in self._by_text else match[0].strip()
+            yield part[at : match.start()], self._by_text[name]
             at = match.end()
         yield part[at:], None
 
@@ -177,8 +179,8 @@ class HubTokenizer(Tokenizer):
         self.mask_id = found.get("mask_token")
         pads = [found[f"{n}_token"] for n in ("pad", "eos", "unk") if f"{n}_token" in found]
         self.pad_id = (pads or ends)[0]
-        stops = generation.get("eos_token_id") or []
-        stops = [stops] if isinstance(stops, int) else stops
+        stops = generation.get("eos_token_id")
+        stops = [stops] if isinstance(stops, int) else stops or []
         self.stop_ids = tuple(dict.fromkeys((self.eos_id, *stops)))
         if "pad_token" not in found:
             _log.info("%s has no padding token: token %d pads", directory, self.pad_id)

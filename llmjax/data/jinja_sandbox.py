@@ -89,7 +89,7 @@ def plain(value: Any, names: re.Pattern[str]) -> Any:
         names: matches the names, which have at least two characters.
 
     Raises:
-            ValueError: the data is not plain, or a string is not valid Unicode.
+        ValueError: the data is not plain, or a string is not valid Unicode.
     """
     if value is None or type(value) in (bool, int, float):
         return value

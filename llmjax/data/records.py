@@ -56,7 +56,7 @@ def _read_line(file: documents.File, number: int, line: bytes) -> Item:
         reason = "unpaired surrogate"
     if reason:
         return documents.Rejected(file.name, "line", number, reason, line[: documents.RAW_BYTES])
-    return Record(fields, file.name, "line", number)
+    return Record(_present(fields), file.name, "line", number)
 
 
 def _encodable(value: Any) -> bool:
@@ -92,6 +92,12 @@ def _read_rows(file: documents.File, first: int, batch: Any) -> Iterator[Item]:
             raw = str(error).encode(errors="replace")[: documents.RAW_BYTES]
             yield documents.Rejected(file.name, "row", first + i, "unreadable value", raw)
             continue
-        # A column that a row does not use is null there; the row then has no such field.
-        fields = {name: value for name, value in fields.items() if value is not None}
-        yield Record(fields, file.name, "row", first + i)
+        yield Record(_present(fields), file.name, "row", first + i)
+
+
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not null: in a table, and in what is written from one, null is no value.
+
+    A column that a row does not use is null there.
+    """
+    return {name: value for name, value in fields.items() if value is not None}

@@ -137,7 +137,7 @@ def _cut(data: bytes, limit: int) -> int:
     """The best place to cut at or before `limit`: the end of a line, a word or a character."""
     for separator in (b"\n", b" "):
         cut = data.rfind(separator, 0, limit) + 1
-        if cut:
+        if data[:cut].strip():  # white space alone would be a piece without text
             return cut
     cut = limit
     while cut > limit - 4 and data[cut] & 0xC0 == 0x80:

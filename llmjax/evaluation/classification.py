@@ -37,10 +37,20 @@ class Confusion:
 
     @classmethod
     def of(cls, labels: Any, chosen: Any, names: Sequence[str]) -> "Confusion":
-        """Counts predictions against labels [...] in [0, N); label -1 is ignored."""
+        """Counts predictions against labels [...] in [0, N); label -1 is ignored.
+
+        Raises:
+            ValueError: a label or a prediction has no name.
+        """
         labels, chosen = np.ravel(labels).astype(int), np.ravel(chosen).astype(int)
+        pairs = np.stack([labels, chosen])[:, labels >= 0]
+        if ((pairs < 0) | (pairs >= len(names))).any():
+            raise ValueError(
+                f"labels and predictions are {pairs.min()} to {pairs.max()}, but there are "
+                f"{len(names)} names: give one for each"
+            )
         counts: np.ndarray = np.zeros((len(names),) * 2, np.int64)
-        np.add.at(counts, (labels[labels >= 0], chosen[labels >= 0]), 1)
+        np.add.at(counts, tuple(pairs), 1)
         return cls(counts, tuple(names))
 
     def __add__(self, other: "Confusion") -> "Confusion":

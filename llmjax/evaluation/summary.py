@@ -146,9 +146,11 @@ def fold_table(
         confidence: as for `summarize`.
 
     Raises:
-        ValueError: as for `summarize`.
+        ValueError: as for `summarize`, or if the runs have no metric in common.
     """
     names = [name for name in (runs[0] if runs else ()) if all(name in run for run in runs)]
+    if not names:
+        raise ValueError(f"{len(runs)} runs have no metric in common: give at least 2 that do")
     columns = [[run[name] for run in runs] for name in names]
     found = [summarize(c, overlap=overlap, confidence=confidence) for c in columns]
     table = _table(title, what, names)

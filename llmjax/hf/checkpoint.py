@@ -124,16 +124,16 @@ def save(
         labels: names of the head's labels; LABEL_0 and so on by default.
 
     Raises:
-        ValueError: the directory already has a config.json or is a file; the family has no such
-            checkpoints; the parameters do not match the configuration or are on devices of other
-            processes.
+        ValueError: the directory is a file or has a config.json; the family has no checkpoints;
+            the parameters do not match the configuration or are on devices of other processes.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; a checkpoint must be a directory")
     if (directory / CONFIG_FILE).exists() and not overwrite:
         raise ValueError(
-            f"{directory} has a {CONFIG_FILE} already: choose another directory, or overwrite=True"
+            f"{directory} has a {CONFIG_FILE} already: choose another directory, or remove this "
+            "one (in Python: overwrite=True)"
         )
     if not all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(params)):
         raise ValueError(

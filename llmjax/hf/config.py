@@ -40,8 +40,8 @@ _RESOLVED = {
 }
 # Other names of a field in some versions of transformers.
 _ALIASES = {"num_experts": "num_local_experts"}
-# Null is a value of these fields: no cap.
-_NULL_IS_ZERO = ("attention.cap", "head.cap")
+# Null is a value of these fields: no cap, and a key head for each query head.
+_NULL_IS_ZERO = ("attention.cap", "head.cap", "num_kv_heads")
 # Fields that concern a run, not a checkpoint.
 _RUNTIME = ("dtype", "remat", "scan_layers", "dropout")
 
@@ -127,9 +127,9 @@ def _family(name: Any) -> Family:
 
 def _read(fields: Fields, name: str, ours: str, default: Any) -> Any:
     """Reads the value of one of our fields."""
-    value = fields.get(name, fields.get(_ALIASES.get(name, "")))
+    value = fields.get(name, fields.get(_ALIASES.get(name, name)))
     if value is None and name in fields and ours in _NULL_IS_ZERO:
-        value = 0.0
+        value = 0
     value = default if value is None else value
     if value is REQUIRED:
         raise ValueError(f"{name} is missing")

@@ -69,7 +69,8 @@ class ModelConfig:
         activation: of the MLP; gelu_tanh is GPT-2's approximation.
         gated: whether a second projection gates the MLP: SwiGLU with silu (Shazeer 2020).
         experts: a mixture of experts in place of the MLP.
-        bias: which projections have biases: none, qkv (Qwen2), or all, and LayerNorms too.
+        bias: which projections have biases: none, qkv (Qwen2), or all, and LayerNorms too; experts
+            have none.
         tied: whether the language-model head is the embedding table.
         head: the output head.
         dropout: dropout rates.

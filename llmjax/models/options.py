@@ -139,6 +139,11 @@ class Rope:
             if not getattr(self, name) > 0:
                 raise ValueError(f"rope.{name}={getattr(self, name)}: must be above 0")
         require_at_least(0, self, "rope", ("local_theta",))
+        if self.scaling == "none" and self.factor != 1.0:
+            raise ValueError(
+                f"rope.factor={self.factor}: nothing is stretched with rope.scaling=none; choose a "
+                "scaling, or leave factor at 1"
+            )
         if self.scaling == "llama3" and not self.high_frequency > self.low_frequency:
             raise ValueError(
                 f"rope.high_frequency={self.high_frequency}: must be above "

@@ -195,12 +195,12 @@ def read_runs(path: pathlib.Path) -> Runs:
     """
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
-            # The header is line 1.
-            return runs_of(enumerate(csv.DictReader(file), start=2), str(path))
+            reader = csv.DictReader(file)
+            return runs_of(((reader.line_num, row) for row in reader), str(path))
     if path.suffix in (".jsonl", ".json"):
-        from llmjax.train.metrics import read_jsonl
+        from llmjax.train.metrics import numbered_jsonl
 
-        return runs_of(enumerate(read_jsonl(path), start=1), str(path))
+        return runs_of(numbered_jsonl(path), str(path))
     raise ValueError(f"{path}: runs are read from .csv or .jsonl")
 
 

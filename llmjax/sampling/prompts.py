@@ -13,8 +13,12 @@ _SMALLEST = 16  # finer buckets would save little
 
 
 def as_rows(prompts: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
-    """The tokens of each prompt, int32."""
-    return [np.asarray(prompt, np.int32) for prompt in prompts]
+    """The tokens of each prompt, int32; raises ValueError unless they are integers."""
+    rows = [np.asarray(prompt) for prompt in prompts]
+    for index, row in enumerate(rows):
+        if row.size and row.dtype.kind not in "iu":
+            raise ValueError(f"prompt {index} is {row.dtype}: give token ids, which are integers")
+    return [row.astype(np.int32) for row in rows]
 
 
 def check(rows: list[np.ndarray], params: Any, config: ModelConfig, max_new_tokens: int) -> None:
@@ -56,8 +60,10 @@ def keys_of(key: jax.Array, count: int) -> np.ndarray:
     """Key data of each prompt, uint32 [P, ...], from one key for all or one key each.
 
     Raises:
-        ValueError: the number of keys is not the number of prompts.
+        ValueError: the keys are not typed ones, or not as many as the prompts.
     """
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key is a plain {key.dtype} array: make it with jax.random.key(seed)")
     if not key.ndim:
         return np.asarray(jax.random.key_data(_folded(key, np.arange(bucket(count)))))[:count]
     if key.shape != (count,):

@@ -16,6 +16,7 @@ from flax import struct
 from llmjax import mesh
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.sampling.prompts import power_of_two
+from llmjax.sampling.text import sequences_of
 
 START, FOUND = 0, 1  # states; the second is absorbing
 _SMALLEST = 8  # states and kinds are padded to powers of two, so that patterns share programs
@@ -57,7 +58,7 @@ def automata(
         ValueError: an empty sequence or text, a token outside the vocabulary, or texts without a
             tokenizer.
     """
-    sequences = [np.atleast_1d(np.asarray(stop, int)).tolist() for stop in stop_tokens]
+    sequences = sequences_of(stop_tokens)
     for sequence in sequences:
         if not sequence:
             raise ValueError("stop_tokens: an empty sequence would end every row at once")

@@ -54,9 +54,9 @@ def stream(
     sizes.check(rows, params, config, max_new_tokens)
     automata = stops.automata(stop_tokens, stop_texts, tokenizer, config.vocab_size)
     how = Writing(config, sampler, automata, max_new_tokens)
+    slots = Slots(params, rows, key, how, samples=1, count=1)
 
     def written() -> Iterator[np.ndarray]:
-        slots = Slots(params, rows, key, how, samples=1, count=1)
         slots.fill()
         known = 0
         while slots.busy:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 from llmjax.data.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -27,7 +29,7 @@ def pieces_of(
     Tokens beyond the tokenizer's, by which a model may pad its vocabulary, have no text.
     """
     # Tokens are mapped to characters, so that `until` serves tokens and text alike.
-    sequences = [_characters([stop] if isinstance(stop, int) else stop) for stop in stop_tokens]
+    sequences = [_characters(sequence) for sequence in sequences_of(stop_tokens)]
 
     def decoded() -> Iterator[str]:
         decoder = StreamDecoder(tokenizer)
@@ -36,6 +38,11 @@ def pieces_of(
         yield decoder.finish()
 
     return filter(None, until(decoded(), stop_texts))
+
+
+def sequences_of(stop_tokens: Sequence[int | Sequence[int]]) -> list[list[int]]:
+    """Stops that are tokens or sequences of tokens, all as sequences."""
+    return [np.atleast_1d(np.asarray(stop, int)).tolist() for stop in stop_tokens]
 
 
 def _characters(tokens: Iterable[int]) -> str:

@@ -270,16 +270,23 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Any other line that is not a JSON object is left out with a warning that names file and line.
     """
+    return [record for _, record in numbered_jsonl(path)]
+
+
+def numbered_jsonl(path: str | os.PathLike[str]) -> list[tuple[int, dict[str, Any]]]:
+    """The records of a file as in `read_jsonl`, each with the number of its line, from 1."""
     lines = pathlib.Path(path).read_text("utf-8", errors="replace").split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            record = json.loads(line) if line else None
+            record = json.loads(line)
         except ValueError:
-            record = line
+            record = None
         if isinstance(record, dict):
-            records.append(record)
-        elif record is not None and number < len(lines):
+            records.append((number, record))
+        elif number < len(lines):
             message = f"{path}:{number}: left out, not a JSON object: {line[:60]}"
             warnings.warn(message, stacklevel=2)
     return records

@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llmjax.data import checking, config, examples
@@ -97,6 +99,19 @@ def test_ten_problems_are_shown_and_all_counted(tmp_path: pathlib.Path) -> None:
     assert len(report.first) == 10
     assert report.reasons == {"unknown label": 25}
     assert [problem.position for problem in report.first] == list(range(1, 11))
+
+
+def test_all_rows_that_a_damaged_file_loses_are_bad(tmp_path: pathlib.Path) -> None:
+    rows = {"text": [f"text {i}" for i in range(600)], "label": ["x"] * 600}
+    path = tmp_path / "a.parquet"
+    options = {"row_group_size": 300, "compression": "none", "use_dictionary": False}
+    pq.write_table(pa.table(rows), path, **options)
+    content = path.read_bytes()
+    page = content.index(b"text 300")
+    path.write_bytes(content[: page - 50] + b"\xff" * 500 + content[page + 450 :])
+    report = checking.check({"test": config.ExampleSource("a", str(path))}, "classification")
+    assert report.counts["test"] == 600
+    assert report.bad["test"] == report.reasons["damaged Parquet file"] >= 300
 
 
 def test_settings_that_cannot_be() -> None:

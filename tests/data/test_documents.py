@@ -124,6 +124,15 @@ def test_pieces_of_a_file_join_to_the_file(
     assert all(len(piece.encode()) <= limit for piece in pieces)
 
 
+@pytest.mark.parametrize("start", ["\n", " ", "\n \n\n"])
+def test_white_space_in_front_is_no_piece_of_its_own(tmp_path: pathlib.Path, start: str) -> None:
+    for text in (start + "x" * 200, start + "ab cd " * 40):
+        (tmp_path / "a.txt").write_text(text)
+        pieces = read(tmp_path / "a.txt", document_bytes=64)
+        assert all(isinstance(piece, str) for piece in pieces)
+        assert "".join(map(str, pieces)) == text
+
+
 def test_plain_text_by_line_and_paragraph(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\ufeffone\ntwo\n\n \nthree\n\nfour\n")

@@ -148,6 +148,20 @@ def test_white_space_beside_a_special_token_is_taken_as_it_asks(tmp_path: pathli
     assert hub.encode_parts([text]) == [made.encode(text, add_special_tokens=False).ids]
 
 
+def test_a_special_token_may_be_white_space(tmp_path: pathlib.Path) -> None:
+    made = hub_folders.byte_level()
+    made.add_special_tokens(["\n\n", " <end>"])
+    hub = HubTokenizer(hub_folders.write(tmp_path, made))
+    for text in ("storm\nof\n\nseas", "the <end> of<end>", "\n\n"):
+        assert hub.encode_parts([text]) == [made.encode(text, add_special_tokens=False).ids]
+
+
+def test_the_first_token_may_end_texts(tmp_path: pathlib.Path) -> None:
+    folder = hub_folders.write(tmp_path, hub_folders.byte_level())
+    (folder / "generation_config.json").write_text('{"eos_token_id": 0}')
+    assert HubTokenizer(folder).stop_ids[1:] == (0,)
+
+
 def test_saving_loading_and_preparing(tmp_path: pathlib.Path) -> None:
     folder = hub_folders.write(tmp_path / "hub", hub_folders.byte_level(), template="{{ 'hi' }}")
     hub = data.load_tokenizer(folder)

@@ -15,7 +15,7 @@ import zstandard
 from array_record.python import array_record_module
 
 from llmjax import data
-from llmjax.data import config, documents, records, tokenized, tokenizer
+from llmjax.data import config, documents, examples, records, tokenized, tokenizer
 
 BYTES = tokenizer.ByteTokenizer()
 QUESTIONS = [{"instruction": f"Question {i}?", "output": f"Answer {i}."} for i in range(60)]
@@ -114,6 +114,21 @@ def test_formats_give_the_same_examples(tmp_path: pathlib.Path, suffix: str) -> 
     data.prepare_examples(settings(str(path)), tmp_path / "other", BYTES)
     assert sides(tmp_path / "other") == sides(tmp_path / "plain")
     assert len(sides(tmp_path / "plain")) == 20
+
+
+def test_null_is_no_value_in_any_format(tmp_path: pathlib.Path) -> None:
+    """Rows of unlike columns have nulls in Parquet, and in lines that are written from them."""
+    lines = [{"instruction": "a", "input": None, "output": "b"}, {"instruction": "a", "input": "c"}]
+    pq.write_table(pa.Table.from_pylist(lines), tmp_path / "a.parquet")
+    write(tmp_path / "a.jsonl", lines)
+    for suffix in ("parquet", "jsonl"):
+        source = config.ExampleSource("s", str(tmp_path / f"a.{suffix}"))
+        (file,) = documents.find_files(source)
+        first, second = (item.fields for item in records.read(file))  # type: ignore[union-attr]
+        assert first == {"instruction": "a", "output": "b"}
+        assert second == {"instruction": "a", "input": "c"}
+        example = examples.parse(first, "sft", source)
+        assert example.prompt == ({"role": "user", "content": "a"},)
 
 
 def test_malformed_records_are_counted_and_kept_aside(tmp_path: pathlib.Path) -> None:

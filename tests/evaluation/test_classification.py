@@ -44,6 +44,12 @@ def correlation(labels, chosen, classes):
     return covariance(0, 1) / math.sqrt(covariance(0, 0) * covariance(1, 1))
 
 
+@pytest.mark.parametrize(("labels", "chosen"), [([0, 2], [0, 1]), ([0, 1], [0, -1])])
+def test_every_label_and_prediction_has_a_name(labels, chosen):
+    with pytest.raises(ValueError, match="but there are 2 names"):
+        Confusion.of(labels, chosen, ("x", "y"))
+
+
 @pytest.mark.parametrize(("classes", "seed"), [(2, 0), (4, 1), (5, 2)])
 def test_figures_are_their_definitions(classes, seed):
     random = np.random.RandomState(seed)

@@ -102,3 +102,6 @@ def test_what_has_no_answer_is_an_error():
         compare([1.0, 2.0], [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="folds=1"):
         fold_overlap(1)
+    for runs in ([], [{"loss": 1.0}, {"accuracy": 1.0}]):
+        with pytest.raises(ValueError, match=f"{len(runs)} runs have no metric in common"):
+            fold_table(runs)

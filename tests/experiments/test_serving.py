@@ -145,6 +145,24 @@ def test_an_exported_template_needs_nothing_but_messages(root, tmp_path) -> None
     assert "Ho</s>" in text
 
 
+def test_an_exported_model_ends_its_turns_where_it_learned_to(root, tmp_path) -> None:
+    """generation_config.json comes with the base, and other programs read it before config.json."""
+    hub_folders = pytest.importorskip("tests.data.hub_folders")
+    made = hub_folders.byte_level()
+    eos, turn_end = (made.token_to_id(name) for name in ("</s>", "<|im_end|>"))
+    given = {"eos_token_id": eos, "temperature": 0.6}
+    base = hub_folders.write(tmp_path / "base", made, generation=given)
+    config = dataclasses.replace(MODEL, vocab_size=made.get_vocab_size())
+    hf.save(base, config, drawn(models.spec(config)))
+    recipe = settings(root) | {"base": str(base)}
+    recipe["data"] = dataclasses.replace(recipe["data"], template="chatml")
+    model = trained(Finetuning(**recipe), tmp_path / "run")
+    runs.export_tokenizer(model, tmp_path / "out")
+    found = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert found["eos_token_id"] == [turn_end, eos]
+    assert found["temperature"] == 0.6
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("stage", ["preference", "critic", "value head"])
 def test_a_policy_is_exported_alone(root, tmp_path, stage, method) -> None:

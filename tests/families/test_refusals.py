@@ -99,6 +99,7 @@ def test_no_head_has_no_logits():
         (lambda: Attention(qk_norm="heads"), r"attention\.qk_norm='heads'"),
         (lambda: Rope(scaling="yarn"), r"rope\.scaling='yarn'"),
         (lambda: Rope(theta=0.0), r"rope\.theta=0"),
+        (lambda: Rope(factor=8.0), r"rope\.factor=8\.0: nothing is stretched"),
         (lambda: Rope(scaling="llama3", high_frequency=1.0), r"rope\.high_frequency=1"),
         (lambda: Experts(count=2, per_token=3), r"experts\.per_token=3: must be in \[1, count=2"),
         (lambda: Embedding(offset=-1), r"embedding\.offset=-1"),

@@ -46,6 +46,29 @@ def test_what_older_files_leave_out():
     assert config_from_hf(LLAMA | new).rope.theta == 700.0
 
 
+def test_what_null_means():
+    """As the configurations of transformers take it in their `__post_init__`."""
+    null = {"num_key_value_heads": None}
+    mistral = LLAMA | {"model_type": "mistral", "hidden_size": 24, "num_attention_heads": 12}
+    assert config_from_hf(mistral | null).kv_heads == 12
+    qwen = LLAMA | null | {"model_type": "qwen2", "use_sliding_window": True}
+    some = config_from_hf(qwen | {"max_window_layers": 1, "sliding_window": 7}).attention
+    assert (some.pattern, some.window) == (("global", "local"), 7)
+    none = config_from_hf(qwen | {"max_window_layers": 1, "sliding_window": None}).attention
+    assert none.pattern == ("global",)
+
+
+def test_activations_of_heads_are_those_of_transformers():
+    """ELECTRA's discriminator has that of its MLPs; DeBERTa's pooler has one of its own."""
+    electra = LLAMA | {"model_type": "electra", "hidden_act": "relu"}
+    for kind, activation in (("PreTraining", "relu"), ("MaskedLM", "gelu")):
+        config = config_from_hf(electra | {"architectures": [f"ElectraFor{kind}"]})
+        assert config.head.activation == activation
+    deberta = {"model_type": "deberta-v2", "relative_attention": True, "pos_att_type": ["c2p"]}
+    with pytest.raises(ValueError, match="pooler_hidden_act='tanh' is not supported; only 'gelu'"):
+        config_from_hf(LLAMA | deberta | {"pooler_hidden_act": "tanh"})
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -69,6 +92,14 @@ def test_what_older_files_leave_out():
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor of the rotation='2' must"),
         ({"rope_scaling": {"type": ["linear"]}}, "rope_type=..linear.. is not supported"),
         ({"rope_parameters": [1]}, "rope_parameters=.*not supported"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": None},
+            "max_window_layers=None must be an integer",
+        ),
+        (
+            {"model_type": "gemma3_text", "sliding_window_pattern": "6"},
+            "sliding_window_pattern='6' must be an integer",
+        ),
         ({"architectures": ["LlamaForSorting"]}, "'LlamaForSorting'. is not supported; LlamaModel"),
         ({"architectures": "LlamaForCausalLM"}, "must be a list of class names"),
         (

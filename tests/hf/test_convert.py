@@ -6,7 +6,7 @@ import jax
 import ml_dtypes
 import pytest
 
-from llmjax import hf
+from llmjax import hf, models
 from llmjax.hf import files
 from tools import convert
 
@@ -32,6 +32,21 @@ def test_precision_stays(checkpoint, tmp_path, assert_bitwise):
     convert.main([str(checkpoint), str(tmp_path / "target")])
     again = files.open_directory(tmp_path / "target")
     assert_bitwise(dict(again), dict(files.open_directory(checkpoint)))
+
+
+def test_labels_and_special_tokens_stay(llama, draw, tmp_path):
+    """In the order of their numbers: as texts, 10 comes before 2."""
+    config = models.with_head(llama, "classification", labels=12)
+    names = tuple(f"topic {i}" for i in range(12))
+    params = draw(models.spec(config))
+    hf.save(tmp_path / "source", config, params, labels=names, extra={"pad_token_id": 3})
+    convert.main([str(tmp_path / "source"), str(tmp_path / "target")])
+    before, after = (
+        json.loads((tmp_path / name / "config.json").read_text()) for name in ("source", "target")
+    )
+    assert after == before
+    assert list(after["id2label"].values()) != list(names)  # the file is sorted by text
+    assert all(after["id2label"][str(i)] == name for i, name in enumerate(names))
 
 
 def test_the_check_finds_a_changed_byte(checkpoint, tmp_path, monkeypatch, capsys):

@@ -104,6 +104,8 @@ def test_files_of_runs(tmp_path: pathlib.Path, kind: str) -> None:
     [
         ("a.csv", "params,tokens\n1,2\n", r"a.csv:2: has no loss; a run has params, tokens, loss"),
         ("a.csv", "params,tokens,loss\n1,2,3\n1,x,3\n", r"a.csv:3: tokens='x' is not a number"),
+        ("a.csv", "params,tokens,loss\n\n1,2,3\n\n1,x,3\n", r"a.csv:5: tokens='x' is not a number"),
+        ("a.jsonl", '\n \n{"params": 1, "tokens": 2}\n', "a.jsonl:3: has no loss"),
         ("a.jsonl", '{"params": 1, "tokens": 2, "loss": -1}\n', "a.jsonl:1: loss=-1.0: must be ab"),
         ("a.jsonl", '{"params": 1, "tokens": 2, "loss": null}\n', "a.jsonl:1: loss=None is not a"),
         ("a.txt", "", "runs are read from .csv or .jsonl"),

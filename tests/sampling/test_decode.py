@@ -257,6 +257,7 @@ def test_half_precision_is_cast_once(llama):
     [
         ([], {}, "at least one prompt"),
         ([[1], []], {}, "prompt 1 has no tokens"),
+        ([[1], [0.5]], {}, "prompt 1 is float64: give token ids"),
         ([[1, 64]], {}, "vocabulary is 0 to 63"),
         ([[-1]], {}, "tokens from -1"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),
@@ -274,6 +275,18 @@ def test_half_precision_is_cast_once(llama):
 def test_what_cannot_be_is_refused(gpt2, prompts, changes, message):
     with pytest.raises(ValueError, match=message):
         write(gpt2, prompts, **changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (jax.random.key_data(jax.random.key(0)), "key is a plain uint32 array"),
+        (jax.random.split(jax.random.key(0), 3), r"keys \(3,\) for 2 prompts"),
+    ],
+)
+def test_keys_that_do_not_fit_are_refused(gpt2, key, message):
+    with pytest.raises(ValueError, match=message):
+        sampling.generate(params_of(gpt2), [[1], [2]], gpt2, key, max_new_tokens=2, sampler=GREEDY)
 
 
 def test_the_learned_positions_can_be_filled(gpt2):

@@ -137,7 +137,8 @@ def test_text_ends_before_stop_tokens():
     tokenizer = ByteTokenizer()
     row = tokenizer.encode("hello world")
     eos = tokenizer.eos_id
-    assert text_of([*row, eos], tokenizer, stop_tokens=(eos,)) == "hello world"
+    for stop in (eos, np.int64(eos), np.array([eos])):
+        assert text_of([*row, eos], tokenizer, stop_tokens=(stop,)) == "hello world"
     assert text_of(row, tokenizer, stop_tokens=(tokenizer.encode(" w"),)) == "hello"
 
 

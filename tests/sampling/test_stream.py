@@ -87,3 +87,6 @@ def test_what_cannot_be_is_refused_at_the_call(params):
         sampling.stream(params, PROMPT, CONFIG, jax.random.key(0), TOKENIZER, **arguments(chunk=0))
     with pytest.raises(ValueError, match="no tokens"):
         sampling.stream(params, [], CONFIG, jax.random.key(0), TOKENIZER, **arguments())
+    key = jax.random.key_data(jax.random.key(0))
+    with pytest.raises(ValueError, match="key is a plain uint32 array"):
+        sampling.stream(params, PROMPT, CONFIG, key, TOKENIZER, **arguments())

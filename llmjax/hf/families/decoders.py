@@ -5,6 +5,7 @@ from typing import Any
 
 from llmjax import models
 from llmjax.hf.families import special
+from llmjax.hf.families.checks import check
 from llmjax.hf.families.family import REQUIRED, Family
 
 
@@ -47,9 +48,10 @@ def _decoder(classes: str, base: Callable[..., models.ModelConfig], **defaults: 
 
 def _first_are_global(fields: Mapping[str, Any], count: int) -> list[str]:
     """Qwen: with sliding windows, layers from max_window_layers on are local."""
-    if not fields.get("use_sliding_window", False):
+    if not fields.get("use_sliding_window", False) or fields.get("sliding_window", 4096) is None:
         return ["full_attention"] * count
     first = fields.get("max_window_layers", 28)
+    check("max_window_layers", first, int)
     kinds = ("full_attention", "sliding_attention")
     return [kinds[index >= first] for index in range(count)]
 
@@ -59,6 +61,7 @@ def _every(period: int) -> Callable[[Mapping[str, Any], int], list[str]]:
 
     def kinds(fields, count):
         n = fields.get("sliding_window_pattern") or period
+        check("sliding_window_pattern", n, int)
         return [
             "sliding_attention" if (index + 1) % n else "full_attention" for index in range(count)
         ]
@@ -69,8 +72,10 @@ def _every(period: int) -> Callable[[Mapping[str, Any], int], list[str]]:
 _QWEN_KINDS = special.layer_kinds(
     _first_are_global, ("sliding_window", 4096), switch="use_sliding_window"
 )
+_QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32_768}
 _GEMMA = {
     "head_dim": 256,
+    "num_key_value_heads": 4,
     "tie_word_embeddings": True,
     "without": ("hidden_act",),
     "fixed": {"attention_bias": False, "use_bidirectional_attention": False},
@@ -113,14 +118,20 @@ FAMILIES = {
         "Mistral",
         models.mistral,
         num_key_value_heads=8,
+        max_position_embeddings=131_072,
         specials=(special.rope(10000.0), special.sliding_window()),
     ),
     "qwen2": _decoder(
-        "Qwen2", models.qwen2, without=("head_dim",), specials=(special.rope(10000.0), _QWEN_KINDS)
+        "Qwen2",
+        models.qwen2,
+        **_QWEN,
+        without=("head_dim",),
+        specials=(special.rope(10000.0), _QWEN_KINDS),
     ),
     "qwen3": _decoder(
         "Qwen3",
         models.qwen3,
+        **_QWEN,
         head_dim=128,
         fixed={"attention_bias": False},
         specials=(special.rope(10000.0), _QWEN_KINDS),
@@ -128,6 +139,7 @@ FAMILIES = {
     "qwen3_moe": _decoder(
         "Qwen3Moe",
         models.qwen3_moe,
+        **_QWEN | {"num_key_value_heads": 4},
         fields={
             "num_experts": ("experts.count", 128),
             "num_experts_per_tok": ("experts.per_token", 8),
@@ -146,6 +158,7 @@ FAMILIES = {
         "Gemma2",
         models.gemma2,
         **_GEMMA,
+        max_position_embeddings=8192,
         fields=_GEMMA_FIELDS
         | {
             "attn_logit_softcapping": ("attention.cap", 50.0),
@@ -161,6 +174,7 @@ FAMILIES = {
         models.gemma3,
         suffixes={"none": "TextModel", "classification": "TextForSequenceClassification"},
         **_GEMMA,
+        max_position_embeddings=131_072,
         fields=_GEMMA_FIELDS
         | {
             "attn_logit_softcapping": ("attention.cap", 0.0),

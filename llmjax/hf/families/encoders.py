@@ -4,6 +4,7 @@ from typing import Any
 
 from llmjax import models
 from llmjax.hf.families import special
+from llmjax.hf.families.checks import check
 from llmjax.hf.families.family import REQUIRED, Family
 
 _FIELDS: dict[str, tuple[str, Any]] = {
@@ -36,6 +37,7 @@ _FIXED = {
 def _every_third(fields: Any, count: int) -> list[str]:
     """ModernBERT: every n-th layer is global, starting with the first."""
     n = fields.get("global_attn_every_n_layers") or 3
+    check("global_attn_every_n_layers", n, int)
     return ["sliding_attention" if index % n else "full_attention" for index in range(count)]
 
 
@@ -114,7 +116,12 @@ FAMILIES = {
             "attention_probs_dropout_prob": ("attention",),
             "cls_dropout": ("classifier",),
         },
-        {"legacy": True, "tie_word_embeddings": True},
+        {
+            "legacy": True,
+            "tie_word_embeddings": True,
+            "pooler_hidden_act": "gelu",
+            "pooler_dropout": 0.0,
+        },
         specials=(special.relative_positions(),),
     ),
 }

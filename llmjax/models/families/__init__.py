@@ -62,7 +62,7 @@ def with_head(config: ModelConfig, kind: str, **changes: Any) -> ModelConfig:
     family = FAMILIES[config.family]
     if kind not in family.heads:
         raise ValueError(f"{config.family} has no head {kind!r}; it has {', '.join(family.heads)}")
-    if kind == "mlm" and family.one_activation:
+    if kind in family.one_activation:
         changes = {"activation": config.activation} | changes
     same = kind == config.head.kind
     head = config.head if same else family.heads[kind][0]

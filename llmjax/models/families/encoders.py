@@ -234,11 +234,11 @@ _MODERN_HEADS = {
 }
 
 FAMILIES = {
-    "bert": Family(_bert_names("bert."), _BERT_HEADS, "bert.", one_activation=True),
+    "bert": Family(_bert_names("bert."), _BERT_HEADS, "bert.", one_activation=("mlm",)),
     "roberta": Family(_bert_names("roberta."), _ROBERTA_HEADS, "roberta."),
-    "electra": Family(ELECTRA_NAMES, _ELECTRA_HEADS, "electra."),
+    "electra": Family(ELECTRA_NAMES, _ELECTRA_HEADS, "electra.", one_activation=("rtd",)),
     "modernbert": Family(MODERNBERT_NAMES, _MODERN_HEADS, "model."),
-    "deberta-v2": Family(DEBERTA_NAMES, _DEBERTA_HEADS, "deberta.", one_activation=True),
+    "deberta-v2": Family(DEBERTA_NAMES, _DEBERTA_HEADS, "deberta.", one_activation=("mlm",)),
 }
 
 _BERT_MODEL: dict[str, Any] = {

