@@ -178,9 +178,11 @@ def _invert(weights: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array
     """The index where the running sum of weights [N] first exceeds the target, and the remainder.
 
     Never returns an index of weight 0, even if rounding puts the target at the very end, or, as a
-    remainder, below 0.
+    remainder, below 0. On accelerators, which add in the order of a tree, rounding may also let the
+    sum grow at a weight of 0.
     """
-    running = jnp.cumsum(weights)
-    target = jnp.clip(target, 0.0, running[-1] * (1.0 - jnp.finfo(weights.dtype).eps))
-    place = jnp.sum(running <= target, dtype=jnp.int32)
+    running, possible = jnp.cumsum(weights), weights > 0
+    end = jnp.max(running, initial=0.0, where=possible)
+    target = jnp.clip(target, 0.0, end * (1.0 - jnp.finfo(weights.dtype).eps))
+    place = jnp.argmax((running > target) & possible).astype(jnp.int32)
     return place, target - running[place] + weights[place]
