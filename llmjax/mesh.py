@@ -236,8 +236,8 @@ def named_sharding(axes: Axes) -> NamedSharding | None:
     current = current_mesh()
     if current is None:
         return None
-    concrete = jax.sharding.get_mesh() if hasattr(jax.sharding, "get_mesh") else None
-    target: Any = concrete if concrete is not None and not concrete.empty else current
+    concrete = jax.sharding.get_mesh()
+    target: Any = current if concrete.empty else concrete
     return NamedSharding(target, visible_spec(axes, current))
 
 

@@ -60,6 +60,12 @@ class Param:
                 f"Param {self.hf or self.shape}: axes {self.axes} must name each dimension of "
                 f"{self.shape}"
             )
+        unknown = [axis for axis in self.axes if axis is not None and axis not in mesh.RULES]
+        if unknown:
+            raise ValueError(
+                f"Param {self.hf or self.shape}: unknown logical axes {unknown}: choose from "
+                f"{', '.join(mesh.RULES)}, or None"
+            )
 
     @property
     def stacked(self) -> int:

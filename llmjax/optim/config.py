@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from llmjax.checks import require_choices
+from llmjax.checks import require_at_least, require_choices
 from llmjax.optim.rules import Rule
 
 # Biases, norms and embedding tables; models may lack some of them.
@@ -62,9 +62,8 @@ class OptimizerConfig:
         for name in ("learning_rate", "epsilon"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)}: must be above 0")
-        for name in ("warmup_steps", "decay_steps", "weight_decay", "clip_norm"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optimizer.{name}={getattr(self, name)}: must not be negative")
+        limited = ("warmup_steps", "decay_steps", "weight_decay", "clip_norm")
+        require_at_least(0, self, "optimizer", limited)
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)}: must be in [0, 1)")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from llmjax import mesh
+from llmjax.optim.adam import zeros
 from llmjax.spec import Param
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic, steep at 0 for fast convergence
@@ -16,7 +17,7 @@ ADAM_RMS = 0.2  # Liu et al., equation 4: updates match AdamW's size and can sha
 
 
 class MuonState(NamedTuple):
-    """The running mean of the gradients."""
+    """The running mean of the gradients, float32 or wider."""
 
     momentum: Any
 
@@ -32,7 +33,7 @@ def scale_by_muon(momentum: float, spec: Any) -> optax.GradientTransformation:
     """
 
     def init(params):
-        return MuonState(jax.tree.map(jnp.zeros_like, params))
+        return MuonState(zeros(params))
 
     def update(updates, state, params=None):
         del params

@@ -39,7 +39,8 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         )
     if config.schedule == "wsd" and decay > after:
         raise ValueError(
-            f"optimizer.decay_steps={decay} and warmup_steps={warmup} exceed {steps} steps"
+            f"optimizer.decay_steps={decay} and warmup_steps={warmup} exceed {steps} steps: "
+            "set them lower, or train longer"
         )
     if config.schedule == "inverse_sqrt":
         return lambda step: peak * jnp.minimum(step / warmup, jnp.sqrt(warmup / (step + 1e-9)))

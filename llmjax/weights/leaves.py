@@ -185,11 +185,15 @@ def of_replicas(weight: Weight, dtype: Any, axes: mesh.Axes) -> tuple[jax.Array,
 
 
 def norms(weight: Lora) -> jax.Array:
-    """The norms of the weight's columns, [stacked..., 1..., columns...], without a gradient."""
+    """The norms of the weight's columns, [stacked..., 1..., columns...], without a gradient.
+
+    They are above 0, so that a column of zeros keeps its direction, 0, rather than becoming NaN.
+    """
     whole = jax.lax.stop_gradient(materialize(weight))
     wide = whole.astype(jnp.promote_types(whole.dtype, jnp.float32))
     over = tuple(range(weight.stacked, weight.stacked + weight.inputs))
-    return jnp.sqrt(jnp.sum(jnp.square(wide), axis=over, keepdims=True))
+    found = jnp.sqrt(jnp.sum(jnp.square(wide), axis=over, keepdims=True))
+    return jnp.maximum(found, jnp.finfo(jnp.float32).tiny)
 
 
 def _product(weight: Lora, base: jax.Array) -> jax.Array:

@@ -34,13 +34,13 @@ def einsum(
     dtype = jnp.promote_types(x.dtype, jnp.float32) if wide else x.dtype
     if isinstance(weight, Lora):
         out = einsum(equation, x, weight.base, out_axes, wide=wide)
-        return out + _low_rank(equation, x, weight, out_axes)
+        return out + _low_rank(equation, x, weight, out_axes, wide)
     if isinstance(weight, Dora):
-        return _decomposed(equation, x, weight, out_axes).astype(dtype)
+        return _decomposed(equation, x, weight, out_axes, wide)
     if isinstance(weight, Scaled):
-        return _scaled(equation, x, weight, out_axes).astype(dtype)
+        return _scaled(equation, x, weight, out_axes, wide)
     if isinstance(weight, Int8 | Nf4):
-        return _quantized(equation, x, weight, out_axes).astype(dtype)
+        return _quantized(equation, x, weight, out_axes, wide)
     if isinstance(weight, Transposed):
         return _weight_on_the_left(equation, x, weight, out_axes, dtype)
     if isinstance(weight, Held) and (weight.whole is None or weight.whole.dtype == x.dtype):
@@ -163,16 +163,20 @@ def _weight_on_the_left(equation, x, weight: Transposed, out_axes, dtype) -> jax
     return jnp.einsum(f"{outputs}{kept}->{result}", out)
 
 
-def _quantized(equation: str, x: jax.Array, weight: Int8 | Nf4, out_axes: mesh.Axes) -> jax.Array:
+def _quantized(
+    equation: str, x: jax.Array, weight: Int8 | Nf4, out_axes: mesh.Axes, wide: bool
+) -> jax.Array:
     """The product with the dequantized weight, which the backward pass recomputes."""
 
     def product(x, weight):
-        return einsum(equation, x, weight.dequantize(x.dtype), out_axes)
+        return einsum(equation, x, weight.dequantize(x.dtype), out_axes, wide=wide)
 
     return jax.checkpoint(product)(x, weight)
 
 
-def _low_rank(equation: str, x: jax.Array, weight: Lora, out_axes: mesh.Axes) -> jax.Array:
+def _low_rank(
+    equation: str, x: jax.Array, weight: Lora, out_axes: mesh.Axes, wide: bool
+) -> jax.Array:
     """scale · (x a) b, or scale · (x bᵀ) aᵀ if the equation contracts the columns.
 
     Products with a table [V, D] contract its columns.
@@ -196,16 +200,20 @@ def _low_rank(equation: str, x: jax.Array, weight: Lora, out_axes: mesh.Axes) ->
     axis_of = dict(zip(result, out_axes, strict=True))
     low_axes = (*(axis_of[axis] for axis in kept), None)
     low = weight.scale * einsum(f"{inputs},{first[0]}->{kept}r", x, first[1], low_axes)
-    return einsum(f"{kept}r,{second[0]}->{result}", low, second[1], out_axes)
+    return einsum(f"{kept}r,{second[0]}->{result}", low, second[1], out_axes, wide=wide)
 
 
-def _decomposed(equation: str, x: jax.Array, weight: Dora, out_axes: mesh.Axes) -> jax.Array:
+def _decomposed(
+    equation: str, x: jax.Array, weight: Dora, out_axes: mesh.Axes, wide: bool
+) -> jax.Array:
     """(x W) · magnitude / ‖W‖, without a gradient of the norm (Liu et al. 2024, section 4.3)."""
-    out = einsum(equation, x, weight.base, out_axes)
+    out = einsum(equation, x, weight.base, out_axes, wide=wide)
     return out * _along(equation, weight.magnitude / norms(weight.base), out, out_axes)
 
 
-def _scaled(equation: str, x: jax.Array, weight: Scaled, out_axes: mesh.Axes) -> jax.Array:
+def _scaled(
+    equation: str, x: jax.Array, weight: Scaled, out_axes: mesh.Axes, wide: bool
+) -> jax.Array:
     if weight.over == "inputs":
         inputs, _, contracted, outputs, _ = _roles(equation)
         axes = equation.split("->")[0].split(",")[1]
@@ -213,8 +221,8 @@ def _scaled(equation: str, x: jax.Array, weight: Scaled, out_axes: mesh.Axes) ->
         order = [contracted.index(axis) for axis in inputs if axis in contracted]
         shape = [n if axis in contracted else 1 for axis, n in zip(inputs, x.shape, strict=True)]
         x = x * jnp.transpose(factors, order).reshape(shape).astype(x.dtype)
-        return einsum(equation, x, weight.base, out_axes)
-    out = einsum(equation, x, weight.base, out_axes)
+        return einsum(equation, x, weight.base, out_axes, wide=wide)
+    out = einsum(equation, x, weight.base, out_axes, wide=wide)
     return out * _along(equation, weight.factors, out, out_axes)
 
 

@@ -64,7 +64,8 @@ class Nf4:
 
     A block of 64 weights, along the last axis or the last few axes together, shares a scale. The
     scales minus their mean are 8-bit integers times a step that up to 256 of them share, along the
-    axis before the blocks. The paper uses 8-bit floats instead, which are coarser.
+    axis before the blocks. The paper uses 8-bit floats instead, which are coarser unless a scale
+    is some fifty times the mean.
 
     Attributes:
         codes: uint8, the weight's shape with half of its last axis; even indices in the low bits.
@@ -139,7 +140,8 @@ def quantize(weight: jax.Array, inputs: int = 1, stacked: int = 0) -> Int8:
     """
     over = tuple(range(stacked, stacked + inputs))
     largest = jnp.max(jnp.abs(weight), axis=over, keepdims=True)
-    scale = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny) / 127
+    # The smallest normal number: XLA flushes smaller ones to 0, and 0 / 0 is NaN.
+    scale = jnp.maximum(largest / 127, jnp.finfo(jnp.float32).tiny)
     return Int8(jnp.round(weight / scale).astype(jnp.int8), scale.astype(jnp.float32))
 
 

@@ -109,9 +109,11 @@ def test_count_and_shardings():
     assert specs.shardings(small_spec(), replicated)["embedding"] == jax.P(None, None)
 
 
-def test_an_axis_for_each_dimension():
+def test_a_known_axis_for_each_dimension():
     with pytest.raises(ValueError, match="must name each dimension"):
         Param((2, 3), ("embed",), NORMAL)
+    with pytest.raises(ValueError, match=r"unknown logical axes \['width'\]: choose from batch, "):
+        Param((2, 3), ("width", None), NORMAL)
 
 
 def test_a_weight_that_the_mesh_cannot_split_is_named(llama):

@@ -17,6 +17,7 @@ from llmjax.weights import (
     Scaled,
     einsum,
     materialize,
+    norms,
     quantize,
     quantize_nf4,
     scaled_bias,
@@ -108,6 +109,22 @@ def test_magnitudes_are_the_norms_of_columns():
     np.testing.assert_allclose(sizes, weight.magnitude[0, 0], rtol=1e-5)
 
 
+def test_a_column_of_zeros_has_a_direction_of_zeros():
+    """With the magnitude that it starts with; neither value nor gradient is NaN."""
+    base = array("df").at[:, 0].set(0.0)
+    low = lora("df", 1, base).replace(b=jnp.zeros((3, SIZES["f"])))
+    x, weight = array("bsd", 3), Dora(low, norms(low))
+
+    def total(weight):
+        out = einsum("bsd,df->bsf", x, weight, (None,) * 3)
+        return jnp.sum(out), out
+
+    grads, out = jax.grad(total, has_aux=True)(weight)
+    np.testing.assert_allclose(out, x @ base, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(materialize(weight), base, rtol=1e-6)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+
+
 def test_factors_of_outputs_scale_the_bias():
     weight, bias = scaled("dhc", 1, "outputs"), array("hc", 6)
     np.testing.assert_array_equal(scaled_bias(weight, bias), bias * weight.factors[0])
@@ -125,6 +142,16 @@ def test_head_contracts_the_last_axis():
 def test_products_are_in_the_precision_of_the_activations(kind):
     x = array("bsd").astype(jnp.bfloat16)
     assert einsum("bsd,df->bsf", x, KINDS[kind]("df", 1), (None,) * 3).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wide_products_are_not_rounded(kind):
+    """Whatever the weight is made of: only its factors and inner activations are."""
+    x, weight = array("bsd").astype(jnp.bfloat16), KINDS[kind]("df", 1)
+    found = einsum("bsd,df->bsf", x, weight, ("batch", None, None), wide=True)
+    assert found.dtype == jnp.float32
+    again = found.astype(jnp.bfloat16).astype(jnp.float32)
+    assert np.mean(np.asarray(found != again)) > 0.9
 
 
 @pytest.mark.parametrize("kind", ["array", "transposed", "lora"])
@@ -162,6 +189,8 @@ def test_int8_rounds_to_half_a_unit_of_its_channel(axes, inputs):
     error = np.abs(materialize(rounded) - weight)
     assert np.all(error <= 0.5001 * rounded.scale)
     assert np.all(np.isfinite(materialize(rounded)))
+    with jax.debug_nans(True):
+        quantize(weight, inputs)
 
 
 def test_normal_floats_are_the_quantiles_of_the_paper():

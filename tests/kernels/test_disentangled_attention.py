@@ -156,6 +156,8 @@ def test_every_implementation_and_mesh_drops_the_same_weights(implementation):
         ({"rows": np.zeros(S, int)}, r"rows \(11,\) must have shape \(21,\)"),
         ({"c2p": np.zeros((H, R, C + 1))}, r"c2p \(4, 7, 7\) must have shape \(4, R, 6\)"),
         ({"mask": Mask(offset=np.zeros(B, np.int32))}, "not support a cache"),
+        ({"mask": Mask(SEGMENTS, key_segment_ids=SEGMENTS)}, "key_segment_ids out"),
+        ({"mask": Mask(SEGMENTS[:1])}, r"segment_ids \(1, 11\) must have shape \(2, 11\)"),
         ({"implementation": "fastest"}, "'fastest' is none of xla"),
     ],
 )

@@ -364,37 +364,3 @@ def test_a_window_is_a_distance(causal, implementation):
     distance = np.arange(11)[:, None] - np.arange(11)[None]
     seen = (np.abs(distance) < 4) & ((distance >= 0) | (not causal))
     np.testing.assert_array_equal(weights[0, 0] > 0, seen)
-
-
-@pytest.mark.parametrize(
-    ("kind", "large"),
-    [
-        ("NVIDIA H100 80GB HBM3", True),
-        ("NVIDIA GH200 480GB", True),
-        ("NVIDIA B200", True),
-        ("NVIDIA A100-SXM4-80GB", False),
-        ("NVIDIA GeForce RTX 4090", False),
-        ("NVIDIA GB10", False),
-    ],
-)
-def test_only_large_gpus_hold_the_tiles(kind, large, monkeypatch):
-    monkeypatch.setattr(mesh, "device_kind", lambda: kind)
-    assert gpu_schedule.fits() == large
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"key": np.zeros((2, 3, 9, 6))}, "key"),  # not the shape of value
-        ({"query": np.zeros((2, 5, 9, 6))}, "head counts"),
-        ({"query": np.zeros((2, 9, 6))}, "B,H,S,C"),
-        ({"mask": Mask(SEGMENTS[:, :4])}, "segment_ids"),
-        ({"implementation": "cudnn"}, "GPU"),
-        ({"implementation": "fastest"}, "'fastest' is none of xla"),
-        ({"implementation": "reference", "dropout_rate": 0.1, "dropout_key": 1}, "dropout"),
-    ],
-)
-def test_bad_inputs_are_named(change, message):
-    query, key, value, _ = inputs(4, 2, 9, 9)
-    with pytest.raises(ValueError, match=message):
-        flash_attention(**{"query": query, "key": key, "value": value} | change)

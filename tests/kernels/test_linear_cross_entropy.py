@@ -316,11 +316,24 @@ def test_bfloat16_stays_near_float32(weights, implementation):
 
 @pytest.mark.parametrize("length", [1, 12, 13, 64])
 @pytest.mark.parametrize("fits", [1, 3, 10**6])
-def test_chunks_divide_the_sequence_and_fit(length, fits, monkeypatch):
+def test_chunks_fit_and_are_few(length, fits, monkeypatch):
+    """Fewer than twice as many as must be, even of a prime length, and none is of padding alone."""
     monkeypatch.setattr(xla, "CHUNK_BYTES", fits * 4 * B * V)
     count = xla.chunks(np.zeros((B, length, D)), V)
-    assert length % count == 0
-    assert length // count <= fits
+    size = math.ceil(length / count)
+    assert size <= fits
+    assert count == math.ceil(length / size)
+    assert count < 2 * math.ceil(length / fits)
+
+
+@pytest.mark.parametrize("options", ["both", "biased"])
+def test_a_prime_length_equals_reference(options, chunks_of_3):
+    """Its last chunk is padded."""
+    arrays = inputs(length=13)
+    expected = program(implementation="reference", **OPTIONS[options])(*arrays)
+    assert_equal(program(implementation="xla", **OPTIONS[options])(*arrays), expected)
+    expected = log_probs_of_both("reference")(*arrays)
+    assert_equal(log_probs_of_both("xla")(*arrays), expected)
 
 
 def largest_array(compiled) -> int:

@@ -114,6 +114,26 @@ def test_adamw_equals_numpy(draw):
         np.testing.assert_allclose(final, theta, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_moments_decay_in_float32_even_of_bfloat16_parameters(name):
+    """Gradients of 1 for 300 steps and of 0 for 1000. In bfloat16, 0.999 times v would be v."""
+    spec = tiny_spec()
+    params = map_params(lambda param: jnp.ones(param.shape, jnp.bfloat16), spec)
+    config = optim.OptimizerConfig(name, beta2=0.999, clip_norm=0.0, **CONSTANT)
+    optimizer = optim.make(config, spec, 1300)
+
+    def step(state, gradient):
+        grads = jax.tree.map(lambda x: jnp.full_like(x, gradient), params)
+        return optimizer.update(grads, state, params)[1], None
+
+    gradients = jnp.where(jnp.arange(1300) < 300, 1.0, 0.0)
+    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, gradients))(optimizer.init(params))
+    squares = optax.tree.get(state, "nu")["embedding"]
+    np.testing.assert_allclose(squares, (1 - 0.999**300) * 0.999**1000, rtol=1e-4)
+    leaves = jax.tree.leaves(state)
+    assert {leaf.dtype for leaf in leaves if leaf.ndim} == {jnp.dtype(np.float32)}
+
+
 @pytest.mark.parametrize(("clip_norm", "factor"), [(1.0, 1 / 5), (10.0, 1.0), (0.0, 1.0)])
 def test_clipping_is_by_the_norm_of_the_whole_gradient(clip_norm, factor):
     """Adam hides the gradient's size, but its first moment does not. The norm here is 5."""

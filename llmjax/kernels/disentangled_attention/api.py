@@ -42,7 +42,7 @@ def disentangled_attention(
         key: [B, H, S, C].
         value: [B, H, S, C].
         rows: int [2·S - 1], δ: the row of c2p and p2c for each distance from S - 1 down to 1 - S.
-        mask: which pairs attend, without an offset. Queries that see no key give zero.
+        mask: which pairs attend, without offset and key_segment_ids. Queries without keys give 0.
         c2p: keys of relative positions, [H, R, C]; None leaves the term out.
         p2c: queries of relative positions, [H, R, C]; None leaves the term out.
         scale: factor on the sum.
@@ -59,7 +59,7 @@ def disentangled_attention(
         [B, H, S, C].
 
     Raises:
-        ValueError: shapes do not match, or the mask has an offset.
+        ValueError: shapes do not match, or the mask has an offset or key_segment_ids.
     """
     implementations.check("disentangled_attention", implementation, get_args(Implementation))
     _check(query, key, value, rows, mask, c2p, p2c)
@@ -102,7 +102,7 @@ def _check(query, key, value, rows, mask, c2p, p2c) -> None:
             "disentangled_attention needs query, key and value [B,H,S,C], not "
             f"{query.shape}, {key.shape} and {value.shape}"
         )
-    _, heads, length, channels = query.shape
+    batch, heads, length, channels = query.shape
     if rows.shape != (2 * length - 1,):
         raise ValueError(
             f"disentangled_attention: rows {rows.shape} must have shape {(2 * length - 1,)}"
@@ -113,7 +113,13 @@ def _check(query, key, value, rows, mask, c2p, p2c) -> None:
                 f"disentangled_attention: {name} {table.shape} must have shape "
                 f"({heads}, R, {channels})"
             )
-    if mask.offset is not None:
+    if mask.offset is not None or mask.key_segment_ids is not None:
         raise ValueError(
-            "disentangled_attention does not support a cache: leave the mask's offset out"
+            "disentangled_attention does not support a cache: leave the mask's offset and "
+            "key_segment_ids out"
+        )
+    if mask.segment_ids is not None and mask.segment_ids.shape != (batch, length):
+        raise ValueError(
+            f"disentangled_attention: segment_ids {mask.segment_ids.shape} must have shape "
+            f"{(batch, length)}"
         )

@@ -69,7 +69,7 @@ def flash_attention(
     Raises:
         ValueError: shapes do not match, or the chosen implementation does not support the inputs.
     """
-    mask, scale = _prepare(query, key, value, mask, scale, sinks)
+    mask, scale = _prepare(query, key, value, mask, scale, sinks, cap, dropout_rate)
     rate = 0.0 if dropout_key is None else dropout_rate
     if implementation is None and not libraries.cudnn_refuses(query, key, mask, cap, rate, sinks):
         implementation = "cudnn"
@@ -110,7 +110,7 @@ def flash_attention_with_log_sum(
     Log-sum-exps combine attention over parts of the keys into attention over all of them. Both
     results are differentiable. Queries that see no key have -inf.
     """
-    mask, scale = _prepare(query, key, value, mask, scale, sinks)
+    mask, scale = _prepare(query, key, value, mask, scale, sinks, cap, dropout_rate)
     rate = 0.0 if dropout_key is None else dropout_rate
     # Other libraries do not return log-sum-exps.
     implementations.check("flash_attention", implementation, (*BLOCKWISE, "reference"))
@@ -154,15 +154,16 @@ def _fastest(dtype: jnp.dtype) -> str:
     return "pallas_gpu" if on_gpu else "xla"
 
 
-def _prepare(query, key, value, mask, scale, sinks) -> tuple[Mask, float]:
+def _prepare(query, key, value, mask, scale, sinks, cap, rate) -> tuple[Mask, float]:
     """The mask and the scale, made explicit."""
     mask = Mask() if mask is None else mask
     _check_shapes(query, key, value, mask)
+    _check_numbers(mask, cap, rate)
     if sinks is not None and sinks.shape != query.shape[1:2]:
         raise ValueError(
             f"flash_attention: sinks {sinks.shape} must have shape {query.shape[1:2]}, one per head"
         )
-    if mask.offset is None and mask.window >= key.shape[2]:
+    if mask.offset is None and mask.window >= max(query.shape[2], key.shape[2]):
         # Such a window limits nothing, and faster implementations do not support windows.
         mask = dataclasses.replace(mask, window=0)
     return mask, query.shape[-1] ** -0.5 if scale is None else scale
@@ -200,6 +201,14 @@ def _check_shapes(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask
         raise ValueError(
             f"flash_attention: sequences of {length} do not divide into {parts} equal parts, as "
             f"mesh.context={devices} needs"
+        )
+
+
+def _check_numbers(mask: Mask, cap: float, rate: float) -> None:
+    if mask.window < 0 or not cap >= 0.0 or not 0.0 <= rate < 1.0:
+        raise ValueError(
+            f"flash_attention: window={mask.window} and cap={cap} must be at least 0 and "
+            f"dropout_rate={rate} in [0, 1)"
         )
 
 

@@ -16,8 +16,8 @@ def attention(
     """
     groups = query.shape[1] // key.shape[1]
     key, value = (jnp.repeat(x, groups, axis=1) for x in (key, value))
-    scores = jnp.einsum("bhsc,bhtc->bhst", query, key) * scale
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bhsc,bhtc->bhst", query, key, preferred_element_type=wide) * scale
     scores = cap * jnp.tanh(scores / cap) if cap else scores
     allowed = mask.allowed(0, query.shape[2], key.shape[2])
     allowed = jnp.ones((1, 1, 1), bool) if allowed is None else allowed

@@ -7,6 +7,8 @@ into the query axis, so every product is one batched matrix multiplication, and 
 repeated.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -40,12 +42,13 @@ def _blocks(query: jax.Array) -> list[tuple[int, int]]:
 def forward(query, key, value, mask, draw: dropout.Draw, options: Options) -> Result:
     """See `attend.Implementation`."""
     scale, cap, rate, _ = options
+    product = _product(query.dtype)
     outs, log_sums = [], []
     for start, stop in _blocks(query):
         seen = slice(*mask.key_range(start, stop, key.shape[2]))
         block = _fold(query[:, :, start:stop], key.shape[1])
-        scores = jnp.einsum("bknc,bktc->bknt", block, key[:, :, seen])
-        scores, _ = bend(_scaled(scores, scale), cap)
+        scores = product("bknc,bktc->bknt", block, key[:, :, seen])
+        scores, _ = bend(scores * scale, cap)
         scores = _masked(scores, _allowed(mask, start, stop, seen, block))
         highest = jnp.max(scores, axis=-1, keepdims=True)
         # A row that sees no key has only -inf: keep the subtraction finite, so its weights are 0.
@@ -54,8 +57,8 @@ def forward(query, key, value, mask, draw: dropout.Draw, options: Options) -> Re
         total = jnp.sum(weights, axis=-1, keepdims=True)
         keep = _survivors(draw, rate, (start, stop), seen, block)
         weights = _drop(weights, keep, rate).astype(value.dtype)
-        out = jnp.einsum("bknt,bktc->bknc", weights, value[:, :, seen])
-        out = out / jnp.where(total > 0, total, 1.0).astype(out.dtype)
+        out = product("bknt,bktc->bknc", weights, value[:, :, seen])
+        out = (out / jnp.where(total > 0, total, 1.0)).astype(query.dtype)
         outs.append(_unfold(out, query.shape[1]))
         log_sums.append(_unfold(highest + jnp.log(total), query.shape[1]))
     return jnp.concatenate(outs, axis=2), jnp.concatenate(log_sums, axis=2)[..., 0]
@@ -68,13 +71,15 @@ def backward(query, key, value, mask, draw, result: Result, grads: Result, optio
     expressions, from keeping the forward pass's scores for the backward pass.
     """
     scale, cap, rate, _ = options
+    product = _product(query.dtype)
     (out, log_sum), (grad, grad_sum) = result, grads
     # +inf gives weights of 0 in rows that see no key.
     log_sum = jnp.where(log_sum == -jnp.inf, jnp.inf, log_sum)[..., None]
     # The gradient of a score is weight · (gradient of the weight - delta), where delta is common to
     # the row. The derivative of the log-sum-exp is the weight too, so its cotangent joins delta.
-    deltas = jnp.sum(out * grad, axis=-1).astype(grad_sum.dtype) - grad_sum
-    grad_key, grad_value, grad_queries = jnp.zeros_like(key), jnp.zeros_like(value), []
+    deltas = jnp.sum(out.astype(grad_sum.dtype) * grad, axis=-1) - grad_sum
+    grad_key, grad_value = (jnp.zeros_like(x, grad_sum.dtype) for x in (key, value))
+    grad_queries = []
     for start, stop in _blocks(query):
         seen = slice(*mask.key_range(start, stop, key.shape[2]))
         block, block_grad, delta, sums = (
@@ -83,22 +88,29 @@ def backward(query, key, value, mask, draw, result: Result, grads: Result, optio
         )
         # The added zero makes the scores wait for the gradient, so XLA cannot compute them early.
         waiting = block + 0 * block_grad.astype(block.dtype)
-        scores = jnp.einsum("bktc,bknc->bktn", key[:, :, seen], waiting)
-        scores, slope = bend(_scaled(scores, scale), cap)
+        scores = product("bktc,bknc->bktn", key[:, :, seen], waiting)
+        scores, slope = bend(scores * scale, cap)
         allowed = _allowed(mask, start, stop, seen, block)
         scores = _masked(scores, _swap(allowed))
         weights = jnp.exp(scores - _swap(sums))
         keep = _swap(_survivors(draw, rate, (start, stop), seen, block))
         kept = _drop(weights, keep, rate).astype(value.dtype)
-        grad_value = grad_value.at[:, :, seen].add(jnp.einsum("bktn,bknc->bktc", kept, block_grad))
-        grad_weights = jnp.einsum("bktc,bknc->bktn", value[:, :, seen], block_grad)
-        grad_weights = _drop(grad_weights.astype(weights.dtype), keep, rate)
+        grad_value = grad_value.at[:, :, seen].add(product("bktn,bknc->bktc", kept, block_grad))
+        grad_weights = product("bktc,bknc->bktn", value[:, :, seen], block_grad)
+        grad_weights = _drop(grad_weights, keep, rate)
         grad_scores = weights * (grad_weights - _swap(delta)) * slope * scale
         grad_scores = grad_scores.astype(query.dtype)
         grad_query = jnp.einsum("bktn,bktc->bknc", grad_scores, key[:, :, seen])
         grad_queries.append(_unfold(grad_query, query.shape[1]))
-        grad_key = grad_key.at[:, :, seen].add(jnp.einsum("bktn,bknc->bktc", grad_scores, block))
-    return jnp.concatenate(grad_queries, axis=2), grad_key, grad_value
+        grad_key = grad_key.at[:, :, seen].add(product("bktn,bknc->bktc", grad_scores, block))
+    grad_query = jnp.concatenate(grad_queries, axis=2)
+    return grad_query, grad_key.astype(key.dtype), grad_value.astype(value.dtype)
+
+
+def _product(dtype: jnp.dtype) -> Callable:
+    """An einsum whose sums are float32 or wider, and not rounded to the operands' precision."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return functools.partial(jnp.einsum, preferred_element_type=wide)
 
 
 def _allowed(mask, start, stop, seen, block):
@@ -107,10 +119,6 @@ def _allowed(mask, start, stop, seen, block):
     if allowed is None:
         return None
     return jnp.tile(allowed, (1, block.shape[2] // (stop - start), 1))[:, None]
-
-
-def _scaled(scores, scale):
-    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * scale
 
 
 def _masked(scores, allowed):

@@ -25,8 +25,8 @@ def log_probs(hidden, weight, bias, targets, cap: float = 0.0) -> tuple[jax.Arra
 
 
 def _logits(hidden, weight, bias, cap):
-    logits = jnp.einsum("bsd,vd->bsv", hidden, weight)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    wide = jnp.promote_types(jnp.result_type(hidden, weight), jnp.float32)
+    logits = jnp.einsum("bsd,vd->bsv", hidden, weight, preferred_element_type=wide)
     logits = logits if bias is None else logits + bias
     return cap * jnp.tanh(logits / cap) if cap else logits
 

@@ -28,6 +28,7 @@ from llmjax.kernels.linear_cross_entropy.statistics import (
     primals,
     slopes,
 )
+from llmjax.kernels.tiling import pad
 from llmjax.weights import Held, parted
 
 CHUNK_BYTES = 64 * 2**20  # size of a chunk of logits on one device; larger on accelerators
@@ -178,7 +179,11 @@ class Chunk(NamedTuple):
 
 
 def chunks(hidden: jax.Array, vocab: int) -> int:
-    """The number of chunks of the sequence in [B, S, D]: the fewest that divide it and fit."""
+    """The number of chunks of the sequence in [B, S, D]: the fewest that fit and divide it.
+
+    If these are twice the fewest that fit, or more (of a prime length, one per token), the last
+    chunk is padded instead.
+    """
     batch, length, width = hidden.shape
     rows = -(-batch // mesh.size("tokens")) * -(-vocab // mesh.size("vocab"))
     # An H100 takes 21 ms with chunks of 64 MB and 9 ms with larger ones; on CPUs the size does not
@@ -188,7 +193,8 @@ def chunks(hidden: jax.Array, vocab: int) -> int:
     case = tuning.case(hidden.dtype, width)
     limit = tuning.sizes("linear_cross_entropy.xla", case, Chunk(usual)).chunk_bytes
     fit = max(1, limit // (4 * rows))
-    return next(n for n in range(1, length + 1) if length % n == 0 and length // n <= fit)
+    fewest = -(-length // fit)
+    return next((n for n in range(fewest, 2 * fewest) if length % n == 0), fewest)
 
 
 def _over_chunks(
@@ -234,7 +240,7 @@ def _over_chunks(
     else:
         cut = jax.tree.map(functools.partial(_cut, count=count), tokens)
         total, outs = jax.lax.scan(add, start, cut)
-    outs = jax.tree.map(functools.partial(_join, batch=batch), outs)
+    outs = jax.tree.map(lambda x: _join(x, batch)[:, : hidden.shape[1]], outs)
     grads = jax.tree.map(lambda grad, x: grad.astype(x.dtype), total, wanted)
     if terms is not None and grads is not None:
         grads = Held(None, None, grads[0]), grads[1]
@@ -253,7 +259,9 @@ def _reshape(x, *shape):
 
 
 def _cut(x, count):
-    """[B, S, ...] to [count, B, S/count, ...]."""
+    """[B, S, ...] to [count, B, s, ...], padded with zeros and, for targets, -1."""
+    missing = -1 if jnp.issubdtype(x.dtype, jnp.integer) else 0
+    x = pad(x, 1, -(-x.shape[1] // count), missing)
     batch, length, *rest = x.shape
     return jnp.moveaxis(x.reshape(batch, count, length // count, *rest), 1, 0)
 
