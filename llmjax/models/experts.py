@@ -86,10 +86,11 @@ def experts(
     Returns:
         The sum [B, S, D], and the routing.
     """
-    y = layers.from_stream(layers.norm(norm, jnp.asarray(x), config))
+    stream = layers.stream_axes(x.shape[1])
+    y = layers.to_stream(layers.norm(norm, jnp.asarray(x), config))
     probabilities, weights, chosen = _route(params["router"], y, config)
     there = jnp.ones(chosen.shape[:2], bool) if segment_ids is None else segment_ids != 0
-    there = mesh.place(there, layers.HIDDEN[:2])
+    there = mesh.place(there, stream[:2])
     sent, compute = chosen, functools.partial(_dropless, implementation=implementation)
     if limited and config.experts.capacity:
         capacity = _capacity(x.shape[1], config)
@@ -101,15 +102,16 @@ def experts(
     split: list[mesh.Axes] = []
     ready = [_ready(params[name], y.dtype, axes, split) for name, axes in named.items()]
     arrays, structure = jax.tree.flatten(ready)
-    axes, stream = (*(layers.HIDDEN,) * 3, *split), layers.stream_axes(x.shape[1])
 
     def on_device(y, weights, sent, *parts):
         own = jax.tree.unflatten(structure, [jnp.squeeze(part, 0) for part in parts])
-        out = compute(y, weights, sent, own, config=config)
-        # Devices split the experts' inner width, so each has a term of a sum.
-        return out if stream == layers.HIDDEN else collectives.scatter(out, "mlp", 1)
+        if stream == layers.HIDDEN:
+            return compute(y, weights, sent, own, config=config)
+        # Devices split the experts' inner width: all see the same tokens, and have terms of a sum.
+        tokens = (collectives.gather(x, (None, "mlp", None)) for x in (y, weights, sent))
+        return collectives.scatter(compute(*tokens, own, config=config), "mlp", 1)
 
-    return on_parts(on_device, axes, stream)(y, weights, sent, *arrays), routing
+    return on_parts(on_device, (*(stream,) * 3, *split), stream)(y, weights, sent, *arrays), routing
 
 
 def balance_loss(routing: Routing, config: ModelConfig) -> jax.Array:
@@ -164,7 +166,8 @@ def _times(product: Callable, rows, weight, plan, axes: mesh.Axes) -> jax.Array:
 def _route(router, y, config):
     """Probabilities [B, S, E]; weights and indices of the chosen experts [B, S, k]."""
     wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-    probabilities = jax.nn.softmax(einsum("bsd,de->bse", wide, router, layers.HIDDEN))
+    stream = layers.stream_axes(y.shape[1])
+    probabilities = jax.nn.softmax(einsum("bsd,de->bse", wide, router, stream))
     weights, chosen = jax.lax.top_k(probabilities, config.experts.per_token)
     if config.experts.normalized:
         weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
@@ -194,7 +197,7 @@ def _first_come(chosen, there, positions, capacity: int, count: int) -> jax.Arra
 
     whole = ("batch", None, None)
     kept = on_parts(choose, (whole, whole[:2], (None,)), whole)(chosen, there, positions)
-    return jnp.where(mesh.place(kept, layers.HIDDEN), chosen, count)
+    return jnp.where(mesh.place(kept, layers.stream_axes(length)), chosen, count)
 
 
 def _ranks(experts: jax.Array, count: int) -> jax.Array:
