@@ -108,8 +108,8 @@ def experts(
         if stream == layers.HIDDEN:
             return compute(y, weights, sent, own, config=config)
         # Devices split the experts' inner width: all see the same tokens, and have terms of a sum.
-        tokens = (collectives.gather(x, (None, "mlp", None)) for x in (y, weights, sent))
-        return collectives.scatter(compute(*tokens, own, config=config), "mlp", 1)
+        y, weights, sent = (collectives.gather(x, (None, "mlp", None)) for x in (y, weights, sent))
+        return collectives.scatter(compute(y, weights, sent, own, config=config), "mlp", 1)
 
     return on_parts(on_device, (*(stream,) * 3, *split), stream)(y, weights, sent, *arrays), routing
 
