@@ -197,7 +197,7 @@ def _first_come(chosen, there, positions, capacity: int, count: int) -> jax.Arra
 
     whole = ("batch", None, None)
     kept = on_parts(choose, (whole, whole[:2], (None,)), whole)(chosen, there, positions)
-    return jnp.where(mesh.place(kept, layers.stream_axes(length)), chosen, count)
+    return jnp.where(layers.to_stream(kept), chosen, count)
 
 
 def _ranks(experts: jax.Array, count: int) -> jax.Array:

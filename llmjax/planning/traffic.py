@@ -105,10 +105,11 @@ def _activations(
     exchanges = 6 if config.remat == "full" else 4
     pairs = 2 * tokens * config.kv_heads * config.channels / sizes.get("tensor", 1)
     visits = 3 * (ring - 1) - 1 if config.remat == "full" else 2 * (ring - 1)
+    home = 1  # the last hop of gradients, in compute precision
     return {
         "tensor": (AGAIN[config.remat] * layers + 4) * states * _others(sizes.get("tensor", 1)),
         "expert": exchanges * layers * copies * states * _others(sizes.get("expert", 1)),
-        "context": layers * pairs * ((visits + 1) * itemsize + (ring - 1) * WIDE),
+        "context": layers * pairs * ((visits + home) * itemsize + (ring - 1) * WIDE),
         "stage": 2 * moves * microbatch / sizes.get("tensor", 1),
     }
 

@@ -336,6 +336,19 @@ def test_a_prime_length_equals_reference(options, chunks_of_3):
     assert_equal(log_probs_of_both("xla")(*arrays), expected)
 
 
+def test_a_padded_chunk_on_a_mesh(monkeypatch):
+    """26 positions, split in two over `context`, in 6 chunks of at most 5."""
+    hidden, weight, targets = inputs(length=26)
+    expected = program(implementation="reference")(hidden, weight, targets)
+    with jax.set_mesh(mesh.make_mesh(mesh.MeshConfig(context=2), jax.devices()[:2])):
+        rows = -(-B // mesh.size("tokens"))
+        monkeypatch.setattr(xla, "CHUNK_BYTES", 4 * 5 * rows * V)
+        assert xla.chunks(hidden, V) == 6
+        placed = mesh.shard_batch({"hidden": hidden, "targets": targets})
+        arrays = placed["hidden"], mesh.place(jnp.asarray(weight), ("vocab", "embed"))
+        assert_equal(program(implementation="xla")(*arrays, placed["targets"]), expected)
+
+
 def largest_array(compiled) -> int:
     """Elements of the largest array that a compiled program mentions."""
     shapes = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", compiled.as_text())
