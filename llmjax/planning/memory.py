@@ -62,7 +62,7 @@ def step_memory(step: Any, state: TrainState, batch: Any) -> StepMemory:
 
     On TPUs, with layers in a loop, this is within 5 % of the compiler's own peak, the
     `peak_memory_in_bytes` of `memory_analysis()` (tests/aot). The compiler's allocation, arguments
-    plus temporaries, was 5 to 34 % above that peak (BENCH.md): leave room. On GPUs the estimate
+    plus temporaries, was 5 to 26 % above that peak (BENCH.md): leave room. On GPUs the estimate
     has not been validated.
 
     Args:
