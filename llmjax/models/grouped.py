@@ -128,7 +128,11 @@ def plan(chosen: jax.Array, count: int, size: int) -> Plan:
 
 
 def _ragged(rows: jax.Array, weight: jax.Array, plan: Plan) -> jax.Array:
-    product = jax.lax.ragged_dot(rows, weight, plan.sizes)
+    sizes = plan.sizes
+    if len(weight) == 1 and mesh.platform() == "tpu":
+        # For v6e, libtpu 0.0.42 and 0.0.52 cannot compile a single group: add an empty one.
+        weight, sizes = jnp.concatenate([weight, weight]), jnp.append(sizes, 0)
+    product = jax.lax.ragged_dot(rows, weight, sizes)
     # The values after the last expert's rows are undefined.
     return jnp.where(jnp.arange(len(rows))[:, None] < jnp.sum(plan.sizes), product, 0)
 
