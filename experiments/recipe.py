@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llmjax.data import corpora
 from llmjax.data.config import RESERVED_PIECES, DataConfig, Source
@@ -37,6 +37,9 @@ class Training:
         checkpoint_every: steps between checkpoints; 0 means only at the end.
         keep_checkpoints: number of latest checkpoints to keep, besides the best.
     """
+
+    # Fields that determine the prepared data: runs that differ in none of them can share a folder.
+    prepared_from: ClassVar[frozenset[str]] = frozenset({"data", "corpus"})
 
     name: str
     optimizer: OptimizerConfig = OptimizerConfig()
