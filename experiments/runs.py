@@ -259,9 +259,14 @@ def evaluate_model(
         batch_size: rows at a time; by default as in training.
 
     Raises:
-        FlagError: the folder was not prepared, or with another tokenizer.
+        FlagError: the folder was not prepared, or with another tokenizer; there is nothing to
+            evaluate; or the rows do not divide over the devices.
     """
-    return model.task.evaluate(model.params, held_out(model, directory, batch_size))
+    batches = held_out(model, directory, batch_size)
+    try:
+        return model.task.evaluate(model.params, batches)
+    except ValueError as error:
+        raise FlagError(str(error)) from error
 
 
 def report_on(

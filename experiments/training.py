@@ -177,6 +177,9 @@ class _Run:
             stack.enter_context(samples)
         hooks: list[Hook] = [recorder, watchdog]
         if options.profile:
+            if options.profile[1] <= start:
+                first, last = options.profile
+                raise FlagError(f"--profile={first}:{last}: the run goes on after step {start}")
             folder = self.run_dir / "profile"
             profiler = telemetry.Profiler(options.profile, folder, start=start)
             stack.callback(profiler.close)
