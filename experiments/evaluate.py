@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         raise flags.FlagError(f"--batch_size={BATCH_SIZE.value}: must be at least 1, or 0")
     run_dir = pathlib.Path(RUN_DIR.value)
     task = runs.saved_task(run_dir)
-    with jax.set_mesh(task.make_mesh()):
+    with jax.set_mesh(task.make_mesh_to_serve()):
         model = runs.load(run_dir, best=CHECKPOINT.value == "best")
         where = pathlib.Path(DATA_DIR.value or task.directory()), BATCH_SIZE.value or None
         found = runs.evaluate_model(model, *where)

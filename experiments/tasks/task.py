@@ -1,6 +1,7 @@
 """The interface of a task: parameters, loss, batches and evaluation of any training stage."""
 
 import abc
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -249,10 +250,29 @@ class Task(abc.ABC):
             FlagError: it does not fit the devices, or the batch or the model does not divide.
         """
         try:
-            made = mesh.make_mesh(self.recipe.mesh, devices)
-            self.require_divides(made)
+            return self._mesh(self.recipe.mesh, devices)
         except ValueError as error:
             raise FlagError(str(error)) from error
+
+    def make_mesh_to_serve(self) -> jax.sharding.Mesh:
+        """The recipe's mesh or, where it does not fit the devices, one that splits parameters.
+
+        A model may be used where it was not trained: on fewer devices, or on more.
+
+        Raises:
+            FlagError: nothing fits the devices.
+        """
+        try:
+            return self.make_mesh()
+        except FlagError:
+            for other in (mesh.MeshConfig(data=1, fsdp=-1), mesh.MeshConfig()):
+                with contextlib.suppress(ValueError):
+                    return self._mesh(other, None)
+            raise
+
+    def _mesh(self, config: mesh.MeshConfig, devices: list | None) -> jax.sharding.Mesh:
+        made = mesh.make_mesh(config, devices)
+        self.require_divides(made)
         return made
 
     def require_divides(self, made: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:

@@ -14,6 +14,7 @@ from experiments.recipes import RECIPES
 from experiments.tasks import Pretraining
 from llmjax import evaluation, planning
 from llmjax.data.config import DataConfig, Source, TokenizerConfig
+from llmjax.mesh import MeshConfig
 from llmjax.optim import OptimizerConfig, Rule
 from llmjax.train import integrity
 from llmjax.train.early_stopping import EarlyStoppingConfig
@@ -124,6 +125,23 @@ def test_no_sample_ends_a_run(text, tmp_path, draw):
     prompt, continuation = task.sample(draw(task.spec))
     assert prompt == made.sample_prompt
     assert len(continuation.encode(errors="replace")) < 24 * 3
+
+
+def test_a_model_is_used_where_its_mesh_does_not_fit(tmp_path):
+    """Here are eight devices. The model divides over them, or over none."""
+    trained = {"mesh": MeshConfig(data=1, fsdp=16), "batch_size": 16}
+    task = runs.task_of(recipe(**trained), tmp_path)
+    with pytest.raises(runs.FlagError, match="needs 16 devices, but there are 8"):
+        task.make_mesh()
+    assert task.make_mesh_to_serve().shape["fsdp"] == 8
+    odd = dataclasses.replace(recipe().model, embed_dim=20)
+    task = runs.task_of(recipe(model=odd, **trained), tmp_path)
+    assert task.make_mesh_to_serve().shape["data"] == 8
+    task = runs.task_of(recipe(), tmp_path)
+    assert task.make_mesh_to_serve() == task.make_mesh()
+    task = runs.task_of(recipe(mesh=MeshConfig(data=3), batch_size=3), tmp_path)
+    with pytest.raises(runs.FlagError, match="needs 3 devices, but there are 8"):
+        task.make_mesh_to_serve()
 
 
 def test_a_run_that_never_trains_leaves_its_folder_free(tmp_path):
