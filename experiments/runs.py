@@ -102,10 +102,7 @@ def open_run(run_dir: pathlib.Path, recipe: Training, *, resume: bool) -> None:
     if before is not None:
         _require_same(run_dir, before, recipe)
         if before.steps != recipe.steps:
-            print(
-                f"{run_dir}: {before.steps} steps become {recipe.steps}; from here on, the "
-                f"{recipe.optimizer.schedule} schedule uses the new number"
-            )
+            print(_about_steps(run_dir, before, recipe))
     if jax.process_index():
         return  # process 0 writes it
     try:
@@ -122,6 +119,20 @@ def open_run(run_dir: pathlib.Path, recipe: Training, *, resume: bool) -> None:
         partial.replace(path)
     except OSError as error:
         raise FlagError(f"--run_dir={run_dir}: cannot be written: {error.strerror}") from error
+
+
+def _about_steps(run_dir: pathlib.Path, before: Training, now: Any) -> str:
+    """What a new number of steps changes in a run."""
+    said = (
+        f"{run_dir}: {before.steps} steps become {now.steps}; from here on, the "
+        f"{now.optimizer.schedule} schedule uses the new number"
+    )
+    if now.data.mixture.max_epochs:
+        said += (
+            ", and so do the shares of sources (data.mixture.max_epochs): of a source whose share "
+            "changes, examples are read again or left out"
+        )
+    return said
 
 
 def begun(run_dir: pathlib.Path) -> float | None:

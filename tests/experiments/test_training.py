@@ -14,6 +14,7 @@ from experiments.recipes import RECIPES
 from experiments.tasks import Pretraining
 from llmjax import evaluation, planning
 from llmjax.data.config import DataConfig, Source, TokenizerConfig
+from llmjax.data.mixture import MixtureConfig
 from llmjax.mesh import MeshConfig
 from llmjax.optim import OptimizerConfig, Rule
 from llmjax.train import integrity
@@ -157,6 +158,17 @@ def test_a_run_that_never_trains_leaves_its_folder_free(tmp_path):
         raise MemoryError
     with pytest.raises(runs.FlagError, match="holds a run of another recipe: data.sources was"):
         training.run(wrong, tmp_path)
+
+
+@pytest.mark.parametrize("most", [0.0, 4.0])
+def test_what_more_steps_change_is_told(most, tmp_path, capsys):
+    tiny = RECIPES["tiny"]()
+    data = dataclasses.replace(tiny.data, mixture=MixtureConfig(max_epochs=most))
+    for steps in (200, 300):
+        runs.open_run(tmp_path, dataclasses.replace(tiny, data=data, steps=steps), resume=True)
+    said = capsys.readouterr().out
+    assert "200 steps become 300; from here on, the cosine schedule uses the new number" in said
+    assert ("shares of sources" in said) == (most > 0)
 
 
 def test_a_rule_that_decides_nothing_is_told_before_the_run(tmp_path):
