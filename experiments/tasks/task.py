@@ -255,22 +255,18 @@ class Task(abc.ABC):
             raise FlagError(str(error)) from error
 
     def make_mesh_to_serve(self) -> jax.sharding.Mesh:
-        """The recipe's mesh or, where it does not fit the devices, one that splits parameters.
+        """The recipe's mesh or, where it does not fit the devices, another one.
 
-        A model may be used where it was not trained: on fewer devices, or on more.
-
-        Raises:
-            FlagError: nothing fits the devices.
+        A model may be used where it was not trained, on fewer devices or on more: if it divides
+        over all of them, they split the parameters, else the rows; else one of them does all.
         """
-        try:
-            return self.make_mesh()
-        except FlagError:
-            for other in (mesh.MeshConfig(data=1, fsdp=-1), mesh.MeshConfig()):
-                with contextlib.suppress(ValueError):
-                    return self._mesh(other, None)
-            raise
+        split, rows = mesh.MeshConfig(data=1, fsdp=-1), mesh.MeshConfig()
+        for config in (self.recipe.mesh, split, rows):
+            with contextlib.suppress(ValueError):
+                return self._mesh(config)
+        return self._mesh(rows, jax.devices()[:1])
 
-    def _mesh(self, config: mesh.MeshConfig, devices: list | None) -> jax.sharding.Mesh:
+    def _mesh(self, config: mesh.MeshConfig, devices: list | None = None) -> jax.sharding.Mesh:
         made = mesh.make_mesh(config, devices)
         self.require_divides(made)
         return made

@@ -129,7 +129,7 @@ def test_no_sample_ends_a_run(text, tmp_path, draw):
 
 
 def test_a_model_is_used_where_its_mesh_does_not_fit(tmp_path):
-    """Here are eight devices. The model divides over them, or over none."""
+    """Here are eight devices, over which parameters divide, or rows, or neither."""
     trained = {"mesh": MeshConfig(data=1, fsdp=16), "batch_size": 16}
     task = runs.task_of(recipe(**trained), tmp_path)
     with pytest.raises(runs.FlagError, match="needs 16 devices, but there are 8"):
@@ -141,8 +141,7 @@ def test_a_model_is_used_where_its_mesh_does_not_fit(tmp_path):
     task = runs.task_of(recipe(), tmp_path)
     assert task.make_mesh_to_serve() == task.make_mesh()
     task = runs.task_of(recipe(mesh=MeshConfig(data=3), batch_size=3), tmp_path)
-    with pytest.raises(runs.FlagError, match="needs 3 devices, but there are 8"):
-        task.make_mesh_to_serve()
+    assert task.make_mesh_to_serve().size == 1
 
 
 def test_a_run_that_never_trains_leaves_its_folder_free(tmp_path):
