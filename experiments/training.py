@@ -177,11 +177,11 @@ class _Run:
             stack.enter_context(samples)
         hooks: list[Hook] = [recorder, watchdog]
         if options.profile:
-            if options.profile[1] <= start:
-                first, last = options.profile
-                raise FlagError(f"--profile={first}:{last}: the run goes on after step {start}")
             folder = self.run_dir / "profile"
-            profiler = telemetry.Profiler(options.profile, folder, start=start)
+            try:
+                profiler = telemetry.Profiler(options.profile, folder, start=start)
+            except ValueError as error:
+                raise FlagError(f"--profile={error}") from error
             stack.callback(profiler.close)
             hooks.append(profiler)
 

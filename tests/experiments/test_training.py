@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 import signal
 import time
+import types
 
 import jax
 import numpy as np
@@ -157,6 +158,19 @@ def test_a_run_that_never_trains_leaves_its_folder_free(tmp_path):
         raise MemoryError
     with pytest.raises(runs.FlagError, match="holds a run of another recipe: data.sources was"):
         training.run(wrong, tmp_path)
+
+
+def test_what_cannot_be_evaluated_is_told_in_one_line(tmp_path, monkeypatch):
+    """Such as more rows at a time than devices divide."""
+
+    class Refusing:
+        def evaluate(self, params, batches):
+            raise ValueError("a batch of 3 rows does not divide over 8 devices")
+
+    monkeypatch.setattr(runs, "held_out", lambda *_: [])
+    model = types.SimpleNamespace(task=Refusing(), params={})
+    with pytest.raises(runs.FlagError, match="a batch of 3 rows does not divide"):
+        runs.evaluate_model(model, tmp_path, 3)
 
 
 @pytest.mark.parametrize("most", [0.0, 4.0])
