@@ -230,11 +230,14 @@ def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
     """Loads the model of a run: its best checkpoint by early_stopping.metric, or its last one.
 
     Raises:
-        FlagError: the folder holds no run, or a run without a checkpoint.
+        FlagError: the folder holds no run, or a run without a checkpoint that is sound and fits.
     """
     task = saved_task(run_dir)
-    with checkpointer(run_dir, task.recipe) as checkpoints:
-        found = task.load(checkpoints.restore_best if best else checkpoints.restore_latest)
+    try:
+        with checkpointer(run_dir, task.recipe) as checkpoints:
+            found = task.load(checkpoints.restore_best if best else checkpoints.restore_latest)
+    except ValueError as error:  # such as DamagedError
+        raise FlagError(str(error)) from error
     if found is None:
         raise FlagError(f"{run_dir}: the run has no checkpoint yet")
     return TrainedModel(task, task.tokenizer(), *found)
