@@ -67,6 +67,7 @@ class Task(abc.ABC):
         config: configuration of the main model.
         spec: the spec of all parameters, including frozen ones.
         trained: selects the trained parameters by path; None for all.
+        keeps: whether evaluations write files for the run's page to its folder.
     """
 
     recipe: Training
@@ -74,6 +75,7 @@ class Task(abc.ABC):
     config: models.ModelConfig
     spec: Any
     trained: tree.Predicate | None = None
+    keeps: bool = True
 
     @property
     def trained_spec(self) -> Any:
@@ -171,7 +173,7 @@ class Task(abc.ABC):
     def report(self, params: Any, batches: Iterable[Batch]) -> Report | None:
         """A report on the same batches, after `evaluate`, or None.
 
-        Files for the page of a run are written to its folder.
+        Files for the page of a run are written to its folder, if it `keeps` them.
         """
         del params, batches
         return None
