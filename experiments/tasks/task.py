@@ -79,6 +79,11 @@ class Task(abc.ABC):
         """The spec of the trained parameters, with None in place of the others."""
         return self.spec if self.trained is None else tree.partition(self.spec, self.trained)[0]
 
+    @property
+    def frozen_spec(self) -> Any:
+        """The spec of the frozen parameters, with None in place of the others; None for none."""
+        return None if self.trained is None else tree.partition(self.spec, self.trained)[1]
+
     @abc.abstractmethod
     def directory(self) -> pathlib.Path:
         """The folder of the prepared data."""
