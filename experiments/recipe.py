@@ -103,7 +103,7 @@ class Recipe(Training):
             manual.
         packing: concat fills rows and splits documents at row ends; best_fit only splits those
             longer than a row, and pads; windows draws random windows of the concatenated text,
-            ignoring documents.
+            ignoring documents, and takes sources in proportion to their size.
         label_smoothing: for clm, share of each target's probability spread over the vocabulary.
         z_loss: for clm, weight of the penalty on log² of the softmax normalizer (PaLM, section 5).
         sample_every: for clm, steps between samples; 0 means only at the end.

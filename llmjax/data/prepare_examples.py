@@ -70,13 +70,13 @@ def prepare_examples(
     template = None
     if settings.kind != "classification":
         template = chat.load_template(settings.template, tokenizer)
+    directory = Path(directory)
     inputs = {
-        source.name: documents.find_files(source, documents.RECORD_SUFFIXES)
+        source.name: directories.find_inputs(source, directory, documents.RECORD_SUFFIXES)
         for source in settings.sources
     }
     others = (tokenizer.fingerprint, _template_fingerprint(template))
     fingerprint = directories.fingerprint(settings, inputs, *others)
-    directory = Path(directory)
     build = functools.partial(_build, settings, inputs, tokenizer, template, fingerprint, directory)
     return directories.make(directory, settings, fingerprint, build, overwrite=overwrite)
 
