@@ -8,7 +8,7 @@ r"""Checks examples before training on them, or converts them to another form.
 Reports records that are not examples of the kind, are too short or long, have an unknown label,
 contain their answer in the prompt, are duplicates, or are in both sets; with cleaning --steps also
 those in another language or harmful. Shows the first ten by file and line. Exits with 1 if there
-are any. Conversion keeps fields that are not part of the example, and leaves out and counts records
+are any. Conversion keeps fields that examples of no kind have, and leaves out and counts records
 that do not fit the form.
 """
 

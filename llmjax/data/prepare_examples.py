@@ -323,7 +323,7 @@ def _check_splits(manifest: shards.Manifest, settings: config.ExampleConfig) -> 
         if source.weight > 0 and not source.train.documents:
             raise ValueError(
                 f"source {source.name!r} has no training examples: all of its "
-                f"{source.validation.documents}, are held out. Give it more, lower "
+                f"{source.validation.documents} are held out. Give it more, lower "
                 "validation_share, or use another split: with 'hash', examples with the same "
                 "prompt stay together."
             )
