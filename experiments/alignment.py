@@ -41,17 +41,17 @@ class Answers:
     gold: np.ndarray
 
 
-def align(run_dir: pathlib.Path) -> list[Answers]:
+def align(run_dir: pathlib.Path, options: training.Options) -> list[Answers]:
     """Trains missing stages on top of a base; returns the answers of all policies, in order."""
     folders = {name: run_dir / name for name in ("small_talk", "friendly", "friendlier")}
     tuning = dataclasses.replace(small_talk(), base=str(run_dir))
-    training.run(tuning, folders["small_talk"])
+    training.run(tuning, folders["small_talk"], options)
     base = str(folders["small_talk"])
-    training.run(dataclasses.replace(friendly(), base=base), folders["friendly"])
+    training.run(dataclasses.replace(friendly(), base=base), folders["friendly"], options)
     judge = str(folders["friendly"])
     rewards = (RewardSource("model", judge),)
     policy = dataclasses.replace(friendlier(), base=base, critic_base=judge, rewards=rewards)
-    training.run(policy, folders["friendlier"])
+    training.run(policy, folders["friendlier"], options)
     task = PolicyTask(policy, folders["friendlier"])
     named = {
         "base": run_dir,

@@ -8,7 +8,7 @@ r"""Checks examples before training on them, or converts them to another form.
 Reports records that are not examples of the kind, are too short or long, have an unknown label,
 contain their answer in the prompt, are duplicates, or are in both sets; with cleaning --steps also
 those in another language or harmful. Shows the first ten by file and line. Exits with 1 if there
-are any. Conversion keeps fields that are not part of the example, and leaves out and counts records
+are any. Conversion keeps fields that examples of no kind have, and leaves out and counts records
 that do not fit the form.
 """
 
@@ -46,6 +46,9 @@ QUESTION = absl_flags.DEFINE_string(
 )
 AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
 
+_CHECKING = ("test", "labels", "shortest", "longest", "leak", "steps", "json")
+_CONVERTING = ("question",)
+
 
 def main(argv: list[str]) -> int:
     """The entry point."""
@@ -54,6 +57,10 @@ def main(argv: list[str]) -> int:
         raise flags.FlagError("--train is missing: name a file of examples")
     if bool(CONVERT.value) != bool(OUTPUT.value):
         raise flags.FlagError("--convert and --output go together: give both")
+    for name in _CHECKING if CONVERT.value else _CONVERTING:
+        if absl_flags.FLAGS[name].present:
+            what = "does not check" if CONVERT.value else "is missing"
+            raise flags.FlagError(f"--{name} has no effect, as --convert {what}: leave it out")
     try:
         return _convert() if CONVERT.value else _check()
     except (ValueError, OSError, ImportError) as error:

@@ -4,7 +4,7 @@ Metrics depend on the task: perplexity and bits per byte for next tokens (clm), 
 masks (mlm), both models' losses and the accuracy (rtd), perplexity of answers, the confusion of
 labels, accuracy on comparisons of preferences, and rewards of a policy's answers to held-out
 prompts. For reward models also calibration and length bias (RUN_DIR/reward_report.json, and the
-page).
+page, unless the data are others than the run's).
 
     python -m experiments.evaluate --run_dir=runs/tiny
     python -m experiments.evaluate --run_dir=runs/tiny --data_dir=data/other --json
@@ -45,14 +45,17 @@ def main(argv: list[str]) -> None:
         raise flags.FlagError(f"--batch_size={BATCH_SIZE.value}: must be at least 1, or 0")
     run_dir = pathlib.Path(RUN_DIR.value)
     task = runs.saved_task(run_dir)
-    with jax.set_mesh(task.make_mesh()):
+    with jax.set_mesh(task.make_mesh_to_serve()):
         model = runs.load(run_dir, best=CHECKPOINT.value == "best")
-        where = pathlib.Path(DATA_DIR.value or task.directory()), BATCH_SIZE.value or None
+        own = task.directory()
+        where = pathlib.Path(DATA_DIR.value or own), BATCH_SIZE.value or None
+        model.task.keeps = where[0].resolve() == own.resolve()  # the page is about the run's data
         found = runs.evaluate_model(model, *where)
         report = runs.report_on(model, *where)
     if report is not None:
         found |= report.metrics()
-        write_report(run_dir)  # with its chart
+        if model.task.keeps:
+            write_report(run_dir)  # with its chart
     if AS_JSON.value:
         plain = {n: x if math.isfinite(x) else None for n, x in found.items()}
         print(json.dumps({"step": model.step, **plain}))

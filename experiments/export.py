@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     run_dir, output = pathlib.Path(RUN_DIR.value), pathlib.Path(OUTPUT.value)
     task = runs.saved_task(run_dir)
     left_out = ""
-    with jax.set_mesh(task.make_mesh()):
+    with jax.set_mesh(task.make_mesh_to_serve()):
         model = runs.load(run_dir, best=CHECKPOINT.value == "best")
         if ADAPTER.value:
             runs.export_adapter(model, output, dtype=DTYPE.value)

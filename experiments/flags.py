@@ -119,18 +119,29 @@ def resolve(base: Any = None, flag_values: FlagValues = FLAGS) -> Any:
         flag_values: the parsed flags.
 
     Raises:
-        FlagError: there is no recipe to start from, or the fields do not fit together.
+        FlagError: there is no recipe to start from, or one of another type than these flags
+            describe, or the fields do not fit together.
     """
     if base is None or flag_values["recipe"].present:
         base = _chosen(flag_values)
     if base is None:
         names = ", ".join(_recipes(flag_values))
         raise FlagError(f"--recipe is missing: choose one of {names}")
+    if not isinstance(base, kind := _kind(flag_values)):
+        raise FlagError(
+            f"the run there is of another kind ({type(base).__name__}, not {kind.__name__}): use "
+            "the entry point that began it, or another --run_dir"
+        )
     given = {leaf.path: flag.value for leaf, flag in _leaf_flags(flag_values) if flag.present}
     try:
         return fields.replace(base, given)
     except ValueError as error:
         raise FlagError(str(error)) from error
+
+
+def changed(flag_values: FlagValues = FLAGS) -> list[str]:
+    """The names of the fields that the command line changes."""
+    return [leaf.name for leaf, flag in _leaf_flags(flag_values) if flag.present]
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -277,6 +288,11 @@ def _recipes(flag_values: FlagValues) -> Recipes:
     return cast(_RecipeParser, flag_values["recipe"].parser).recipes
 
 
+def _kind(flag_values: FlagValues) -> type:
+    """The type of the recipes."""
+    return type(next(iter(_recipes(flag_values).values()))())
+
+
 def help_text(script: str, flag_values: FlagValues = FLAGS, topic: str = "") -> str:
     """The text of `--help`: purpose, flags with types and values, recipes, fields by group.
 
@@ -315,7 +331,7 @@ def _fields_help(flag_values: FlagValues, topic: str) -> Iterator[str]:
     """The fields of a topic by group; if they are many, groups within it are folded."""
     recipe = _chosen(flag_values)
     leaves = dict(_leaf_flags(flag_values)) if "recipe" in flag_values else {}
-    docs = fields.groups(type(next(iter(_recipes(flag_values).values()))())) if leaves else {}
+    docs = fields.groups(_kind(flag_values)) if leaves else {}
     root = () if topic in ("", _ALL) else tuple(topic.split("."))
     if root and root not in docs:
         names = [".".join(path) for path in docs]

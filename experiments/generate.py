@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
             f"--run_dir={run_dir}: a model with head.kind={task.config.head.kind} cannot generate "
             "text; name the run of a model trained to predict next tokens"
         )
-    made = mesh.for_decoding(task.make_mesh())
+    made = mesh.for_decoding(task.make_mesh_to_serve())
     with jax.set_mesh(made), _errors_of_flags():
         template = None if RAW.value else task.template
         records = []

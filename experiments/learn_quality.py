@@ -1,15 +1,16 @@
-r"""Trains a model that tells good text from bad, for the cleaning step `quality_model`.
+r"""Trains a model that separates good text from bad, for the cleaning step `quality_model`.
 
     python -m experiments.learn_quality --good=books,wiki.jsonl.zst --bad=crawl \
         --output=models/quality.safetensors
     python -m experiments.learn_quality --good=wiki.parquet --bad=crawl.warc.gz \
         --steps=html,repair --kept_of=bad --kept=0.1,0.3 --output=models/quality.safetensors
 
-Files come in the formats that `experiments.prepare` reads. A share of the texts is held out by
-their hash; of it are the accuracy, the area under the ROC curve, and for every share of good (or,
-by --kept_of, bad) texts to keep the minimum that keeps it. The last line says how to clean by the
-model. Give it texts as they are where the step will stand: --steps names those before it. The same
-texts and settings give the same file.
+It reads the formats that `experiments.prepare` reads. A share of the texts is held out, chosen by
+their hash. On these it measures the accuracy, the area under the ROC curve, and for every share of
+good texts to keep (of bad texts with --kept_of=bad), the minimum score that keeps it. The last line
+of the output is a command that cleans with the model. --steps names the cleaning steps that come
+before `quality_model`, so that it is trained on the texts that it will judge. The same texts and
+settings give the same file.
 """
 
 import json
@@ -29,27 +30,35 @@ from llmjax.data import config, directories, documents
 from llmjax.data.cleaning import build, learned_quality
 from llmjax.data.cleaning.learned_quality import Kind, Sample, Trial
 
-GOOD = absl_flags.DEFINE_list("good", None, "Files, folders or globs of texts that are wanted.")
-BAD = absl_flags.DEFINE_list("bad", None, "The same of texts that are not, or of a raw crawl.")
+GOOD = absl_flags.DEFINE_list("good", None, "Files, folders or globs of wanted texts.")
+BAD = absl_flags.DEFINE_list("bad", None, "The same for unwanted texts, or a raw crawl.")
 OUTPUT = absl_flags.DEFINE_string("output", None, "File to write the model to.")
 TEXT_FIELD = absl_flags.DEFINE_string("text_field", "text", "The field or column with the text.")
 SPLIT = absl_flags.DEFINE_enum(
-    "split", "file", ["file", "paragraph", "line"], "What a document is in plain text."
+    "split", "file", ["file", "paragraph", "line"], "What counts as a document in plain text."
 )
-STEPS = absl_flags.DEFINE_list("steps", [], "Steps of cleaning that texts pass first.")
-DOCUMENTS = absl_flags.DEFINE_integer("documents", 100_000, "Texts of a kind, drawn, at most.")
-HELD_OUT = absl_flags.DEFINE_float("held_out", 0.1, "The share of texts that judges the model.")
+STEPS = absl_flags.DEFINE_list("steps", [], "Cleaning steps that texts pass first.")
+DOCUMENTS = absl_flags.DEFINE_integer(
+    "documents", 100_000, "Maximum texts of each kind, drawn at random."
+)
+HELD_OUT = absl_flags.DEFINE_float("held_out", 0.1, "Share of texts held out for evaluation.")
 KEPT = absl_flags.DEFINE_list(
-    "kept", ["0.5", "0.8", "0.9", "0.95", "0.99"], "Shares to keep, whose minimum is printed."
+    "kept", ["0.5", "0.8", "0.9", "0.95", "0.99"], "Shares of texts to print the minimum score for."
 )
-KEPT_OF = absl_flags.DEFINE_enum("kept_of", "good", ["good", "bad"], "Of which texts --kept is.")
-NGRAMS = absl_flags.DEFINE_integer("ngrams", 2, "Words and marks that count together, at most.")
-FEATURES = absl_flags.DEFINE_integer("features", 1 << 18, "Numbers that n-grams are hashed to.")
+KEPT_OF = absl_flags.DEFINE_enum(
+    "kept_of", "good", ["good", "bad"], "Which texts --kept refers to."
+)
+NGRAMS = absl_flags.DEFINE_integer("ngrams", 2, "Length of the longest n-gram of words and marks.")
+FEATURES = absl_flags.DEFINE_integer(
+    "features", 1 << 18, "Number of features that n-grams are hashed to."
+)
 REGULARIZATION = absl_flags.DEFINE_float(
-    "regularization", 0.1, "Half the squared weights count so much, against the summed loss."
+    "regularization",
+    0.1,
+    "Weight of half the squared norm of the weights, against the summed loss.",
 )
-SEED = absl_flags.DEFINE_integer("seed", 0, "Of the draws of texts.")
-AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object in place of a table.")
+SEED = absl_flags.DEFINE_integer("seed", 0, "Random seed of the choice of texts.")
+AS_JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
 
 
 def main(argv: list[str]) -> None:
@@ -57,14 +66,16 @@ def main(argv: list[str]) -> None:
     del argv
     for name, value in (("good", GOOD.value), ("bad", BAD.value), ("output", OUTPUT.value)):
         if not value:
-            raise flags.FlagError(f"--{name} is missing: name good and bad texts, and a file")
+            raise flags.FlagError(
+                f"--{name} is missing: name good texts, bad texts and a file to write"
+            )
     output = pathlib.Path(OUTPUT.value or "")
     try:
         kept = [_number(share) for share in KEPT.value or ()]
         output.parent.mkdir(parents=True, exist_ok=True)  # before hours of work, not after
         with directories.progress() as bar:
             good, bad = _read(bar)
-            bar.add_task("Learning", total=None)
+            bar.add_task("Training", total=None)
             model, trial = learned_quality.learn(
                 good.texts,
                 bad.texts,
@@ -94,7 +105,7 @@ def _number(share: str) -> float:
 
 
 def _read(bar: Progress) -> list[Sample]:
-    """Good texts and bad ones."""
+    """Samples of the good and the bad texts."""
     steps = build.alone(STEPS.value or ())
     split = cast(Literal["file", "paragraph", "line"], SPLIT.value)
     kinds = [
@@ -131,10 +142,10 @@ def _show(trial: Trial, kept: list[float], output: pathlib.Path) -> None:
         f"{counts['good']:,} good and {counts['bad']:,} bad"
         for counts in (trial.learned, trial.held_out)
     )
-    print(f"learned from {learned} texts, held out {held_out}")
+    print(f"trained on {learned} texts, evaluated on {held_out}")
     print(f"accuracy {trial.accuracy:.4f} (mean of both kinds), ROC AUC {trial.roc_auc:.4f}")
     table = Table()
-    for name in (f"to keep of {KEPT_OF.value}", "minimum", "keeps of good", "keeps of bad"):
+    for name in (f"share of {KEPT_OF.value}", "minimum", "good kept", "bad kept"):
         table.add_column(name, justify="right")
     for share, row in zip(kept, trial.thresholds, strict=True):
         table.add_row(f"{share:.1%}", f"{row.minimum:g}", f"{row.good:.1%}", f"{row.bad:.1%}")
@@ -142,7 +153,7 @@ def _show(trial: Trial, kept: list[float], output: pathlib.Path) -> None:
     steps = ",".join([*(STEPS.value or ()), "quality_model"])
     minimum = trial.thresholds[0].minimum if trial.thresholds else 0.5
     print(
-        f"{output}: clean by it with a minimum of the table\n"
+        f"{output}: to clean with it, choose a minimum from the table\n"
         f"  python -m experiments.prepare ... --data.cleaning.steps={steps} "
         f"--data.cleaning.quality_model.model={shlex.quote(str(output))} "
         f"--data.cleaning.quality_model.minimum={minimum:g}"

@@ -140,10 +140,16 @@ def _check() -> None:
         raise flags.FlagError(
             "nothing to plan: give --recipe, --params, --flops, --hours, --money, --loss or --runs"
         )
+    given_fields = flags.changed()
+    if given_fields and not flags.FLAGS.recipe:
+        raise flags.FlagError(f"--{given_fields[0]} changes a recipe: give --recipe too")
     needing = [flag for flag in (HOURS, MONEY, DAYS, PRICE) if flag.value is not None]
+    needing += [flag for flag in (CHIPS, UTILIZATION) if flag.present]
     if needing and not DEVICE.value:
         raise flags.FlagError(f"--{needing[0].name} depends on the chip: give --device too")
-    of_training = {"days": DAYS.value, "prepared": PREPARED.value}
+    of_training = {"days": DAYS.value, "prepared": PREPARED.value, "tokens": TOKENS.value}
+    if LAW.present and RUNS.value:
+        raise flags.FlagError(f"--law={LAW.value}: --runs fits a law; leave out one of them")
     for name, value in of_training.items():
         if value is not None and not (flags.FLAGS.recipe or PARAMS.value):
             raise flags.FlagError(

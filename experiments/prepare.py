@@ -55,6 +55,8 @@ def main(argv: list[str]) -> None:
 
 
 def _engine() -> engines.Engine:
+    if PARTITION.value and ENGINE.value != "slurm":
+        raise flags.FlagError("--partition is for --engine=slurm: leave it out")
     if ENGINE.value == "ray":
         return engines.Ray(WORKERS.value)
     if ENGINE.value == "slurm":

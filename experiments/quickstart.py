@@ -47,8 +47,14 @@ def main(argv: list[str]) -> None:
     """The entry point."""
     del argv
     settings = flags.resolve()
+    if settings.objective != "clm":
+        raise flags.FlagError(
+            f"--recipe={settings.name}: objective={settings.objective} cannot generate answers; "
+            "choose a recipe that predicts next tokens, or use experiments.pretrain"
+        )
     run_dir = pathlib.Path(RUN_DIR.value)
-    training.run(settings, run_dir)
+    options = training.Options(command=flags.command_line())
+    training.run(settings, run_dir, options)
     console = Console()
     directory = runs.task_of(settings, run_dir).directory()
     if settings.data.cleaning.names:
@@ -62,7 +68,7 @@ def main(argv: list[str]) -> None:
         for turns, reply in zip(OPENINGS, replies(model), strict=True):
             console.print(_dialogue(turns, reply))
     if ALIGN.value and settings.corpus == "chitchat":
-        found = alignment.align(run_dir)
+        found = alignment.align(run_dir, options)
         console.print(alignment.said(found))
         console.print(alignment.judged(found), markup=False)
         run_dir = run_dir / "friendlier"

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llmjax.data import corpora
 from llmjax.data.config import RESERVED_PIECES, DataConfig, Source
@@ -37,6 +37,9 @@ class Training:
         checkpoint_every: steps between checkpoints; 0 means only at the end.
         keep_checkpoints: number of latest checkpoints to keep, besides the best.
     """
+
+    # Fields that determine the prepared data: runs that differ in none of them can share a folder.
+    prepared_from: ClassVar[frozenset[str]] = frozenset({"data", "corpus"})
 
     name: str
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -103,7 +106,7 @@ class Recipe(Training):
             manual.
         packing: concat fills rows and splits documents at row ends; best_fit only splits those
             longer than a row, and pads; windows draws random windows of the concatenated text,
-            ignoring documents.
+            ignoring documents, and takes sources in proportion to their size.
         label_smoothing: for clm, share of each target's probability spread over the vocabulary.
         z_loss: for clm, weight of the penalty on log² of the softmax normalizer (PaLM, section 5).
         sample_every: for clm, steps between samples; 0 means only at the end.

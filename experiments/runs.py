@@ -102,10 +102,7 @@ def open_run(run_dir: pathlib.Path, recipe: Training, *, resume: bool) -> None:
     if before is not None:
         _require_same(run_dir, before, recipe)
         if before.steps != recipe.steps:
-            print(
-                f"{run_dir}: {before.steps} steps become {recipe.steps}; from here on, the "
-                f"{recipe.optimizer.schedule} schedule uses the new number"
-            )
+            print(_about_steps(run_dir, before, recipe))
     if jax.process_index():
         return  # process 0 writes it
     try:
@@ -122,6 +119,20 @@ def open_run(run_dir: pathlib.Path, recipe: Training, *, resume: bool) -> None:
         partial.replace(path)
     except OSError as error:
         raise FlagError(f"--run_dir={run_dir}: cannot be written: {error.strerror}") from error
+
+
+def _about_steps(run_dir: pathlib.Path, before: Training, now: Any) -> str:
+    """What a new number of steps changes in a run."""
+    said = (
+        f"{run_dir}: {before.steps} steps become {now.steps}; from here on, the "
+        f"{now.optimizer.schedule} schedule uses the new number"
+    )
+    if now.data.mixture.max_epochs:
+        said += (
+            ", and so do the shares of sources (data.mixture.max_epochs): of a source whose share "
+            "changes, examples are read again or left out"
+        )
+    return said
 
 
 def begun(run_dir: pathlib.Path) -> float | None:
@@ -219,11 +230,14 @@ def load(run_dir: pathlib.Path, *, best: bool = True) -> TrainedModel:
     """Loads the model of a run: its best checkpoint by early_stopping.metric, or its last one.
 
     Raises:
-        FlagError: the folder holds no run, or a run without a checkpoint.
+        FlagError: the folder holds no run, or a run without a checkpoint that is sound and fits.
     """
     task = saved_task(run_dir)
-    with checkpointer(run_dir, task.recipe) as checkpoints:
-        found = task.load(checkpoints.restore_best if best else checkpoints.restore_latest)
+    try:
+        with checkpointer(run_dir, task.recipe) as checkpoints:
+            found = task.load(checkpoints.restore_best if best else checkpoints.restore_latest)
+    except ValueError as error:  # such as DamagedError
+        raise FlagError(str(error)) from error
     if found is None:
         raise FlagError(f"{run_dir}: the run has no checkpoint yet")
     return TrainedModel(task, task.tokenizer(), *found)
@@ -259,9 +273,14 @@ def evaluate_model(
         batch_size: rows at a time; by default as in training.
 
     Raises:
-        FlagError: the folder was not prepared, or with another tokenizer.
+        FlagError: the folder was not prepared, or with another tokenizer; there is nothing to
+            evaluate; or the rows do not divide over the devices.
     """
-    return model.task.evaluate(model.params, held_out(model, directory, batch_size))
+    batches = held_out(model, directory, batch_size)
+    try:
+        return model.task.evaluate(model.params, batches)
+    except ValueError as error:
+        raise FlagError(str(error)) from error
 
 
 def report_on(

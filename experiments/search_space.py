@@ -106,7 +106,9 @@ def apply(recipe: Training, space: Sequence[Dimension], values: Mapping[str, Val
 
 
 def _number(annotation: Any) -> Literal["int", "float"] | None:
-    """The kind of number that a field holds, whether or not it is optional."""
+    """The kind of number that a field holds, whether or not it is optional; None for tuples."""
+    if typing.get_origin(annotation) is tuple:
+        return None
     for option in (annotation, *typing.get_args(annotation)):
         if option in (int, float):
             return option.__name__

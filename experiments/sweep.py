@@ -105,7 +105,7 @@ def command(sweep: Sweep, trial: Trial, stage: str, metric: str | None = None) -
     settings = [f"--{name}={value}" for name, value in trial.values.items()]
     if metric:
         settings.append(f"--early_stopping.metric={metric}")
-    if not sweep.recipe.data.directory and not any(n.startswith("data.") for n in swept):
+    if not sweep.recipe.data.directory and sweep.data_directory is not None:
         settings.append(f"--data.directory={sweep.data_directory}")
     settings.append(f"--run_dir={sweep.run_dir / 'best'}")
     return f"{given} {shlex.join(settings)}"

@@ -1,7 +1,7 @@
 """A sweep over a recipe's settings: each trial is a run, in a study that survives restarts.
 
 RUN_DIR/study.db      Optuna's study: the trials and their results
-RUN_DIR/data/         tokenizer and shards, shared by all trials
+RUN_DIR/data/         tokenizer and shards, shared by all trials that can share them
 RUN_DIR/trials/N/     a run folder for each trial (`experiments.runs`)
 RUN_DIR/sweep.html    the report
 
@@ -25,7 +25,7 @@ from experiments.training import Options
 from experiments.training import run as train_run
 from llmjax.train.early_stopping import EarlyStoppingConfig
 from llmjax.train.loop import DivergedError, Pause
-from llmjax.train.metrics import read_jsonl
+from llmjax.train.metrics import is_evaluation, read_jsonl
 
 if TYPE_CHECKING:
     import optuna
@@ -80,15 +80,22 @@ class Sweep:
     train: Train = train_run
 
     def __post_init__(self) -> None:
-        if self.pruner != "none" and not self.recipe.evaluate_every:
+        every = self.recipe.evaluate_every
+        if self.pruner != "none" and not 0 < every < self.recipe.steps:
             raise FlagError(
                 f"--pruner={self.pruner} compares evaluations during the runs, but "
-                "evaluate_every=0 makes none: set it to a number of steps, or use --pruner=none"
+                f"evaluate_every={every} makes none before the end: set it to fewer steps than "
+                f"the {self.recipe.steps} of a run, or use --pruner=none"
             )
 
     @property
-    def data_directory(self) -> pathlib.Path:
-        """The data folder shared by all trials, unless data settings are searched."""
+    def data_directory(self) -> pathlib.Path | None:
+        """The data folder shared by all trials; None if each prepares its own.
+
+        The latter is the case if a field is searched that determines the prepared data.
+        """
+        if any(d.leaf.path[0] in self.recipe.prepared_from for d in self.space):
+            return None
         return pathlib.Path(self.recipe.data.directory or self.run_dir / "data")
 
     @property
@@ -147,8 +154,8 @@ class Sweep:
         name = f"{self.recipe.name}, trial {number}"
         found = search_space.apply(self.recipe, self.space, values)
         found = dataclasses.replace(found, name=name)
-        if any(dimension.leaf.path[0] == "data" for dimension in self.space):
-            return found  # each prepares its own
+        if self.data_directory is None:
+            return found
         data = dataclasses.replace(found.data, directory=str(self.data_directory))
         return dataclasses.replace(found, data=data)
 
@@ -160,11 +167,14 @@ class Sweep:
         values = {dimension.name: dimension.suggest(trial) for dimension in self.space}
         folder = self.run_dir / "trials" / str(number)
         pruned = False
+        before = self._evaluations(folder)  # of a killed trial
+        for step, value in before.items():
+            trial.report(value, step)
 
         def watch(pause: Pause) -> bool:
             nonlocal pruned
-            value = pause.metrics[self.watched.metric]
-            trial.report(value, pause.step)
+            if pause.step not in before:
+                trial.report(pause.metrics[self.watched.metric], pause.step)
             pruned = self.pruner != "none" and trial.should_prune()
             return pruned
 
@@ -193,10 +203,14 @@ class Sweep:
 
     def _best(self, folder: pathlib.Path) -> float | None:
         """The best recorded evaluation of a run."""
-        path = folder / "metrics.jsonl"
-        records = read_jsonl(path) if path.exists() else []
-        best = self.watched.best_of(records)
+        best = self.watched.best_of(_records(folder))
         return None if best is None else float(best[self.watched.metric])
+
+    def _evaluations(self, folder: pathlib.Path) -> dict[int, float]:
+        """The metric in the recorded evaluations of a run, by step."""
+        records = filter(is_evaluation, _records(folder))
+        found = {record["step"]: record.get(self.watched.metric) for record in records}
+        return {step: float(x) for step, x in found.items() if isinstance(x, int | float)}
 
     def _study(self) -> "optuna.Study":
         """The study of the folder, or a new one.
@@ -236,6 +250,11 @@ class Sweep:
                 min_resource=self.recipe.evaluate_every, max_resource=self.recipe.steps
             )
         return pruners.NopPruner()
+
+
+def _records(folder: pathlib.Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return read_jsonl(path) if path.exists() else []
 
 
 def require_optuna() -> Any:

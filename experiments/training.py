@@ -107,7 +107,9 @@ def _train(run: "_Run", stack: contextlib.ExitStack) -> None:
         accumulate=recipe.accumulate,
         spikes=recipe.spikes,
         norms=recipe.log_norms,
-        sharding=train.Sharding(spec, task.config.compute_dtype, recipe.mesh.zero),
+        sharding=train.Sharding(
+            spec, task.config.compute_dtype, recipe.mesh.zero, task.frozen_spec
+        ),
     )
     run.rehearse(state.all_params)
     hooks = run.hooks(checkpoints, start, stack, batches)
@@ -178,7 +180,10 @@ class _Run:
         hooks: list[Hook] = [recorder, watchdog]
         if options.profile:
             folder = self.run_dir / "profile"
-            profiler = telemetry.Profiler(options.profile, folder, start=start)
+            try:
+                profiler = telemetry.Profiler(options.profile, folder, start=start)
+            except ValueError as error:
+                raise FlagError(f"--profile={error}") from error
             stack.callback(profiler.close)
             hooks.append(profiler)
 

@@ -19,6 +19,7 @@ def pairs() -> RewardModelling:
         steps=1000,
         batch_size=32,
         evaluate_every=100,
+        checkpoint_every=100,
     )
 
 
@@ -52,6 +53,7 @@ def dpo() -> Preferring:
         optimizer=_gentle(2e-6),
         steps=1000,
         evaluate_every=100,
+        checkpoint_every=100,
     )
 
 

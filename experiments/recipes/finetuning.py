@@ -11,7 +11,11 @@ from llmjax.peft import LoraConfig, MethodConfig
 def full() -> Finetuning:
     """Fine-tunes all parameters, at the usual rate; needs base and data."""
     return Finetuning(
-        name="full", optimizer=optim.suggested("full", 1000), steps=1000, evaluate_every=100
+        name="full",
+        optimizer=optim.suggested("full", 1000),
+        steps=1000,
+        evaluate_every=100,
+        checkpoint_every=100,
     )
 
 
@@ -23,6 +27,7 @@ def lora() -> Finetuning:
         optimizer=optim.suggested("lora", 1000),
         steps=1000,
         evaluate_every=100,
+        checkpoint_every=100,
     )
 
 
@@ -34,6 +39,7 @@ def qlora() -> Finetuning:
         optimizer=optim.suggested("qlora", 1000),
         steps=1000,
         evaluate_every=100,
+        checkpoint_every=100,
     )
 
 

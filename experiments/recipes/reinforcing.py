@@ -25,6 +25,7 @@ def ppo() -> Reinforcing:
         batch_size=32,
         optimizer=_constant(1e-5),
         evaluate_every=40,
+        checkpoint_every=40,
     )
 
 
@@ -67,6 +68,7 @@ def grpo() -> Reinforcing:
         batch_size=32,
         optimizer=_constant(1e-5),
         evaluate_every=40,
+        checkpoint_every=40,
     )
 
 
@@ -109,6 +111,7 @@ def rloo() -> Reinforcing:
         batch_size=128,
         optimizer=_constant(1e-5),
         evaluate_every=40,
+        checkpoint_every=40,
     )
 
 

@@ -83,11 +83,11 @@ class RewardTask(TuningTask):
         return evaluation.evaluate_means(self.plain_loss, params, batches)
 
     def report(self, params: Any, batches: Iterable[Batch]) -> evaluation.RewardReport:
-        """Calibration and length bias, also written to RUN_DIR/reward_report.json."""
+        """Calibration and length bias; may also write RUN_DIR/reward_report.json."""
         found = evaluation.evaluate_reward(
             self.config, params, batches, responses=self.recipe.responses
         )
-        if jax.process_index() == 0:
+        if self.keeps and jax.process_index() == 0:
             found.save(self.run_dir / REWARD_FILE)
         return found
 

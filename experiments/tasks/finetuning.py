@@ -141,11 +141,11 @@ class LabelTask(TuningTask):
         return objectives.classification(self.config, self.recipe.classification)
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        """Accuracy, macro F1 and Matthews correlation; also writes RUN_DIR/confusion.json."""
+        """Accuracy, macro F1 and Matthews correlation; may also write RUN_DIR/confusion.json."""
         found, self._confusion = evaluation.evaluate_classification(
             self.plain_loss, params, batches, self.labels
         )
-        if jax.process_index() == 0 and self.run_dir.is_dir():
+        if self.keeps and jax.process_index() == 0 and self.run_dir.is_dir():
             self._confusion.save(self.run_dir / "confusion.json")
         return found
 

@@ -1,6 +1,7 @@
 """The interface of a task: parameters, loss, batches and evaluation of any training stage."""
 
 import abc
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,6 +67,7 @@ class Task(abc.ABC):
         config: configuration of the main model.
         spec: the spec of all parameters, including frozen ones.
         trained: selects the trained parameters by path; None for all.
+        keeps: whether evaluations write files for the run's page to its folder.
     """
 
     recipe: Training
@@ -73,11 +75,17 @@ class Task(abc.ABC):
     config: models.ModelConfig
     spec: Any
     trained: tree.Predicate | None = None
+    keeps: bool = True
 
     @property
     def trained_spec(self) -> Any:
         """The spec of the trained parameters, with None in place of the others."""
         return self.spec if self.trained is None else tree.partition(self.spec, self.trained)[0]
+
+    @property
+    def frozen_spec(self) -> Any:
+        """The spec of the frozen parameters, with None in place of the others; None for none."""
+        return None if self.trained is None else tree.partition(self.spec, self.trained)[1]
 
     @abc.abstractmethod
     def directory(self) -> pathlib.Path:
@@ -170,7 +178,7 @@ class Task(abc.ABC):
     def report(self, params: Any, batches: Iterable[Batch]) -> Report | None:
         """A report on the same batches, after `evaluate`, or None.
 
-        Files for the page of a run are written to its folder.
+        Files for the page of a run are written to its folder, if it `keeps` them.
         """
         del params, batches
         return None
@@ -249,10 +257,25 @@ class Task(abc.ABC):
             FlagError: it does not fit the devices, or the batch or the model does not divide.
         """
         try:
-            made = mesh.make_mesh(self.recipe.mesh, devices)
-            self.require_divides(made)
+            return self._mesh(self.recipe.mesh, devices)
         except ValueError as error:
             raise FlagError(str(error)) from error
+
+    def make_mesh_to_serve(self) -> jax.sharding.Mesh:
+        """The recipe's mesh or, where it does not fit the devices, another one.
+
+        A model may be used where it was not trained, on fewer devices or on more: if it divides
+        over all of them, they split the parameters, else the rows; else one of them does all.
+        """
+        split, rows = mesh.MeshConfig(data=1, fsdp=-1), mesh.MeshConfig()
+        for config in (self.recipe.mesh, split, rows):
+            with contextlib.suppress(ValueError):
+                return self._mesh(config)
+        return self._mesh(rows, jax.devices()[:1])
+
+    def _mesh(self, config: mesh.MeshConfig, devices: list | None = None) -> jax.sharding.Mesh:
+        made = mesh.make_mesh(config, devices)
+        self.require_divides(made)
         return made
 
     def require_divides(self, made: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:

@@ -46,6 +46,16 @@ class Tuning(Training):
         remat: what the backward pass recomputes (`model.remat`).
     """
 
+    # The tokenizer, the kind of the examples, and the length to which they are cut.
+    prepared_from: ClassVar[frozenset[str]] = Training.prepared_from | {
+        "base",
+        "objective",
+        "preference",
+        "responses",
+        "rollouts",
+        "sequence_length",
+    }
+
     base: str = ""
     data: ExampleConfig = ExampleConfig()
     corpus: Literal["none", "chatterbot", "friendly_replies", "openings"] = "none"

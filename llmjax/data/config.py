@@ -55,7 +55,8 @@ class Source:
         split: what a document of a plain text file is. `file`: the whole file, cut at a line end
           whenever it exceeds `document_bytes`, so that files of any size stream; `paragraph`: the
           text between blank lines; `line`: a line that is not blank.
-        document_bytes: maximum size of a plain text document, in bytes.
+        document_bytes: size in bytes at which a `file` or a `paragraph` is cut; a line is cut only
+            in a `file`.
     """
 
     name: str
@@ -94,7 +95,8 @@ class TokenizerConfig:
         path: the folder of a Hugging Face checkpoint, for kind `hub`.
         symbols: strings that always become one token (such as turn markers). They remain ordinary
           text: every occurrence is encoded this way and decodes to itself.
-        sample_bytes: approximate amount of training text, sampled from all sources and files.
+        sample_bytes: approximate amount of training text, sampled from all sources and files,
+            whatever their weights.
     """
 
     kind: Literal["sentencepiece", "bytes", "hub"] = "sentencepiece"

@@ -18,7 +18,8 @@ def convert(
 ) -> tuple[int, collections.Counter[str]]:
     """Writes a source's examples in another form as JSON lines; the file appears when complete.
 
-    Fields that are not part of the example are kept, unless the form has a field of that name.
+    Fields that examples of no kind have are kept, unless the form has a field of that name. Others
+    are dropped even if this example does not use them: they could make it another example.
 
     Args:
         source: the examples.

@@ -22,11 +22,14 @@ import rich.console
 import rich.progress
 
 from llmjax.data import config, documents, hub_tokenizer, rejects, shards, tokenizer
+from llmjax.data.cleaning import pipeline
 
 PARTIAL_FOLDER = "partial"
 # In that folder, while it is incomplete: how far the work is, and of which data.
 PROGRESS_FOLDER = "progress"
 _KEY_FILE = "data.json"
+_LOCK_FILE = ".lock"
+_TOKENIZER_FILES = {"sentencepiece": (tokenizer.MODEL_FILE,), "hub": hub_tokenizer.FILES}
 
 _PACKAGES = ("llmjax", "array-record", "grain", "numpy", "sentencepiece", "tokenizers")
 
@@ -53,8 +56,10 @@ def make(
         overwrite: whether to replace data with another fingerprint.
 
     Raises:
-        ValueError: the directory holds data with another fingerprint and `overwrite` is false.
+        ValueError: the directory holds data with another fingerprint and `overwrite` is false, or
+            files that are not from here and would be overwritten.
     """
+    _require_ours(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with _lock(directory):
         done = _finished(directory, overwrite)
@@ -71,11 +76,41 @@ def make(
             shutil.rmtree(partial)
             raise
         shutil.rmtree(partial / PROGRESS_FOLDER)
-        for path in partial.iterdir():
-            path.rename(directory / path.name)
-        partial.rmdir()
+        _move(partial, directory)
         manifest.save(directory)
     return manifest
+
+
+def find_inputs(
+    source: config.Source | config.ExampleSource,
+    directory: Path,
+    suffixes: tuple[str, ...] = documents.SUFFIXES,
+) -> tuple[documents.File, ...]:
+    """A source's files as `documents.find_files` lists them, without what is written from them.
+
+    The directory of the data may be inside the folder that the source reads.
+
+    Raises:
+        FileNotFoundError: there is nothing else to read at the source's path.
+        ValueError: a file's suffix does not name a supported format.
+    """
+    root = directory.resolve()
+    found = documents.find_files(source, suffixes)
+    others = tuple(file for file in found if not _writes(root, file.path.resolve()))
+    if not others:
+        raise FileNotFoundError(
+            f"Source {source.name!r}: everything to read at {source.path!r} was written by "
+            f"preparing data in {str(directory)!r}. Name the text itself, or another directory."
+        )
+    return others
+
+
+def _writes(directory: Path, path: Path) -> bool:
+    """Whether a readable file is one that preparing writes into a directory."""
+    if not path.is_relative_to(directory):
+        return False
+    inside = path.relative_to(directory)
+    return inside.parts[0] in (PARTIAL_FOLDER, rejects.REJECTED_FILE) or pipeline.writes(inside)
 
 
 def _begin(partial: Path, fingerprint: str) -> None:
@@ -168,11 +203,13 @@ def _reweighted(manifest: shards.Manifest, settings: Settings, directory: Path) 
 def _difference(directory: Path, done: shards.Manifest, settings: Settings) -> str:
     wanted = plain(settings)
     changes = [
-        f"{name}: {done.config.get(name)} there, {value} now"
-        for name, value in wanted.items()
-        if done.config.get(name) != value
+        f"{name}: {done.config.get(name)} there, {wanted.get(name)} now"
+        for name in dict.fromkeys([*wanted, *done.config])
+        if done.config.get(name) != wanted.get(name)
     ]
     others = "the input files have changed, or the model that judged them"
+    if isinstance(settings, config.ExampleConfig):
+        others = "the input files, the tokenizer or the template have changed"
     return (
         f"{str(directory)!r} holds data that was prepared differently "
         f"({'; '.join(changes) or others}). Choose another "
@@ -180,23 +217,48 @@ def _difference(directory: Path, done: shards.Manifest, settings: Settings) -> s
     )
 
 
+def _require_ours(directory: Path) -> None:
+    """Raises ValueError for what would be overwritten and is not from an earlier run."""
+    if any((directory / name).is_file() for name in (_LOCK_FILE, shards.MANIFEST_FILE)):
+        return
+    for name in (rejects.REJECTED_FILE, PARTIAL_FOLDER):
+        if (directory / name).exists():
+            raise ValueError(
+                f"{str(directory / name)!r} has the name of what preparing data writes, but is not "
+                "from there: choose another directory."
+            )
+
+
 def _clear(directory: Path) -> None:
-    """Removes what an earlier or interrupted `prepare` left, the manifest first."""
-    for name in (
-        shards.MANIFEST_FILE,
-        rejects.REJECTED_FILE,
-        tokenizer.META_FILE,
-        tokenizer.MODEL_FILE,
-        *hub_tokenizer.FILES,
-    ):
+    """Removes what an earlier or interrupted `prepare` left, the manifest first.
+
+    The directory may also hold files of others, such as the sources or a checkpoint.
+    """
+    for name in (shards.MANIFEST_FILE, rejects.REJECTED_FILE):
         (directory / name).unlink(missing_ok=True)
-    shutil.rmtree(directory / shards.SHARD_FOLDER, ignore_errors=True)
+    meta = directory / tokenizer.META_FILE
+    if meta.is_file():
+        kind = json.loads(meta.read_text())["kind"]
+        for name in _TOKENIZER_FILES.get(kind, ()):
+            (directory / name).unlink(missing_ok=True)
+        meta.unlink()
+    for path in (directory / shards.SHARD_FOLDER).glob(f"*/*{shards.SUFFIX}"):
+        path.unlink()
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Moves all files in a folder to their place in another, and removes the folder."""
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(place)
+    shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
 def _lock(directory: Path) -> Iterator[None]:
     """Lets one process at a time prepare a directory; others wait and find the work done."""
-    with (directory / ".lock").open("w") as stream:
+    with (directory / _LOCK_FILE).open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

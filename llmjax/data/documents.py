@@ -11,6 +11,7 @@ import functools
 import glob
 import itertools
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,7 +134,7 @@ def find_files(
         base, paths = root.parent, [root]
     elif root.is_dir():
         base = root
-        paths = [p for p in root.rglob("*") if p.is_file() and p.name.endswith(suffixes)]
+        paths = [p for p in _within(root) if p.is_file() and p.name.endswith(suffixes)]
     else:
         base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), root.parts))
         pattern = root.relative_to(base).as_posix()
@@ -150,6 +151,19 @@ def find_files(
                 f"end in one of {', '.join(suffixes)}."
             )
     return tuple(_file(path, base) for path in sorted(paths))
+
+
+def _within(root: Path) -> Iterator[Path]:
+    """The files below a folder, also through links to folders, each of which is read once."""
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()
+        yield from (Path(folder, name) for name in names)
 
 
 def _file(path: Path, base: Path) -> File:

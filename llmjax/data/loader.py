@@ -60,7 +60,8 @@ def batches(
             stream ends when the first of them has been read this often.
         packing: "concat" fills rows and splits documents at row ends; "best_fit" splits only
             documents longer than a row, and pads; "windows" draws random windows from all documents
-            concatenated (nanoGPT's loader; endless, and holds the whole split in memory).
+            concatenated (nanoGPT's loader; endless, holds the whole split in memory, and takes
+            sources in proportion to their size).
         process_index: index of this process among those that share the batches.
         process_count: number of processes that share them.
         prefetch: number of batches that a thread prepares ahead of time; 0 for none.
@@ -196,13 +197,32 @@ class Reader:
         return grain.MapDataset.mix(mixed, proportions) if len(mixed) > 1 else mixed[0]
 
     def flat(self) -> np.ndarray:
-        """All documents concatenated into one array [N], in their type on disk."""
+        """All documents concatenated into one array [N], in their type on disk.
+
+        Training documents of sources with weight 0 are left out.
+
+        Raises:
+            ValueError: other weights differ, which only a choice of documents can respect.
+        """
         parts = []
-        for path in self._paths(self.manifest.split(self._split)):
-            reader = array_record_module.ArrayRecordReader(path)
-            parts.append(np.frombuffer(b"".join(reader.read_all()), self._dtype))
-            reader.close()
+        for source in self._alike():
+            for path in self._paths(source.split(self._split)):
+                reader = array_record_module.ArrayRecordReader(path)
+                parts.append(np.frombuffer(b"".join(reader.read_all()), self._dtype))
+                reader.close()
         return np.concatenate(parts)
+
+    def _alike(self) -> list[shards.SourceManifest]:
+        """The sources of which all text counts the same."""
+        if self._split == "validation":
+            return list(self.manifest.sources)
+        chosen = self._weights(None)
+        if len(set(chosen.values())) > 1:
+            raise ValueError(
+                f"packing='windows' draws from all text alike, but the sources' weights are "
+                f"{chosen}: make them equal (0 leaves a source out), or use packing='concat'."
+            )
+        return [source for source in self.manifest.sources if source.name in chosen]
 
     def _documents(self, source: shards.SourceManifest) -> grain.MapDataset[np.ndarray]:
         records = grain.sources.ArrayRecordDataSource(self._paths(source.split(self._split)))

@@ -14,6 +14,7 @@ from llmjax.data.cleaning.document import Document
 
 # The exceptions that a damaged file may raise.
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError)
+BOMB = "decompression bomb"
 
 # Few rows, because a tiny file can repeat one long value in every row.
 _BATCH_ROWS = 16
@@ -80,17 +81,23 @@ def _unreadable(table: Any, groups: range, field: str) -> str:
     kind = schema.field(field).type
     if not (_is_text(kind) or _is_bytes(kind)):
         return f"column {field!r} is {kind}, not a string"
-    for group in groups:
-        chunks = table.metadata.row_group(group)
-        for i in range(chunks.num_columns):
-            chunk = chunks.column(i)
-            allowed = max(
-                documents.FREE_EXPANSION_BYTES,
-                documents.MAX_EXPANSION * chunk.total_compressed_size,
-            )
-            if chunk.total_uncompressed_size > allowed:
-                return "decompression bomb"
-    return ""
+    return BOMB if is_bomb(table.metadata, groups) else ""
+
+
+def is_bomb(metadata: Any, groups: range) -> bool:
+    """Whether a column of some row groups expands too much for text."""
+    columns = (
+        group.column(i)
+        for group in map(metadata.row_group, groups)
+        for i in range(group.num_columns)
+    )
+    return any(
+        column.total_uncompressed_size
+        > max(
+            documents.FREE_EXPANSION_BYTES, documents.MAX_EXPANSION * column.total_compressed_size
+        )
+        for column in columns
+    )
 
 
 def _is_text(kind: Any) -> bool:

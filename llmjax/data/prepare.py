@@ -1,5 +1,6 @@
 """Prepares documents: trains the tokenizer, encodes, splits, and writes shards with a manifest."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -57,7 +58,9 @@ def prepare(
     if not settings.sources:
         raise ValueError("DataConfig.sources is empty: name at least one Source to read.")
     directory = Path(directory)
-    inputs = {source.name: documents.find_files(source) for source in settings.sources}
+    inputs = {
+        source.name: directories.find_inputs(source, directory) for source in settings.sources
+    }
     scored = "perplexity" in settings.cleaning.names
     others = (perplexity.fingerprint(scorer),) if scored else ()
     fingerprint = directories.fingerprint(settings, inputs, *others)
@@ -108,12 +111,12 @@ def _tokenizer(
     settings: config.DataConfig, inputs: directories.Inputs, partial: Path
 ) -> tokenizer.Tokenizer:
     """Trains the tokenizer, or loads the one that a killed run trained."""
-    try:
-        return tokenizer.load_tokenizer(partial)
-    except (FileNotFoundError, ValueError):  # there is none, or it was being written
-        encoder = tokenizer.train(settings.tokenizer, _sample(settings, inputs))
-        encoder.save(partial)
-        return encoder
+    if (partial / tokenizer.META_FILE).is_file():  # which is written last
+        with contextlib.suppress(ValueError):  # it was being written
+            return tokenizer.load_tokenizer(partial)
+    encoder = tokenizer.train(settings.tokenizer, _sample(settings, inputs))
+    encoder.save(partial)
+    return encoder
 
 
 def _write(

@@ -70,13 +70,13 @@ def prepare_examples(
     template = None
     if settings.kind != "classification":
         template = chat.load_template(settings.template, tokenizer)
+    directory = Path(directory)
     inputs = {
-        source.name: documents.find_files(source, documents.RECORD_SUFFIXES)
+        source.name: directories.find_inputs(source, directory, documents.RECORD_SUFFIXES)
         for source in settings.sources
     }
     others = (tokenizer.fingerprint, _template_fingerprint(template))
     fingerprint = directories.fingerprint(settings, inputs, *others)
-    directory = Path(directory)
     build = functools.partial(_build, settings, inputs, tokenizer, template, fingerprint, directory)
     return directories.make(directory, settings, fingerprint, build, overwrite=overwrite)
 
@@ -323,7 +323,7 @@ def _check_splits(manifest: shards.Manifest, settings: config.ExampleConfig) -> 
         if source.weight > 0 and not source.train.documents:
             raise ValueError(
                 f"source {source.name!r} has no training examples: all of its "
-                f"{source.validation.documents}, are held out. Give it more, lower "
+                f"{source.validation.documents} are held out. Give it more, lower "
                 "validation_share, or use another split: with 'hash', examples with the same "
                 "prompt stay together."
             )

@@ -5,6 +5,7 @@ It is the counterpart of `documents` for records: whatever cannot be read become
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -73,6 +74,9 @@ def _read_parquet(file: documents.File, advance: documents.Advance) -> Iterator[
     try:
         with pq.ParquetFile(file.path) as table:
             total = max(1, table.metadata.num_rows)
+            if parquet.is_bomb(table.metadata, range(table.num_row_groups)):
+                yield documents.Rejected(file.name, "row", row, parquet.BOMB, count=total)
+                return
             for batch in table.iter_batches(batch_size=256):
                 for item in _read_rows(file, row, batch):
                     yield item
@@ -85,14 +89,27 @@ def _read_parquet(file: documents.File, advance: documents.Advance) -> Iterator[
 
 
 def _read_rows(file: documents.File, first: int, batch: Any) -> Iterator[Item]:
-    for i in range(batch.num_rows):
-        try:
-            (fields,) = batch.slice(i, 1).to_pylist()
-        except (ValueError, OverflowError) as error:  # not UTF-8, or a date outside of any calendar
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # not UTF-8, or a date outside of any calendar
+        if batch.num_rows == 1:
             raw = str(error).encode(errors="replace")[: documents.RAW_BYTES]
-            yield documents.Rejected(file.name, "row", first + i, "unreadable value", raw)
-            continue
-        yield Record(_present(fields), file.name, "row", first + i)
+            yield documents.Rejected(file.name, "row", first, "unreadable value", raw)
+            return
+        for i in range(batch.num_rows):
+            yield from _read_rows(file, first + i, batch.slice(i, 1))
+        return
+    for row, fields in enumerate(rows, first):
+        yield Record(_present(_finite(fields)), file.name, "row", row)
+
+
+def _finite(value: Any) -> Any:
+    """A value with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:

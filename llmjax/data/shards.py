@@ -17,6 +17,7 @@ from array_record.python import array_record_module
 
 MANIFEST_FILE = "manifest.json"
 SHARD_FOLDER = "shards"
+SUFFIX = ".arrayrecord"
 FORMAT_VERSION = 1
 
 SplitName = Literal["train", "validation"]
@@ -238,7 +239,7 @@ class Writer:
         return self.done
 
     def _path(self) -> Path:
-        return self._directory / f"{self._name}-{len(self.done.shards):05d}.arrayrecord"
+        return self._directory / f"{self._name}-{len(self.done.shards):05d}{SUFFIX}"
 
     def _finish_shard(self) -> None:
         assert self._writer is not None

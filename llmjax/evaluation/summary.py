@@ -174,15 +174,18 @@ def comparison_table(
     """A terminal table of two settings, their differences and the result of `compare`.
 
     Args:
-        settings: values of one metric, by the names of the two settings.
+        settings: values of one metric, by the names of exactly two settings.
         title: title of the table.
         what: the name of a run, "fold" or "seed".
         overlap: as for `compare`.
         confidence: as for `compare`.
 
     Raises:
-        ValueError: as for `compare`.
+        ValueError: as for `compare`, or there are not two settings.
     """
+    if len(settings) != 2:
+        named = ", ".join(settings) or "none"
+        raise ValueError(f"settings {named}: give two to compare, or use `fold_table` for each")
     (first, a), (second, b) = settings.items()
     found = compare(a, b, overlap=overlap, confidence=confidence)
     table = _table(title, what, (first, second, "difference"))

@@ -1,6 +1,7 @@
 """The optimizer configuration."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from llmjax.checks import require_at_least, require_choices
@@ -60,8 +61,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require_choices(self, "optimizer")
         for name in ("learning_rate", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"optimizer.{name}={getattr(self, name)}: must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                found = getattr(self, name)
+                raise ValueError(f"optimizer.{name}={found}: must be above 0, and finite")
         limited = ("warmup_steps", "decay_steps", "weight_decay", "clip_norm")
         require_at_least(0, self, "optimizer", limited)
         for name in ("beta1", "beta2", "momentum"):

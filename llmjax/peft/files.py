@@ -68,7 +68,8 @@ def save(
 
     Raises:
         ValueError: parameters that the format cannot hold (they are listed): experts, convolutions,
-            bottleneck adapters and prefixes; or the spec has several methods, or none.
+            bottleneck adapters and prefixes; the spec has several methods, or none; or a corrected
+            table is both that of the embeddings and of the head, of which PEFT corrects one.
     """
     nodes = {path: node for path, node in targets.nodes(spec).items() if is_kind(node)}
     kinds = {type(node) for node in nodes.values() if isinstance(node, Dora | Lora | Scaled)}
@@ -78,6 +79,7 @@ def save(
             f"{', '.join(sorted(kind.__name__ for kind in kinds)) or 'none'}"
         )
     adapted = {path: node for path, node in nodes.items() if type(node) in kinds}
+    _refuse_tied(spec, adapted)
     tensors, joined = fused.tensors(spec, extract(params, spec))
     matrices = [param for node in adapted.values() if (param := _matrix(node)) is not None]
     modules = {m for param in matrices for m in _modules(param)}
@@ -117,7 +119,7 @@ def load(directory: str | os.PathLike, declared: Tree, *, dtype: Any = None) -> 
     Raises:
         ValueError: a file (which is named) is missing or damaged; the method is another one, or an
             option changes more than the tensors express; tensors are not for this model, or only
-            for some of its stacked layers.
+            for some of its stacked layers or one of the two uses of a table.
     """
     directory = Path(directory)
     fields = tensor_files.read_json(directory / CONFIG_FILE, CONFIG_LIMIT)
@@ -271,7 +273,23 @@ def _targets(declared: Tree, found: Iterable[str]) -> dict[str, list[str]]:
         raise ValueError(f"tensors for modules that the model lacks: {targets.listed(strangers)}")
     if not chosen:
         raise ValueError("no tensor belongs to a module of the model")
+    _refuse_tied(declared, chosen)
     return chosen
+
+
+def _refuse_tied(spec: Tree, adapted: Iterable[str]) -> None:
+    """Raises ValueError if a table is corrected that embeds tokens and predicts them too.
+
+    Here its correction applies to both; in PEFT, to the look-up alone.
+    """
+    head = spec.get("head")
+    tied = head is None or (isinstance(head, dict) and "out" not in head)
+    if tied and "embedding" in adapted:
+        raise ValueError(
+            "the embeddings are also the head (model.tied=True), but PEFT corrects them only where "
+            "tokens are looked up: leave embedding out of the targets, or merge the correction and "
+            "write the whole model"
+        )
 
 
 def _lora_config(fields: Mapping, declared: Tree, found: Mapping) -> lora.LoraConfig:

@@ -25,7 +25,8 @@ class MethodConfig:
     Attributes:
         name: full trains the model itself; any other method only trains the parameters that it
             adds, and the head if that is new.
-        quantize: whether frozen projections are stored in 8 or 4 bits (QLoRA); not with full.
+        quantize: whether frozen projections of attention and MLPs, though not of experts, are
+            stored in 8 or 4 bits (QLoRA); not with full.
         only: with full, a regular expression: only parameters whose path matches are trained; ""
             trains all.
         frozen: with full, a regular expression: parameters whose path matches are not trained.

@@ -73,7 +73,7 @@ class Experience(Iterator[Rows]):
         if credit.kl.coefficient and players.reference is None:
             raise ValueError(f"kl.coefficient={credit.kl.coefficient}: it needs a reference")
         self._prompts, self._writer, self._players = prompts, writer, players
-        self._mixture, self._credit, self._learning = mixture, credit, credit.learning
+        self._mixture, self._credit = mixture, credit
         self._batch_size, self._length = batch_size, length
         self._seed, self._steps, self._extra = seed, steps, extra
         # Of their own, since a run draws dropout and a critic from keys folded from the same seed.
@@ -144,13 +144,14 @@ class Experience(Iterator[Rows]):
         written: list[Sample] = []
         rounds: list[Scores] = []
         kept: list[np.ndarray] = []  # indices of answers
-        for number in range(self._learning.rounds + 1):
+        last = self._credit.learning.rounds
+        for number in range(last + 1):
             answers = self._writer(ready, next(self._prompts), jax.random.fold_in(key, number))
             scores = score(answers, self._mixture)
             differ = advantages.informative(self._earned(answers, scores).reshape(-1, each))
             # In the last round, uninformative groups fill the rest, after the informative ones.
-            last = number == self._learning.rounds
-            order = np.argsort(~differ, kind="stable") if last else np.flatnonzero(differ)
+            fill = number == last
+            order = np.argsort(~differ, kind="stable") if fill else np.flatnonzero(differ)
             kept.append(len(written) + (order[:, None] * each + np.arange(each)).reshape(-1))
             written += answers
             rounds.append(scores)
@@ -163,10 +164,11 @@ class Experience(Iterator[Rows]):
 
     def _earned(self, written: list[Sample], judged: Scores) -> np.ndarray:
         """The effective scores of answers, float32 [N]: unfinished ones may have a fixed score."""
-        if self._learning.unended is None:
+        unended = self._credit.learning.unended
+        if unended is None:
             return judged.total
         ended = np.array([sample.ended for sample in written])
-        return np.where(ended, judged.total, np.float32(self._learning.unended))
+        return np.where(ended, judged.total, np.float32(unended))
 
     def _learned(self, rows: Rows, scores: np.ndarray) -> tuple[Rows, dict[str, float]]:
         """Rows with advantages, and metrics of the divergence."""
@@ -181,7 +183,7 @@ class Experience(Iterator[Rows]):
         """Splits rows into batches for all epochs, each in its own order."""
         draw = np.random.default_rng((self._seed, self._iteration))
         count = len(rows["tokens"])
-        orders = [draw.permutation(count) for _ in range(self._learning.epochs)]
+        orders = [draw.permutation(count) for _ in range(self._credit.learning.epochs)]
         self._rows = rows
         self._pending = list(np.concatenate(orders).reshape(-1, self._batch_size))
 

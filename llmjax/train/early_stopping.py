@@ -125,12 +125,19 @@ class EarlyStopping:
 
     def get_state(self) -> dict[str, Any]:
         """The state that a resumed run needs."""
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+        found = {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+        return found | self._watched
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores a state of `get_state`."""
+        """Restores a state of `get_state`, unless it is of another metric or direction."""
+        if any(state.get(name, value) != value for name, value in self._watched.items()):
+            return
         self.best, self.best_step = state["best"], state["best_step"]
         self.waited = state["waited"]
+
+    @property
+    def _watched(self) -> dict[str, str]:
+        return {"metric": self.config.metric, "direction": self.config.direction}
 
 
 class SaveBest:

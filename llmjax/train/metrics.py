@@ -145,8 +145,8 @@ class JsonlWriter:
     """Writes one JSON object per line, and flushes each.
 
     An existing file is continued: records of steps after `step` are dropped, as the resumed run
-    repeats these steps, and so is a last line truncated by a kill. NaN and infinities, which JSON
-    lacks, are written as null.
+    repeats these steps, and so is a last line truncated by a kill. A new run, which repeats
+    everything, begins an empty file. NaN and infinities, which JSON lacks, are written as null.
 
     Args:
         path: the file; its folder is created if missing.
@@ -157,7 +157,8 @@ class JsonlWriter:
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            kept = [record for record in read_jsonl(path) if record.get("step", 0) <= step]
+            before = read_jsonl(path) if step else []
+            kept = [record for record in before if record.get("step", 0) <= step]
             rest = path.with_name(path.name + ".tmp")
             rest.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
             rest.replace(path)
@@ -194,7 +195,8 @@ class TensorBoardWriter:
     def __init__(self, directory: str | os.PathLike[str], *, step: int = 0) -> None:
         import tensorboardX  # slow to import, and only needed here
 
-        self._writer = tensorboardX.SummaryWriter(os.fspath(directory), purge_step=step + 1)
+        purged = step + 1 if step else 0  # a new run may write before its first step too
+        self._writer = tensorboardX.SummaryWriter(os.fspath(directory), purge_step=purged)
 
     def write(self, record: Record) -> None:
         """Logs one record."""

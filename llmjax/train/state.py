@@ -60,6 +60,10 @@ def start_state(
 ) -> TrainState:
     """The state before the first step for existing parameters, which are donated.
 
+    Trained parameters become float32: an update at a usual rate is less than half the distance
+    between two bfloat16 numbers and would be lost, and a restored state is float32 as well. Frozen
+    ones keep their precision.
+
     Args:
         key: a typed PRNG key for the steps.
         params: the parameters.
@@ -69,8 +73,14 @@ def start_state(
     frozen = None
     if trained is not None:
         params, frozen = tree.partition(params, trained)
+    params = jax.tree.map(_widened, params)
     begin = jax.jit(_begin, static_argnames="optimizer", donate_argnums=0)
     return dataclasses.replace(begin(params, key, optimizer=optimizer), frozen=frozen)
+
+
+def _widened(param: jax.Array) -> jax.Array:
+    narrow = param.dtype in (jnp.bfloat16, jnp.float16)
+    return param.astype(jnp.float32) if narrow else param
 
 
 def _begin(params: Any, key: jax.Array, optimizer: optax.GradientTransformation) -> TrainState:

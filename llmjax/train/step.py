@@ -150,9 +150,11 @@ def _gradient(loss, sharding, state, batch, key, accumulate):
         if isinstance(loss, MeasuredLoss):
             loss = loss.given(_added(functools.partial(loss.measure, state.all_params), batch))
 
+    held = None if sharding is None else sharding.hold(state.frozen)
+
     def scalar(params, batch, key):
         whole = dataclasses.replace(state, params=params).all_params
-        weighted, metrics = loss(whole, batch, key)
+        weighted, metrics = loss(zero.replaced(whole, held), batch, key)
         return weighted.sum, (weighted, metrics)
 
     value_and_grad, finish = zero.value_and_grad(scalar, sharding, state.params, accumulate)

@@ -101,7 +101,7 @@ class Profiler:
         start: the step after which the run starts.
 
     Raises:
-        ValueError: the range is empty.
+        ValueError: the range is empty, or over before the run starts.
     """
 
     def __init__(
@@ -110,6 +110,8 @@ class Profiler:
         self._first, self._last = steps
         if not 1 <= self._first <= self._last:
             raise ValueError(f"{self._first}:{self._last} is not a range of steps from 1 on")
+        if self._last <= start:
+            raise ValueError(f"{self._first}:{self._last}: the run goes on after step {start}")
         self._directory = os.fspath(directory)
         self._open = False
         if self._first <= start + 1 <= self._last:

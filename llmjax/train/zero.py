@@ -2,14 +2,15 @@
 
 Between steps, parameters, moments and gradients are split over the mesh axes fsdp and expert. At
 stage 3, weights are gathered for each product and their gradients scattered after it. At stage 2,
-the weights of layers are gathered once a step and held whole in compute precision. At stage 1,
-their gradients are held whole too, in float32, and summed once a step: this communicates least if
-a batch is split into many parts, but needs most memory. Weights outside of the layers are used
-once, and experts are too large, so both are gathered at each use at every stage.
+the weights of layers, frozen ones too, are gathered once a step and held whole in compute
+precision, or as they are stored if quantized. At stage 1, gradients are held whole too, in float32,
+and summed once a step: this communicates least if a batch is split into many parts, but needs most
+memory. Weights outside of the layers are used once, and experts are too large, so both are gathered
+at each use at every stage.
 
 Data-parallel replicas only need the sum of their gradients once a step. If a batch is split into
 parts, or into micro-batches of a pipeline, this sum is deferred to the last one at every stage, of
-weights in the layers, experts included. So is that of the tables of the vocabulary, which a
+matrices in the layers, experts included. So is that of the tables of the vocabulary, which a
 pipeline's micro-batches do not use.
 """
 
@@ -32,14 +33,16 @@ class Sharding:
     """What is split during a step, on the mesh that is set when it is compiled.
 
     Attributes:
-        spec: the spec of the parameters.
+        spec: the spec of the trained parameters, with None in place of others.
         dtype: dtype in which weights are held: that of the model's products.
         stage: the ZeRO stage.
+        frozen: the spec of the frozen parameters, in the same form; None for none.
     """
 
     spec: Any
     dtype: Any
     stage: mesh.ZeroStage
+    frozen: Any = None
 
     def __post_init__(self) -> None:
         require_choices(self, "sharding")
@@ -55,6 +58,8 @@ class Sharding:
         cut = accumulate > 1
 
         def of(param: Param) -> dict[str, int]:
+            if not param.inputs:
+                return {}  # factors and magnitudes of experts, which do not enter products
             if is_held(param) and self.stage == 1:
                 return sharing
             if is_held(param) or "experts" in param.axes:
@@ -72,6 +77,21 @@ class Sharding:
             return collectives.gathered(value.astype(self.dtype), frozenset(mesh.RULES["embed"]))
 
         return jax.tree.map(one, self.spec, params, is_leaf=is_param)
+
+    def hold(self, frozen: Any) -> Any:
+        """The frozen weights as the model uses them, with None in place of unchanged ones."""
+
+        def one(param: Param, value: jax.Array) -> Any:
+            if not is_held(param):
+                return None
+            over = frozenset(mesh.RULES["embed"])
+            if param.dtype is not None:  # a part of a quantized weight
+                return collectives.gathered(value, over)
+            return Held(value, collectives.gathered(value.astype(self.dtype), over))
+
+        if self.frozen is None or not self.gathers():
+            return None
+        return jax.tree.map(one, self.frozen, frozen, is_leaf=is_param)
 
     def terms(self, params: Any, whole: Any, accumulate: int) -> Any:
         """Zeros in place of gradients whose sum over devices is deferred; else None."""
@@ -145,6 +165,18 @@ def value_and_grad(
 
     both = jax.value_and_grad(of_both, has_aux=True)
     return lambda *rest: both((params, terms), *rest), finish
+
+
+def replaced(params: Any, held: Any) -> Any:
+    """Parameters with those from `Sharding.hold` in place of the split ones."""
+
+    def is_leaf(node: Any) -> bool:
+        return node is None or isinstance(node, Held)
+
+    def one(held: Any, value: Any) -> Any:
+        return value if held is None else held
+
+    return params if held is None else jax.tree.map(one, held, params, is_leaf=is_leaf)
 
 
 def is_held(param: Param) -> bool:

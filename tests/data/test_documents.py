@@ -371,3 +371,14 @@ def test_a_bomb_is_put_aside_in_little_memory(
     source = config.Source("s", str(path))
     trusted = dataclasses.replace(documents.find_files(source)[0], max_expansion=math.inf)
     assert "bomb" not in str(list(documents.read(trusted, source))[-1])
+
+
+def test_links_to_folders_are_followed_once(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "disk" / "web").mkdir(parents=True)
+    (tmp_path / "disk" / "web" / "a.txt").write_text("a")
+    (tmp_path / "in").mkdir()
+    for name in ("first", "second"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "around").symlink_to(tmp_path / "in")
+    found = documents.find_files(config.Source("s", str(tmp_path / "in")))
+    assert [file.name for file in found] == ["first/web/a.txt"]

@@ -1,9 +1,11 @@
 """Batches hold every document, by the right shares, in an order that can be taken up again."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -254,6 +256,31 @@ def test_weights_come_from_the_sources_unless_given(prepared: pathlib.Path) -> N
     assert_equal(take(load(prepared), 20), same)
     only = texts_of_streams(take(load(prepared, weights={"short": 2.0, "long": 0.0}), 100))
     assert {text.split()[0] for text in only} == {"short"}
+
+
+def test_windows_leave_out_sources_of_weight_0(
+    prepared: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """A window belongs to no source, so the other weights must be equal."""
+    shutil.copytree(prepared, tmp_path / "data")
+    manifest = data.load_manifest(prepared)
+
+    def weigh(**weights: float) -> None:
+        sources = [dataclasses.replace(s, weight=weights[s.name]) for s in manifest.sources]
+        dataclasses.replace(manifest, sources=tuple(sources)).save(tmp_path / "data")
+
+    weigh(short=0.0, long=2.0)
+    drawn = take(load(tmp_path / "data", packing="windows", sequence_length=400), 20)
+    rows = [
+        bytes((row[row > 3] - 4).astype(np.uint8)) for batch in drawn for row in batch["tokens"]
+    ]
+    assert any(b"long " in row for row in rows)
+    assert not any(b"short " in row for row in rows)
+    whole = texts(load(tmp_path / "data", split="validation", packing="windows"))
+    assert {text.split()[0] for text in whole} == {"short", "long"}
+    weigh(short=1.0, long=2.0)
+    with pytest.raises(ValueError, match="make them equal"):
+        load(tmp_path / "data", packing="windows")
 
 
 def test_windows_are_stretches_of_the_stream(prepared: pathlib.Path) -> None:

@@ -100,6 +100,9 @@ def test_what_has_no_answer_is_an_error():
         summarize([1.0, 2.0], confidence=1.0)
     with pytest.raises(ValueError, match="2 and 3 runs"):
         compare([1.0, 2.0], [1.0, 2.0, 3.0])
+    for names in ("a", "abc"):
+        with pytest.raises(ValueError, match=f"settings {', '.join(names)}: give two"):
+            comparison_table(dict.fromkeys(names, FIRST))
     with pytest.raises(ValueError, match="folds=1"):
         fold_overlap(1)
     for runs in ([], [{"loss": 1.0}, {"accuracy": 1.0}]):

@@ -57,7 +57,7 @@ def test_checking_and_converting(tmp_path: pathlib.Path) -> None:
     )
     bad = write(tmp_path / "bad.jsonl", {"instruction": "Why?", "output": ""}, {"a": 1})
     out = tmp_path / "out.jsonl"
-    valid, both, as_json, converted, nothing, half, wrong, missing, empty = run(
+    valid, both, as_json, converted, nothing, half, wrong, missing, empty, *idle = run(
         "check_data",
         [f"--train={good}"],
         [f"--train={bad}", f"--test={good}"],
@@ -68,7 +68,12 @@ def test_checking_and_converting(tmp_path: pathlib.Path) -> None:
         [f"--train={good}", "--shortest=3", "--longest=2"],
         ["--train=nowhere.jsonl"],
         [f"--train={good}", f"--test={write(tmp_path / 'empty.jsonl')}"],
+        [f"--train={good}", "--convert=messages", f"--output={out}", "--steps=language"],
+        [f"--train={good}", "--question=Good?"],
     )
+    assert [code for code, _, _ in idle] == [2, 2]
+    assert "--steps has no effect, as --convert does not check" in idle[0][2]
+    assert "--question has no effect, as --convert is missing" in idle[1][2]
     assert empty[0] == 2
     assert "empty.jsonl: there are no records in it" in empty[2]
     assert valid[:2] == (0, "train: 2 of 2 examples are valid\n")

@@ -128,6 +128,13 @@ def test_a_saved_config_is_the_start_unless_a_recipe_is_named() -> None:
     assert resolved("--recipe=small", base=saved) == small()
 
 
+def test_a_saved_config_of_another_entry_point_is_refused() -> None:
+    """Its fields are not those of the flags."""
+    with pytest.raises(flags.FlagError, match="another kind .Optimizer, not Toy.: use the entry"):
+        resolved("--model.num_layers=1", base=Optimizer())
+    assert resolved("--recipe=small", base=Optimizer()) == small()
+
+
 def test_no_recipe() -> None:
     with pytest.raises(flags.FlagError, match="choose one of small, large"):
         resolved("--steps=3")

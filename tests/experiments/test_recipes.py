@@ -13,7 +13,7 @@ from absl import flags as absl_flags
 from experiments import fields, flags, objective, versions
 from experiments import recipe as recipe_module
 from experiments.recipe import Recipe
-from experiments.recipes import RECIPES, mixture, small
+from experiments.recipes import RECIPES, STAGES, mixture, small
 from llmjax import spec
 from llmjax.data.config import Source
 
@@ -39,6 +39,17 @@ def test_a_recipe_is_named_described_and_survives_json(name: str) -> None:
     summary = (RECIPES[name].__doc__ or "").partition("\n")[0]
     assert summary.endswith(".")
     assert fields.from_json(Recipe, json.loads(json.dumps(fields.to_json(recipe)))) == recipe
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_long_run_is_saved_on_its_way(stage: str) -> None:
+    """A kill must not lose all of it, and evaluated steps are to be among those saved."""
+    for make in STAGES[stage].values():
+        recipe = make()
+        if recipe.steps > 200 and getattr(recipe, "has_text", True):
+            assert 0 < recipe.checkpoint_every < recipe.steps, recipe.name
+            every = sorted((recipe.checkpoint_every, recipe.evaluate_every))
+            assert every[1] % every[0] == 0, recipe.name
 
 
 def test_every_flag_is_documented() -> None:

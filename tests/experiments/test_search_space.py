@@ -7,6 +7,7 @@ import pytest
 from experiments import search_space
 from experiments.flags import FlagError
 from experiments.recipes import RECIPES
+from experiments.tasks import Finetuning
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,14 @@ def test_values_are_ranges_or_choices(text, expected):
 def test_mistakes_are_named(text, message):
     with pytest.raises(FlagError, match=message):
         search_space.parse(text)
+
+
+def test_a_number_is_no_tuple():
+    weights = "classification.class_weights"
+    with pytest.raises(FlagError, match="expected float"):
+        search_space.parse(f"{weights}=0.5:2", Finetuning)
+    found = search_space.parse(f"{weights}=1,2|2,1", Finetuning)
+    assert found.choices == ("1,2", "2,1")
 
 
 def test_there_is_something_to_search_once():

@@ -288,7 +288,10 @@ def test_prompts_with_messages_are_for_templates(tmp_path) -> None:
 def test_a_reward_model_is_reported_on(root, tmp_path) -> None:
     model = trained(RewardModelling(**settings(root, "pairs", "lora")), tmp_path)
     found = runs.evaluate_model(model, tmp_path / "data")
-    report = runs.report_on(model, tmp_path / "data")
+    for keeps in (False, True):
+        model.task.keeps = keeps  # not on other data than the run's
+        report = runs.report_on(model, tmp_path / "data")
+        assert (tmp_path / "reward_report.json").exists() == keeps
     assert isinstance(report, evaluation.RewardReport)
     assert report.accuracy == pytest.approx(found["validation_accuracy"])
     assert report.longer_share == 1.0  # of these examples the better answer is the longer one

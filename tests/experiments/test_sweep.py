@@ -12,7 +12,7 @@ from rich.console import Console
 
 from experiments import search_space, sweep, sweep_report
 from experiments.flags import FlagError
-from experiments.recipes import RECIPES
+from experiments.recipes import FINETUNING, RECIPES
 from experiments.sweeper import Sweep
 from llmjax.train.loop import DivergedError, Pause
 from tests.pages import Page, check_charts, check_self_contained
@@ -87,10 +87,26 @@ def test_a_killed_trial_goes_on_and_the_search_is_the_same(tmp_path):
         make(tmp_path / "cut", cut).run(4)
     cut.killed_at = None
     found = make(tmp_path / "cut", cut).run(4)
-    assert [(t.number, t.values, t.value) for t in found] == [
-        (t.number, t.values, t.value) for t in expected
-    ]
+    assert found == expected  # their curves too, of which other trials are pruned
     assert sorted(cut.evaluations) == sorted(whole.evaluations)
+
+
+def test_trials_share_their_data_only_if_they_can(tmp_path):
+    """Examples are cut to what a row holds, so that other rows need others."""
+    pretraining, tuning = RECIPES["tiny"](), FINETUNING["full"]()
+    for recipe, field, shared in (
+        (pretraining, "sequence_length=16,32", True),
+        (pretraining, "corpus=chitchat,python_topics", False),
+        (tuning, "steps=100:200", True),
+        (tuning, "sequence_length=128,256", False),
+        (tuning, "base=runs/a,runs/b", False),
+        (tuning, "data.max_length=128,256", False),
+    ):
+        space = search_space.parse_all((field,), type(recipe))
+        found = Sweep(recipe, space, tmp_path, "none")
+        value = space[0].choices[0] if space[0].choices else 100
+        directory = found.recipe_of({space[0].name: value}, 0).data.directory
+        assert directory == (str(tmp_path / "data") if shared else ""), field
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
@@ -151,9 +167,10 @@ def test_a_folder_holds_one_sweep(tmp_path):
 
     with pytest.raises(FlagError, match="a sweep is running there"):
         make(tmp_path, inside).run(4)
-    with pytest.raises(FlagError, match="evaluate_every=0 makes none"):
-        recipe = dataclasses.replace(RECIPES["tiny"](), evaluate_every=0)
-        Sweep(recipe, search_space.parse_all(SPACE), tmp_path)
+    for every in (0, 200):
+        with pytest.raises(FlagError, match=f"evaluate_every={every} makes none"):
+            recipe = dataclasses.replace(RECIPES["tiny"](), steps=200, evaluate_every=every)
+            Sweep(recipe, search_space.parse_all(SPACE), tmp_path)
 
 
 def test_the_search_is_shown_and_ends_with_a_command(tmp_path, monkeypatch):

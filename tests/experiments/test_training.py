@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 import signal
 import time
+import types
 
 import jax
 import numpy as np
@@ -14,6 +15,8 @@ from experiments.recipes import RECIPES
 from experiments.tasks import Pretraining
 from llmjax import evaluation, planning
 from llmjax.data.config import DataConfig, Source, TokenizerConfig
+from llmjax.data.mixture import MixtureConfig
+from llmjax.mesh import MeshConfig
 from llmjax.optim import OptimizerConfig, Rule
 from llmjax.train import integrity
 from llmjax.train.early_stopping import EarlyStoppingConfig
@@ -126,6 +129,22 @@ def test_no_sample_ends_a_run(text, tmp_path, draw):
     assert len(continuation.encode(errors="replace")) < 24 * 3
 
 
+def test_a_model_is_used_where_its_mesh_does_not_fit(tmp_path):
+    """Here are eight devices, over which parameters divide, or rows, or neither."""
+    trained = {"mesh": MeshConfig(data=1, fsdp=16), "batch_size": 16}
+    task = runs.task_of(recipe(**trained), tmp_path)
+    with pytest.raises(runs.FlagError, match="needs 16 devices, but there are 8"):
+        task.make_mesh()
+    assert task.make_mesh_to_serve().shape["fsdp"] == 8
+    odd = dataclasses.replace(recipe().model, embed_dim=20)
+    task = runs.task_of(recipe(model=odd, **trained), tmp_path)
+    assert task.make_mesh_to_serve().shape["data"] == 8
+    task = runs.task_of(recipe(), tmp_path)
+    assert task.make_mesh_to_serve() == task.make_mesh()
+    task = runs.task_of(recipe(mesh=MeshConfig(data=3), batch_size=3), tmp_path)
+    assert task.make_mesh_to_serve().size == 1
+
+
 def test_a_run_that_never_trains_leaves_its_folder_free(tmp_path):
     missing = (Source("web", str(tmp_path / "missing")),)
     wanted = RECIPES["tiny"]()
@@ -139,6 +158,30 @@ def test_a_run_that_never_trains_leaves_its_folder_free(tmp_path):
         raise MemoryError
     with pytest.raises(runs.FlagError, match="holds a run of another recipe: data.sources was"):
         training.run(wrong, tmp_path)
+
+
+def test_what_cannot_be_evaluated_is_told_in_one_line(tmp_path, monkeypatch):
+    """Such as more rows at a time than devices divide."""
+
+    class Refusing:
+        def evaluate(self, params, batches):
+            raise ValueError("a batch of 3 rows does not divide over 8 devices")
+
+    monkeypatch.setattr(runs, "held_out", lambda *_: [])
+    model = types.SimpleNamespace(task=Refusing(), params={})
+    with pytest.raises(runs.FlagError, match="a batch of 3 rows does not divide"):
+        runs.evaluate_model(model, tmp_path, 3)
+
+
+@pytest.mark.parametrize("most", [0.0, 4.0])
+def test_what_more_steps_change_is_told(most, tmp_path, capsys):
+    tiny = RECIPES["tiny"]()
+    data = dataclasses.replace(tiny.data, mixture=MixtureConfig(max_epochs=most))
+    for steps in (200, 300):
+        runs.open_run(tmp_path, dataclasses.replace(tiny, data=data, steps=steps), resume=True)
+    said = capsys.readouterr().out
+    assert "200 steps become 300; from here on, the cosine schedule uses the new number" in said
+    assert ("shares of sources" in said) == (most > 0)
 
 
 def test_a_rule_that_decides_nothing_is_told_before_the_run(tmp_path):

@@ -87,6 +87,7 @@ def test_what_does_not_fit_into_the_run_is_named(name, changes, message):
     [
         {"learning_rate": 0.0},
         {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
         {"epsilon": 0.0},
         {"warmup_steps": -1},
         {"weight_decay": -0.1},

@@ -150,3 +150,20 @@ def test_what_has_no_place_in_the_format_is_named(tmp_path):
     spec = ia3.spec(models.spec(CONFIGS["gpt2"]), Ia3Config())
     with pytest.raises(ValueError, match="c_attn.ia3_l fuses 3 projections, but only"):
         files.save(tmp_path, spec, drawn(spec))
+
+
+def test_a_table_with_two_uses_is_refused(tmp_path):
+    """PEFT corrects only the look-up: a file would say something else here than there."""
+    untied, tied = (models.spec(CONFIGS[family]) for family in ("llama", "gpt2"))
+    changes = LoraConfig(2, targets="^embedding$")
+    with pytest.raises(ValueError, match="also the head"):
+        spec = lora.spec(tied, changes)
+        files.save(tmp_path, spec, drawn(spec))
+    spec = lora.spec(untied, changes)
+    files.save(tmp_path, spec, drawn(spec))
+    files.load(tmp_path, untied)
+    with pytest.raises(ValueError, match="also the head"):
+        files.load(tmp_path, {name: node for name, node in untied.items() if name != "head"})
+    labels = models.with_head(CONFIGS["gpt2"], "classification", labels=2)
+    spec = lora.spec(models.spec(labels), changes)
+    files.save(tmp_path, spec, drawn(spec))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import pytest
@@ -42,6 +43,16 @@ def writer(run_dir) -> writing.Writer:
 
 def stopping(writer: writing.Writer, *stops: str) -> writing.Writer:
     return writing.Writer(writer.model, dataclasses.replace(SETTINGS, stops=stops))
+
+
+def test_a_run_whose_checkpoints_are_damaged_is_told_in_one_line(run_dir, tmp_path):
+    folder = shutil.copytree(run_dir, tmp_path / "run")
+    (folder / "checkpoints/3/manifest.json").write_text("{}")
+    with (
+        pytest.warns(RuntimeWarning, match="skipped a damaged checkpoint"),
+        pytest.raises(FlagError, match="no checkpoint in .* is sound"),
+    ):
+        runs.load(folder)
 
 
 def test_a_stream_and_a_batch_write_the_same(writer):

@@ -73,6 +73,22 @@ def test_the_run_ends_with_a_checkpoint_where_patience_does(tmp_path):
     assert dataclasses.replace(again.config, patience=4).patience > again.waited
 
 
+def test_a_resumed_run_that_watches_something_else_begins_to_wait(tmp_path):
+    """The best of one metric says nothing about another, nor about the other direction."""
+    run(tmp_path, 7)
+    rising = {step: 0.1 * step for step in LOSSES}
+    early, last, _ = run(tmp_path, 12, metric="macro_f1", values=rising)
+    assert (early.best, early.best_step, early.waited, last) == (pytest.approx(1.2), 12, 0, 12)
+    state = early.get_state()
+    for config, best in (("max", state["best"]), ("min", None)):
+        other = EarlyStopping(EarlyStoppingConfig(metric="macro_f1", mode=config))
+        other.set_state(state)
+        assert other.best == best
+    old = EarlyStopping(EarlyStoppingConfig())
+    old.set_state({"best": 2.0, "best_step": 4, "waited": 1})  # as older runs saved it
+    assert (old.best, old.best_step, old.waited) == (2.0, 4, 1)
+
+
 @pytest.mark.parametrize("cut", [3, 5, 7, 9])
 def test_a_run_that_was_cut_stops_where_the_whole_one_does(cut, tmp_path):
     run(tmp_path, cut)

@@ -58,6 +58,18 @@ def test_resuming_keeps_each_step_once_and_drops_a_torn_line(tmp_path):
     assert path.read_text() == ""
 
 
+def test_a_run_that_begins_again_has_what_is_before_its_first_step_once(tmp_path):
+    """A policy is evaluated before it, also when its run was killed before a checkpoint."""
+    path = tmp_path / "metrics.jsonl"
+    for _ in range(2):
+        with JsonlWriter(path) as writer:
+            writer.write({"step": 0, "validation_reward": 0.5})
+            writer.write({"step": 1, "loss": 0.1})
+    assert [record["step"] for record in read_jsonl(path)] == [0, 1]
+    JsonlWriter(path, step=1).close()
+    assert [record["step"] for record in read_jsonl(path)] == [0, 1]
+
+
 def test_a_broken_line_in_the_middle_is_reported(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n\x00garbage\n[3]\n{"step": 2}\n{"st')

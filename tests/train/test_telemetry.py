@@ -105,3 +105,5 @@ def test_steps_before_and_after_leave_no_trace(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="5:4 is not a range"):
         telemetry.Profiler((5, 4), tmp_path)
+    with pytest.raises(ValueError, match="3:4: the run goes on after step 4"):
+        telemetry.Profiler((3, 4), tmp_path, start=4)

@@ -71,7 +71,7 @@ class C4Quality:
             if not line:
                 beginnings.add(len(kept))
             cleaned = self._cleaned(line)
-            if cleaned is None:
+            if cleaned is None or (self.paragraphs and not cleaned.strip()):  # citations alone
                 continue
             lower = cleaned.lower()
             if self.lorem_ipsum and "lorem ipsum" in lower:

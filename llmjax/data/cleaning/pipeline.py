@@ -11,10 +11,12 @@ A part is done when its counts exist with the fingerprint of everything that det
 engine cleans it again, so a killed run resumes and a repeated one changes nothing.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +34,8 @@ COUNTS_FILE = "counts.json"
 # Where all phases but the last write, until the run is done.
 _PHASES_FOLDER = "phases"
 _LOGS_FOLDER = "logs"
+_PART_FILE = re.compile(r"\d{5,}(?:\.running)?\.json(?:l\.zst)?")
+_FOLDERS = (CLEANED_FOLDER, REJECTED_FOLDER, _PHASES_FOLDER)
 
 
 def clean_sources(
@@ -119,6 +123,14 @@ def load_counts(directory: str | Path) -> dict[str, Counts]:
     return {source: Counts.from_plain(found) for source, found in record.items()}
 
 
+def writes(path: Path) -> bool:
+    """Whether cleaning writes a file of this path, relative to its folder.
+
+    Folders of these names may also hold other files.
+    """
+    return path.parts[0] in _FOLDERS and _PART_FILE.fullmatch(path.name) is not None
+
+
 def _phases(
     settings: config.DataConfig, parts: Sequence[Part], directory: Path, scorer: Scorer | None
 ) -> list[list[Task]]:
@@ -199,17 +211,20 @@ def _check_damage(tasks: Sequence[Task], settings: config.DataConfig) -> None:
 
 def _remove_unfinished(directory: Path) -> None:
     """Removes the incomplete files of killed processes."""
-    for folder in (CLEANED_FOLDER, REJECTED_FOLDER, _PHASES_FOLDER):
+    for folder in _FOLDERS:
         for path in (directory / folder).rglob(f"*{stored.PARTIAL}*"):
             path.unlink(missing_ok=True)
 
 
 def _remove_others(tasks: Sequence[Task], directory: Path) -> None:
     """Removes what does not belong to these tasks: earlier phases, and parts of other input."""
-    shutil.rmtree(directory / _PHASES_FOLDER, ignore_errors=True)
+    for folder in (directory / _PHASES_FOLDER).glob("[0-9]"):
+        shutil.rmtree(folder)
+    with contextlib.suppress(OSError):  # it is not there, or not empty
+        (directory / _PHASES_FOLDER).rmdir()
     (directory / STEP_FILE).unlink(missing_ok=True)
     ours = {path for task in tasks for path in (task.cleaned, task.rejected, task.record)}
-    for folder in (CLEANED_FOLDER, REJECTED_FOLDER):
-        for path in (directory / folder).glob("*/*"):
-            if path not in ours:
+    for kind in (CLEANED_FOLDER, REJECTED_FOLDER):
+        for path in (directory / kind).glob("*/*"):
+            if writes(path.relative_to(directory)) and path not in ours:
                 path.unlink()

@@ -136,7 +136,7 @@ def _entries(given: tuple[str, ...], files: tuple[str, ...]) -> set[str]:
     entries = set(given)
     for name in files:
         try:
-            lines = pathlib.Path(name).read_text("utf-8").splitlines()
+            lines = pathlib.Path(name).read_text("utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise ValueError(f"urls: the list {name} cannot be read: {error}") from error
         entries.update(line for line in lines if not line.startswith("#"))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from llmjax.data import config, documents
+from llmjax.data import config, documents, tokenizer
 from llmjax.data.cleaning import pipeline, stored, task
 from llmjax.data.quality.measuring import QualityConfig
 from llmjax.data.quality.survey import Survey
@@ -74,10 +74,17 @@ def find(
 
     Raises:
         FileNotFoundError: there is nothing to read at a path.
-        ValueError: a file's suffix does not name a supported format.
+        ValueError: a file's suffix does not name a supported format, or a folder of prepared data
+            holds no text, or is not the only path.
     """
     if len(paths) == 1 and (pathlib.Path(paths[0]) / task.CLEANED_FOLDER).is_dir():
         return prepared(pathlib.Path(paths[0]))
+    for folder in map(pathlib.Path, paths):
+        if (folder / tokenizer.META_FILE).is_file():
+            raise ValueError(
+                f"{str(folder)!r} holds prepared data. Only a folder whose text was cleaned can be "
+                "measured, by itself: otherwise name the text that it was made from."
+            )
     names = [_name(path) for path in paths]
     often = collections.Counter(names)
     pieces = []

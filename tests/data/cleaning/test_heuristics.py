@@ -128,3 +128,11 @@ def test_paragraphs_may_stay_apart(text: str) -> None:
     if "javascript" not in text:
         blocks = re.split(r"\n\s*\n", text.strip())
         assert apart.text == "\n\n".join(block.strip() for block in blocks if block.strip())
+
+
+def test_citations_alone_do_not_set_paragraphs_apart() -> None:
+    step = cleaning.C4Quality(terminal_marks=False, min_sentences=0, paragraphs=True)
+    text = "One is a line.\n[1] [2] [3]\nTwo is one too.\n\n[4] [5] [6]\nThree is the last."
+    found = step(cleaning.Document(text))
+    assert isinstance(found, cleaning.Document)
+    assert found.text == "One is a line.\nTwo is one too.\n\nThree is the last."

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmjax.data.cleaning import Document, Rejected, Urls
+from llmjax.data.cleaning import Document, Rejected, Urls, urls
 
 
 def reason(step: Urls, url: str | None) -> str:
@@ -71,10 +71,12 @@ def test_how_an_address_is_encoded_does_not_show() -> None:
 
 def test_lists_come_from_files(tmp_path) -> None:
     listed = tmp_path / "domains.txt"
-    listed.write_text("# gambling\n\n Casino.test \nb.test\n")
     step = Urls(domains=("c.test",), domain_files=(str(listed),))
     hosts = ("casino.test", "b.test", "c.test", "d.test", "gambling")
-    assert [bool(reason(step, f"http://{host}")) for host in hosts] == [True] * 3 + [False] * 2
+    for text in ("# gambling\n\n Casino.test \nb.test\n", "\ufeffCasino.test\r\nb.test\r\n"):
+        listed.write_text(text, "utf-8")
+        urls.load.cache_clear()
+        assert [bool(reason(step, f"http://{host}")) for host in hosts] == [True] * 3 + [False] * 2
 
 
 def test_a_list_that_cannot_be_read_is_named(tmp_path) -> None:

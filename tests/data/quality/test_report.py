@@ -19,6 +19,7 @@ pytest.importorskip("spellchecker")
 
 
 from experiments import measuring
+from llmjax import data
 from llmjax.data import quality
 from llmjax.data.cleaning import clean
 from llmjax.data.cleaning.counts import Counts
@@ -308,6 +309,15 @@ def test_raw_files_and_what_is_wrong_with_them(tmp_path):
     assert found.total.raw.amount == quality.Amount(documents=4, bytes=48, words=10)
     with pytest.raises(FileNotFoundError, match="nothing to read"):
         files.find([str(tmp_path / "c")])
+    settings = data.DataConfig(
+        (data.Source("a", paths[0]),),
+        data.TokenizerConfig(kind="bytes"),
+        validation_share=0.0,
+        max_rejected_share=0.5,
+    )
+    data.prepare(settings, tmp_path / "tokens")
+    with pytest.raises(ValueError, match="name the text that it was made from"):
+        files.find([str(tmp_path / "tokens")])
 
 
 def test_the_command(folder, tmp_path):
