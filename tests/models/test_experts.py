@@ -88,23 +88,6 @@ def test_equals_a_loop_over_tokens_and_experts(fields, implementation, x, params
     np.testing.assert_allclose(out, by_hand(params, x, config)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_one_expert_on_a_tpu(monkeypatch):
-    """Its rows, and zeros after them; gradients too."""
-    random = np.random.default_rng(3)
-    rows, weight = (random.normal(size=size).astype(np.float32) for size in ((7, D), (1, D, F)))
-    plan = grouped.plan(jnp.asarray([[0], [1], [0], [1], [0], [0], [1]]), 1, 1)
-    monkeypatch.setattr(mesh, "platform", lambda: "tpu")
-
-    def total(rows, weight):
-        out = grouped.product(rows, weight, plan, "ragged", (None, None, None))
-        return jnp.sum(jnp.sin(out)), out
-
-    (_, out), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(rows, weight)
-    expected = np.where(np.arange(7)[:, None] < 4, rows @ weight[0], 0)
-    slopes = np.where(np.arange(7)[:, None] < 4, np.cos(expected), 0)
-    check((out, gradients), (expected, (slopes @ weight[0].T, (rows.T @ slopes)[None])))
-
-
 @pytest.mark.parametrize("remat", ["none", "dots"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_gradients_are_slopes(implementation, remat, draw):

@@ -26,7 +26,7 @@ def examples(seed: int = 0) -> list[tuple[str, str]]:
 
 
 def _words(text: str) -> int:
-    """The number of words; `\\w` excludes vowel signs, at which it would split words."""
+    r"""The number of words; `\w` excludes vowel signs, at which it would split words."""
     signs = {char: None for char in set(text) if unicodedata.category(char)[0] == "M"}
     return len(re.findall(r"\w+", text.translate(str.maketrans(signs))))
 
