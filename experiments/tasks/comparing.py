@@ -1,17 +1,15 @@
 """Tasks with comparisons: training a reward model, or directly a policy."""
 
 import dataclasses
-import pathlib
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from experiments.flags import FlagError
 from experiments.tasks.task import Batch
-from experiments.tasks.tuning import REFERENCE, Tuning, TuningTask
-from llmjax import data, evaluation, models, objectives, peft
+from experiments.tasks.tuning import Tuning, TuningTask
+from llmjax import data, evaluation, models, objectives
 from llmjax.data.config import Kind
 from llmjax.objectives import Loss, PreferenceConfig, RewardConfig
 from llmjax.train.report import REWARD_FILE
@@ -93,10 +91,7 @@ class RewardTask(TuningTask):
 
 
 class PreferenceTask(TuningTask):
-    """Trains a policy on preferences.
-
-    The reference is the policy without its adapter or, with full fine-tuning, a frozen copy.
-    """
+    """Trains a policy on preferences."""
 
     recipe: Preferring
 
@@ -105,17 +100,10 @@ class PreferenceTask(TuningTask):
         """The kind of examples that the loss needs."""
         return "judged" if self.recipe.preference.kind == "kto" else "comparison"
 
-    def __init__(self, recipe: Preferring, run_dir: pathlib.Path) -> None:
-        super().__init__(recipe, run_dir)
-        if self._has_copy():
-            self.spec = self.spec | {REFERENCE: models.spec(self.config)}
-            own = self.trained
-            self.trained = lambda path, leaf: (
-                not path.startswith(f"{REFERENCE}/") and (own is None or own(path, leaf))
-            )
-
-    def _has_copy(self) -> bool:
-        return self.recipe.preference.needs_reference and self.recipe.peft.name == "full"
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads a reference."""
+        return self.recipe.preference.needs_reference
 
     @property
     def room(self) -> int:
@@ -131,24 +119,10 @@ class PreferenceTask(TuningTask):
 
     def make_loss(self, *, plain: bool = False) -> Loss:
         """The recipe's loss, also in evaluations."""
-        recipe, reference = self.recipe, None
-        if recipe.preference.needs_reference:
-            reference = self.reference
+        recipe, reference = self.recipe, self.reference if self.needs_reference else None
         return objectives.preference(
             self.config, recipe.preference, reference=reference, responses=recipe.responses
         )
-
-    def reference(self, params: Any) -> Any:
-        """The reference's parameters."""
-        return params[REFERENCE] if self._has_copy() else peft.without(params, self.model_spec)
-
-    def complete(self, params: Any) -> Any:
-        """Adds the copy for the reference, if needed."""
-        return params | {REFERENCE: jax.tree.map(jnp.copy, params)} if self._has_copy() else params
-
-    def own(self, params: Any) -> Any:
-        """The policy's parameters."""
-        return {name: node for name, node in params.items() if name != REFERENCE}
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
         """Accuracy and margin of implicit rewards on comparisons."""

@@ -27,8 +27,7 @@ class PolicyTask(TuningTask):
     """Trains a policy and, optionally, a critic.
 
     The parameters are the policy's if there is no critic or the critic is a head on it, otherwise
-    {"policy": ..., "critic": ...}. With full fine-tuning, they also include the reference, a frozen
-    copy.
+    {"policy": ..., "critic": ...}; beside them, a copy for the reference if there is one.
     """
 
     kind: ClassVar[Kind] = "prompt"
@@ -49,16 +48,13 @@ class PolicyTask(TuningTask):
             self.critic = Critic(models.with_head(self.config, "value"), shared=shared)
             declared = self.critic.spec(self.config)
             if shared:
-                self.spec = self.model_spec | {VALUE_HEAD: declared[VALUE_HEAD]}
+                self.spec = self.spec | {VALUE_HEAD: declared[VALUE_HEAD]}
             else:
-                self.spec, prefix = declared | {"policy": self.model_spec}, "policy/"
-        if self._has_copy:
-            self.spec = self.spec | {REFERENCE: models.spec(self.config)}
+                copy = {name: node for name, node in self.spec.items() if name == REFERENCE}
+                self.spec, prefix = declared | {"policy": self.model_spec} | copy, "policy/"
         self.guard = rl.Guard(recipe.guards)
 
         def trained(path: str, leaf: Any) -> bool:
-            if path.partition("/")[0] == REFERENCE:
-                return False
             if own is None or path.startswith((VALUE_HEAD, "critic/")):
                 return True
             return own(path.removeprefix(prefix), leaf)
@@ -88,37 +84,27 @@ class PolicyTask(TuningTask):
     @property
     def players(self) -> rl.Players:
         """Selects each model's parameters."""
-        reference = self.reference if self.recipe.needs_reference else None
+        reference = self.reference if self.needs_reference else None
         return rl.Players(self.config, self.own, reference, self.critic)
 
     @property
-    def _has_copy(self) -> bool:
-        """Whether the reference is a copy; with adapters it is the base."""
-        return self.recipe.peft.name == "full" and self.recipe.needs_reference
+    def needs_reference(self) -> bool:
+        """Whether the divergence from the reference is penalized, bounded or measured."""
+        return self.recipe.needs_reference
 
     def own(self, params: Any) -> Any:
         """The policy's parameters."""
-        found = objectives.policy_params(params, self.critic)
-        return {name: node for name, node in found.items() if name != REFERENCE}
-
-    def reference(self, params: Any) -> Any:
-        """The reference's parameters."""
-        if self._has_copy:
-            return params[REFERENCE]
-        return peft.without(self.own(params), self.model_spec)
+        return super().own(objectives.policy_params(params, self.critic))
 
     def complete(self, params: Any) -> Any:
-        """Adds the parameters of critic and reference."""
-        made = params
-        if self.critic is not None:
-            key = jax.random.fold_in(jax.random.key(self.recipe.seed), 1)
-            values = self._critic_params(params, key)
-            made = {"policy": params, "critic": values}
-            if self.critic.shared:
-                made = params | {VALUE_HEAD: values["head"]}
-        if self._has_copy:
-            made = made | {REFERENCE: jax.tree.map(jnp.copy, params)}
-        return made
+        """Adds the parameters of the critic."""
+        if self.critic is None:
+            return params
+        key = jax.random.fold_in(jax.random.key(self.recipe.seed), 1)
+        values = self._critic_params(params, key)
+        if self.critic.shared:
+            return params | {VALUE_HEAD: values["head"]}
+        return {"policy": params, "critic": values}
 
     def _critic_params(self, policy: Any, key: jax.Array) -> Any:
         """Initial parameters of the critic: a reward model's, or the policy's with a new head."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 
 from experiments.flags import FlagError
 from experiments.recipe import Training
@@ -21,7 +22,7 @@ from llmjax.models import Dropout
 from llmjax.peft import MethodConfig, method
 
 BASE_FILE = "base.json"
-REFERENCE = "reference"  # entry with a frozen copy of a policy
+REFERENCE = "reference"  # entry with the frozen copy of a model
 _HEAD = "^head(/|$)"
 # Methods whose parameters cannot be merged, and what to do instead.
 _UNMERGEABLE = {
@@ -67,6 +68,9 @@ class Tuning(Training):
 class TuningTask(Task):
     """The task of a recipe that starts from an existing model.
 
+    If it needs a reference, that is the model without its adapter or, with full fine-tuning, a
+    frozen copy beside it.
+
     Attributes:
         kind: kind of the examples.
         base: the existing model.
@@ -90,6 +94,12 @@ class TuningTask(Task):
             self.trained = method.trains(self.spec, recipe.peft, also=also)
         except ValueError as error:
             raise FlagError(str(error)) from error
+        if self._has_copy:
+            self.spec = self.spec | {REFERENCE: models.spec(self.config)}
+            own = self.trained
+            self.trained = lambda path, leaf: (
+                not path.startswith(f"{REFERENCE}/") and (own is None or own(path, leaf))
+            )
         longest = models.longest_row(self.model_spec, self.config) or self.config.max_length
         if recipe.sequence_length > longest:
             raise FlagError(
@@ -109,6 +119,15 @@ class TuningTask(Task):
                 "generate text; name one that predicts next tokens"
             )
         return config
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether anything depends on the model as it was before the first step."""
+        return False
+
+    @property
+    def _has_copy(self) -> bool:
+        return self.needs_reference and self.recipe.peft.name == "full"
 
     def directory(self) -> pathlib.Path:
         """The folder of tokenizer and examples."""
@@ -179,7 +198,13 @@ class TuningTask(Task):
 
     def own(self, params: Any) -> Any:
         """The parameters of the tuned model, as declared by `model_spec`."""
-        return params
+        return {name: node for name, node in params.items() if name != REFERENCE}
+
+    def reference(self, params: Any) -> Any:
+        """The parameters of the reference."""
+        if self._has_copy:
+            return params[REFERENCE]
+        return peft.without(self.own(params), self.model_spec)
 
     def merge(self, params: Any) -> Any:
         """Merges adapters into the weights."""
@@ -262,10 +287,11 @@ class TuningTask(Task):
         key = jax.random.key(self.recipe.seed)
         plain = models.spec(self.config)
         adapted = method.adapt(params, plain, self.model_spec, self.recipe.peft, key)
-        return self.complete(adapted), fingerprint
+        copy = {REFERENCE: jax.tree.map(jnp.copy, adapted)} if self._has_copy else {}
+        return self.complete(adapted) | copy, fingerprint
 
     def complete(self, params: Any) -> Any:
-        """Adds the stage's parameters outside of the model."""
+        """Adds the stage's parameters outside of the model, other than the reference's."""
         return params
 
     def _keeps_head(self) -> bool:

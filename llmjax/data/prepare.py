@@ -88,6 +88,8 @@ def _build(
         counts = pipeline.clean_sources(settings, inputs, directory, engine, scorer)
         rejected = {name: found.reasons for name, found in counts.items()}
         settings, inputs = pipeline.cleaned(settings, directory)
+    else:
+        pipeline.remove(directory)  # of an earlier run
     size = sum(file.size for files in inputs.values() for file in files)
     done = []
     aside = rejects.Rejects(directory / rejects.REJECTED_FILE, settings)

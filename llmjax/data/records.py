@@ -75,7 +75,8 @@ def _read_parquet(file: documents.File, advance: documents.Advance) -> Iterator[
         with pq.ParquetFile(file.path) as table:
             total = max(1, table.metadata.num_rows)
             if parquet.is_bomb(table.metadata, range(table.num_row_groups)):
-                yield documents.Rejected(file.name, "row", row, parquet.BOMB, count=total)
+                raw = str(table.schema_arrow).encode(errors="replace")[: documents.RAW_BYTES]
+                yield documents.Rejected(file.name, "row", row, parquet.BOMB, raw, total)
                 return
             for batch in table.iter_batches(batch_size=256):
                 for item in _read_rows(file, row, batch):

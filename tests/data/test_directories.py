@@ -76,6 +76,20 @@ def test_what_is_written_is_never_read_as_text(
         data.prepare(given, tmp_path / "out")
 
 
+def test_text_that_an_earlier_run_cleaned_goes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = write_jsonl(tmp_path / "texts.jsonl", TEXTS)
+    with monkeypatch.context() as broken:
+        broken.setattr(preparing, "_check_splits", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            data.prepare(settings(given, "exact_duplicates"), tmp_path / "out")
+    assert (tmp_path / "out" / "cleaned" / "counts.json").is_file()
+    data.prepare(settings(given), tmp_path / "out")
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not left & {"cleaned", "rejected", "phases"}
+
+
 def test_a_tokenizer_that_was_being_copied_is_copied_again(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ class C4Quality:
         lorem_ipsum: reject documents with placeholder text.
         min_sentences: reject documents with fewer sentences left.
         paragraphs: keep an empty line between lines that had some between them; C4 drops them all.
+            FineWeb's limit of line breaks, if that step follows, counts these too.
     """
 
     name: ClassVar[str] = "c4_quality"

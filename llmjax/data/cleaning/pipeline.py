@@ -123,6 +123,17 @@ def load_counts(directory: str | Path) -> dict[str, Counts]:
     return {source: Counts.from_plain(found) for source, found in record.items()}
 
 
+def remove(directory: Path) -> None:
+    """Removes what cleaning has written to a folder, if anything, and nothing else."""
+    _remove_unfinished(directory)
+    _remove_others((), directory)
+    (directory / CLEANED_FOLDER / COUNTS_FILE).unlink(missing_ok=True)
+    for kind in (CLEANED_FOLDER, REJECTED_FOLDER):
+        for folder in (*(directory / kind).glob("*"), directory / kind):
+            with contextlib.suppress(OSError):  # not empty, or no folder
+                folder.rmdir()
+
+
 def writes(path: Path) -> bool:
     """Whether cleaning writes a file of this path, relative to its folder.
 
