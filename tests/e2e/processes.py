@@ -1,4 +1,4 @@
-"""Pretraining in processes of its own, that tests end before their time."""
+"""Training in processes of its own, that tests end before their time."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from llmjax.train.metrics import TIMINGS
 
 
-def start(flags: Sequence[str], **options) -> subprocess.Popen:
-    """`python -m experiments.pretrain` on one CPU device."""
-    command = [sys.executable, "-m", "experiments.pretrain", *flags]
+def start(flags: Sequence[str], entry: str = "pretrain", **options) -> subprocess.Popen:
+    """An entry point of `experiments` on one CPU device."""
+    command = [sys.executable, "-m", f"experiments.{entry}", *flags]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, **options)
 
