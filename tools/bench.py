@@ -8,6 +8,7 @@
     tools/bench.py --workload=MLM,RTD --against=torch    masked and replaced tokens
     tools/bench.py --workload=W2-lora --against=torch,torch-compile    low-rank corrections: peft
     tools/bench.py --workload=GRPO,PPO --against=torch   iterations of rollouts and a step: TRL
+    tools/bench.py --workload=GRPO,PPO,W2-lora,W2-decode --against=tunix    Tunix, on jax as well
     tools/bench.py --workload=G1,G2 --against=torch      on a GPU: GPT-2 small and BERT base
     tools/bench.py --workload=W1,data                  how many W1 steps the loader could feed
     tools/bench.py --kernels                           attention and cross entropy on a CPU
@@ -37,8 +38,14 @@ from tools.benchmark.session import Result, measure
 from tools.benchmark.worker import ENGINES
 from tools.benchmark.workloads import WORKLOADS
 
-# Kinds of workloads without some peers: none has our data loading, and TRL does not compile.
-_LACKING = {"data": ENGINES, "grpo": ("torch-compile",), "ppo": ("torch-compile",)}
+# Kinds of workloads without some peers: none has our data loading, Tunix shares its evaluation with
+# its training, and TRL does not compile.
+_LACKING = {
+    "data": ENGINES,
+    "eval": ("tunix",),
+    "grpo": ("torch-compile",),
+    "ppo": ("torch-compile",),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -142,8 +149,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         type=_names("peer", dict.fromkeys(ENGINES[1:], True)),
         default=[],
         metavar="PEER,...",
-        help="torch (transformers, eager), torch-compile, or both: needs the extra `parity`, and "
-        "for GRPO and PPO trl 1.12, the last with PPO, and requests",
+        help="torch (transformers, eager) and torch-compile need the extra `parity`, and for GRPO "
+        "and PPO trl 1.12, the last with PPO, and requests; tunix (decoders only) needs "
+        "google-tunix",
     )
     parser.add_argument("--rounds", type=int, default=7, help="timed turns (default: 7)")
     parser.add_argument(
@@ -159,13 +167,20 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("rounds", "threads"):
         if getattr(options, name) < 1:
             parser.error(f"--{name}={getattr(options, name)}: give 1 or more")
-    needed = {"torch": "-e '.[parity]'", "transformers": "-e '.[parity]'"}
-    if any(WORKLOADS[name].kind in ("grpo", "ppo") for name in options.workload):
-        needed["trl"] = "'trl==1.12.*' requests"
-    for module, package in needed.items():
-        if options.against and importlib.util.find_spec(module) is None:
+    for module, package in _needed(options).items():
+        if importlib.util.find_spec(module) is None:
             parser.error(f"--against needs {module}: pip install {package}")
     return options
+
+
+def _needed(options: argparse.Namespace) -> dict[str, str]:
+    """What pip is to install for the modules that the peers need."""
+    needed = {"tunix": "google-tunix"} if "tunix" in options.against else {}
+    if {"torch", "torch-compile"} & set(options.against):
+        needed |= dict.fromkeys(("torch", "transformers"), "-e '.[parity]'")
+        if any(WORKLOADS[name].kind in ("grpo", "ppo") for name in options.workload):
+            needed["trl"] = "'trl==1.12.*' requests"
+    return needed
 
 
 def _names(what: str, known: dict[str, bool]):

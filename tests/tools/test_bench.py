@@ -192,6 +192,21 @@ def test_peers_do_the_same_work(name: str, precision: str, monkeypatch) -> None:
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("name", ["W0", "W0-lora", "W0-decode", "GRPO0", "PPO0"])
+def test_tunix_does_the_same_work(name: str) -> None:
+    pytest.importorskip("tunix", reason="google-tunix is in no extra")
+    tunix_peers = importlib.import_module("tools.benchmark.tunix_peers")
+    workload = WORKLOADS[name]
+    turn, parameters = tunix_peers.build(workload.job())
+    assert parameters == workload.parameters
+    losses = [turn() for _ in range(5)]
+    if workload.kind in ("train", "lora"):
+        guessing = math.log(workload.settings.model.vocab_size)
+        assert losses[0] == pytest.approx(guessing, rel=0.03)
+        assert losses[4] < losses[0]
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("name", GUESSING)
 def test_peers_mask_at_the_stated_rates(name: str) -> None:
     torch = pytest.importorskip("torch")
@@ -263,9 +278,10 @@ def test_a_process_that_fails_is_named(capfd, monkeypatch) -> None:
     ("arguments", "message"),
     [
         (["--workload=W3"], "no workload 'W3': there are W0"),
-        (["--against=flax"], "no peer 'flax': there are torch, torch-compile"),
+        (["--against=flax"], "no peer 'flax': there are torch, torch-compile, tunix"),
         (["--rounds=0"], "--rounds=0: give 1 or more"),
         (["--against=torch"], r"pip install -e '.\[parity\]'"),
+        (["--against=tunix"], r"needs tunix: pip install google-tunix"),
     ],
 )
 def test_bad_options_are_answered(arguments, message, capsys, monkeypatch) -> None:

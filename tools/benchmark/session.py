@@ -28,7 +28,7 @@ class Result:
 
     Attributes:
         workload: the workload's name.
-        engine: llmjax, torch (transformers, eager) or torch-compile.
+        engine: llmjax, torch (transformers, eager), torch-compile or tunix.
         tokens_per_s: tokens of a turn over step_s.
         step_s: median seconds of the turns after the first.
         turns_s: seconds of each of these turns.

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-ENGINES = ("llmjax", "torch", "torch-compile")
+ENGINES = ("llmjax", "torch", "torch-compile", "tunix")
 ACCELERATED_SCALE = 4  # matmuls sized for a CPU are too short to time on a GPU
 
 
@@ -39,6 +39,9 @@ class Engine:
             workload = workloads.WORKLOADS[job["name"]]
             self.turn: Callable[[], float | None] = self._module.build(workload)
             self.parameters: int | None = workload.parameters
+        elif name == "tunix":
+            self._module = importlib.import_module("tools.benchmark.tunix_peers")
+            self.turn, self.parameters = self._module.build(job)
         else:
             self._module = importlib.import_module("tools.benchmark.peers")
             self._module.torch.set_num_threads(job["threads"])
