@@ -36,16 +36,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from tools.benchmark import kernel_cases, kernels
 from tools.benchmark.session import Result, measure
 from tools.benchmark.worker import ENGINES
-from tools.benchmark.workloads import WORKLOADS
+from tools.benchmark.workloads import WORKLOADS, Workload
 
-# Kinds of workloads without some peers: none has our data loading, Tunix shares its evaluation with
-# its training, and TRL does not compile.
-_LACKING = {
-    "data": ENGINES,
-    "eval": ("tunix",),
-    "grpo": ("torch-compile",),
-    "ppo": ("torch-compile",),
-}
+# Kinds of workloads without some peers: none has our data loading, and TRL does not compile.
+_LACKING = {"data": ENGINES, "grpo": ("torch-compile",), "ppo": ("torch-compile",)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     stderr = rich.console.Console(stderr=True, highlight=False)
     results: list[Result] = []
     for name in options.workload:
-        peers = [p for p in options.against if p not in _LACKING.get(WORKLOADS[name].kind, ())]
+        peers = [peer for peer in options.against if _has(peer, WORKLOADS[name])]
         try:
             measured = measure(
                 WORKLOADS[name],
@@ -171,6 +165,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         if importlib.util.find_spec(module) is None:
             parser.error(f"--against needs {module}: pip install {package}")
     return options
+
+
+def _has(peer: str, workload: Workload) -> bool:
+    """Whether a peer has the workload; Tunix has only decoders."""
+    if peer == "tunix" and workload.settings.model.family != "llama":
+        return False
+    return peer not in _LACKING.get(workload.kind, ())
 
 
 def _needed(options: argparse.Namespace) -> dict[str, str]:

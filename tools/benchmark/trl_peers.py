@@ -1,10 +1,6 @@
-"""Iterations of reinforcement learning in TRL, on torch: the same shapes and work per turn.
-
-TRL's trainers own their loops. Each runs in a thread that pauses after every iteration.
-"""
+"""Iterations of reinforcement learning in TRL, on torch: the same shapes and work per turn."""
 
 import tempfile
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +10,7 @@ import transformers
 import trl
 from trl.experimental import ppo
 
+from tools.benchmark.loops import Turns
 from tools.benchmark.peers import Job, Turn, model_of
 
 _FOREVER = 1 << 20  # iterations
@@ -27,47 +24,18 @@ def build(job: Job) -> tuple[Turn, int]:
     # TRL requires a tokenizer, and prompts as text.
     names = tokenizer(job["model"]["vocab_size"])
     train = {"grpo": _grpo, "ppo": _ppo}[job["kind"]](job, policy, names)
-    return Turns(train), sum(parameter.numel() for parameter in policy.parameters())
+    turns = Turns(lambda pause: train(_AfterSteps(pause)))
+    return turns, sum(parameter.numel() for parameter in policy.parameters())
 
 
-class Turns(transformers.TrainerCallback):
-    """Runs one iteration of a trainer's loop per call.
+class _AfterSteps(transformers.TrainerCallback):
+    """Calls a function after every step, which here is an iteration."""
 
-    Args:
-        train: runs the loop with a callback.
-    """
-
-    def __init__(self, train: Callable[[transformers.TrainerCallback], Any]) -> None:
-        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self._failed: BaseException | None = None
-
-        def run() -> None:
-            try:
-                train(self)
-            except BaseException as error:
-                self._failed = error
-                self._done.release()
-
-        self._thread = threading.Thread(target=run, daemon=True)
+    def __init__(self, pause: Callable[[], None]) -> None:
+        self._pause = pause
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Signals the end of an iteration and waits for the next call."""
-        self._done.release()
-        self._go.acquire()
-
-    def __call__(self) -> None:
-        """Runs the loop for one iteration.
-
-        Raises:
-            RuntimeError: the loop failed.
-        """
-        if self._thread.is_alive():
-            self._go.release()
-        else:
-            self._thread.start()
-        self._done.acquire()
-        if self._failed is not None:
-            raise RuntimeError(f"TRL failed: {self._failed}") from self._failed
+        self._pause()
 
 
 def tokenizer(vocab_size: int) -> Any:

@@ -1,10 +1,6 @@
-"""The workloads in Tunix: the same shapes, optimizer and work per turn, with its own programs.
-
-Tunix's learners own their loops. They run in a thread that waits for every batch of prompts.
-"""
+"""The workloads in Tunix: the same shapes, optimizer and work per turn, with its own programs."""
 
 import importlib.metadata
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,26 +19,25 @@ from tunix.rl.ppo import ppo_learner
 from tunix.rl.rollout import base_rollout
 from tunix.sft import peft_trainer
 
-from tools.benchmark.ours import accelerated, device, matmul, peak_device_memory_mb
+from tools.benchmark.loops import Turns
+from tools.benchmark.ours import Turn, accelerated, device, matmul, peak_device_memory_mb
+from tools.benchmark.workloads import LORA
 
 __all__ = ["accelerated", "build", "device", "matmul", "peak_device_memory_mb", "versions"]
 
 Job = dict[str, Any]
-Turn = Callable[[], float | None]
 
 PROJECTIONS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 _FOREVER = 1 << 20  # iterations
 
 
 def build(job: Job) -> tuple[Turn, int]:
-    """The job's turn and the model's number of parameters."""
-    if job["model"]["family"] != "llama":
-        raise ValueError(f"tunix: {job['name']} is no decoder of the family llama")
+    """The turn of a job with a decoder of the family llama, and its number of parameters."""
     model = _model(job["model"], tied=job["model"]["tied"])
     if job["kind"] == "lora":
         model = _with_lora(model)
-    kinds = {"train": _train, "lora": _train, "decode": _decode, "grpo": _grpo, "ppo": _ppo}
-    turn = kinds[job["kind"]](job, model)
+    programs = {"eval": _eval, "decode": _decode, "grpo": _grpo, "ppo": _ppo}
+    turn = programs.get(job["kind"], _train)(job, model)
     return turn, sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
@@ -76,29 +71,15 @@ class _Critic(llama.Llama3):
 
 
 def _with_lora(model: llama.Llama3) -> Any:
-    """Adds LoRA of rank 8 to all seven projections of each layer."""
-    provider = qwix.LoraProvider(module_path=f".*({PROJECTIONS})", rank=8, alpha=16.0)
+    """Adds LoRA to all seven projections of each layer."""
+    provider = qwix.LoraProvider(module_path=f".*({PROJECTIONS})", rank=LORA.rank, alpha=LORA.alpha)
     given = model.get_model_input()
     return qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(1), **given)
 
 
 def _train(job: Job, model: Any) -> Turn:
-    config = peft_trainer.TrainingConfig(eval_every_n_steps=_FOREVER, max_steps=_FOREVER)
-    trainer = peft_trainer.PeftTrainer(model, _optimizer(job), config)
-    rows, length = job["batch_size"], job["sequence_length"]
-    tokens = _random_tokens(job, rows, length)
-    trainer.with_gen_model_input_fn(
-        lambda batch: {
-            "input_tokens": batch.input_tokens,
-            "input_mask": batch.input_mask,
-            "positions": jnp.broadcast_to(jnp.arange(length), (rows, length)),
-            "attention_mask": jnp.broadcast_to(
-                jnp.tril(jnp.ones((length, length), bool)), (rows, length, length)
-            ),
-        }
-    )
+    trainer, batch = _trainer(job, model)
     step, _ = trainer.jit_train_and_eval_step()
-    batch = peft_trainer.TrainingInput(jnp.asarray(tokens), jnp.ones((rows, length), jnp.int32))
 
     def turn() -> float:
         loss, _, norm = step(batch)
@@ -106,6 +87,30 @@ def _train(job: Job, model: Any) -> Turn:
         return float(loss)
 
     return turn
+
+
+def _eval(job: Job, model: Any) -> Turn:
+    trainer, batch = _trainer(job, model)
+    _, score = trainer.jit_train_and_eval_step()
+    return lambda: float(score(batch)[0])
+
+
+def _trainer(job: Job, model: Any) -> tuple[peft_trainer.PeftTrainer, peft_trainer.TrainingInput]:
+    """Tunix's trainer with its own loss, and a batch."""
+    config = peft_trainer.TrainingConfig(eval_every_n_steps=_FOREVER, max_steps=_FOREVER)
+    trainer = peft_trainer.PeftTrainer(model, _optimizer(job), config)
+    rows, length = job["batch_size"], job["sequence_length"]
+    causal = np.tril(np.ones((length, length), bool))
+    trainer.with_gen_model_input_fn(
+        lambda batch: {
+            "input_tokens": batch.input_tokens,
+            "input_mask": batch.input_mask,
+            "positions": jnp.broadcast_to(jnp.arange(length), (rows, length)),
+            "attention_mask": jnp.broadcast_to(causal, (rows, length, length)),
+        }
+    )
+    tokens, there = _random_tokens(job, rows, length), jnp.ones((rows, length), jnp.int32)
+    return trainer, peft_trainer.TrainingInput(jnp.asarray(tokens), there)
 
 
 def _decode(job: Job, model: llama.Llama3) -> Turn:
@@ -126,16 +131,16 @@ def _grpo(job: Job, policy: llama.Llama3) -> Turn:
     cluster = _cluster(job, policy, actor=policy)
     config = grpo_learner.GRPOConfig(num_generations=4, num_iterations=1, beta=0.0)
     learner = grpo_learner.GRPOLearner(cluster, config, _reward)
-    return _Turns(job, learner, policy, job["decode_rows"] // 4)
+    return _turns(job, learner, policy, job["decode_rows"] // 4)
 
 
 def _ppo(job: Job, policy: llama.Llama3) -> Turn:
-    reference = _model(job["model"], tied=True)
+    reference = _model(job["model"], tied=job["model"]["tied"])
     critic = rl_utils.create_critic_model(_model(job["model"], tied=False, kind=_Critic))
     cluster = _cluster(job, policy, actor=policy, reference=reference, critic=critic)
     config = ppo_learner.PPOConfig(num_iterations=1, beta=0.05)
     learner = ppo_learner.PPOLearner(cluster, config, _reward)
-    return _Turns(job, learner, (policy, critic), job["decode_rows"])
+    return _turns(job, learner, (policy, critic), job["decode_rows"])
 
 
 def _cluster(job: Job, policy: llama.Llama3, **models: Any) -> rl_cluster.RLCluster:
@@ -163,41 +168,18 @@ def _cluster(job: Job, policy: llama.Llama3, **models: Any) -> rl_cluster.RLClus
     )
 
 
-class _Turns(Iterator[dict[str, np.ndarray]]):
-    """Runs one iteration of a learner's loop per call, as the iterator of its prompts."""
+def _turns(job: Job, learner: Any, trained: Any, prompts: int) -> Turn:
+    """Turns of a learner, whose iterations end when it asks for more prompts."""
+    batch = {"prompts": np.array(_prompts(job, prompts))}  # a list would be a tree
 
-    def __init__(self, job: Job, learner: Any, trained: Any, prompts: int) -> None:
-        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self._failed: BaseException | None = None
-        self._batch = {"prompts": np.array(_prompts(job, prompts))}  # a list would be a tree
-        self._trained = trained
-        self._begun = False
+    def batches(pause: Callable[[], None]) -> Iterator[dict[str, np.ndarray]]:
+        yield batch
+        while True:
+            jax.block_until_ready(nnx.state(trained, nnx.Param))
+            pause()
+            yield batch
 
-        def run() -> None:
-            try:
-                learner.train(self)
-            except BaseException as error:
-                self._failed = error
-            self._done.release()
-
-        self._thread = threading.Thread(target=run, daemon=True)
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        if self._begun:
-            jax.block_until_ready(nnx.state(self._trained, nnx.Param))
-            self._done.release()
-        self._begun = True
-        self._go.acquire()
-        return self._batch
-
-    def __call__(self) -> None:
-        """Runs the loop for one iteration; raises its error, if it fails."""
-        if not self._thread.is_alive() and not self._begun:
-            self._thread.start()
-        self._go.release()
-        self._done.acquire()
-        if self._failed is not None:
-            raise self._failed
+    return Turns(lambda pause: learner.train(batches(pause)))
 
 
 class _Numbers:
